@@ -1,0 +1,5 @@
+"""`python -m spectrum_stream`."""
+
+from .cli import main
+
+main()

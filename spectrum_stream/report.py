@@ -1,0 +1,165 @@
+"""Plans and results for a terminal: rich renderables, never printed here."""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .planning import Plan
+from .selection import Selection, rank
+from .store import Record, Scored
+
+if TYPE_CHECKING:
+    # At run time this would import torch, and a plan is shown without it.
+    from .scanning import ScanResult
+
+
+def printable(text: str) -> str:
+    """A stranger's string, made safe for a terminal: whatever could move the cursor, colour, retitle the
+    window or reverse the line is shown as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def foreign(text: str) -> Text:
+    """The same as a rich Text, so that brackets in a name are not taken for markup."""
+    return Text(printable(text))
+
+
+def si_bytes(nbytes: float) -> str:
+    """Bytes in SI units, three digits: `269 MB`."""
+    return _si(nbytes, "B")
+
+
+def _si(number: float, unit: str) -> str:
+    prefixes = iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while number >= 999.5 and (larger := next(prefixes, None)) is not None:
+        number, prefix = number / 1000, larger
+    return f"{number:.3g} {prefix}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """A plan: its groups, what is skipped, the cost, and the files."""
+    groups = Table(box=None, pad_edge=False)
+    for column, right in (("group", False), ("matrices", True), ("shape", False), ("to read", True)):
+        groups.add_column(column, justify="right" if right else "left", overflow="fold")
+    for group in plan.groups:
+        shapes = ", ".join(f"{n} x {m}" for n, m in group.shapes[:3])
+        more = f" and {len(group.shapes) - 3} more" if len(group.shapes) > 3 else ""
+        read = si_bytes(group.nbytes) if group.nbytes else "tied"
+        groups.add_row(foreign(group.name or "(no name)"), str(group.count), shapes + more, read)
+    return Lines(groups, Text(), _facts(plan))
+
+
+def _facts(plan: Plan) -> Table:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    shards = len(plan.source.shards)
+    facts.add_row("model", foreign(f"{plan.source.path} ({shards} shard{'s' if shards != 1 else ''})"))
+    facts.add_row("to score", f"{len(plan.matrices)} matrices in {len(plan.groups)} groups")
+    facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
+    facts.add_row(
+        "peak memory",
+        f"{si_bytes(plan.peak_nbytes)}, or {si_bytes(plan.peak_float64_nbytes)} if the largest matrix needs float64",
+    )
+    skipped: dict[str, list[str]] = {}
+    for entry in plan.skipped:
+        skipped.setdefault(str(entry.why), []).append(entry.tensor)
+    for why, tensors in skipped.items():
+        facts.add_row("skipped", foreign(f"{len(tensors)} {why}: {_some(tensors)}"))
+    for matrix in plan.matrices:
+        if matrix.tied_to:
+            facts.add_row("tied", foreign(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
+    outputs = [plan.outputs.results, plan.outputs.record, plan.outputs.sorted]
+    if plan.top_percent is not None:
+        outputs.append(plan.outputs.unfrozen(plan.top_percent))
+    for path in outputs:
+        facts.add_row("writes", foreign(str(path)))
+    return facts
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+
+
+def score_table(scored: Sequence[Scored], selection: Selection | None) -> Table:
+    """Per group: how many, the spread of their scores, and how many were chosen."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    for column in ("count", "min", "median", "max", *(["chosen"] if selection else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, group in rank(scored).items():
+        scores = [line.snr for line in group]
+        numbers = (scores[-1], statistics.median(scores), scores[0])
+        row = [foreign(name or "(no name)"), str(len(scores)), *(f"{x:.4g}" for x in numbers)]
+        table.add_row(*row, *([str(len(selection.chosen[name]))] if selection else []))
+    return table
+
+
+def remarks(result: "ScanResult") -> list[str]:
+    """What a reader of the scores should know, a sentence each."""
+    lines = []
+    degenerate = [r for r in result.records if r.score and r.score.degeneracy not in (None, "vector")]
+    if degenerate:
+        lines.append(
+            f"{len(degenerate)} scores are degenerate ({_kinds(degenerate)}): they do not measure signal against "
+            f"noise: {_some([r.module for r in degenerate])}"
+        )
+    for record in result.failed[:10]:
+        lines.append(f"{record.module} has no score: {record.detail}")
+    if len(result.failed) > 10:
+        lines.append(f"{len(result.failed) - 10} more have no score")
+    if failures := result.plan.failures:
+        lines.append(
+            f"{len(failures)} weights were not scored, {failures[0].why}: "
+            f"{_some([f'{s.tensor} ({s.dtype})' for s in failures])}"
+        )
+    return lines
+
+
+def _kinds(records: Sequence[Record]) -> str:
+    return ", ".join(dict.fromkeys(str(r.score.degeneracy) for r in records if r.score))
+
+
+def result_data(result: "ScanResult") -> dict[str, object]:
+    """A scan's outcome as JSON data."""
+    return {
+        "schema_version": 1,
+        "model": result.plan.source.model,
+        "complete": result.complete,
+        "matrices": len(result.scored),
+        "failed": [{"module": r.module, "status": str(r.status), "detail": r.detail} for r in result.failed],
+        "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
+        "degenerate": {
+            r.module: str(r.score.degeneracy)
+            for r in result.records
+            if r.score and r.score.degeneracy not in (None, "vector")
+        },
+        "methods": {
+            method: sum(r.method == method for r in result.records)
+            for method in dict.fromkeys(r.method for r in result.records if r.method)
+        },
+        "groups": {
+            name: {
+                "count": len(group),
+                "chosen": len(result.selection.chosen[name]) if result.selection else None,
+            }
+            for name, group in rank(result.scored).items()
+        },
+        "files": [str(path) for path in result.written],
+    }

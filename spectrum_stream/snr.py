@@ -1,0 +1,136 @@
+"""The score: singular values to a signal-to-noise ratio, with the numbers that say how far to trust it.
+
+W is n x m, S its singular values in descending order, q25 and q75 linearly interpolated quantiles of S:
+
+    sigma = (q75 - q25) / 1.349
+    beta  = min(n, m) / max(n, m)
+    tau   = sigma (1 + sqrt(beta))
+    snr   = (sum S[S > tau] / sum S[S <= tau]) / S[0]
+
+This is Spectrum's score as its code computes it (arXiv 2406.06623; the paper's pseudocode leaves out the
+division by S[0], and its tau has a factor 1/sqrt(n) that the code drops). Pure numpy.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+# Spectrum's width of a normal distribution's interquartile range, in standard deviations.
+_IQR = 1.349
+
+
+class Degeneracy(StrEnum):
+    """Why a score does not measure signal against noise."""
+
+    VECTOR = "vector"  # one singular value: 1.0 by definition
+    ZERO = "zero"  # all singular values are zero: no signal, 0.0
+    EMPTY_NOISE = "empty_noise"  # nothing at or below tau; the noise sum counts as 1.0
+    ZERO_NOISE = "zero_noise"  # only zeros at or below tau; the noise sum counts as 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score and its diagnostics.
+
+    Attributes:
+        snr: the score, finite.
+        error: its estimated relative error.
+        sigma, beta, tau: as in the formula; sigma and tau in the unit of the weights.
+        above: how many singular values exceed tau.
+        margin: min |S - tau| / tau, how close the nearest one is to changing sides; inf where tau is 0.
+        sigma1_over_q25: S[0] / q25; inf where q25 is 0.
+        degeneracy: None for a score that means what it says.
+    """
+
+    snr: float
+    error: float
+    sigma: float
+    beta: float
+    tau: float
+    above: int
+    margin: float
+    sigma1_over_q25: float
+    degeneracy: Degeneracy | None
+
+
+def score(
+    singular_values: np.ndarray,
+    n: int,
+    m: int,
+    *,
+    errors: np.ndarray | None = None,
+    drift: np.ndarray | None = None,
+) -> Score:
+    """Spectrum's score of an n x m matrix.
+
+    Args:
+        singular_values: (min(n, m),), descending, finite, not negative.
+        n, m: the shape of the matrix.
+        errors: the estimated absolute error of each singular value; None for exact ones.
+        drift: the part of the errors that neighbours share; None for none.
+    """
+    s = np.asarray(singular_values, dtype=np.float64)
+    exact = np.zeros_like(s)
+    q75, q25 = (float(q) for q in np.quantile(s, [0.75, 0.25]))
+    sigma = (q75 - q25) / _IQR
+    beta = min(n, m) / max(n, m)
+    tau = sigma * (1 + math.sqrt(beta))
+    # Strictly above: where sigma is 0 every positive value is signal and every zero is noise, as in Spectrum.
+    is_signal = s > tau
+    signal, noise = float(s[is_signal].sum()), float(s[~is_signal].sum())
+    degeneracy = _degeneracy(s, is_signal, noise)
+    if degeneracy is Degeneracy.VECTOR:
+        # A norm's weight: its one singular value is above tau = 0, and (S[0] / 1.0) / S[0] is 1.
+        snr, error = 1.0, 0.0
+    elif degeneracy is Degeneracy.ZERO:
+        snr, error = 0.0, 0.0
+    else:
+        snr = signal / (noise or 1.0) / float(s[0])
+        tau_error = _tau_error(exact if errors is None else errors, beta)
+        error = _error(s, exact if errors is None else errors, exact if drift is None else drift, tau, tau_error)
+    return Score(
+        snr=snr,
+        error=error,
+        sigma=sigma,
+        beta=beta,
+        tau=tau,
+        above=int(is_signal.sum()),
+        margin=float(np.abs(s - tau).min() / tau) if tau > 0 else math.inf,
+        sigma1_over_q25=float(s[0] / q25) if q25 > 0 else math.inf,
+        degeneracy=degeneracy,
+    )
+
+
+def _degeneracy(s: np.ndarray, is_signal: np.ndarray, noise: float) -> Degeneracy | None:
+    if len(s) == 1:
+        return Degeneracy.VECTOR
+    if s[0] == 0:
+        return Degeneracy.ZERO
+    if is_signal.all():
+        return Degeneracy.EMPTY_NOISE
+    return Degeneracy.ZERO_NOISE if noise == 0 else None
+
+
+def _tau_error(errors: np.ndarray, beta: float) -> float:
+    # In descending order the upper quartile of the values is a quarter of the way in.
+    count = len(errors)
+    return float(errors[count // 4] + errors[count * 3 // 4]) / _IQR * (1 + math.sqrt(beta))
+
+
+def _error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> float:
+    """Relative error of the score to first order: that of the two sums and that of S[0].
+
+    A sum keeps the drift of its terms and averages the rest. A value that its error could carry across tau
+    moves the score by a step, not a slope, so it counts whole: it may leave one sum and enter the other.
+    """
+    # Twice the estimates, since these are of the typical error and one in many values is worse.
+    doubtful = float(s[np.abs(s - tau) < 2 * (errors + tau_error)].sum())
+
+    def of_sum(part: np.ndarray) -> float:
+        total = float(s[part].sum())
+        absolute = float(drift[part].sum() + np.sqrt(np.square(errors[part]).sum())) + doubtful
+        return absolute / (total or 1.0)
+
+    return of_sum(s > tau) + of_sum(s <= tau) + float(errors[0] / s[0])

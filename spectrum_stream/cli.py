@@ -170,8 +170,10 @@ class ProgressView:
                 module=printable(event.record.module),
             )
             return
-        now, share = time.monotonic(), event.work_done / event.work_total if event.work_total else 1.0
-        if share < self._last_share + _LINE_EVERY_SHARE and now < self._last_line + _LINE_EVERY_S:
+        now = time.monotonic()
+        share = event.work_done / event.work_total if event.work_total else 1.0
+        due = share >= self._last_share + _LINE_EVERY_SHARE or now >= self._last_line + _LINE_EVERY_S
+        if not due and event.done < event.total:
             return
         self._last_line, self._last_share = now, share
         left = (now - self._started) * (1 - share) / share if share else 0.0
@@ -293,11 +295,15 @@ def _scan(
 
     started = time.monotonic()
     result: ScanResult | None = None
-    with ProgressView(output) as view:
-        for event in run(plan, fresh=fresh):
-            view.on_event(event)
-            if isinstance(event, ScanFinished):
-                result = event.result
+    try:
+        with ProgressView(output) as view:
+            for event in run(plan, fresh=fresh):
+                view.on_event(event)
+                if isinstance(event, ScanFinished):
+                    result = event.result
+    except KeyboardInterrupt:
+        output.note("interrupted: what was scored is recorded, and the same command resumes")
+        raise typer.Exit(130) from None
     assert result is not None
     output.show(report.score_table(result.scored, result.selection))
     output.data(report.result_data(result))
@@ -307,13 +313,9 @@ def _scan(
     for remark in report.remarks(result):
         output.warn(remark)
     output.note(f"done in {report.duration(time.monotonic() - started)}")
-    if result.selection is None:
-        output.line(f"next: {_command('select', str(plan.outputs.results), '--top-percent', '50')}")
-    else:
-        output.line(
-            f"next: {_command('select', str(plan.outputs.results), '--top-percent', '25')}"
-            "   # another share, or give the YAML to Axolotl as it is"
-        )
+    # With a selection at hand the next question is another share of it.
+    share = "50" if result.selection is None else "25"
+    output.line(f"next: {_command('select', str(plan.outputs.results), '--top-percent', share)}")
     if not result.complete:
         raise typer.Exit(3)
 

@@ -93,10 +93,18 @@ class Matrix:
         """Expected time in the time of one flop of a matrix product; weights the ETA."""
         return self.short**2 * self.long + _EIGENVALUE_SLOWDOWN * 4 / 3 * self.short**3
 
-    def peak_nbytes(self, itemsize: int) -> int:
-        """Memory while its singular values are computed in numbers of `itemsize` bytes: K, the copy of K
-        that the eigenvalue routine destroys, and one block of columns. The weights are memory-mapped."""
-        return itemsize * self.short * (2 * self.short + min(self.long, BLOCK_COLUMNS))
+    @property
+    def peak_nbytes(self) -> int:
+        """Memory while its singular values are computed in float32: K, the copy of K that the eigenvalue
+        routine destroys, and one block of columns. The weights themselves are memory-mapped."""
+        return 4 * self.short * (2 * self.short + min(self.long, BLOCK_COLUMNS))
+
+    @property
+    def worst_nbytes(self) -> int:
+        """The same by the most demanding method, QR in float64: R, the stack of R and the next block, and what
+        LAPACK makes of them."""
+        block = min(self.long, max(self.short, BLOCK_COLUMNS))
+        return 8 * self.short * (2 * self.short + 2 * (self.short + block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +188,13 @@ class Plan:
 
     @property
     def peak_nbytes(self) -> int:
-        """Bound on the process's own memory (anonymous, so without the mapped files) in float32."""
-        return RUNTIME_NBYTES + max(w.peak_nbytes(4) for w in self.matrices)
+        """Expected bound on the process's own memory (anonymous, so without the mapped files): all in float32."""
+        return RUNTIME_NBYTES + max(w.peak_nbytes for w in self.matrices)
 
     @property
-    def peak_float64_nbytes(self) -> int:
-        """The bound where the largest matrix needs float64, or is stored in it."""
-        return RUNTIME_NBYTES + max(w.peak_nbytes(8) for w in self.matrices)
+    def worst_nbytes(self) -> int:
+        """The bound should the largest matrix need the most exact method, which few ever do."""
+        return RUNTIME_NBYTES + max(w.worst_nbytes for w in self.matrices)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
@@ -208,7 +216,7 @@ class Plan:
             "read_nbytes": self.read_nbytes,
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
-            "peak_float64_nbytes": self.peak_float64_nbytes,
+            "worst_nbytes": self.worst_nbytes,
             "outputs": {
                 "results": str(self.outputs.results),
                 "record": str(self.outputs.record),

@@ -75,7 +75,7 @@ def _facts(plan: Plan) -> Table:
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
     facts.add_row(
         "peak memory",
-        f"{si_bytes(plan.peak_nbytes)}, or {si_bytes(plan.peak_float64_nbytes)} if the largest matrix needs float64",
+        f"{si_bytes(plan.peak_nbytes)}; {si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
     skipped: dict[str, list[str]] = {}
     for entry in plan.skipped:
@@ -106,8 +106,8 @@ def score_table(scored: Sequence[Scored], selection: Selection | None) -> Table:
     for name, group in rank(scored).items():
         scores = [line.snr for line in group]
         numbers = (scores[-1], statistics.median(scores), scores[0])
-        row = [foreign(name or "(no name)"), str(len(scores)), *(f"{x:.4g}" for x in numbers)]
-        table.add_row(*row, *([str(len(selection.chosen[name]))] if selection else []))
+        chosen = [str(len(selection.chosen[name]))] if selection else []
+        table.add_row(foreign(name or "(no name)"), str(len(scores)), *(f"{x:.4g}" for x in numbers), *chosen)
     return table
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from . import planning
 from .decode import ShardReader
@@ -20,8 +19,11 @@ from .exporters import axolotl, spectrum
 from .planning import RESULTS_FOLDER, Matrix, Plan
 from .selection import Selection, select
 from .snr import Score, score
-from .spectra import Method, NotFinite, Spectrum, count_not_finite, singular_values
+from .spectra import Method, NotConverged, OutOfRange, Spectrum, count_not_finite, singular_values
 from .store import Record, Scored, Status, Store, in_order, read_results, write_atomically, write_results
+
+if TYPE_CHECKING:
+    import torch
 
 # A score is computed again, more exactly, while its estimated relative error is above this.
 TOLERANCE = 1e-5
@@ -166,18 +168,18 @@ def run(plan: Plan, *, fresh: bool = False) -> Iterator[Event]:
         yield ScanFinished(_finish(plan, records, _lines(records)))
 
 
-def measure(w: torch.Tensor, method: Method | None = None) -> tuple[Spectrum, Score]:
+def measure(w: "torch.Tensor", method: Method | None = None) -> tuple[Spectrum, Score]:
     """Singular values and score of W (n, m), by one method or by the first that is exact enough.
 
     Raises:
-        NotFinite, torch.linalg.LinAlgError: by the last method that was tried.
+        OutOfRange, NotConverged: by the last method that was tried.
     """
     methods = list(Method) if method is None else [method]
     for candidate in methods:
         last = candidate is methods[-1]
         try:
             spectrum = singular_values(w, candidate)
-        except (NotFinite, torch.linalg.LinAlgError):
+        except (OutOfRange, NotConverged):
             # bfloat16 reaches 3e38, whose square only a wider type holds.
             if last:
                 raise
@@ -188,18 +190,18 @@ def measure(w: torch.Tensor, method: Method | None = None) -> tuple[Spectrum, Sc
     raise AssertionError("the last method returns or raises")
 
 
-def _score_matrix(matrix: Matrix, w: torch.Tensor) -> Record:
+def _score_matrix(matrix: Matrix, w: "torch.Tensor") -> Record:
     started = time.perf_counter()
     status, detail, method, result, values = Status.OK, "", None, None, _NO_VALUES
     try:
         spectrum, result = measure(w)
         method, values = str(spectrum.method), spectrum.values.astype(np.float32)
-    except NotFinite:
+    except OutOfRange:
         status, detail = (
             Status.NOT_FINITE,
             f"{count_not_finite(w)} of {w.numel()} weights are NaN or infinite",
         )
-    except torch.linalg.LinAlgError:
+    except NotConverged:
         status, detail = Status.NO_CONVERGENCE, "the singular values did not converge"
     return Record(
         module=matrix.module,

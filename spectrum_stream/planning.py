@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from . import costs
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, UsageError
 from .header import TensorInfo
@@ -20,13 +21,6 @@ from .source import LocalSource, open_source
 
 RESULTS_FOLDER = "model_snr_results"
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-# Columns of the long side that are upcast and multiplied at a time.
-BLOCK_COLUMNS = 2048
-# What Python, numpy and torch take before any weight is read (measured: 0.15 GB on Linux, CPU build).
-RUNTIME_NBYTES = 200_000_000
-# Tridiagonalisation is bound by memory and runs at about a fifth of the rate of matrix products.
-_EIGENVALUE_SLOWDOWN = 5
 
 
 class Skip(StrEnum):
@@ -76,35 +70,17 @@ class Matrix:
     tied_to: str | None = None
 
     @property
-    def short(self) -> int:
-        return min(self.n, self.m)
-
-    @property
-    def long(self) -> int:
-        return max(self.n, self.m)
-
-    @property
     def flops(self) -> float:
-        """Half of K = W Wᵀ on the short side, and its reduction to tridiagonal form: s²l + 4/3 s³."""
-        return self.short**2 * self.long + 4 / 3 * self.short**3
+        return costs.flops(self.n, self.m)
 
     @property
     def work(self) -> float:
-        """Expected time in the time of one flop of a matrix product; weights the ETA."""
-        return self.short**2 * self.long + _EIGENVALUE_SLOWDOWN * 4 / 3 * self.short**3
+        return costs.work(self.n, self.m)
 
     @property
-    def peak_nbytes(self) -> int:
-        """Memory while its singular values are computed in float32: K, the copy of K that the eigenvalue
-        routine destroys, and one block of columns. The weights themselves are memory-mapped."""
-        return 4 * self.short * (2 * self.short + min(self.long, BLOCK_COLUMNS))
-
-    @property
-    def worst_nbytes(self) -> int:
-        """The same by the most demanding method, QR in float64: R, the stack of R and the next block, and what
-        LAPACK makes of them."""
-        block = min(self.long, max(self.short, BLOCK_COLUMNS))
-        return 8 * self.short * (2 * self.short + 2 * (self.short + block))
+    def is_small(self) -> bool:
+        """Whether one core computes it as fast as several would, shared out over as many matrices."""
+        return min(self.n, self.m) <= costs.SMALL_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +122,8 @@ class Plan:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         skipped: every other tensor, with the reason.
         top_percent: the selection to write, None for none.
+        workers: how many small matrices are computed at once on a CPU.
+        max_nbytes: the process's memory may not exceed this; None for no limit.
         warnings: what is odd about the checkpoint, a sentence each.
     """
 
@@ -154,6 +132,8 @@ class Plan:
     matrices: tuple[Matrix, ...]
     skipped: tuple[Skipped, ...]
     top_percent: float | None
+    workers: int
+    max_nbytes: int | None
     warnings: tuple[str, ...]
 
     @property
@@ -189,12 +169,21 @@ class Plan:
     @property
     def peak_nbytes(self) -> int:
         """Expected bound on the process's own memory (anonymous, so without the mapped files): all in float32."""
-        return RUNTIME_NBYTES + max(w.peak_nbytes for w in self.matrices)
+        return _peak_nbytes(self.matrices, self.workers)
 
     @property
     def worst_nbytes(self) -> int:
-        """The bound should the largest matrix need the most exact method, which few ever do."""
-        return RUNTIME_NBYTES + max(w.worst_nbytes for w in self.matrices)
+        """The bound should the largest matrices need the most exact method, which few ever do; under a limit
+        they then keep a less exact score, and the record says so."""
+        worst = costs.RUNTIME_NBYTES + max(
+            costs.svd_nbytes(w.n, w.m) * (self.workers if w.is_small else 1) for w in self.matrices
+        )
+        return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
+
+    @property
+    def limit_nbytes(self) -> int | None:
+        """What all the matrices that are computed at once may take together, under the limit."""
+        return None if self.max_nbytes is None else self.max_nbytes - costs.RUNTIME_NBYTES
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
@@ -217,6 +206,7 @@ class Plan:
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
             "worst_nbytes": self.worst_nbytes,
+            "workers": self.workers,
             "outputs": {
                 "results": str(self.outputs.results),
                 "record": str(self.outputs.record),
@@ -234,6 +224,7 @@ def plan(
     modules: Sequence[str] | None = None,
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
+    max_nbytes: int | None = None,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
 
@@ -243,9 +234,10 @@ def plan(
         modules: groups to score, by exact name or glob (`mlp.*`); None for all.
         name: what to call the model in file names instead of `model` as typed.
         out: the results folder.
+        max_nbytes: a limit on the process's memory; fewer matrices are computed at once to keep it.
 
     Raises:
-        UsageError: bad_percent, no_such_group, bad_name.
+        UsageError: bad_percent, no_such_group, bad_name; too_little_memory, with the number that would do.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
     if top_percent is not None:
@@ -268,7 +260,35 @@ def plan(
             + (", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"),
             reason="nothing_to_score",
         )
-    return Plan(checkpoint.source, outputs, tuple(matrices), tuple(skipped), top_percent, checkpoint.warnings)
+    return Plan(
+        checkpoint.source,
+        outputs,
+        tuple(matrices),
+        tuple(skipped),
+        top_percent,
+        _workers(matrices, max_nbytes),
+        max_nbytes,
+        checkpoint.warnings,
+    )
+
+
+def _peak_nbytes(matrices: Sequence[Matrix], workers: int) -> int:
+    return costs.RUNTIME_NBYTES + max(
+        costs.gram_nbytes(w.n, w.m, 4) * (workers if w.is_small else 1) for w in matrices
+    )
+
+
+def _workers(matrices: Sequence[Matrix], max_nbytes: int | None) -> int:
+    """As many as there are cores, or as fit into the limit."""
+    for workers in range(costs.cores(), 0, -1):
+        if max_nbytes is None or _peak_nbytes(matrices, workers) <= max_nbytes:
+            return workers
+    enough = _peak_nbytes(matrices, 1)
+    raise UsageError(
+        f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
+        reason="too_little_memory",
+        hint=f"--max-memory {-(-enough // 1_000_000)}MB",
+    )
 
 
 def check_percent(top_percent: float) -> None:

@@ -120,6 +120,11 @@ def remarks(result: "ScanResult") -> list[str]:
             f"{len(degenerate)} scores are degenerate ({_kinds(degenerate)}): they do not measure signal against "
             f"noise: {_some([r.module for r in degenerate])}"
         )
+    if inexact := result.inexact:
+        lines.append(
+            f"{len(inexact)} scores may be wrong by up to {max(r.score.error for r in inexact if r.score):.1g} "
+            f"of their value: {_some([r.module for r in inexact])}"
+        )
     for record in result.failed[:10]:
         lines.append(f"{record.module} has no score: {record.detail}")
     if len(result.failed) > 10:
@@ -150,6 +155,7 @@ def result_data(result: "ScanResult") -> dict[str, object]:
             for r in result.records
             if r.score and r.score.degeneracy not in (None, "vector")
         },
+        "inexact": {r.module: r.score.error for r in result.inexact if r.score},
         "methods": {
             method: sum(r.method == method for r in result.records)
             for method in dict.fromkeys(r.method for r in result.records if r.method)

@@ -1,34 +1,27 @@
-"""The scan: a plan in, events out. Reads one matrix at a time, scores it, records it.
+"""The scan: a plan in, events out. Reads ahead, scores, and records each matrix as it is done.
 
 Nothing is printed. `run` is the pipeline as a generator of events; `scan` runs it to its end.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import planning
-from .decode import ShardReader
+from .decode import read_ahead
+from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
 from .errors import ComputeError
 from .exporters import axolotl, spectrum
 from .planning import RESULTS_FOLDER, Matrix, Plan
 from .selection import Selection, select
-from .snr import Score, score
-from .spectra import Method, NotConverged, OutOfRange, Spectrum, count_not_finite, singular_values
+from .spectra import Failure, Method
 from .store import Record, Scored, Status, Store, in_order, read_results, write_atomically, write_results
 
-if TYPE_CHECKING:
-    import torch
-
-# A score is computed again, more exactly, while its estimated relative error is above this.
-TOLERANCE = 1e-5
 # Part of a record's identity: raise it with any change that can change a number.
-_ENGINE = 1
+_ENGINE = 2
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
 
@@ -96,6 +89,11 @@ class ScanResult:
         return tuple(r for r in self.records if r.status is not Status.OK)
 
     @property
+    def inexact(self) -> tuple[Record, ...]:
+        """Records whose score may be wrong by more than the tolerance."""
+        return tuple(r for r in self.records if r.score is not None and r.score.error > TOLERANCE)
+
+    @property
     def complete(self) -> bool:
         """Whether everything that holds weights has a score."""
         return not self.failed and not self.plan.failures
@@ -109,20 +107,27 @@ def scan(
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     fresh: bool = False,
+    precision: Method | str | None = None,
+    device: str = "auto",
+    max_nbytes: int | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, modules, name, out: as for `plan`.
+        model, top_percent, modules, name, out, max_nbytes: as for `plan`.
         fresh: compute everything again, whatever is recorded.
+        precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         on_event: called with each `Event` as it happens.
 
     Raises:
-        what `plan` raises; ResultError: the record or a file cannot be written; ComputeError: all_failed.
+        what `plan` raises; UsageError: no_such_device; ResultError: the record or a file cannot be written;
+        ComputeError: all_failed.
     """
-    plan = planning.plan(model, top_percent=top_percent, modules=modules, name=name, out=out)
-    for event in run(plan, fresh=fresh):
+    plan = planning.plan(model, top_percent=top_percent, modules=modules, name=name, out=out, max_nbytes=max_nbytes)
+    method = None if precision is None else Method(precision)
+    for event in run(plan, fresh=fresh, method=method, device=open_device(device)):
         if on_event is not None:
             on_event(event)
         if isinstance(event, ScanFinished):
@@ -130,33 +135,23 @@ def scan(
     raise AssertionError("a scan ends with ScanFinished")
 
 
-def run(plan: Plan, *, fresh: bool = False) -> Iterator[Event]:
-    """Carry out a plan. The last event is `ScanFinished`; a generator that is dropped leaves a valid record."""
+def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU) -> Iterator[Event]:
+    """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record."""
     foreign = None if fresh else _foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results)
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(plan.outputs.record, _identity(plan), fresh=fresh) as store:
+    with Store(plan.outputs.record, _identity(plan, method), fresh=fresh) as store:
         known = store.records()
         todo = [w for w in plan.matrices if w.module not in known]
         yield ScanStarted(plan, len(plan.matrices) - len(todo), store.dropped, None)
-        by_tensor = {record.tensor: record for record in known.values()}
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for shard_name, matrices in groupby(todo, key=lambda w: w.shard):
-            shard = next(s for s in plan.source.shards if s.name == shard_name)
-            with ShardReader(shard) as reader:
-                for matrix in matrices:
-                    if matrix.tensor in by_tensor:
-                        record = replace(by_tensor[matrix.tensor], module=matrix.module, group=matrix.group)
-                    else:
-                        record = _score_matrix(matrix, reader.matrix(matrix.tensor))
-                        by_tensor[matrix.tensor] = record
-                        work_done += matrix.work
-                    store.add(record)
-                    known[record.module] = record
-                    done += 1
-                    yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
+        for record, work in _records(plan, todo, list(known.values()), method, device):
+            store.add(record)
+            known[record.module] = record
+            done, work_done = done + 1, work_done + work
+            yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
         asked = {w.module for w in plan.matrices}
         records = in_order(r for r in known.values() if r.module in asked)
         if not _lines(records):
@@ -168,40 +163,31 @@ def run(plan: Plan, *, fresh: bool = False) -> Iterator[Event]:
         yield ScanFinished(_finish(plan, records, _lines(records)))
 
 
-def measure(w: "torch.Tensor", method: Method | None = None) -> tuple[Spectrum, Score]:
-    """Singular values and score of W (n, m), by one method or by the first that is exact enough.
-
-    Raises:
-        OutOfRange, NotConverged: by the last method that was tried.
-    """
-    methods = list(Method) if method is None else [method]
-    for candidate in methods:
-        last = candidate is methods[-1]
-        try:
-            spectrum = singular_values(w, candidate)
-        except (OutOfRange, NotConverged):
-            # bfloat16 reaches 3e38, whose square only a wider type holds.
-            if last:
-                raise
-            continue
-        result = score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift)
-        if last or result.error <= TOLERANCE:
-            return spectrum, result
-    raise AssertionError("the last method returns or raises")
+def _records(
+    plan: Plan, todo: Sequence[Matrix], known: Sequence[Record], method: Method | None, device: Device
+) -> Iterator[tuple[Record, float]]:
+    """A record for every matrix of `todo`, with the work that it took; two that share a tensor take it once."""
+    sharing: dict[str, list[Matrix]] = {}
+    for matrix in todo:
+        sharing.setdefault(matrix.tensor, []).append(matrix)
+    for record in known:
+        for matrix in sharing.pop(record.tensor, ()):
+            yield replace(record, module=matrix.module, group=matrix.group), matrix.work
+    items = read_ahead({s.name: s for s in plan.source.shards}, [group[0] for group in sharing.values()])
+    for first, measured in measure_all(
+        items, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+    ):
+        for matrix in sharing[first.tensor]:
+            yield _record(matrix, measured), first.work if matrix is first else 0.0
 
 
-def _score_matrix(matrix: Matrix, w: "torch.Tensor") -> Record:
-    started = time.perf_counter()
-    status, detail, method, result, values = Status.OK, "", None, None, _NO_VALUES
-    try:
-        spectrum, result = measure(w)
-        method, values = str(spectrum.method), spectrum.values.astype(np.float32)
-    except OutOfRange:
-        status, detail = (
-            Status.NOT_FINITE,
-            f"{count_not_finite(w)} of {w.numel()} weights are NaN or infinite",
-        )
-    except NotConverged:
+def _record(matrix: Matrix, measured: Measured) -> Record:
+    spectrum = measured.spectrum
+    status, detail = Status.OK, ""
+    if spectrum is Failure.OUT_OF_RANGE:
+        status = Status.NOT_FINITE
+        detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
+    elif spectrum is Failure.NOT_CONVERGED:
         status, detail = Status.NO_CONVERGENCE, "the singular values did not converge"
     return Record(
         module=matrix.module,
@@ -212,18 +198,20 @@ def _score_matrix(matrix: Matrix, w: "torch.Tensor") -> Record:
         dtype=matrix.dtype,
         status=status,
         detail=detail,
-        method=method,
-        score=result,
-        singular_values=values,
-        compute_s=time.perf_counter() - started,
+        method=None if isinstance(spectrum, Failure) else str(spectrum.method),
+        device=measured.device,
+        score=measured.score,
+        singular_values=_NO_VALUES if isinstance(spectrum, Failure) else spectrum.values.astype(np.float32),
+        compute_s=measured.compute_s,
     )
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def _identity(plan: Plan, method: Method | None) -> dict[str, Any]:
     return {
         "path": str(plan.source.path),
         "shards": [[s.name, s.nbytes, s.mtime_ns] for s in plan.source.shards],
         "engine": _ENGINE,
+        "precision": method,
     }
 
 

@@ -48,7 +48,7 @@ class Record:
         module, group, tensor: its names; two modules can share a tensor.
         n, m, dtype: its shape and stored dtype.
         status, detail: what became of it, and a clause about what went wrong.
-        method: how its singular values were computed; None where they were not.
+        method, device: how and where its singular values were computed; no method where they were not.
         score: None where there is none.
         singular_values: float32, (min(n, m),), descending; empty where there are none.
         compute_s: seconds from the first byte to the score.
@@ -63,6 +63,7 @@ class Record:
     status: Status
     detail: str
     method: str | None
+    device: str
     score: Score | None
     singular_values: np.ndarray
     compute_s: float
@@ -87,6 +88,7 @@ _COLUMNS = [
     "status",
     "detail",
     "method",
+    "device",
     "compute_s",
     "singular_values",
     *_SCORE_COLUMNS,
@@ -316,6 +318,7 @@ def _to_row(record: Record) -> tuple[Any, ...]:
         str(record.status),
         record.detail,
         record.method,
+        record.device,
         record.compute_s,
         record.singular_values.astype("<f4").tobytes(),
         # SQLite stores infinities, and an enum is a str.
@@ -342,6 +345,7 @@ def _from_row(row: tuple[Any, ...]) -> Record:
         status=Status(values["status"]),
         detail=values["detail"],
         method=values["method"],
+        device=values["device"],
         score=score,
         singular_values=np.frombuffer(values["singular_values"], dtype="<f4"),
         compute_s=values["compute_s"],

@@ -1,11 +1,12 @@
 """Checkpoints for the tests: small ones made here, and two real ones from registry packages."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         sys.stderr.write(f"\nskipped in CI: {', '.join(_skipped)}\n")
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """LAPACK on one thread: beside a busy program, threads that share a matrix can be a hundred times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def reference_score(w: torch.Tensor) -> float:
     """Spectrum's score by the book: float64 `svdvals`, then its formula, step by step as its code has it."""
     w = w.detach().to(torch.float64)
     if w.ndim < 2:
         w = w.unsqueeze(0)
-    s = torch.linalg.svdvals(w).numpy()
+    with one_thread():
+        s = torch.linalg.svdvals(w).numpy()
     n, m = w.shape
     sigma = (np.quantile(s, 0.75) - np.quantile(s, 0.25)) / 1.349
     beta = n / m if n < m else m / n

@@ -104,6 +104,16 @@ def test_a_finished_scan_is_reused_and_says_so(save: Save) -> None:
     assert "already scanned" in cli("scan", folder, "--name", "x", "--top-percent", "50").stderr
 
 
+@pytest.mark.parametrize("size", ["1GB", "1.5G", "1024MiB", "3000000000", "1 TB", "900000k"])
+def test_sizes_are_understood(save: Save, size: str) -> None:
+    assert json.loads(cli("plan", save(llama_tensors(1)), "--json", "--max-memory", size).stdout)["matrices"]
+
+
+def test_a_precision_is_passed_on(save: Save) -> None:
+    done = cli("scan", save(llama_tensors(1)), "--json", "--precision", "fp64", "--device", "cpu")
+    assert list(json.loads(done.stdout)["methods"]) == ["fp64"]
+
+
 def test_select_reads_a_published_result() -> None:
     done = cli("select", GOLDEN / "snr_results_smollm2.json", "--top-percent", "50")
     written = Path("snr_results_smollm2_unfrozenparameters_50percent.yaml")
@@ -126,6 +136,10 @@ def test_select_reads_a_published_result() -> None:
         (["scan", "{model}", "-i"], 2, "not_a_terminal"),
         (["select", "no/such.json", "--top-percent", "50"], 1, "no_such_result"),
         (["scan", "{model}", "--name", "x" * 300], 2, "bad_name"),
+        (["scan", "{model}", "--device", "cuda:99"], 2, "no_such_device"),
+        (["scan", "{model}", "--device", "nonsense"], 2, "no_such_device"),
+        (["scan", "{model}", "--max-memory", "10MB"], 2, "too_little_memory"),
+        (["plan", "{model}", "--max-memory", "lots"], 2, "bad_size"),
     ],
 )
 def test_bad_input_gets_a_sentence_a_reason_and_a_code(save: Save, args: list[str], code: int, why: str) -> None:

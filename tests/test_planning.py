@@ -160,10 +160,22 @@ def test_a_plan_of_a_thousand_tensors_takes_less_than_a_second(save: Save) -> No
     assert min(times) < 1.0
 
 
-def test_memory_follows_the_short_side_and_not_the_matrix() -> None:
-    from spectrum_stream.planning import Matrix
+def test_memory_follows_the_short_side_and_not_the_matrix(save: Save) -> None:
+    square, embedding = torch.zeros(64, 64), torch.zeros(64, 5000)
+    a_plan, larger = plan(str(save({"a.weight": square}))), plan(str(save({"a.weight": embedding}, folder="b")))
+    assert a_plan.peak_nbytes < larger.peak_nbytes < a_plan.peak_nbytes + 64 * 2048 * 4 * a_plan.workers
+    assert a_plan.flops < larger.flops
 
-    embedding = Matrix("m", "m", "m.weight", "s", 0, "BF16", 128_256, 8192, 2 * 128_256 * 8192)
-    square = Matrix("m", "m", "m.weight", "s", 0, "BF16", 8192, 8192, 2 * 8192 * 8192)
-    assert embedding.peak_nbytes == square.peak_nbytes < 700e6
-    assert embedding.flops > square.flops
+
+def test_a_memory_limit_is_kept_by_fewer_at_once_or_refused_with_the_number_that_would_do(save: Save) -> None:
+    folder = str(save({f"layers.{i}.up.weight": torch.zeros(512, 600) for i in range(2)}))
+    free = plan(folder)
+    with pytest.raises(UsageError) as error:
+        plan(folder, max_nbytes=1000)
+    assert error.value.reason == "too_little_memory"
+    enough = int(str(error.value).split(";")[1].split()[0])
+    tight = plan(folder, max_nbytes=enough)
+    assert tight.workers == 1 and tight.peak_nbytes == tight.worst_nbytes == enough
+    assert free.worst_nbytes > free.peak_nbytes >= tight.peak_nbytes
+    with pytest.raises(UsageError):
+        plan(folder, max_nbytes=enough - 1)

@@ -106,7 +106,7 @@ def test_a_result_that_was_deleted_is_written_from_the_record(save: Save) -> Non
 
 def test_fresh_computes_everything_again(save: Save) -> None:
     folder = save(llama_tensors(1))
-    assert computed(collect(folder)) == computed(collect(folder, fresh=True))
+    assert sorted(computed(collect(folder))) == sorted(computed(collect(folder, fresh=True)))
 
 
 def test_a_checkpoint_that_changed_is_scanned_again(save: Save) -> None:
@@ -225,10 +225,21 @@ def test_records_keep_the_singular_values(save: Save) -> None:
         np.testing.assert_allclose(record.singular_values, exact, rtol=1e-4, atol=1e-6 * exact[0])
 
 
-def test_matrices_are_read_in_file_order(save: Save) -> None:
-    folder = save(llama_tensors(3), shards=2)
-    events = collect(folder)
-    assert computed(events) == [w.module for w in plan(str(folder)).matrices]
+def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) -> None:
+    folder = save(llama_tensors(2))
+    collect(folder)
+    for precision in ("fp64", "svd"):
+        events = collect(folder, precision=precision)
+        assert started(events).dropped > 0
+        assert {e.record.method for e in events if isinstance(e, MatrixScored)} == {precision}
+
+
+def test_a_memory_limit_reaches_the_engine(save: Save) -> None:
+    hard = torch.randn(200, 300, generator=torch.Generator().manual_seed(0)) + 1000
+    folder = save({"a.weight": hard, "b.weight": torch.ones(2, 3)})
+    tight = scan(str(folder), name="x", max_nbytes=plan(str(folder), max_nbytes=10**9).peak_nbytes)
+    assert [r.module for r in tight.inexact] == ["a"] and tight.complete
+    assert not scan(str(folder), name="x", fresh=True).inexact
 
 
 def test_two_models_with_one_slug_are_not_mixed(save: Save) -> None:

@@ -1,0 +1,277 @@
+"""Which matrices are computed together, where, and by which method.
+
+Three decisions, each made here and nowhere else:
+
+    method   fp32 first; fp64 and then svd for the matrices whose score would be wrong by more than TOLERANCE
+    where    the device, halving a batch that does not fit, and the CPU for what does not fit at all
+    when     on a CPU, a small matrix is one core's work and as many run at once as there are cores, since
+             the many short steps of an eigenvalue routine lose more to waiting for each other than two cores
+             gain; a large one takes all cores. On a GPU, small matrices of one shape are one batch.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+
+import torch
+
+from .costs import cores, gram_nbytes, svd_nbytes
+from .errors import UsageError
+from .planning import Matrix
+from .snr import Score, score
+from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products, singular_values
+
+# A score is computed again, more exactly, while its estimated relative error is above this.
+TOLERANCE = 1e-5
+# Small matrices wait until there are this many for each core, so that the cores finish together.
+_WAITING_PER_WORKER = 16
+# Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
+_BATCH_SHARE = 0.25
+
+Item = tuple[Matrix, torch.Tensor]
+Compute = Callable[[Sequence[torch.Tensor], Method, torch.device, bool], list[Spectrum | Failure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where singular values are computed.
+
+    Attributes:
+        torch_device: the device of the products.
+        batch_nbytes: memory for the K of one batch; 0 where batches gain nothing.
+        looped: whether eigenvalues are found faster one matrix at a time (measured once).
+    """
+
+    torch_device: torch.device
+    batch_nbytes: int = 0
+    looped: bool = False
+
+    def __str__(self) -> str:
+        return str(self.torch_device)
+
+
+CPU = Device(torch.device("cpu"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of one matrix.
+
+    Attributes:
+        spectrum: or why there is none, by the last method that was tried.
+        score: None where there is no spectrum.
+        device: where it was computed.
+        not_finite: how many NaN and infinite weights it has, if that is why there is no spectrum.
+        compute_s: seconds, a batch's shared equally.
+    """
+
+    spectrum: Spectrum | Failure
+    score: Score | None
+    device: str
+    not_finite: int = 0
+    compute_s: float = 0.0
+
+
+def open_device(name: str = "auto") -> Device:
+    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, probed.
+
+    Raises:
+        UsageError: no_such_device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        return CPU
+    try:
+        device = torch.device(name)
+        if device.type not in ("cuda", "mps"):
+            raise RuntimeError(name)
+        torch.zeros(1, device=device)
+    # torch raises whatever its build does: RuntimeError, AssertionError without CUDA, NotImplementedError.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"there is no device {name!r} here",
+            reason="no_such_device",
+            hint="--device auto takes what there is",
+        ) from error
+    if device.type == "mps":
+        return Device(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return Device(device, int(free * _BATCH_SHARE), _is_looping_faster(device))
+
+
+def _is_looping_faster(device: torch.device) -> bool:
+    # Which it is depends on the versions of torch and cuSOLVER, by factors of ten either way.
+    k = torch.eye(256, device=device).expand(16, -1, -1).contiguous()
+
+    def seconds(run: Callable[[], object]) -> float:
+        run()
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    return seconds(lambda: [torch.linalg.eigvalsh(one) for one in k]) < seconds(lambda: torch.linalg.eigvalsh(k))
+
+
+def measure(
+    ws: Sequence[torch.Tensor],
+    *,
+    method: Method | None = None,
+    device: Device = CPU,
+    limit_nbytes: int | None = None,
+    compute: Compute = singular_values,
+) -> list[Measured]:
+    """Singular values and scores of a batch of matrices of one shape and dtype.
+
+    Args:
+        ws: (n, m) matrices on the CPU, in their stored dtype.
+        method: the one to use; None for the first that is exact enough for each matrix.
+        device: where.
+        limit_nbytes: skip methods that would take more memory, but for the first.
+        compute: what computes a batch; tests put faults in its place.
+    """
+    started = time.perf_counter()
+    methods = list(Method) if method is None else [method]
+    if limit_nbytes is not None:
+        methods = [m for m in methods if m is methods[0] or _nbytes(ws[0], m) <= limit_nbytes]
+    results: list[Measured | None] = [None] * len(ws)
+    for candidate in methods:
+        todo = [i for i, result in enumerate(results) if result is None or not _is_exact_enough(result)]
+        for i, found in zip(todo, _fitting([ws[i] for i in todo], candidate, device, compute), strict=True):
+            earlier = results[i]
+            # An inexact score is better than none.
+            if earlier is None or earlier.score is None or found.score is not None:
+                results[i] = found
+    seconds = (time.perf_counter() - started) / len(ws)
+    return [
+        replace(
+            result,
+            not_finite=count_not_finite(w) if result.spectrum is Failure.OUT_OF_RANGE else 0,
+            compute_s=seconds,
+        )
+        for w, result in zip(ws, results, strict=True)
+        if result is not None
+    ]
+
+
+def _is_exact_enough(result: Measured) -> bool:
+    return result.score is not None and result.score.error <= TOLERANCE
+
+
+def _nbytes(w: torch.Tensor, method: Method) -> int:
+    n, m = w.shape
+    if method is Method.SVD:
+        return svd_nbytes(n, m)
+    return gram_nbytes(n, m, 4 if method is Method.FP32 else 8)
+
+
+def _fitting(ws: Sequence[torch.Tensor], method: Method, device: Device, compute: Compute) -> list[Measured]:
+    """Compute a batch, in halves where the whole does not fit on the device, and on the CPU where one does not."""
+    if not ws:
+        return []
+    where = device.torch_device
+    # Metal has no float64, and the last method has no use for a device.
+    if method is Method.SVD or (where.type == "mps" and method is Method.FP64):
+        where = torch.device("cpu")
+    try:
+        spectra = compute(ws, method, where, device.looped)
+    except torch.OutOfMemoryError:
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(ws) > 1:
+            half = len(ws) // 2
+            return _fitting(ws[:half], method, device, compute) + _fitting(ws[half:], method, device, compute)
+        where = torch.device("cpu")
+        spectra = compute(ws, method, where, False)
+    return [
+        Measured(
+            spectrum,
+            None
+            if isinstance(spectrum, Failure)
+            else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
+            str(where),
+        )
+        for w, spectrum in zip(ws, spectra, strict=True)
+    ]
+
+
+def measure_all(
+    items: Iterable[Item],
+    *,
+    method: Method | None = None,
+    device: Device = CPU,
+    workers: int | None = None,
+    limit_nbytes: int | None = None,
+    compute: Compute = singular_values,
+) -> Iterator[tuple[Matrix, Measured]]:
+    """Measure a stream of matrices; yields each as it is done, in an order that suits the machine.
+
+    Args:
+        items: matrices with their tensors; taken from only as fast as they are computed.
+        workers: how many small matrices run at once on a CPU; None for one a core.
+        method, device, limit_nbytes, compute: as for `measure`.
+    """
+    # A host program that has taken cores from torch has a use for them.
+    workers = min(workers or cores(), torch.get_num_threads())
+
+    def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Measured]]:
+        ws = [w for _, w in batch]
+        limit = None if limit_nbytes is None else limit_nbytes // at_once
+        measured = measure(ws, method=method, device=device, limit_nbytes=limit, compute=compute)
+        return [(matrix, result) for (matrix, _), result in zip(batch, measured, strict=True)]
+
+    def flush(batch: list[Item]) -> Iterator[tuple[Matrix, Measured]]:
+        if device.batch_nbytes:
+            yield from run(batch)
+        else:
+            yield from _on_every_core(lambda item: run([item], workers), batch, workers)
+
+    # On a CPU the small ones wait together; on a device those of one shape and dtype do.
+    waiting: dict[tuple[int, int, str] | None, list[Item]] = {}
+    with exact_products():
+        for item in items:
+            matrix = item[0]
+            if not matrix.is_small:
+                yield from run([item])
+                continue
+            key = (matrix.n, matrix.m, matrix.dtype) if device.batch_nbytes else None
+            batch = waiting.setdefault(key, [])
+            batch.append(item)
+            full = (
+                (len(batch) + 1) * gram_nbytes(matrix.n, matrix.m, 4) > device.batch_nbytes
+                if device.batch_nbytes
+                else len(batch) >= workers * _WAITING_PER_WORKER
+            )
+            if full:
+                yield from flush(waiting.pop(key))
+        for batch in waiting.values():
+            yield from flush(batch)
+
+
+def _on_every_core(
+    run: Callable[[Item], list[tuple[Matrix, Measured]]], batch: list[Item], workers: int
+) -> Iterator[tuple[Matrix, Measured]]:
+    # The longest first, or a long one at the end leaves the other cores idle.
+    batch.sort(key=lambda item: -item[0].work)
+    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(run, item) for item in batch]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,129 @@
+"""The one sink: every line that this program prints goes through here.
+
+Data goes to stdout; progress, notes and errors go to stderr. Foreign strings are made safe here or by `report`.
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from . import report
+from .errors import SpectrumStreamError
+from .report import printable
+
+if TYPE_CHECKING:
+    # At run time this would import torch.
+    from .scanning import Event, MatrixScored
+
+_LINE_EVERY_S = 30.0
+_LINE_EVERY_SHARE = 0.05
+
+
+class Output:
+    """What a command prints, by audience."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.stderr = Console(stderr=True, highlight=False)
+        self._stdout = Console(highlight=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        """For people, on stdout; not with --json or -q."""
+        if not self.as_json and not self.quiet:
+            self._stdout.print(renderable)
+
+    def line(self, text: str = "") -> None:
+        """A line for people, on stdout, never wrapped: it may be a command to copy."""
+        if not self.as_json and not self.quiet:
+            self._stdout.print(printable(text), markup=False, soft_wrap=True)
+
+    def data(self, value: Any) -> None:
+        """For programs, on stdout, with --json."""
+        if self.as_json:
+            self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
+
+    def note(self, text: str) -> None:
+        """What is being done, on stderr; not with -q."""
+        if not self.quiet:
+            self.stderr.print(printable(text), markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """On stderr; not with -q."""
+        self.note(f"warning: {text}")
+
+    def error(self, error: SpectrumStreamError) -> None:
+        """On stderr, always."""
+        self.stderr.print(printable(f"error: {error} ({error.reason})"), markup=False, soft_wrap=True)
+        if error.hint:
+            self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
+
+
+class ProgressView:
+    """A bar on a terminal; elsewhere a line every 5% or 30 s. The ETA goes by work left, not by matrices."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+        self._last_share = 0.0
+        if output.stderr.is_terminal and not output.quiet:
+            self._bar = Progress(
+                TextColumn("{task.fields[count]}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[module]}", markup=False),
+                console=output.stderr,
+                transient=True,
+            )
+
+    def __enter__(self) -> "ProgressView":
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task("", total=None, count="", module="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_event(self, event: "Event") -> None:
+        from .scanning import MatrixScored, ScanStarted
+
+        if isinstance(event, ScanStarted):
+            total = len(event.plan.matrices)
+            if event.foreign is not None:
+                self._output.note(
+                    f"reusing {event.foreign}, a result with no record of how it was made (--fresh scans)"
+                )
+            elif event.dropped:
+                self._output.note(f"the checkpoint changed: {event.dropped} recorded scores are dropped")
+            elif event.done == total:
+                self._output.note(f"already scanned: {event.plan.outputs.record} (--fresh scans again)")
+            elif event.done:
+                self._output.note(f"resuming: {event.done} of {total} matrices are done")
+        elif isinstance(event, MatrixScored):
+            self._advance(event)
+
+    def _advance(self, event: "MatrixScored") -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                total=event.work_total,
+                completed=event.work_done,
+                count=f"{event.done}/{event.total}",
+                module=printable(event.record.module),
+            )
+            return
+        now = time.monotonic()
+        share = event.work_done / event.work_total if event.work_total else 1.0
+        due = share >= self._last_share + _LINE_EVERY_SHARE or now >= self._last_line + _LINE_EVERY_S
+        if not due and event.done < event.total:
+            return
+        self._last_line, self._last_share = now, share
+        left = (now - self._started) * (1 - share) / share if share else 0.0
+        self._output.note(f"{event.done}/{event.total} matrices, {share:.0%}, {report.duration(left)} left")

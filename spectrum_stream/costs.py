@@ -9,10 +9,17 @@ import os
 BLOCK_COLUMNS = 2048
 # Up to this short side a matrix is one core's work; above, memory counts for more and all cores share one matrix.
 SMALL_SIDE = 4096
-# What Python, numpy and torch take before any weight is read (measured: 0.15 GB on Linux, CPU build).
-RUNTIME_NBYTES = 200_000_000
+# What Python, numpy and torch take before any weight is read (measured: 0.15 GB on Linux, CPU build), and what
+# BLAS and the allocator keep for every thread beside the arrays that are counted below (measured: 0.03 GB).
+_RUNTIME_NBYTES = 200_000_000
+_THREAD_NBYTES = 40_000_000
 # Tridiagonalisation is bound by memory and runs at about a fifth of the rate of matrix products.
 _EIGENVALUE_SLOWDOWN = 5
+
+
+def runtime_nbytes(threads: int) -> int:
+    """Memory that the process takes whatever it computes, on so many threads."""
+    return _RUNTIME_NBYTES + threads * _THREAD_NBYTES
 
 
 def flops(n: int, m: int) -> float:

@@ -175,7 +175,7 @@ class Plan:
     def worst_nbytes(self) -> int:
         """The bound should the largest matrices need the most exact method, which few ever do; under a limit
         they then keep a less exact score, and the record says so."""
-        worst = costs.RUNTIME_NBYTES + max(
+        worst = costs.runtime_nbytes(self.workers) + max(
             costs.svd_nbytes(w.n, w.m) * (self.workers if w.is_small else 1) for w in self.matrices
         )
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
@@ -183,7 +183,7 @@ class Plan:
     @property
     def limit_nbytes(self) -> int | None:
         """What all the matrices that are computed at once may take together, under the limit."""
-        return None if self.max_nbytes is None else self.max_nbytes - costs.RUNTIME_NBYTES
+        return None if self.max_nbytes is None else self.max_nbytes - costs.runtime_nbytes(self.workers)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
@@ -273,7 +273,7 @@ def plan(
 
 
 def _peak_nbytes(matrices: Sequence[Matrix], workers: int) -> int:
-    return costs.RUNTIME_NBYTES + max(
+    return costs.runtime_nbytes(workers) + max(
         costs.gram_nbytes(w.n, w.m, 4) * (workers if w.is_small else 1) for w in matrices
     )
 

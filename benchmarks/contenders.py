@@ -1,0 +1,192 @@
+"""What is timed. Each contender takes a task, times itself, and runs in a process of its own.
+
+    ours        `spectrum_stream.scan`, with its record and its files
+    spectrum    Spectrum's method: `torch.linalg.svdvals` of a float32 copy, one matrix after another
+    numpy       `np.linalg.svd(compute_uv=False)` of a float32 copy: one matrix of each shape, times their count
+    parts       what our scan consists of: reading alone, computing alone; and the rate of a matrix product
+    shapes      computing alone, the matrices of each shape by themselves
+
+`spectrum` goes through the modules as Spectrum does, so a tensor that two modules share is decomposed twice;
+`ours` reads and computes it once, and so do `parts`. Spectrum's way of loading the weights, as a whole
+model, is not timed: every contender maps the files and takes one tensor after another.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from spectrum_stream import Plan, plan, scan
+from spectrum_stream.engine import measure_all, open_device
+from spectrum_stream.planning import Matrix
+from spectrum_stream.snr import score
+
+Shape = tuple[int, int]
+Item = tuple[Matrix, torch.Tensor]
+
+_SGEMM_SIDE = 2048
+_SGEMM_RUNS = 5
+_COPY_NBYTES = 1 << 24
+# The smallest of any system; touching some pages more than once costs nothing.
+_PAGE_NBYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to scan and where: a path, and a device by torch's name, which is not numpy's affair."""
+
+    checkpoint: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A scan, timed.
+
+    Attributes:
+        seconds: from the path to the scores.
+        scores: by module; those without one are missing.
+        errors: the relative errors that the scores themselves are said to have, where they are, by module.
+        methods: how many matrices (vectors left out) were computed by which method, where there are several.
+        matrices: how many were computed to arrive at `seconds`.
+    """
+
+    seconds: float
+    scores: dict[str, float]
+    errors: dict[str, float]
+    methods: dict[str, int]
+    matrices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a scan, timed one by one.
+
+    Attributes:
+        reading: seconds to copy every byte of the plan's tensors out of the files.
+        computing: seconds in the engine, with the tensors in memory.
+        sgemm: flop/s of a float32 matrix product, the best of a few.
+    """
+
+    reading: float
+    computing: float
+    sgemm: float
+
+
+def warm_up() -> None:
+    """Go once through every routine that is to be timed: its first call also loads and dispatches."""
+    w = torch.randn(64, 64)
+    torch.linalg.svdvals(w)
+    torch.linalg.eigvalsh(w @ w.T)
+    np.linalg.svd(w.numpy(), compute_uv=False)
+
+
+def ours(task: Task) -> Scan:
+    started = time.perf_counter()
+    # Under a short name, since the path of a temporary folder makes a long one; the files go to this folder.
+    result = scan(task.checkpoint, name="benchmark", out="results", fresh=True, device=task.device)
+    seconds = time.perf_counter() - started
+    scored = {r.module: r.score for r in result.records if r.score is not None}
+    return Scan(
+        seconds,
+        {module: s.snr for module, s in scored.items()},
+        {module: s.error for module, s in scored.items()},
+        dict(Counter(r.method or r.status for r in result.records if min(r.n, r.m) > 1)),
+        len(result.records),
+    )
+
+
+def spectrum(task: Task) -> Scan:
+    started = time.perf_counter()
+    scores = {}
+    for w, tensor in _tensors(plan(task.checkpoint)):
+        values = torch.linalg.svdvals(tensor.to(task.device).float()).cpu().numpy()
+        scores[w.module] = score(values, w.n, w.m).snr
+    return Scan(time.perf_counter() - started, scores, {}, {}, len(scores))
+
+
+def numpy(task: Task) -> Scan:
+    todo = plan(task.checkpoint)
+    counts = Counter((w.n, w.m) for w in todo.matrices)
+    seconds, scores = 0.0, {}
+    for w, tensor in _tensors(todo):
+        # The count goes with the first of a shape, which stands for all of them.
+        if count := counts.pop((w.n, w.m), 0):
+            started = time.perf_counter()
+            values = np.linalg.svd(tensor.float().numpy(), compute_uv=False)
+            scores[w.module] = score(values, w.n, w.m).snr
+            seconds += count * (time.perf_counter() - started)
+    return Scan(seconds, scores, {}, {}, len(scores))
+
+
+def parts(task: Task) -> Parts:
+    todo = plan(task.checkpoint)
+    reading = _time_reading(todo)
+    return Parts(reading, _time_computing(todo, _in_memory(todo), task.device), _sgemm_rate(task.device))
+
+
+def shapes(task: Task) -> dict[Shape, float]:
+    """Seconds by shape, for all matrices of it; vectors are left out."""
+    todo = plan(task.checkpoint)
+    alike: dict[Shape, list[Item]] = {}
+    for w, tensor in _in_memory(todo):
+        if min(w.n, w.m) > 1:
+            alike.setdefault((w.n, w.m), []).append((w, tensor))
+    return {shape: _time_computing(todo, items, task.device) for shape, items in alike.items()}
+
+
+def _time_reading(todo: Plan) -> float:
+    buffer = torch.empty(_COPY_NBYTES, dtype=torch.uint8)
+    started = time.perf_counter()
+    for w, tensor in _tensors(todo):
+        if w.tied_to is None:
+            stored = tensor.reshape(-1).view(torch.uint8)
+            for start in range(0, len(stored), _COPY_NBYTES):
+                piece = stored[start : start + _COPY_NBYTES]
+                buffer[: len(piece)].copy_(piece)
+    return time.perf_counter() - started
+
+
+def _time_computing(todo: Plan, items: Sequence[Item], device: str) -> float:
+    opened = open_device(device)
+    started = time.perf_counter()
+    for _ in measure_all(items, device=opened, workers=todo.workers):
+        pass
+    return time.perf_counter() - started
+
+
+def _sgemm_rate(device: str) -> float:
+    # The best of a few, since a floor is to be a floor.
+    a, b = torch.randn(2, _SGEMM_SIDE, _SGEMM_SIDE, device=device)
+    best = float("inf")
+    for _ in range(_SGEMM_RUNS):
+        started = time.perf_counter()
+        # To have an element is to wait for the product, which a GPU computes in its own time.
+        torch.mm(a, b)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SGEMM_SIDE**3 / best
+
+
+def _in_memory(todo: Plan) -> list[Item]:
+    """All weights that are stored, mapped and with every page present: no copy, and nothing left to wait for."""
+    items = [(w, tensor) for w, tensor in _tensors(todo) if w.tied_to is None]
+    for _, tensor in items:
+        tensor.reshape(-1).view(torch.uint8)[::_PAGE_NBYTES].sum()
+    return items
+
+
+def _tensors(todo: Plan) -> Iterator[Item]:
+    """The plan's weights in its order, as (n, m) views of the mapped files."""
+    paths: dict[str, Path] = {shard.name: shard.path for shard in todo.source.shards}
+    file: Any = None
+    shard = None
+    for w in todo.matrices:
+        if w.shard != shard:
+            file, shard = safe_open(paths[w.shard], framework="pt"), w.shard
+        yield w, file.get_tensor(w.tensor).reshape(w.n, w.m)

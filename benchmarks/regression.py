@@ -1,0 +1,94 @@
+"""A run against an earlier one. Ratios are compared, and what does not depend on time; never a time itself.
+
+Both sides are JSON data, as `RunResult.to_dict` makes it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .results import SCHEMA_VERSION
+
+# Whether more is better.
+_RATIOS = {"times_spectrum": True, "times_numpy": True, "scan_over_parts": False, "floor_share": True}
+# Rounding differs between machines and versions of LAPACK; an error this many times the old one is of our making.
+_ERROR_GROWTH = 10
+# Where errors are as small as this, nothing is lost if they grow.
+_NEGLIGIBLE_ERROR = 1e-6
+
+
+class NotComparable(Exception):
+    """The earlier run cannot be read, or is of something else; the message is a sentence."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A saved run.
+
+    Raises:
+        NotComparable: there is none at `path`, or it is of another version.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotComparable(f"{path} is not a saved run: {error}") from error
+    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        raise NotComparable(f"{path} is not a saved run of version {SCHEMA_VERSION}")
+    return data
+
+
+def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    """What has become worse, a sentence each.
+
+    Args:
+        tolerance: by what share a ratio may be worse than it was: 0.2 lets 10 times as fast become 8 times.
+
+    Raises:
+        NotComparable: the runs have no workload in common, or one differs in more than its numbers, or in what it
+            holds.
+    """
+    try:
+        return list(_worse(old, new, tolerance))
+    except (KeyError, TypeError) as error:
+        raise NotComparable(f"the saved run is damaged, or of another version: {error!r}") from error
+
+
+def _worse(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> Iterator[str]:
+    for setting in ("cold", "device"):
+        if old["settings"][setting] != new["settings"][setting]:
+            raise NotComparable(
+                f"the runs differ in {setting}: {old['settings'][setting]} and {new['settings'][setting]}"
+            )
+    before = {w["name"]: w for w in old["workloads"]}
+    pairs = [(before[w["name"]], w) for w in new["workloads"] if w["name"] in before]
+    if not pairs:
+        raise NotComparable("the two runs have no workload in common")
+    for was, now in pairs:
+        if any(was[key] != now[key] for key in ("dtype", "matrices", "nbytes")):
+            raise NotComparable(f"{now['name']} has changed: not the same weights")
+    for was, now in pairs:
+        yield from _slower(was, now, tolerance)
+        yield from _less_exact(was, now)
+
+
+def _slower(was: dict[str, Any], now: dict[str, Any], tolerance: float) -> Iterator[str]:
+    for name, more_is_better in _RATIOS.items():
+        if name in was["ratios"] and name in now["ratios"]:
+            a, b = was["ratios"][name]["median"], now["ratios"][name]["median"]
+            if b < a * (1 - tolerance) if more_is_better else b > a * (1 + tolerance):
+                yield f"{now['name']}: {name} was {a:.3g} and is {b:.3g}"
+
+
+def _less_exact(was: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    if now["failed"] > was["failed"]:
+        yield f"{now['name']}: {now['failed']} modules have no score; there were {was['failed']} such"
+    a, b = was["accuracy"], now["accuracy"]
+    if a is None or b is None:
+        return
+    if b["unexcused"] > a["unexcused"]:
+        yield f"{now['name']}: {b['unexcused']} scores are off by more than {b['limit']:g} and do not say so"
+    if b["max_error"] > max(_ERROR_GROWTH * a["max_error"], _NEGLIGIBLE_ERROR):
+        yield f"{now['name']}: the largest error was {a['max_error']:.1e} and is {b['max_error']:.1e}"
+    for name, same in b["same_sets"].items():
+        if a["same_sets"].get(name) and not same:
+            yield f"{now['name']}: the {name.replace('_', ' ')} percent are no longer the exact ones"

@@ -1,0 +1,148 @@
+"""A process for one contender, so that its peak memory is its own, watched from outside while it works.
+
+What counts as memory is what is anonymous: the process's own, which the system cannot drop. Pages of mapped
+files are left out, as they are the page cache's and vanish when somebody needs the room.
+"""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import psutil
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+_SAMPLE_EVERY_S = 0.01
+
+
+class WorkerError(Exception):
+    """A contender failed; the message is its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched(Generic[Result]):
+    """What a contender returned, and what it took.
+
+    Attributes:
+        value: what it returned.
+        peak_anonymous: bytes, the whole process with Python and torch, the largest of samples every 10 ms.
+        peak_resident: bytes, as the kernel counts, since the process started; mapped files are in it. None where the
+            system does not say.
+        cpu_seconds: how much the machine's processors had to give meanwhile.
+        others_seconds: how much of it went to processes that have nothing to do with the benchmark.
+    """
+
+    value: Result
+    peak_anonymous: int
+    peak_resident: int | None
+    cpu_seconds: float
+    others_seconds: float
+
+
+class Worker:
+    """A process that runs one function after another in a temporary folder; use it as a context manager."""
+
+    def __init__(self, warm_up: Callable[[], object]) -> None:
+        # Not forked: a copy of this process would start with this process's memory.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._folder = tempfile.TemporaryDirectory(prefix="benchmark-worker-")
+        self._process = context.Process(target=_serve, args=(theirs, self._folder.name, warm_up))
+        self._process.start()
+        # Or the end of the process would not close the pipe.
+        theirs.close()
+
+    def run(self, function: Callable[[Argument], Result], argument: Argument) -> Watched[Result]:
+        """Call a function that can be imported, over there, and watch; both ways go through pickle.
+
+        Raises:
+            WorkerError: it raised, or the process died.
+        """
+        peak = 0
+        try:
+            started, own, busy = time.monotonic(), self._own_seconds(), _busy_seconds()
+            self._connection.send((function, argument))
+            while not self._connection.poll(_SAMPLE_EVERY_S):
+                peak = max(peak, _anonymous_nbytes(self._process.pid))
+            failure, value = self._connection.recv()
+        except (EOFError, OSError, psutil.NoSuchProcess) as error:
+            self._process.join()
+            raise WorkerError(f"the process ended with {self._process.exitcode}, perhaps out of memory") from error
+        if failure is not None:
+            raise WorkerError(failure)
+        return Watched(
+            value,
+            max(peak, _anonymous_nbytes(self._process.pid)),
+            _status(self._process.pid).get("VmHWM"),
+            (time.monotonic() - started) * (os.cpu_count() or 1),
+            # Both are counted in hundredths of a second, so the difference can be a little below zero.
+            max(0.0, _busy_seconds() - busy - (self._own_seconds() - own)),
+        )
+
+    def _own_seconds(self) -> float:
+        times = [psutil.Process(pid).cpu_times() for pid in (self._process.pid, os.getpid())]
+        return sum(t.user + t.system for t in times)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        if kind is not None:
+            self._process.terminate()
+        self._process.join()
+        self._process.close()
+        self._folder.cleanup()
+
+
+def _serve(connection: Connection, folder: str, warm_up: Callable[[], object]) -> None:
+    # Ctrl-C is for the process that started this one, which then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir(folder)
+    warm_up()
+    while True:
+        try:
+            function, argument = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[str | None, Any]
+        try:
+            answer = None, function(argument)
+        except Exception:
+            answer = traceback.format_exc(), None
+        connection.send(answer)
+
+
+def _anonymous_nbytes(pid: int | None) -> int:
+    status = _status(pid)
+    # Elsewhere than on Linux the mapped files cannot be told apart cheaply: an upper bound.
+    return status["RssAnon"] if "RssAnon" in status else int(psutil.Process(pid).memory_info().rss)
+
+
+def _busy_seconds() -> float:
+    """Seconds that all processors together have been busy, with whatever; stolen time is somebody's too."""
+    times = psutil.cpu_times()._asdict()
+    # Linux counts the time of guests as its own user time already.
+    return float(sum(t for kind, t in times.items() if kind not in ("idle", "iowait", "guest", "guest_nice")))
+
+
+def _status(pid: int | None) -> dict[str, int]:
+    """The sizes in /proc/PID/status, in bytes; empty where there is no such file."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {f[0].rstrip(":"): int(f[1]) * 1024 for f in fields if f[-1] == "kB"}

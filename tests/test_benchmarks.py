@@ -1,0 +1,254 @@
+"""The benchmark measures what it says: known spectra are what the matrices have, and worse is called worse."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as command
+from benchmarks import contenders
+from benchmarks.checkpoints import known_scores, known_spectrum, make_checkpoint
+from benchmarks.matrices import OrthonormalColumns, matrix
+from benchmarks.measuring import machine
+from benchmarks.regression import NotComparable, regressions
+from benchmarks.results import Accuracy, RunResult, Spread, WorkloadResult
+from benchmarks.spectra import Kind, bulk_quantiles, draw
+from benchmarks.worker import Worker, WorkerError
+from benchmarks.workloads import Suite, Weight, Workload, workloads
+from spectrum_stream.snr import score
+
+# Powers of two, products of other primes, primes; wide, square, tall, one row.
+SHAPES = [(64, 192), (192, 64), (96, 96), (37, 53), (70, 30), (1, 12)]
+
+TINY = Workload(
+    "tiny",
+    tuple(
+        Weight(f"model.layers.{i}.{module}", n, m)
+        for i in range(4)
+        for module, n, m in (("a", 48, 96), ("b", 80, 60))
+    ),
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", Kind)
+def test_matrix_has_the_singular_values_it_was_made_with(kind: Kind, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    s = draw(kind, min(shape), max(shape), rng)
+    w = matrix(s, *shape, torch.float64, rng)
+    assert w.shape == shape
+    assert s.shape == (min(shape),) and (np.diff(s) <= 0).all() and s[-1] > 0
+    assert np.abs(torch.linalg.svdvals(w).numpy() - s).max() < 1e-14 * s[0] * min(shape)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_rounding_to_float32_leaves_the_score_alone(kind: Kind) -> None:
+    rng = np.random.default_rng(0)
+    s = draw(kind, 192, 576, rng)
+    rounded = torch.linalg.svdvals(matrix(s, 576, 192, torch.float32, rng).double()).numpy()
+    assert score(rounded, 576, 192).snr == pytest.approx(score(s, 576, 192).snr, rel=5e-7)
+
+
+def test_a_matrix_is_dense_and_so_is_its_gram_matrix() -> None:
+    rng = np.random.default_rng(0)
+    w = matrix(draw(Kind.BULK_AND_SPIKES, 96, 288, rng), 96, 288, torch.float64, rng)
+    for dense in (w, w @ w.T):
+        assert (dense.abs() > 1e-6 * dense.abs().max()).double().mean() > 0.99
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 64), (60, 60), (31, 31), (84, 20), (1, 1)])
+def test_columns_are_orthonormal(side: int, count: int) -> None:
+    q = OrthonormalColumns(side, count, np.random.default_rng(1))
+    rows = q.rows(0, side)
+    assert torch.allclose(rows.T @ rows, torch.eye(count, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(rows, torch.cat([q.rows(0, side // 2), q.rows(side // 2, side)]))
+    assert torch.allclose(q.times_transpose(torch.eye(count, dtype=torch.float64)), rows.T, atol=1e-15)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.05])
+def test_bulk_is_that_of_a_random_matrix(beta: float) -> None:
+    short, long = 128, round(128 / beta)
+    bulk = bulk_quantiles(short, beta)
+    w = torch.from_numpy(np.random.default_rng(0).standard_normal((short, long)))
+    assert np.abs(torch.linalg.svdvals(w).numpy() / np.sqrt(long) - bulk).max() < 0.2
+    assert 1 - np.sqrt(beta) < bulk[-1] and bulk[0] < 1 + np.sqrt(beta)
+    assert (bulk**2).mean() == pytest.approx(1, rel=1e-3)
+
+
+def test_huge_sigma1_is_as_huge_as_its_name_says() -> None:
+    for kind, ratio in ((Kind.HUGE_SIGMA1_1E2, 1e2), (Kind.HUGE_SIGMA1_1E3, 1e3), (Kind.HUGE_SIGMA1_1E4, 1e4)):
+        s = draw(kind, 192, 576, np.random.default_rng(0))
+        assert s[0] / np.quantile(s, 0.25) == pytest.approx(ratio)
+
+
+def test_scores_of_a_suite_measure_something_and_do_not_tie() -> None:
+    for workload in workloads(Suite.CI):
+        assert all(score(known_spectrum(w), w.n, w.m).degeneracy is None for w in workload.weights)
+        scores = sorted(known_scores(workload).values())
+        assert len(scores) == len(workload.weights)
+        # Closer ones could change places by rounding, and a wrong set would mean nothing.
+        assert (np.diff(scores) > 4 * workload.error_limit * np.array(scores[1:])).mean() > 0.95
+
+
+def test_a_kept_checkpoint_is_used_again_and_a_half_made_one_is_not(tmp_path: Path) -> None:
+    folder = make_checkpoint(TINY, "float32", tmp_path)
+    (shard,) = folder.glob("*.safetensors")
+    made = shard.stat().st_mtime_ns
+    assert make_checkpoint(TINY, "float32", tmp_path) == folder
+    assert shard.stat().st_mtime_ns == made
+    shard.write_bytes(b"half")
+    (folder / "made_from.json").unlink()
+    make_checkpoint(TINY, "float32", tmp_path)
+    assert shard.stat().st_size > 4 * sum(w.n * w.m for w in TINY.weights)
+
+
+def test_contenders_agree_with_the_known_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = contenders.Task(str(make_checkpoint(TINY, "float32", tmp_path / "made")), "cpu")
+    known = known_scores(TINY)
+    assert contenders.ours(task).scores == pytest.approx(known, rel=1e-5)
+    assert contenders.spectrum(task).scores == pytest.approx(known, rel=1e-5)
+    numpy = contenders.numpy(task)
+    assert numpy.scores == pytest.approx({m: known[m] for m in ("model.layers.0.a", "model.layers.0.b")}, rel=1e-5)
+    assert numpy.matrices == 2
+    assert set(contenders.shapes(task)) == {(48, 96), (80, 60)}
+
+
+def test_known_spectrum_does_not_depend_on_the_rest_of_the_workload() -> None:
+    assert np.array_equal(known_spectrum(TINY.weights[3]), known_spectrum(Weight("model.layers.1.b", 80, 60)))
+    assert not np.array_equal(known_spectrum(TINY.weights[3]), known_spectrum(TINY.weights[1]))
+
+
+def test_worker_reports_memory_and_failures() -> None:
+    # `eval` and `dict` stand for a contender and its warm-up, since they need nothing imported.
+    with Worker(dict) as worker:
+        idle = worker.run(eval, "1 + 1")
+        assert idle.value == 2
+        busy = worker.run(eval, "len(b'x' * 200_000_000 + b'y' + bytes(__import__('time').sleep(0.2) or 1))")
+        assert busy.peak_anonymous > idle.peak_anonymous + 150_000_000
+        with pytest.raises(WorkerError, match="ZeroDivisionError"):
+            worker.run(eval, "1 / 0")
+        with pytest.raises(WorkerError, match="the process ended"):
+            worker.run(eval, "__import__('os')._exit(9)")
+
+
+def run_of(**ratios: float) -> dict[str, Any]:
+    """A saved run with one workload and these ratios, as JSON data."""
+    result = WorkloadResult(
+        name="tiny",
+        dtype="BF16",
+        matrices=8,
+        nbytes=1000,
+        flops=1e9,
+        planned_nbytes=10**8,
+        seconds={"ours": Spread.of([1.0, 1.1, 0.9])},
+        sgemm=Spread.of([2e11]),
+        ratios={name: Spread.of([value]) for name, value in ratios.items()},
+        numpy_matrices=0,
+        read_rate=1000.0,
+        peak_anonymous={"ours": 10**8},
+        peak_resident={},
+        others_cpu_share=0.0,
+        methods={"float32": 8},
+        failed=0,
+        accuracy=Accuracy(2e-6, 3e-6, 1e-5, 0, 0, {"top_50": True, "top_25": True}, {"float32": 8}),
+        agreement={},
+        shapes=[],
+    )
+    data: dict[str, Any] = json.loads(
+        json.dumps(RunResult(machine(), {"cold": False, "device": "cpu"}, [result]).to_dict())
+    )
+    return data
+
+
+def test_equal_runs_and_better_ones_are_no_regression() -> None:
+    old = run_of(times_spectrum=6.0, scan_over_parts=1.1, floor_share=0.4)
+    assert regressions(old, old, 0.2) == []
+    assert regressions(old, run_of(times_spectrum=9.0, scan_over_parts=1.0, floor_share=0.6), 0.2) == []
+    assert regressions(old, run_of(times_spectrum=4.9, scan_over_parts=1.3, floor_share=0.33), 0.2) == []
+
+
+@pytest.mark.parametrize("worse", [{"times_spectrum": 4.7}, {"scan_over_parts": 1.33}, {"floor_share": 0.31}])
+def test_a_worse_ratio_is_a_regression_and_a_longer_time_is_not(worse: dict[str, float]) -> None:
+    good = {"times_spectrum": 6.0, "scan_over_parts": 1.1, "floor_share": 0.4}
+    old, new = run_of(**good), run_of(**(good | worse))
+    (sentence,) = regressions(old, new, 0.2)
+    assert next(iter(worse)) in sentence
+    assert regressions(old, new, 0.3) == []
+    slow = copy.deepcopy(old)
+    slow["workloads"][0]["seconds"]["ours"]["median"] *= 10
+    assert regressions(old, slow, 0.2) == []
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [{"max_error": 3e-5}, {"unexcused": 1}, {"same_sets": {"top_50": True, "top_25": False}}],
+)
+def test_lost_accuracy_is_a_regression(worse: dict[str, Any]) -> None:
+    old, new = run_of(), run_of()
+    new["workloads"][0]["accuracy"] |= worse
+    assert len(regressions(old, new, 0.2)) == 1
+    assert regressions(new, old, 0.2) == []
+
+
+def test_runs_of_different_things_are_not_compared() -> None:
+    for key, value in (("name", "other"), ("matrices", 9), ("dtype", "F32")):
+        other = run_of()
+        other["workloads"][0][key] = value
+        with pytest.raises(NotComparable):
+            regressions(run_of(), other, 0.2)
+    damaged = run_of()
+    del damaged["workloads"][0]["accuracy"]
+    with pytest.raises(NotComparable):
+        regressions(damaged, run_of(), 0.2)
+    for setting, value in (("cold", True), ("device", "cuda")):
+        other = run_of()
+        other["settings"][setting] = value
+        with pytest.raises(NotComparable):
+            regressions(run_of(), other, 0.2)
+
+
+def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "workloads", lambda suite: (TINY,))
+    saved = tmp_path / "run.json"
+    arguments = ["--repetitions", "2", "--no-numpy", "-o", str(saved), *(["--cold"] if os.name == "posix" else [])]
+    result = CliRunner().invoke(command.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "faster than Spectrum" in result.output
+    run = json.loads(saved.read_text())
+    (workload,) = run["workloads"]
+    assert workload["ratios"]["times_spectrum"]["runs"] == 2
+    assert workload["accuracy"]["unexcused"] == 0
+    assert workload["accuracy"]["same_sets"] == {"top_50": True, "top_25": True}
+    assert workload["peak_anonymous"]["ours"] > 10_000_000
+    assert regressions(run, run, 0.0) == []
+
+    # The rest of the command without measuring again: what was measured, against a run that was better.
+    better = copy.deepcopy(run)
+    better["workloads"][0]["ratios"]["times_spectrum"]["median"] *= 2
+    saved.write_text(json.dumps(better))
+    measured = WorkloadResult(**(workload | revived(workload)))
+    monkeypatch.setattr(command, "measure_workload", lambda workload, settings: measured)
+    assert CliRunner().invoke(command.app, ["--cold", "--against", str(saved)]).exit_code == 1
+    saved.write_text(json.dumps(run))
+    assert CliRunner().invoke(command.app, ["--cold", "--against", str(saved)]).exit_code == 0
+    assert CliRunner().invoke(command.app, ["--against", str(tmp_path / "none.json")]).exit_code == 2
+    assert CliRunner().invoke(command.app, ["--workload", "none"]).exit_code == 2
+
+
+def revived(workload: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a saved workload that the tables want as objects."""
+    return {
+        "seconds": {name: Spread(**value) for name, value in workload["seconds"].items()},
+        "ratios": {name: Spread(**value) for name, value in workload["ratios"].items()},
+        "sgemm": Spread(**workload["sgemm"]),
+        "accuracy": Accuracy(**workload["accuracy"]),
+        "agreement": {},
+        "shapes": [],
+    }

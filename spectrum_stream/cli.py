@@ -24,7 +24,7 @@ from .exporters import axolotl
 from .output import Output, ProgressView
 from .planning import RESULTS_FOLDER
 from .report import printable
-from .selection import select
+from .selection import Selection, select
 from .store import write_atomically
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 MaxMemoryOption = Annotated[
     str | None,
-    typer.Option("--max-memory", metavar="SIZE", help="Keep the process under this, such as 1.5GB or 800MiB."),
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Bound the memory of the process's own, mapped files not counted: 1.5GB, 800MiB.",
+    ),
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 
@@ -119,7 +123,7 @@ def plan_command(
     output.show(report.plan_table(plan))
     output.data(plan.to_dict())
     output.line()
-    output.line(f"next: {_command('scan', typed, '--top-percent', f'{top_percent or 50:g}')}")
+    output.line(f"next: {_command('scan', typed, '--top-percent', f'{top_percent or 50:g}', *_again(modules))}")
 
 
 @app.command("scan")
@@ -155,7 +159,7 @@ def scan_command(
     plan = planning.plan(
         typed, top_percent=top_percent, modules=patterns, name=name, out=out, max_nbytes=_nbytes(max_memory)
     )
-    _scan(output, plan, fresh, precision, device)
+    _scan(output, plan, fresh, precision, device, patterns)
 
 
 @app.command("select")
@@ -177,6 +181,7 @@ def select_command(
     output.data({"schema_version": 1, "chosen": selection.chosen, "files": [str(path)]})
     output.line()
     output.line(f"wrote {path}")
+    _explain(output, selection)
 
 
 @app.command("demo")
@@ -197,10 +202,18 @@ def demo_command(
         )
     model = str(Path(package.origin).parent / "model")
     plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
-    _scan(Output(as_json=as_json, quiet=quiet), plan, fresh, Precision.AUTO, "auto")
+    _scan(Output(as_json=as_json, quiet=quiet), plan, fresh, Precision.AUTO, "auto", None)
 
 
-def _scan(output: Output, plan: planning.Plan, fresh: bool, precision: Precision, device_name: str) -> None:
+def _scan(
+    output: Output,
+    plan: planning.Plan,
+    fresh: bool,
+    precision: Precision,
+    device_name: str,
+    modules: list[str] | None,
+) -> None:
+    started = time.monotonic()
     for warning in plan.warnings:
         output.warn(warning)
     # Only now: these import torch, and a bad command line should not wait for that.
@@ -213,7 +226,6 @@ def _scan(output: Output, plan: planning.Plan, fresh: bool, precision: Precision
     output.note(
         f"{plan.source.path}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read, on {device}"
     )
-    started = time.monotonic()
     result: ScanResult | None = None
     try:
         with ProgressView(output) as view:
@@ -230,14 +242,29 @@ def _scan(output: Output, plan: planning.Plan, fresh: bool, precision: Precision
     output.line()
     for path in result.written:
         output.line(f"wrote {path}")
+    if result.records:
+        output.line(f"the record of how: {plan.outputs.record}")
+    _explain(output, result.selection)
     for remark in report.remarks(result):
         output.warn(remark)
     output.note(f"done in {report.duration(time.monotonic() - started)}")
     # With a selection at hand the next question is another share of it.
-    share = "50" if result.selection is None else "25"
-    output.line(f"next: {_command('select', str(plan.outputs.results), '--top-percent', share)}")
+    share = "25" if plan.top_percent == 50 else "50"
+    output.line(f"next: {_command('select', str(plan.outputs.results), '--top-percent', share, *_again(modules))}")
     if not result.complete:
         raise typer.Exit(3)
+
+
+def _explain(output: Output, selection: Selection | None) -> None:
+    if selection is None:
+        return
+    output.line(f"the YAML also trains {' and '.join(axolotl.ALWAYS)}, as Spectrum's always does")
+    for remark in report.selection_remarks(selection):
+        output.warn(remark)
+
+
+def _again(modules: list[str] | None) -> tuple[str, ...]:
+    return ("--modules", ",".join(modules)) if modules else ()
 
 
 def _model(model: str | None, model_name: str | None) -> str:
@@ -297,4 +324,10 @@ def main() -> NoReturn:
             raise
         Output().error(error)
         code = error.exit_code
+    except OSError as error:
+        # What is left is stdout itself: a full disk behind a redirection.
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        Output().error(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
+        code = SpectrumStreamError.exit_code
     sys.exit(code)

@@ -309,7 +309,7 @@ def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
         matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matched:
             raise UsageError(
-                f"no group is called {pattern!r}",
+                f"no group is called or matches {pattern!r}",
                 reason="no_such_group",
                 hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
             )

@@ -1,5 +1,6 @@
 """Plans and results for a terminal: rich renderables, never printed here."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -75,7 +76,8 @@ def _facts(plan: Plan) -> Table:
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
     facts.add_row(
         "peak memory",
-        f"{si_bytes(plan.peak_nbytes)}; {si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
+        f"{si_bytes(plan.peak_nbytes)} of its own, mapped files not counted; "
+        f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
     skipped: dict[str, list[str]] = {}
     for entry in plan.skipped:
@@ -117,8 +119,8 @@ def remarks(result: "ScanResult") -> list[str]:
     degenerate = [r for r in result.records if r.score and r.score.degeneracy not in (None, "vector")]
     if degenerate:
         lines.append(
-            f"{len(degenerate)} scores are degenerate ({_kinds(degenerate)}): they do not measure signal against "
-            f"noise: {_some([r.module for r in degenerate])}"
+            f"degenerate, no measure of signal against noise ({_kinds(degenerate)}), are the scores of "
+            f"{len(degenerate)} matrices: {_some([r.module for r in degenerate])}"
         )
     if inexact := result.inexact:
         lines.append(
@@ -134,6 +136,19 @@ def remarks(result: "ScanResult") -> list[str]:
             f"{len(failures)} weights were not scored, {failures[0].why}: "
             f"{_some([f'{s.tensor} ({s.dtype})' for s in failures])}"
         )
+    return lines
+
+
+def selection_remarks(selection: Selection) -> list[str]:
+    """What a reader of a selection should know, a sentence each."""
+    lines = []
+    if not selection.modules:
+        lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
+    if selection.tied:
+        lines.append(f"equal scores at the cut, chosen by their place in the model: {_some(selection.tied)}")
+    infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
+    if infinite:
+        lines.append(f"{len(infinite)} scores are NaN or infinite and mean nothing: {_some(infinite)}")
     return lines
 
 

@@ -23,6 +23,15 @@ class Selection:
     chosen: Mapping[str, tuple[str, ...]]
 
     @property
+    def tied(self) -> tuple[str, ...]:
+        """Groups whose last chosen module has the score of the first that was not: position decided."""
+        return tuple(
+            name
+            for name, group in self.ranked.items()
+            if 0 < (count := len(self.chosen[name])) < len(group) and group[count - 1].snr == group[count].snr
+        )
+
+    @property
     def modules(self) -> tuple[str, ...]:
         return tuple(module for group in self.chosen.values() for module in group)
 

@@ -106,9 +106,15 @@ def open_source(model: str) -> LocalSource:
 
 def _open_file(model: str, path: Path) -> LocalSource:
     if path.suffix != ".safetensors":
-        raise SourceError(f"{path} is not a .safetensors file", reason="no_safetensors")
+        raise SourceError(
+            f"{path} is not a .safetensors file",
+            reason="no_safetensors",
+            hint=f"give its folder, {path.parent}" if path.name == INDEX_FILE else None,
+        )
     # A shard on its own is a part of a model, and only a whole model's config says what is tied in it.
     config, warnings = _config(path.parent) if path.name == SINGLE_FILE else ({}, [])
+    if path.name != SINGLE_FILE and path.with_name(INDEX_FILE).exists():
+        warnings.append(f"{path.name} is one shard of a model: give its folder, {path.parent}, to score all of it")
     return LocalSource(model, path.resolve(), (_shard(path.name, path),), None, config, tuple(warnings))
 
 

@@ -172,7 +172,8 @@ class Store:
                 hint="give this one a name with --name, or start over with --fresh",
             )
         if fresh or stored != json.loads(json.dumps(identity)):
-            self.dropped = self._db.execute("DELETE FROM matrices").rowcount
+            deleted = self._db.execute("DELETE FROM matrices").rowcount
+            self.dropped = 0 if fresh else deleted
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
         self._db.execute("COMMIT")
 

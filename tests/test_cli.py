@@ -109,6 +109,28 @@ def test_sizes_are_understood(save: Save, size: str) -> None:
     assert json.loads(cli("plan", save(llama_tensors(1)), "--json", "--max-memory", size).stdout)["matrices"]
 
 
+def test_what_a_selection_hangs_on_is_said(save: Save) -> None:
+    done = cli("scan", save(llama_tensors(4)), "--name", "x", "--top-percent", "50", "--modules", "*norm,mlp.*")
+    assert "equal scores at the cut" in done.stderr and "input_layernorm" in done.stderr
+    assert "^lm_head.weight$" in done.stdout and "snr_results_x.sqlite" in done.stdout
+    assert "--modules '*norm,mlp.*'" in done.stdout
+    done = cli("select", "model_snr_results/snr_results_x.json", "--top-percent", "10")
+    assert "no group is large enough" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_is_one_sentence(save: Save) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "spectrum_stream", "plan", save(llama_tensors(2))],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and reason(done) == "unwritable"
+
+
 def test_a_precision_is_passed_on(save: Save) -> None:
     done = cli("scan", save(llama_tensors(1)), "--json", "--precision", "fp64", "--device", "cpu")
     assert list(json.loads(done.stdout)["methods"]) == ["fp64"]

@@ -106,7 +106,9 @@ def test_a_result_that_was_deleted_is_written_from_the_record(save: Save) -> Non
 
 def test_fresh_computes_everything_again(save: Save) -> None:
     folder = save(llama_tensors(1))
-    assert sorted(computed(collect(folder))) == sorted(computed(collect(folder, fresh=True)))
+    first, again = collect(folder), collect(folder, fresh=True)
+    assert sorted(computed(first)) == sorted(computed(again))
+    assert started(again).dropped == 0  # asked for, and no sign of a checkpoint that changed
 
 
 def test_a_checkpoint_that_changed_is_scanned_again(save: Save) -> None:

@@ -176,3 +176,9 @@ def test_a_shard_on_its_own_has_no_config(save: Save) -> None:
     folder = save(llama_tensors(1), shards=2, config={"architectures": ["LlamaForCausalLM"]})
     assert open_source(str(folder / "model-00001-of-00002.safetensors")).config == {}
     assert open_source(str(folder)).config != {}
+
+
+def test_one_shard_of_many_is_scanned_with_a_warning_and_an_index_points_to_its_folder(save: Save) -> None:
+    folder = save(llama_tensors(1), shards=2)
+    assert any("one shard" in w for w in open_source(str(folder / "model-00001-of-00002.safetensors")).warnings)
+    assert str(folder) in (refused(folder / "model.safetensors.index.json").hint or "")

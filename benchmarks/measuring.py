@@ -88,14 +88,15 @@ def measure_checkpoint(
     parts: list[Watched[Parts]] = []
     shapes: dict[Shape, float] = {}
     with ExitStack() as stack:
-        workers = {contender: stack.enter_context(Worker(contenders.warm_up)) for contender in functions}
-        if not only_ours:
-            parts_worker = stack.enter_context(Worker(contenders.warm_up))
+        names = [*functions] if only_ours else [*functions, "parts"]
+        workers = {contender: stack.enter_context(Worker(contenders.warm_up)) for contender in names}
+        for worker in workers.values():
+            worker.wait_until_ready()
         for turn in range(settings.repetitions):
             if not only_ours:
                 # First, as it leaves the page cache warm for all of those that follow.
                 _before_turn(todo, settings)
-                parts.append(parts_worker.run(contenders.parts, task))
+                parts.append(workers["parts"].run(contenders.parts, task))
             # To and fro, so that none has always the one before it to thank or to blame.
             for contender in list(functions) if turn % 2 == 0 else reversed(functions):
                 if contender != "numpy" or turn < numpy_turns:
@@ -107,7 +108,7 @@ def measure_checkpoint(
                     )
         if not only_ours:
             settings.say(f"{name}: each shape by itself")
-            shapes = parts_worker.run(contenders.shapes, task).value
+            shapes = workers["parts"].run(contenders.shapes, task).value
     return _result(name, todo, scans, parts, shapes)
 
 

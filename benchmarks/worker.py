@@ -62,6 +62,10 @@ class Worker:
         # Or the end of the process would not close the pipe.
         theirs.close()
 
+    def wait_until_ready(self) -> None:
+        """Return when it has started and warmed up, and so leaves the machine to the others."""
+        self.run(bool, 0)
+
     def run(self, function: Callable[[Argument], Result], argument: Argument) -> Watched[Result]:
         """Call a function that can be imported, over there, and watch; both ways go through pickle.
 

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints, prompts or exits.
+"""The command line: the only place that prompts or exits; what it prints goes through `output`.
 
 Data goes to stdout; progress, notes and errors go to stderr. A command raises our errors and returns; `main`
 turns them into one sentence and an exit code.
@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -123,7 +124,9 @@ def plan_command(
     output.show(report.plan_table(plan))
     output.data(plan.to_dict())
     output.line()
-    output.line(f"next: {_command('scan', typed, '--top-percent', f'{top_percent or 50:g}', *_again(modules))}")
+    renamed = [*(["--name", name] if name else []), *(["--out", str(out)] if str(out) != RESULTS_FOLDER else [])]
+    share = f"{top_percent or 50:g}"
+    output.line(f"next: {_command('scan', typed, '--top-percent', share, *renamed, *_again(modules))}")
 
 
 @app.command("scan")
@@ -157,7 +160,13 @@ def scan_command(
             raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
         patterns = _tick_groups(typed, output)
     plan = planning.plan(
-        typed, top_percent=top_percent, modules=patterns, name=name, out=out, max_nbytes=_nbytes(max_memory)
+        typed,
+        top_percent=top_percent,
+        modules=patterns,
+        name=name,
+        out=out,
+        max_nbytes=_nbytes(max_memory),
+        precision=precision,
     )
     _scan(output, plan, fresh, precision, device, patterns)
 
@@ -278,14 +287,17 @@ def _model(model: str | None, model_name: str | None) -> str:
 
 
 def _patterns(modules: list[str] | None) -> list[str] | None:
-    return [p.strip() for value in modules for p in value.split(",") if p.strip()] if modules else None
+    patterns = [p.strip() for value in modules or () for p in value.split(",") if p.strip()]
+    if modules and not patterns:
+        raise UsageError("--modules names no group", reason="no_such_group")
+    return patterns or None
 
 
 def _nbytes(size: str | None) -> int | None:
     """Bytes of `800MiB`, `1.5GB`, `1.5G` or a plain number."""
     if size is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", size)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKMGT]?)(i?)B?\s*", size)
     if match is None:
         raise UsageError(f"{size!r} is not a size", reason="bad_size", hint="--max-memory 1.5GB")
     exponent = " kMGT".index(match[2].replace("K", "k") or " ")
@@ -321,7 +333,7 @@ def main() -> NoReturn:
         app()
     except SpectrumStreamError as error:
         if os.environ.get(DEBUG_VARIABLE):
-            raise
+            traceback.print_exc()
         Output().error(error)
         code = error.exit_code
     except OSError as error:

@@ -32,8 +32,8 @@ class ShardReader:
             CheckpointError: unreadable, the file is gone or is not what its header said a moment ago.
         """
         try:
-            self._bytes = shard.path.open("rb", buffering=0)
             self._file: Any = safe_open(shard.path, framework="pt", device="cpu")
+            self._bytes = shard.path.open("rb", buffering=0)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{shard.path} cannot be opened: {error}", reason="unreadable") from error
 
@@ -73,12 +73,12 @@ def read_ahead(
     Raises:
         CheckpointError: unreadable, a shard cannot be opened or read.
     """
-    ready: queue.SimpleQueue[tuple[Matrix, torch.Tensor] | Exception | None] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[Matrix, torch.Tensor] | BaseException | None] = queue.SimpleQueue()
     budget = _Budget(ahead_nbytes)
 
     def read() -> None:
-        scratch = memoryview(bytearray(_READ_NBYTES))
         try:
+            scratch = memoryview(bytearray(_READ_NBYTES))
             for name, group in groupby(matrices, key=lambda w: w.shard):
                 # A tensor keeps the map that it is a view of.
                 with ShardReader(shards[name]) as reader:
@@ -88,7 +88,7 @@ def read_ahead(
                         reader.warm(matrix.start, matrix.nbytes, scratch)
                         ready.put((matrix, reader.matrix(matrix.tensor)))
             ready.put(None)
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is, it belongs to the thread that waits for the tensors.
             ready.put(error)
 
@@ -98,10 +98,12 @@ def read_ahead(
         stack.callback(thread.join)
         stack.callback(budget.close)
         while (item := ready.get()) is not None:
-            if isinstance(item, OSError):
+            if isinstance(item, (OSError, SafetensorError)):
                 raise CheckpointError(f"a shard cannot be read: {item}", reason="unreadable") from item
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
+            if item[1].shape != (item[0].n, item[0].m):
+                raise CheckpointError(f"{item[0].tensor} changed its shape after it was planned", reason="changed")
             budget.give(item[0].nbytes)
             yield item
 

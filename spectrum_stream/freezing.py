@@ -42,7 +42,7 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
 
     Raises:
         FreezeError: no_match, a pattern fits no parameter (the two that Spectrum always writes, for the head
-            and the embedding, may); all_frozen; row_range; bad_pattern. The model is then as it was.
+            and the embedding, may); all_frozen; row_range; bad_pattern; not_trainable. The model is then as it was.
         ResultError: the file cannot be read.
     """
     texts = (
@@ -64,6 +64,8 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     trainable = {id(p): p for p in chosen.values()}
     if not trainable:
         raise FreezeError("the selection would leave nothing to train", reason="all_frozen")
+    if packed := [name for name, p in chosen.items() if not (p.is_floating_point() or p.is_complex())]:
+        raise FreezeError(f"{packed[0]} holds integers and cannot be trained", reason="not_trainable")
     for key, parameter in unique.items():
         parameter.requires_grad = key in trainable
     return Frozen(

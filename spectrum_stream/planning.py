@@ -5,8 +5,8 @@ looked at before any weight is read; the scan then does what the plan says and n
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +20,8 @@ from .naming import MAX_SLUG_LENGTH, group_of, group_order, model_order, module_
 from .source import LocalSource, open_source
 
 RESULTS_FOLDER = "model_snr_results"
+# How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
+_PACKED = (".qweight", ".weight_packed", "_proj_blocks")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -120,6 +122,7 @@ class Plan:
 
     Attributes:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
+        members: all modules of every group of the checkpoint, asked for or not.
         skipped: every other tensor, with the reason.
         top_percent: the selection to write, None for none.
         workers: how many small matrices are computed at once on a CPU.
@@ -130,6 +133,7 @@ class Plan:
     source: LocalSource
     outputs: Outputs
     matrices: tuple[Matrix, ...]
+    members: Mapping[str, frozenset[str]]
     skipped: tuple[Skipped, ...]
     top_percent: float | None
     workers: int
@@ -169,7 +173,7 @@ class Plan:
     @property
     def peak_nbytes(self) -> int:
         """Expected bound on the process's own memory (anonymous, so without the mapped files): all in float32."""
-        return _peak_nbytes(self.matrices, self.workers)
+        return _peak_nbytes(self.matrices, self.workers, None)
 
     @property
     def worst_nbytes(self) -> int:
@@ -225,6 +229,7 @@ def plan(
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     max_nbytes: int | None = None,
+    precision: str | None = None,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
 
@@ -234,7 +239,9 @@ def plan(
         modules: groups to score, by exact name or glob (`mlp.*`); None for all.
         name: what to call the model in file names instead of `model` as typed.
         out: the results folder.
-        max_nbytes: a limit on the process's memory; fewer matrices are computed at once to keep it.
+        max_nbytes: a limit on the process's own memory on a CPU, mapped files not counted; fewer matrices are
+            computed at once to keep it.
+        precision: the method that the scan will use, which the limit has to allow for; None for the choice.
 
     Raises:
         UsageError: bad_percent, no_such_group, bad_name; too_little_memory, with the number that would do.
@@ -245,6 +252,9 @@ def plan(
     outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or model)}")
     checkpoint = read_checkpoint(open_source(model))
     matrices, skipped = _classify(checkpoint)
+    members: dict[str, set[str]] = {}
+    for matrix in matrices:
+        members.setdefault(matrix.group, set()).add(matrix.module)
     if modules is not None:
         chosen = pick_groups((w.group for w in matrices), modules)
         skipped += [
@@ -253,6 +263,12 @@ def plan(
             if w.group not in chosen and w.tied_to is None
         ]
         matrices = [w for w in matrices if w.group in chosen]
+        skipped = [
+            replace(s, why=Skip.NOT_CHOSEN)
+            if s.why.is_failure and group_of(module_path(s.tensor) or "") not in chosen
+            else s
+            for s in skipped
+        ]
     if not matrices:
         counts = Counter(s.why for s in skipped)
         raise CheckpointError(
@@ -264,26 +280,30 @@ def plan(
         checkpoint.source,
         outputs,
         tuple(matrices),
+        {group: frozenset(names) for group, names in members.items()},
         tuple(skipped),
         top_percent,
-        _workers(matrices, max_nbytes),
+        _workers(matrices, max_nbytes, precision),
         max_nbytes,
         checkpoint.warnings,
     )
 
 
-def _peak_nbytes(matrices: Sequence[Matrix], workers: int) -> int:
-    return costs.runtime_nbytes(workers) + max(
-        costs.gram_nbytes(w.n, w.m, 4) * (workers if w.is_small else 1) for w in matrices
-    )
+def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None) -> int:
+    def one(w: Matrix) -> int:
+        if precision == "svd":
+            return costs.svd_nbytes(w.n, w.m)
+        return costs.gram_nbytes(w.n, w.m, 8 if precision == "fp64" else 4)
+
+    return costs.runtime_nbytes(workers) + max(one(w) * (workers if w.is_small else 1) for w in matrices)
 
 
-def _workers(matrices: Sequence[Matrix], max_nbytes: int | None) -> int:
+def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: str | None) -> int:
     """As many as there are cores, or as fit into the limit."""
     for workers in range(costs.cores(), 0, -1):
-        if max_nbytes is None or _peak_nbytes(matrices, workers) <= max_nbytes:
+        if max_nbytes is None or _peak_nbytes(matrices, workers, precision) <= max_nbytes:
             return workers
-    enough = _peak_nbytes(matrices, 1)
+    enough = _peak_nbytes(matrices, 1, precision)
     raise UsageError(
         f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
         reason="too_little_memory",
@@ -336,6 +356,8 @@ def _classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
 
 
 def _skip_reason(tensor: TensorInfo) -> Skip | None:
+    if tensor.name.endswith(_PACKED):
+        return Skip.UNSUPPORTED_DTYPE
     if module_path(tensor.name) is None:
         return Skip.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):

@@ -13,7 +13,7 @@ import numpy as np
 from . import planning
 from .decode import read_ahead
 from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
-from .errors import ComputeError
+from .errors import ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .planning import RESULTS_FOLDER, Matrix, Plan
 from .selection import Selection, select
@@ -22,6 +22,7 @@ from .store import Record, Scored, Status, Store, in_order, read_results, write_
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 2
+_FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
 
@@ -125,8 +126,10 @@ def scan(
         what `plan` raises; UsageError: no_such_device; ResultError: the record or a file cannot be written;
         ComputeError: all_failed.
     """
-    plan = planning.plan(model, top_percent=top_percent, modules=modules, name=name, out=out, max_nbytes=max_nbytes)
-    method = None if precision is None else Method(precision)
+    method = _method(precision)
+    plan = planning.plan(
+        model, top_percent=top_percent, modules=modules, name=name, out=out, max_nbytes=max_nbytes, precision=method
+    )
     for event in run(plan, fresh=fresh, method=method, device=open_device(device)):
         if on_event is not None:
             on_event(event)
@@ -137,13 +140,18 @@ def scan(
 
 def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU) -> Iterator[Event]:
     """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record."""
-    foreign = None if fresh else _foreign_result(plan)
+    foreign = None if fresh or method else _foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results)
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(plan.outputs.record, _identity(plan, method), fresh=fresh) as store:
+    with Store(plan.outputs.record, _identity(plan), fresh=fresh) as store:
         known = store.records()
+        again = [
+            w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
+        ]
+        store.drop(again)
+        known = {module: record for module, record in known.items() if module not in again}
         todo = [w for w in plan.matrices if w.module not in known]
         yield ScanStarted(plan, len(plan.matrices) - len(todo), store.dropped, None)
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
@@ -159,7 +167,10 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
                 f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
                 reason="all_failed",
             )
-        write_results(plan.outputs.results, known.values())
+        # Part of a group would be ranked as if it were the whole.
+        whole = {g for g, names in plan.members.items() if names <= known.keys() or asked & names}
+        published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
+        write_results(plan.outputs.results, published)
         yield ScanFinished(_finish(plan, records, _lines(records)))
 
 
@@ -184,7 +195,9 @@ def _records(
 def _record(matrix: Matrix, measured: Measured) -> Record:
     spectrum = measured.spectrum
     status, detail = Status.OK, ""
-    if spectrum is Failure.OUT_OF_RANGE:
+    if spectrum is Failure.OUT_OF_RANGE and not measured.not_finite:
+        status, detail = Status.OUT_OF_RANGE, "the squares of its weights do not fit the method"
+    elif spectrum is Failure.OUT_OF_RANGE:
         status = Status.NOT_FINITE
         detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
     elif spectrum is Failure.NOT_CONVERGED:
@@ -201,17 +214,35 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
         method=None if isinstance(spectrum, Failure) else str(spectrum.method),
         device=measured.device,
         score=measured.score,
-        singular_values=_NO_VALUES if isinstance(spectrum, Failure) else spectrum.values.astype(np.float32),
+        singular_values=_NO_VALUES
+        if isinstance(spectrum, Failure)
+        else np.minimum(spectrum.values, _FLOAT32_MAX).astype(np.float32),
         compute_s=measured.compute_s,
     )
 
 
-def _identity(plan: Plan, method: Method | None) -> dict[str, Any]:
+def _method(precision: Method | str | None) -> Method | None:
+    if precision in (None, "auto"):
+        return None
+    if precision not in list(Method):
+        raise UsageError(f"there is no precision {precision!r}", reason="no_such_precision")
+    return Method(precision)
+
+
+def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) -> bool:
+    """Whether a recorded matrix is to be computed again, for this plan and these options."""
+    if fresh or (method is not None and record.method != method):
+        return True
+    # Kept inexact under a memory limit that is gone.
+    inexact = record.score is not None and record.score.error > TOLERANCE and record.method != Method.SVD
+    return inexact and method is None and plan.max_nbytes is None
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
     return {
         "path": str(plan.source.path),
         "shards": [[s.name, s.nbytes, s.mtime_ns] for s in plan.source.shards],
         "engine": _ENGINE,
-        "precision": method,
     }
 
 
@@ -221,7 +252,13 @@ def _foreign_result(plan: Plan) -> list[Scored] | None:
         return None
     wanted = {(w.module, w.group) for w in plan.matrices}
     lines = [line for line in read_results(plan.outputs.results) if (line.module, line.group) in wanted]
-    return lines if len(lines) == len(wanted) else None
+    if len(lines) < len(wanted):
+        raise ResultError(
+            f"{plan.outputs.results} lacks {len(wanted) - len(lines)} modules and is not this program's own",
+            reason="other_result",
+            hint="give the scan a name with --name, or replace the file with --fresh",
+        )
+    return lines
 
 
 def _lines(records: Sequence[Record]) -> list[Scored]:

@@ -12,6 +12,7 @@ division by S[0], and its tau has a factor 1/sqrt(n) that the code drops). Pure 
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -79,15 +80,16 @@ def score(
     tau = sigma * (1 + math.sqrt(beta))
     # Strictly above: where sigma is 0 every positive value is signal and every zero is noise, as in Spectrum.
     is_signal = s > tau
-    signal, noise = float(s[is_signal].sum()), float(s[~is_signal].sum())
-    degeneracy = _degeneracy(s, is_signal, noise)
+    degeneracy = _degeneracy(s, is_signal)
     if degeneracy is Degeneracy.VECTOR:
         # A norm's weight: its one singular value is above tau = 0, and (S[0] / 1.0) / S[0] is 1.
         snr, error = 1.0, 0.0
     elif degeneracy is Degeneracy.ZERO:
         snr, error = 0.0, 0.0
     else:
-        snr = signal / (noise or 1.0) / float(s[0])
+        # In units of S[0], since a sum of what is legal in float64 need not be.
+        signal, noise = (float((s[part] / s[0]).sum()) for part in (is_signal, ~is_signal))
+        snr = min(signal / noise / float(s[0]), sys.float_info.max) if noise else signal
         tau_error = _tau_error(exact if errors is None else errors, beta)
         error = _error(s, exact if errors is None else errors, exact if drift is None else drift, tau, tau_error)
     return Score(
@@ -103,14 +105,14 @@ def score(
     )
 
 
-def _degeneracy(s: np.ndarray, is_signal: np.ndarray, noise: float) -> Degeneracy | None:
+def _degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
     if len(s) == 1:
         return Degeneracy.VECTOR
     if s[0] == 0:
         return Degeneracy.ZERO
     if is_signal.all():
         return Degeneracy.EMPTY_NOISE
-    return Degeneracy.ZERO_NOISE if noise == 0 else None
+    return None if s[~is_signal].any() else Degeneracy.ZERO_NOISE
 
 
 def _tau_error(errors: np.ndarray, beta: float) -> float:

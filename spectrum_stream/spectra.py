@@ -126,6 +126,10 @@ def singular_values(
     # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail the comparison as well.
     usable = [i for i, trace in enumerate(traces) if smallest < trace < torch.inf]
     results: list[Spectrum | Failure] = [Failure.OUT_OF_RANGE] * len(ws)
+    for i, trace in enumerate(traces):
+        if trace == 0 and not ws[i].any():
+            zeros = np.zeros(k.shape[1])
+            results[i] = Spectrum(zeros, zeros, zeros, method)
     for part in [[i] for i in usable] if looped else [usable] if usable else []:
         # Metal has no eigenvalues.
         chosen = k if len(part) == len(ws) else k[part]

@@ -37,6 +37,7 @@ class Status(StrEnum):
 
     OK = "ok"
     NOT_FINITE = "not_finite"  # the weights hold NaN or Inf
+    OUT_OF_RANGE = "out_of_range"  # finite, but their squares do not fit the method that was asked for
     NO_CONVERGENCE = "no_convergence"  # LAPACK gave up
 
 
@@ -93,7 +94,10 @@ _COLUMNS = [
     "singular_values",
     *_SCORE_COLUMNS,
 ]
+# Raise it with any change of the tables.
+_SCHEMA_VERSION = 1
 _SCHEMA = f"""
+PRAGMA user_version = {_SCHEMA_VERSION};
 CREATE TABLE IF NOT EXISTS source (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS matrices ({", ".join(_COLUMNS)}, PRIMARY KEY (module));
 """
@@ -109,7 +113,7 @@ class Store:
             identity: what the rows depend on: `path`, the checkpoint; the size and time of each shard; the
                 options and the version that change a number. Rows made for another state of the same
                 checkpoint are dropped.
-            fresh: drop what is there whatever it is.
+            fresh: replace what is there if it is damaged or another checkpoint's.
 
         Raises:
             ResultError: other_model, the record is of another checkpoint; locked; corrupt; unwritable.
@@ -137,6 +141,7 @@ class Store:
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
+                self._check_version()
                 self._db.executescript(_SCHEMA)
                 self._adopt(dict(identity), fresh)
         except BaseException:
@@ -147,7 +152,12 @@ class Store:
         """All rows, by module."""
         with self._faults():
             rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
-        return {record.module: record for record in map(_from_row, rows)}
+            return {record.module: record for record in map(_from_row, rows)}
+
+    def drop(self, modules: Iterable[str]) -> None:
+        """Forget the rows of some modules; they are to be computed again."""
+        with self._faults():
+            self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
 
     def add(self, record: Record) -> None:
         """Write one row, or replace it; it is there for good when this returns, even if the process dies."""
@@ -161,6 +171,16 @@ class Store:
     def __exit__(self, *exc: object) -> None:
         self._db.close()
 
+    def _check_version(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and version != _SCHEMA_VERSION:
+            raise ResultError(
+                f"{self.path} is the record of another version of this program, or of another program",
+                reason="corrupt",
+                hint="start over with --fresh",
+            )
+
     def _adopt(self, identity: dict[str, Any], fresh: bool) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         row = self._db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
@@ -171,9 +191,8 @@ class Store:
                 reason="other_model",
                 hint="give this one a name with --name, or start over with --fresh",
             )
-        if fresh or stored != json.loads(json.dumps(identity)):
-            deleted = self._db.execute("DELETE FROM matrices").rowcount
-            self.dropped = 0 if fresh else deleted
+        if stored != json.loads(json.dumps(identity)):
+            self.dropped = self._db.execute("DELETE FROM matrices").rowcount
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
         self._db.execute("COMMIT")
 
@@ -266,7 +285,10 @@ def _is_number(value: Any) -> bool:
 
 def _ranked(snr: float) -> float:
     # A NaN compares false with everything and would scramble a sort.
-    return -math.inf if math.isnan(snr) else float(snr)
+    try:
+        return -math.inf if math.isnan(snr) else float(snr)
+    except OverflowError:
+        return math.inf
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -57,6 +57,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
         "empty.weight": torch.ones(0, 4),
         "packed.weight": torch.ones(2, 3, dtype=torch.uint8),
         "fp8.weight": torch.ones(2, 3).to(torch.float8_e4m3fn),
+        "gptq.qweight": torch.ones(2, 3, dtype=torch.int32),
     }
     a_plan = plan(str(save({"a.weight": torch.ones(2, 3), **odd})))
     assert reasons(a_plan) == {
@@ -69,8 +70,10 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
         "empty.weight": Skip.EMPTY,
         "packed.weight": Skip.UNSUPPORTED_DTYPE,
         "fp8.weight": Skip.UNSUPPORTED_DTYPE,
+        "gptq.qweight": Skip.UNSUPPORTED_DTYPE,
     }
-    assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "packed.weight"]
+    assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures
+    assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
-from spectrum_stream.errors import CheckpointError, ComputeError, ResultError
+from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
 from spectrum_stream.scanning import Event, run
 from spectrum_stream.snr import Degeneracy
 from spectrum_stream.store import Scored, Status
@@ -154,11 +154,16 @@ def test_a_result_that_spectrum_left_is_reused(save: Save) -> None:
     assert computed(collect(folder, fresh=True))
 
 
-def test_a_result_that_lacks_a_module_is_not_reused(save: Save) -> None:
+def test_a_result_of_another_program_that_lacks_a_module_is_left_alone(save: Save) -> None:
     folder = save({f"layers.{i}.up.weight": torch.ones(2, 3) for i in range(2)})
     Path("model_snr_results").mkdir()
-    Path("model_snr_results/snr_results_x.json").write_text('{"layers.0.up": {"snr": 1.0, "type": "up"}}')
-    assert len(computed(collect(folder))) == 2
+    theirs = '{"layers.0.up": {"snr": 1.0, "type": "up"}}'
+    Path("model_snr_results/snr_results_x.json").write_text(theirs)
+    with pytest.raises(ResultError) as error:
+        collect(folder)
+    assert error.value.reason == "other_result"
+    assert Path("model_snr_results/snr_results_x.json").read_text() == theirs
+    assert len(computed(collect(folder, fresh=True))) == 2
 
 
 def test_a_matrix_with_nan_is_recorded_and_the_others_are_scored(save: Save) -> None:
@@ -232,8 +237,56 @@ def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) ->
     collect(folder)
     for precision in ("fp64", "svd"):
         events = collect(folder, precision=precision)
-        assert started(events).dropped > 0
+        assert not computed(collect(folder, precision=precision))
         assert {e.record.method for e in events if isinstance(e, MatrixScored)} == {precision}
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"precision": "svd"}], ids=str)
+def test_computing_one_group_again_keeps_the_others(save: Save, options: dict[str, object]) -> None:
+    folder = save(llama_tensors(3))
+    collect(folder)
+    events = collect(folder, modules=["mlp.up_proj"], **options)
+    assert len(computed(events)) == 3
+    assert len(results()) == len(llama_tensors(3))
+
+
+def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
+    folder = save(llama_tensors(3), shards=2)
+    events = run(plan(str(folder), name="x"))
+    first = computed([next(events) for _ in range(10)])
+    events.close()  # type: ignore[attr-defined]
+    collect(folder, modules=["model.norm"])
+    counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
+    members = plan(str(folder)).members
+    assert first and counts["model.norm"] == 1
+    assert all(count == len(members[str(group)]) for group, count in counts.items())
+
+
+def test_a_head_that_is_no_longer_tied_is_no_longer_published(save: Save) -> None:
+    collect(save(llama_tensors(1, head=False), config=TIED))
+    collect(save(llama_tensors(1, head=False), config={**TIED, "tie_word_embeddings": False}))
+    assert "lm_head" not in results()
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "fp32"}, {"precision": "fp64"}, {"max_nbytes": 300_000_000}], ids=str
+)
+def test_a_zero_matrix_is_zero_by_every_method(save: Save, options: dict[str, object]) -> None:
+    folder = save({"a.weight": torch.zeros(60, 70), "b.weight": torch.zeros(9)})
+    assert isinstance(collect(folder, **options)[-1], ScanFinished)
+    assert results()["a"]["snr"] == 0.0 and results()["b"]["snr"] == 1.0
+
+
+def test_weights_at_the_edge_of_float64_have_a_finite_score(save: Save) -> None:
+    w = torch.randn(24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e306
+    assert scan(str(save({"a.weight": w})), name="x").complete
+
+
+def test_a_precision_that_does_not_exist(save: Save) -> None:
+    folder = save(llama_tensors(1))
+    assert collect(folder, precision="auto")
+    with pytest.raises(UsageError):
+        collect(folder, precision="bogus")
 
 
 def test_a_memory_limit_reaches_the_engine(save: Save) -> None:

@@ -121,6 +121,18 @@ def test_the_record_of_another_checkpoint_is_refused_and_left_alone(tmp_path: Pa
         assert not store.records()
 
 
+def test_a_row_of_another_version_is_corrupt_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store(path, IDENTITY) as store:
+        store.add(record())
+    database = sqlite3.connect(path)
+    database.execute("UPDATE matrices SET status = 'from the future'")
+    database.commit()
+    database.close()
+    with Store(path, IDENTITY) as store, refused("corrupt"):
+        store.records()
+
+
 def test_two_scans_of_one_model_do_not_share_a_record(tmp_path: Path) -> None:
     with Store(tmp_path / "r.sqlite", IDENTITY), refused("locked"):
         Store(tmp_path / "r.sqlite", IDENTITY)
@@ -146,8 +158,10 @@ def test_a_database_of_another_program(tmp_path: Path) -> None:
     database.execute("INSERT INTO matrices VALUES (1)")
     database.commit()
     database.close()
-    with pytest.raises(ResultError), Store(path, IDENTITY) as store:
-        store.records()
+    with refused("corrupt"):
+        Store(path, IDENTITY)
+    with Store(path, IDENTITY, fresh=True) as store:
+        assert not store.records()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..selection import Selection
 # Spectrum always trains these two, whatever the model calls them and whether or not it has them.
 ALWAYS = ("^lm_head.weight$", "^model.embed_tokens.weight$")
 
-# Unquoted in YAML, unescaped in a regular expression: only names of such characters mean themselves in both.
+# Unquoted in YAML, unescaped in a regular expression: names of other characters do not mean themselves in both.
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _ROWS = re.compile(r"^(.+)\[[0-9]*(?::[0-9]*)?\]$")
 _DOT = re.compile(r"\.(?!\+)")
@@ -79,6 +79,7 @@ class Pattern:
 
 
 def _plain(name: str) -> str:
-    if not _PLAIN.fullmatch(name):
+    # `2`, `null` and `no` are plain and still no strings in YAML.
+    if not _PLAIN.fullmatch(name) or (name and yaml.safe_load(name) != name):
         raise ResultError(f"the name {name!r} cannot be written as a pattern for Axolotl", reason="unsafe_name")
     return name

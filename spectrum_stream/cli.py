@@ -211,6 +211,8 @@ def demo_command(
         )
     model = str(Path(package.origin).parent / "model")
     plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
+    # A demo that took over the published result beside it would show nothing.
+    fresh = fresh or not plan.outputs.record.exists()
     _scan(Output(as_json=as_json, quiet=quiet), plan, fresh, Precision.AUTO, "auto", None)
 
 

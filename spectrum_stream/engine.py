@@ -257,7 +257,7 @@ def _on_every_core(
 ) -> Iterator[tuple[Matrix, Measured]]:
     # The longest first, or a long one at the end leaves the other cores idle.
     batch.sort(key=lambda item: -item[0].work)
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+    with one_thread_each(), ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run, item) for item in batch]
         try:
             for future in as_completed(futures):
@@ -268,7 +268,8 @@ def _on_every_core(
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
+    """LAPACK on one thread: beside a busy program, threads that share a matrix can be a hundred times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,12 +1,11 @@
 """Checkpoints for the tests: small ones made here, and two real ones from registry packages."""
 
-import contextlib
 import importlib.util
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from spectrum_stream.engine import one_thread_each
 
 from .real_checkpoints import make_smollm2
 
@@ -42,23 +43,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         sys.stderr.write(f"\nskipped in CI: {', '.join(_skipped)}\n")
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """LAPACK on one thread: beside a busy program, threads that share a matrix can be a hundred times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def reference_score(w: torch.Tensor) -> float:
     """Spectrum's score by the book: float64 `svdvals`, then its formula, step by step as its code has it."""
     w = w.detach().to(torch.float64)
     if w.ndim < 2:
         w = w.unsqueeze(0)
-    with one_thread():
+    with one_thread_each():
         s = torch.linalg.svdvals(w).numpy()
     n, m = w.shape
     sigma = (np.quantile(s, 0.75) - np.quantile(s, 0.25)) / 1.349

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.engine import TOLERANCE
+from spectrum_stream.engine import TOLERANCE, one_thread_each
 from spectrum_stream.engine import measure as measure_batch
 from spectrum_stream.snr import Degeneracy, Score, score
 from spectrum_stream.spectra import (
@@ -23,12 +23,12 @@ from spectrum_stream.spectra import (
     singular_values,
 )
 
-from .conftest import one_thread, reference_score
+from .conftest import reference_score
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _on_one_thread() -> Iterator[None]:
-    with one_thread():
+    with one_thread_each():
         yield
 
 

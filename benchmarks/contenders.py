@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from safetensors import safe_open
 
 from spectrum_stream import Plan, plan, scan
 from spectrum_stream.engine import measure_all, open_device
-from spectrum_stream.planning import Matrix
+from spectrum_stream.matrices import Matrix
 from spectrum_stream.snr import score
+from spectrum_stream.sources import LocalShard
 
 Shape = tuple[int, int]
 Item = tuple[Matrix, torch.Tensor]
@@ -183,7 +183,7 @@ def _in_memory(todo: Plan) -> list[Item]:
 
 def _tensors(todo: Plan) -> Iterator[Item]:
     """The plan's weights in its order, as (n, m) views of the mapped files."""
-    paths: dict[str, Path] = {shard.name: shard.path for shard in todo.source.shards}
+    paths = {shard.name: shard.path for shard in todo.source.shards if isinstance(shard, LocalShard)}
     file: Any = None
     shard = None
     for w in todo.matrices:

@@ -15,6 +15,7 @@ import torch
 
 from spectrum_stream import Plan, plan, select
 from spectrum_stream.naming import group_of
+from spectrum_stream.sources import LocalShard
 from spectrum_stream.store import Scored
 
 from . import contenders
@@ -139,6 +140,7 @@ def _before_turn(todo: Plan, settings: Settings) -> None:
     if not settings.cold:
         return
     for shard in todo.source.shards:
+        assert isinstance(shard, LocalShard)
         handle = os.open(shard.path, os.O_RDONLY)
         try:
             # Pages that are not on the disk yet would stay.

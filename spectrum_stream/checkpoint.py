@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .errors import BadHeader, BadIndex
 from .header import PREFIX_NBYTES, TensorInfo, header_nbytes, parse_header
-from .source import LocalSource, Shard
+from .sources import Shard, Source
 
 # One read brings most headers whole: 100 kB is the median of published shards.
 _PROBE_NBYTES = 100_000
@@ -29,12 +29,12 @@ class Checkpoint:
         warnings: the source's, and what index and headers disagree on without harm.
     """
 
-    source: LocalSource
+    source: Source
     tensors: tuple[tuple[Shard, TensorInfo], ...]
     warnings: tuple[str, ...]
 
 
-def read_checkpoint(source: LocalSource) -> Checkpoint:
+def read_checkpoint(source: Source) -> Checkpoint:
     """Read the headers of all shards.
 
     Raises:
@@ -79,17 +79,17 @@ def read_header(shard: Shard) -> list[TensorInfo]:
     except BadHeader as error:
         foreign = next((what for start, what in _FOREIGN_STARTS.items() if probe.startswith(start)), None)
         raise BadHeader(
-            f"{shard.path}: {foreign or error}",
+            f"{shard.where}: {foreign or error}",
             reason=error.reason,
             hint=None if foreign else "download it again: the shard is damaged or incomplete",
         ) from error
 
 
-def _check_index(source: LocalSource, tensors: dict[str, tuple[Shard, TensorInfo]]) -> None:
+def _check_index(source: Source, tensors: dict[str, tuple[Shard, TensorInfo]]) -> None:
     assert source.weight_map is not None
     if missing := [name for name in source.weight_map if name not in tensors]:
         raise BadIndex(
-            f"the index of {source.path} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
+            f"the index of {source.where} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
             f"which does not hold it ({len(missing)} such in all)",
             reason="tensor_missing",
             hint="index and shards are of different versions: download both again",

@@ -7,6 +7,7 @@ turns them into one sentence and an exit code.
 """
 
 import importlib.util
+import logging
 import os
 import re
 import shlex
@@ -22,7 +23,8 @@ import typer
 from . import __version__, planning, report
 from .errors import SpectrumStreamError, UsageError
 from .exporters import axolotl
-from .output import Output, ProgressView
+from .fetching import Fetch
+from .output import LogNotes, Output, ProgressView
 from .planning import RESULTS_FOLDER
 from .report import printable
 from .selection import Selection, select
@@ -46,7 +48,10 @@ app = typer.Typer(
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="A folder of safetensors shards, or one .safetensors file."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder of shards, one .safetensors file, or a repo on the Hub: org/name, org/name@revision.",
+    ),
 ]
 ModelNameOption = Annotated[
     str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag.")
@@ -77,6 +82,20 @@ MaxMemoryOption = Annotated[
         help="Bound the memory of the process's own, mapped files not counted: 1.5GB, 800MiB.",
     ),
 ]
+FetchOption = Annotated[
+    Fetch,
+    typer.Option(
+        "--fetch",
+        help="How a repo is read: range fetches only the matrices, shard one shard after another and deletes it, "
+        "cache downloads to the Hugging Face cache; auto takes range or shard, as suits each shard.",
+    ),
+]
+MaxDiskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-disk", metavar="SIZE", help="Bound the disk that shards take which are downloaded to be deleted."
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 
 
@@ -104,12 +123,14 @@ def plan_command(
     name: NameOption = None,
     out: OutOption = Path(RESULTS_FOLDER),
     max_memory: MaxMemoryOption = None,
+    fetch: FetchOption = Fetch.AUTO,
+    max_disk: MaxDiskOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
 ) -> None:
     """Show what a scan would read, score, skip, cost and write. Reads headers only."""
-    output = Output(as_json=as_json, quiet=quiet)
+    output = _output(as_json, quiet)
     typed = _model(model, model_name)
     plan = planning.plan(
         typed,
@@ -117,7 +138,9 @@ def plan_command(
         modules=_patterns(modules),
         name=name,
         out=out,
-        max_nbytes=_nbytes(max_memory),
+        max_nbytes=_nbytes(max_memory, "--max-memory"),
+        fetch=fetch,
+        max_disk_nbytes=_nbytes(max_disk, "--max-disk"),
     )
     for warning in plan.warnings:
         output.warn(warning)
@@ -147,12 +170,14 @@ def scan_command(
         str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "auto",
     max_memory: MaxMemoryOption = None,
+    fetch: FetchOption = Fetch.AUTO,
+    max_disk: MaxDiskOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
 ) -> None:
     """Score every weight matrix of MODEL; with --top-percent, write the selection for the trainer too."""
-    output = Output(as_json=as_json, quiet=quiet)
+    output = _output(as_json, quiet)
     typed = _model(model, model_name)
     patterns = _patterns(modules)
     if interactive:
@@ -165,8 +190,10 @@ def scan_command(
         modules=patterns,
         name=name,
         out=out,
-        max_nbytes=_nbytes(max_memory),
+        max_nbytes=_nbytes(max_memory, "--max-memory"),
         precision=precision,
+        fetch=fetch,
+        max_disk_nbytes=_nbytes(max_disk, "--max-disk"),
     )
     _scan(output, plan, fresh, precision, device, patterns)
 
@@ -182,7 +209,7 @@ def select_command(
     quiet: QuietOption = False,
 ) -> None:
     """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
-    output = Output(as_json=as_json, quiet=quiet)
+    output = _output(as_json, quiet)
     selection = select(result, top_percent, modules=_patterns(modules))
     path = Path(f"{result.stem}_unfrozenparameters_{top_percent:g}percent.yaml")
     write_atomically(path, axolotl.render(selection))
@@ -213,7 +240,18 @@ def demo_command(
     plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
     # A demo that took over the published result beside it would show nothing.
     fresh = fresh or not plan.outputs.record.exists()
-    _scan(Output(as_json=as_json, quiet=quiet), plan, fresh, Precision.AUTO, "auto", None)
+    _scan(_output(as_json, quiet), plan, fresh, Precision.AUTO, "auto", None)
+
+
+def _output(as_json: bool, quiet: bool) -> Output:
+    output = Output(as_json=as_json, quiet=quiet)
+    # Of what huggingface_hub has to say, only how long it waits is news here.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in ("spectrum_stream", "huggingface_hub.utils._http"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [LogNotes(output)], False
+        logger.setLevel(logging.WARNING)
+    return output
 
 
 def _scan(
@@ -235,7 +273,7 @@ def _scan(
     device = open_device(device_name)
     method = None if precision is Precision.AUTO else Method(precision)
     output.note(
-        f"{plan.source.path}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read, on {device}"
+        f"{plan.source}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read, on {device}"
     )
     result: ScanResult | None = None
     try:
@@ -295,13 +333,13 @@ def _patterns(modules: list[str] | None) -> list[str] | None:
     return patterns or None
 
 
-def _nbytes(size: str | None) -> int | None:
+def _nbytes(size: str | None, option: str) -> int | None:
     """Bytes of `800MiB`, `1.5GB`, `1.5G` or a plain number."""
     if size is None:
         return None
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKMGT]?)(i?)B?\s*", size)
     if match is None:
-        raise UsageError(f"{size!r} is not a size", reason="bad_size", hint="--max-memory 1.5GB")
+        raise UsageError(f"{size!r} is not a size", reason="bad_size", hint=f"{option} 1.5GB")
     exponent = " kMGT".index(match[2].replace("K", "k") or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
 

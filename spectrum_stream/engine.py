@@ -19,7 +19,7 @@ import torch
 
 from .costs import cores, gram_nbytes, svd_nbytes
 from .errors import UsageError
-from .planning import Matrix
+from .matrices import Matrix
 from .snr import Score, score
 from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products, singular_values
 
@@ -200,7 +200,7 @@ def _fitting(ws: Sequence[torch.Tensor], method: Method, device: Device, compute
 
 
 def measure_all(
-    items: Iterable[Item],
+    items: Iterable[Item | None],
     *,
     method: Method | None = None,
     device: Device = CPU,
@@ -211,7 +211,9 @@ def measure_all(
     """Measure a stream of matrices; yields each as it is done, in an order that suits the machine.
 
     Args:
-        items: matrices with their tensors; taken from only as fast as they are computed.
+        items: matrices with their tensors; taken from only as fast as they are computed. None says that the next
+            one may take its time, or waits for those before to be computed: nothing is held back then. When a
+            matrix is yielded, nothing here holds its tensor any more.
         workers: how many small matrices run at once on a CPU; None for one a core.
         method, device, limit_nbytes, compute: as for `measure`.
     """
@@ -226,7 +228,9 @@ def measure_all(
 
     def flush(batch: list[Item]) -> Iterator[tuple[Matrix, Measured]]:
         if device.batch_nbytes:
-            yield from run(batch)
+            measured = run(batch)
+            batch.clear()
+            yield from measured
         else:
             yield from _on_every_core(lambda item: run([item], workers), batch, workers)
 
@@ -234,22 +238,30 @@ def measure_all(
     waiting: dict[tuple[int, int, str] | None, list[Item]] = {}
     with exact_products():
         for item in items:
+            if item is None:
+                while waiting:
+                    yield from flush(waiting.popitem()[1])
+                continue
             matrix = item[0]
             if not matrix.is_small:
-                yield from run([item])
+                measured = run([item])
+                del item
+                yield from measured
                 continue
             key = (matrix.n, matrix.m, matrix.dtype) if device.batch_nbytes else None
             batch = waiting.setdefault(key, [])
             batch.append(item)
+            del item
             full = (
                 (len(batch) + 1) * gram_nbytes(matrix.n, matrix.m, 4) > device.batch_nbytes
                 if device.batch_nbytes
                 else len(batch) >= workers * _WAITING_PER_WORKER
             )
             if full:
+                del batch
                 yield from flush(waiting.pop(key))
-        for batch in waiting.values():
-            yield from flush(batch)
+        while waiting:
+            yield from flush(waiting.popitem()[1])
 
 
 def _on_every_core(
@@ -259,6 +271,7 @@ def _on_every_core(
     batch.sort(key=lambda item: -item[0].work)
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run, item) for item in batch]
+        batch.clear()
         try:
             for future in as_completed(futures):
                 yield from future.result()

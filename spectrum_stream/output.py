@@ -4,11 +4,22 @@ Data goes to stdout; progress, notes and errors go to stderr. Foreign strings ar
 """
 
 import json
+import logging
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from . import report
 from .errors import SpectrumStreamError
@@ -16,7 +27,7 @@ from .report import printable
 
 if TYPE_CHECKING:
     # At run time this would import torch.
-    from .scanning import Event, MatrixScored
+    from .scanning import Event, MatrixScored, ScanStarted
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.05
@@ -62,6 +73,18 @@ class Output:
             self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
 
 
+class LogNotes(logging.Handler):
+    """What is logged, the waiting for a server above all, as notes; but no addresses, which can hold signatures."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "://" not in (message := record.getMessage()):
+            self._output.note(message)
+
+
 class ProgressView:
     """A bar on a terminal; elsewhere a line every 5% or 30 s. The ETA goes by work left, not by matrices."""
 
@@ -70,12 +93,17 @@ class ProgressView:
         self._bar: Progress | None = None
         self._started = self._last_line = time.monotonic()
         self._last_share = 0.0
+        self._event: MatrixScored | None = None
+        self._scan: ScanStarted | None = None
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
         if output.stderr.is_terminal and not output.quiet:
             self._bar = Progress(
                 TextColumn("{task.fields[count]}"),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
+                _Live(self._network),
                 TextColumn("{task.fields[module]}", markup=False),
                 console=output.stderr,
                 transient=True,
@@ -85,16 +113,22 @@ class ProgressView:
         if self._bar is not None:
             self._bar.start()
             self._bar.add_task("", total=None, count="", module="")
+        else:
+            self._ticker.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
+        else:
+            self._ticker.join()
 
     def on_event(self, event: "Event") -> None:
         from .scanning import MatrixScored, ScanStarted
 
         if isinstance(event, ScanStarted):
+            self._scan = event
             total = len(event.plan.matrices)
             if event.foreign is not None:
                 self._output.note(
@@ -107,6 +141,7 @@ class ProgressView:
             elif event.done:
                 self._output.note(f"resuming: {event.done} of {total} matrices are done")
         elif isinstance(event, MatrixScored):
+            self._event = event
             self._advance(event)
 
     def _advance(self, event: "MatrixScored") -> None:
@@ -119,11 +154,51 @@ class ProgressView:
                 module=printable(event.record.module),
             )
             return
-        now = time.monotonic()
-        share = event.work_done / event.work_total if event.work_total else 1.0
-        due = share >= self._last_share + _LINE_EVERY_SHARE or now >= self._last_line + _LINE_EVERY_S
-        if not due and event.done < event.total:
-            return
+        share = _share(event)
+        if share >= self._last_share + _LINE_EVERY_SHARE or event.done == event.total:
+            self._line()
+
+    def _tick(self) -> None:
+        # Apart from the events, since a shard can take minutes to come.
+        while not self._ended.wait(1.0):
+            if self._scan is not None and time.monotonic() >= self._last_line + _LINE_EVERY_S:
+                self._line()
+
+    def _line(self) -> None:
+        event, now = self._event, time.monotonic()
+        share = 0.0 if event is None else _share(event)
         self._last_line, self._last_share = now, share
-        left = (now - self._started) * (1 - share) / share if share else 0.0
-        self._output.note(f"{event.done}/{event.total} matrices, {share:.0%}, {report.duration(left)} left")
+        parts = [f"{event.done}/{event.total} matrices, {share:.0%}"] if event is not None else []
+        if share:
+            parts.append(f"{report.duration((now - self._started) * (1 - share) / share)} left")
+        if network := self._network():
+            parts.append(network)
+        if parts:
+            self._output.note(", ".join(parts))
+
+    def _network(self) -> str:
+        """`120 of 640 MB at 24 MB/s, waiting for the network`, or nothing for a local checkpoint."""
+        if self._scan is None or not self._scan.fetch_nbytes:
+            return ""
+        seconds = time.monotonic() - self._started
+        fetched, starved = self._scan.traffic.fetched_nbytes, self._scan.traffic.starved_s
+        return (
+            f"{report.si_bytes(fetched)} of {report.si_bytes(self._scan.fetch_nbytes)} "
+            f"at {report.si_bytes(fetched / seconds) if seconds else '0 B'}/s, "
+            f"{'network' if starved > seconds / 2 else 'compute'}-bound"
+        )
+
+
+class _Live(ProgressColumn):
+    """Text that is asked for at every refresh."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, task: object) -> Text:
+        return Text(self._text())
+
+
+def _share(event: "MatrixScored") -> float:
+    return event.work_done / event.work_total if event.work_total else 1.0

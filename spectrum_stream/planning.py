@@ -1,88 +1,25 @@
 """The plan: what a scan would read, score and skip, what it costs, and where it writes.
 
-A plan is data. It is made from headers alone, in well under a second for a thousand tensors, so it can be
-looked at before any weight is read; the scan then does what the plan says and nothing else.
+A plan is data. It is made from headers alone, in well under a second for a thousand tensors on this machine,
+so it can be looked at before any weight is read; the scan then does what the plan says and nothing else.
 """
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import costs
-from .checkpoint import Checkpoint, read_checkpoint
+from . import costs, fetching
+from .checkpoint import read_checkpoint
 from .errors import CheckpointError, UsageError
-from .header import TensorInfo
-from .naming import MAX_SLUG_LENGTH, group_of, group_order, model_order, module_path, slug, tied_head
-from .source import LocalSource, open_source
+from .fetching import Extent, Fetch, Transfer, Way
+from .matrices import Matrix, Skip, Skipped, classify, pick_groups
+from .naming import MAX_SLUG_LENGTH, group_of, group_order, module_path, slug
+from .sources import Source, open_source
 
 RESULTS_FOLDER = "model_snr_results"
-# How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
-_PACKED = (".qweight", ".weight_packed", "_proj_blocks")
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-class Skip(StrEnum):
-    """Why a tensor is not scored."""
-
-    NOT_A_WEIGHT = "not_a_weight"  # a bias, a buffer, a bare parameter: Spectrum scores `.weight`s
-    NOT_A_MATRIX = "not_a_matrix"  # a scalar, a convolution, a bank of experts
-    EMPTY = "empty"  # a dimension of 0
-    NOT_CHOSEN = "not_chosen"  # its group was not asked for
-    UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether the user would expect a score here, so that the scan is not complete without it."""
-        return self is Skip.UNSUPPORTED_DTYPE
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    tensor: str
-    dtype: str
-    shape: tuple[int, ...]
-    why: Skip
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One weight to score, as an n x m matrix; a vector of k numbers is 1 x k.
-
-    Attributes:
-        module: the module's name, `model.layers.0.mlp.up_proj`.
-        group: the group in which it is ranked, `mlp.up_proj`.
-        tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
-        dtype, nbytes: as stored.
-        tied_to: the module that stores the tensor, where this one only shares it.
-    """
-
-    module: str
-    group: str
-    tensor: str
-    shard: str
-    start: int
-    dtype: str
-    n: int
-    m: int
-    nbytes: int
-    tied_to: str | None = None
-
-    @property
-    def flops(self) -> float:
-        return costs.flops(self.n, self.m)
-
-    @property
-    def work(self) -> float:
-        return costs.work(self.n, self.m)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether one core computes it as fast as several would, shared out over as many matrices."""
-        return min(self.n, self.m) <= costs.SMALL_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +49,11 @@ class Outputs:
     def sorted(self) -> Path:
         return Path(f"{self.stem}_sorted.json")
 
+    @property
+    def shards(self) -> Path:
+        """Where shards are while they are scanned that are downloaded for it."""
+        return self.folder / f".{self.stem}.shards"
+
     def unfrozen(self, top_percent: float) -> Path:
         return Path(f"{self.stem}_unfrozenparameters_{top_percent:g}percent.yaml")
 
@@ -124,20 +66,24 @@ class Plan:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         members: all modules of every group of the checkpoint, asked for or not.
         skipped: every other tensor, with the reason.
+        ways: how each shard is read, by name; shards with nothing to score are left out.
         top_percent: the selection to write, None for none.
         workers: how many small matrices are computed at once on a CPU.
         max_nbytes: the process's memory may not exceed this; None for no limit.
+        max_disk_nbytes: shards that are downloaded to be deleted may not take more; None for no limit.
         warnings: what is odd about the checkpoint, a sentence each.
     """
 
-    source: LocalSource
+    source: Source
     outputs: Outputs
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
     skipped: tuple[Skipped, ...]
+    ways: Mapping[str, Way]
     top_percent: float | None
     workers: int
     max_nbytes: int | None
+    max_disk_nbytes: int | None
     warnings: tuple[str, ...]
 
     @property
@@ -173,29 +119,50 @@ class Plan:
     @property
     def peak_nbytes(self) -> int:
         """Expected bound on the process's own memory (anonymous, so without the mapped files): all in float32."""
-        return _peak_nbytes(self.matrices, self.workers, None)
+        return _peak_nbytes(self.matrices, self.workers, None, self.buffers_nbytes)
+
+    @property
+    def buffers_nbytes(self) -> int:
+        """The part of the peak that matrices take which are fetched by range."""
+        return _buffers_nbytes(self.matrices, self.ways)
+
+    def fetched_nbytes(self, todo: Sequence[Matrix]) -> int:
+        """What comes over the network for some of the matrices, headers left out."""
+        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.ways)
+
+    @property
+    def transfers(self) -> Mapping[Way, Transfer]:
+        """What each way would take to fetch what is not on this machine; empty where everything is."""
+        return fetching.transfers(self.source.shards, _extents(self.matrices))
 
     @property
     def worst_nbytes(self) -> int:
         """The bound should the largest matrices need the most exact method, which few ever do; under a limit
         they then keep a less exact score, and the record says so."""
-        worst = costs.runtime_nbytes(self.workers) + max(
-            costs.svd_nbytes(w.n, w.m) * (self.workers if w.is_small else 1) for w in self.matrices
+        worst = (
+            costs.runtime_nbytes(self.workers)
+            + self.buffers_nbytes
+            + max(costs.svd_nbytes(w.n, w.m) * (self.workers if w.is_small else 1) for w in self.matrices)
         )
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
 
     @property
     def limit_nbytes(self) -> int | None:
         """What all the matrices that are computed at once may take together, under the limit."""
-        return None if self.max_nbytes is None else self.max_nbytes - costs.runtime_nbytes(self.workers)
+        if self.max_nbytes is None:
+            return None
+        return self.max_nbytes - costs.runtime_nbytes(self.workers) - self.buffers_nbytes
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
         return {
             "schema_version": 1,
             "model": self.source.model,
-            "path": str(self.source.path),
+            "path": self.source.where,
+            "commit": self.source.commit,
             "shards": len(self.source.shards),
+            "ways": {way: list(self.ways.values()).count(way) for way in Way if way in self.ways.values()},
+            "transfers": {way: asdict(transfer) for way, transfer in self.transfers.items()},
             "matrices": len(self.matrices),
             "groups": [
                 {"name": g.name, "count": g.count, "shapes": [list(s) for s in g.shapes], "nbytes": g.nbytes}
@@ -230,11 +197,14 @@ def plan(
     out: str | Path = RESULTS_FOLDER,
     max_nbytes: int | None = None,
     precision: str | None = None,
+    fetch: Fetch | str = Fetch.AUTO,
+    max_disk_nbytes: int | None = None,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
 
     Args:
-        model: a folder of safetensors shards, or one safetensors file.
+        model: a folder of safetensors shards, one safetensors file, or a repo of the Hugging Face Hub: `org/name`,
+            with `@revision` or without, `hf://…`, or the address of its page. A path that exists wins.
         top_percent: the share of each group to select, in (0, 100].
         modules: groups to score, by exact name or glob (`mlp.*`); None for all.
         name: what to call the model in file names instead of `model` as typed.
@@ -242,16 +212,21 @@ def plan(
         max_nbytes: a limit on the process's own memory on a CPU, mapped files not counted; fewer matrices are
             computed at once to keep it.
         precision: the method that the scan will use, which the limit has to allow for; None for the choice.
+        fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
+        max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
 
     Raises:
-        UsageError: bad_percent, no_such_group, bad_name; too_little_memory, with the number that would do.
+        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch; too_little_memory and
+            too_little_disk, with the number that would do.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
     if top_percent is not None:
         check_percent(top_percent)
+    if fetch not in list(Fetch):
+        raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
     outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or model)}")
     checkpoint = read_checkpoint(open_source(model))
-    matrices, skipped = _classify(checkpoint)
+    matrices, skipped = classify(checkpoint)
     members: dict[str, set[str]] = {}
     for matrix in matrices:
         members.setdefault(matrix.group, set()).add(matrix.module)
@@ -276,34 +251,66 @@ def plan(
             + (", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"),
             reason="nothing_to_score",
         )
+    ways = fetching.choose_ways(
+        checkpoint.source.shards, _extents(matrices), Fetch(fetch), _free_nbytes(outputs.folder), max_disk_nbytes
+    )
+    warnings = list(checkpoint.warnings)
+    if fetch == Fetch.RANGE and Way.SHARD in ways.values():
+        warnings.append("the server sends whole files only, so shards are downloaded one after another")
     return Plan(
         checkpoint.source,
         outputs,
         tuple(matrices),
         {group: frozenset(names) for group, names in members.items()},
         tuple(skipped),
+        ways,
         top_percent,
-        _workers(matrices, max_nbytes, precision),
+        _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, ways)),
         max_nbytes,
-        checkpoint.warnings,
+        max_disk_nbytes,
+        tuple(warnings),
     )
 
 
-def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None) -> int:
+def _extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
+    extents: dict[str, list[Extent]] = {}
+    for w in matrices:
+        # Two modules that share a tensor give the same extent twice, which counts once wherever extents are counted.
+        extents.setdefault(w.shard, []).append((w.start, w.start + w.nbytes))
+    return extents
+
+
+def _buffers_nbytes(matrices: Sequence[Matrix], ways: Mapping[str, Way]) -> int:
+    return fetching.ahead_nbytes(
+        [e for shard, extents in _extents(matrices).items() if ways[shard] is Way.RANGE for e in extents]
+    )
+
+
+def _free_nbytes(folder: Path) -> int:
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None, buffers_nbytes: int) -> int:
     def one(w: Matrix) -> int:
         if precision == "svd":
             return costs.svd_nbytes(w.n, w.m)
         return costs.gram_nbytes(w.n, w.m, 8 if precision == "fp64" else 4)
 
-    return costs.runtime_nbytes(workers) + max(one(w) * (workers if w.is_small else 1) for w in matrices)
+    return (
+        costs.runtime_nbytes(workers)
+        + buffers_nbytes
+        + max(one(w) * (workers if w.is_small else 1) for w in matrices)
+    )
 
 
-def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: str | None) -> int:
+def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: str | None, buffers_nbytes: int) -> int:
     """As many as there are cores, or as fit into the limit."""
     for workers in range(costs.cores(), 0, -1):
-        if max_nbytes is None or _peak_nbytes(matrices, workers, precision) <= max_nbytes:
+        if max_nbytes is None or _peak_nbytes(matrices, workers, precision, buffers_nbytes) <= max_nbytes:
             return workers
-    enough = _peak_nbytes(matrices, 1, precision)
+    enough = _peak_nbytes(matrices, 1, precision, buffers_nbytes)
     raise UsageError(
         f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
         reason="too_little_memory",
@@ -315,65 +322,6 @@ def check_percent(top_percent: float) -> None:
     """Raises UsageError(bad_percent) unless 0 < top_percent <= 100."""
     if not 0 < top_percent <= 100:
         raise UsageError(f"the percentage {top_percent:g} is not above 0 and at most 100", reason="bad_percent")
-
-
-def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The groups that any pattern names, exactly or as a glob; never by a part of the name.
-
-    Raises:
-        UsageError: no_such_group, for a pattern that names none.
-    """
-    names = sorted(set(groups), key=group_order)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
-        if not matched:
-            raise UsageError(
-                f"no group is called or matches {pattern!r}",
-                reason="no_such_group",
-                hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
-            )
-        chosen |= matched
-    return chosen
-
-
-def _classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
-    matrices: list[Matrix] = []
-    skipped: list[Skipped] = []
-    tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
-    for shard, tensor in checkpoint.tensors:
-        why, module = _skip_reason(tensor), module_path(tensor.name)
-        if why is not None or module is None:
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT))
-            continue
-        matrix = _matrix(module, tensor, shard.name, None)
-        matrices.append(matrix)
-        if tied is not None and tied[1] == tensor.name:
-            # Right behind its tensor, so that the scan has its singular values at hand.
-            matrices.append(_matrix(tied[0], tensor, shard.name, module))
-    skipped.sort(key=lambda s: model_order(s.tensor))
-    return matrices, skipped
-
-
-def _skip_reason(tensor: TensorInfo) -> Skip | None:
-    if tensor.name.endswith(_PACKED):
-        return Skip.UNSUPPORTED_DTYPE
-    if module_path(tensor.name) is None:
-        return Skip.NOT_A_WEIGHT
-    if len(tensor.shape) not in (1, 2):
-        return Skip.NOT_A_MATRIX
-    if 0 in tensor.shape:
-        return Skip.EMPTY
-    if tensor.dtype not in FLOAT_DTYPES:
-        return Skip.UNSUPPORTED_DTYPE
-    return None
-
-
-def _matrix(module: str, tensor: TensorInfo, shard: str, tied_to: str | None) -> Matrix:
-    n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
-    return Matrix(
-        module, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes, tied_to
-    )
 
 
 def _checked_slug(name: str) -> str:

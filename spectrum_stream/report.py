@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .fetching import Way
 from .planning import Plan
 from .selection import Selection, rank
 from .store import Record, Scored
@@ -71,9 +72,21 @@ def _facts(plan: Plan) -> Table:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     shards = len(plan.source.shards)
-    facts.add_row("model", foreign(f"{plan.source.path} ({shards} shard{'s' if shards != 1 else ''})"))
+    facts.add_row("model", foreign(f"{plan.source} ({shards} shard{'s' if shards != 1 else ''})"))
     facts.add_row("to score", f"{len(plan.matrices)} matrices in {len(plan.groups)} groups")
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
+    chosen = list(plan.ways.values())
+    for way, transfer in plan.transfers.items():
+        taken = chosen.count(way)
+        mark = f"  <- {'chosen' if taken == len(chosen) else f'for {taken} of {len(chosen)} shards'}" if taken else ""
+        disk = f", {si_bytes(transfer.disk_nbytes)} of disk" if transfer.disk_nbytes else ", no disk"
+        facts.add_row(
+            f"by {way}",
+            f"{si_bytes(transfer.nbytes)} in {transfer.requests} request{'s' if transfer.requests != 1 else ''}{disk}"
+            + mark,
+        )
+    if plan.transfers and (here := chosen.count(Way.MAPPED)):
+        facts.add_row("in the cache", f"{here} of {len(chosen)} shards, read in place")
     facts.add_row(
         "peak memory",
         f"{si_bytes(plan.peak_nbytes)} of its own, mapped files not counted; "

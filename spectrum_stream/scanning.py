@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from . import planning
-from .decode import read_ahead
 from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
 from .errors import ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
-from .planning import RESULTS_FOLDER, Matrix, Plan
+from .feed import Feed, Traffic
+from .fetching import Fetch
+from .matrices import Matrix
+from .planning import RESULTS_FOLDER, Plan
 from .selection import Selection, select
+from .sources import LocalShard
 from .spectra import Failure, Method
 from .store import Record, Scored, Status, Store, in_order, read_results, write_atomically, write_results
 
@@ -34,12 +37,16 @@ class ScanStarted:
         done: matrices that the record holds already.
         dropped: rows of the record that were of an earlier state of the checkpoint.
         foreign: a result that another program left, and that is taken as it is.
+        fetch_nbytes: what will come over the network, headers left out; 0 for a local checkpoint.
+        traffic: what has come so far, counted up while the scan runs.
     """
 
     plan: Plan
     done: int
     dropped: int
     foreign: Path | None
+    fetch_nbytes: int
+    traffic: Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +118,14 @@ def scan(
     precision: Method | str | None = None,
     device: str = "auto",
     max_nbytes: int | None = None,
+    fetch: Fetch | str = Fetch.AUTO,
+    max_disk_nbytes: int | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, modules, name, out, max_nbytes: as for `plan`.
+        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes: as for `plan`.
         fresh: compute everything again, whatever is recorded.
         precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -128,7 +137,15 @@ def scan(
     """
     method = _method(precision)
     plan = planning.plan(
-        model, top_percent=top_percent, modules=modules, name=name, out=out, max_nbytes=max_nbytes, precision=method
+        model,
+        top_percent=top_percent,
+        modules=modules,
+        name=name,
+        out=out,
+        max_nbytes=max_nbytes,
+        precision=method,
+        fetch=fetch,
+        max_disk_nbytes=max_disk_nbytes,
     )
     for event in run(plan, fresh=fresh, method=method, device=open_device(device)):
         if on_event is not None:
@@ -142,7 +159,7 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
     """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record."""
     foreign = None if fresh or method else _foreign_result(plan)
     if foreign is not None:
-        yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results)
+        yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
         return
     with Store(plan.outputs.record, _identity(plan), fresh=fresh) as store:
@@ -153,9 +170,12 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
         store.drop(again)
         known = {module: record for module, record in known.items() if module not in again}
         todo = [w for w in plan.matrices if w.module not in known]
-        yield ScanStarted(plan, len(plan.matrices) - len(todo), store.dropped, None)
+        traffic = Traffic()
+        yield ScanStarted(
+            plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
+        )
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for record, work in _records(plan, todo, list(known.values()), method, device):
+        for record, work in _records(plan, todo, list(known.values()), method, device, traffic):
             store.add(record)
             known[record.module] = record
             done, work_done = done + 1, work_done + work
@@ -175,21 +195,36 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
 
 
 def _records(
-    plan: Plan, todo: Sequence[Matrix], known: Sequence[Record], method: Method | None, device: Device
+    plan: Plan,
+    todo: Sequence[Matrix],
+    known: Sequence[Record],
+    method: Method | None,
+    device: Device,
+    traffic: Traffic,
 ) -> Iterator[tuple[Record, float]]:
     """A record for every matrix of `todo`, with the work that it took; two that share a tensor take it once."""
     sharing: dict[str, list[Matrix]] = {}
     for matrix in todo:
         sharing.setdefault(matrix.tensor, []).append(matrix)
-    for record in known:
-        for matrix in sharing.pop(record.tensor, ()):
+    recorded = {record.tensor: record for record in known if record.tensor in sharing}
+    feed = Feed(
+        {shard.name: shard for shard in plan.source.shards},
+        [group[0] for tensor, group in sharing.items() if tensor not in recorded],
+        plan.ways,
+        plan.outputs.shards,
+        traffic,
+        max_disk_nbytes=plan.max_disk_nbytes,
+    )
+    for tensor, record in recorded.items():
+        for matrix in sharing[tensor]:
             yield replace(record, module=matrix.module, group=matrix.group), matrix.work
-    items = read_ahead({s.name: s for s in plan.source.shards}, [group[0] for group in sharing.values()])
-    for first, measured in measure_all(
-        items, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
-    ):
-        for matrix in sharing[first.tensor]:
-            yield _record(matrix, measured), first.work if matrix is first else 0.0
+    with feed:
+        for first, measured in measure_all(
+            feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+        ):
+            feed.release(first)
+            for matrix in sharing[first.tensor]:
+                yield _record(matrix, measured), first.work if matrix is first else 0.0
 
 
 def _record(matrix: Matrix, measured: Measured) -> Record:
@@ -239,9 +274,13 @@ def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) ->
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
+    source = plan.source
+    # A commit says more than a time, and it is the same whether a shard is in the cache by now or not.
+    times = [s.mtime_ns if isinstance(s, LocalShard) and source.commit is None else None for s in source.shards]
     return {
-        "path": str(plan.source.path),
-        "shards": [[s.name, s.nbytes, s.mtime_ns] for s in plan.source.shards],
+        "path": source.where,
+        "commit": source.commit,
+        "shards": [[s.name, s.nbytes, time] for s, time in zip(source.shards, times, strict=True)],
         "engine": _ENGINE,
     }
 

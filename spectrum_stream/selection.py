@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .planning import check_percent, pick_groups
+from .matrices import pick_groups
+from .planning import check_percent
 from .store import Scored, read_results
 
 

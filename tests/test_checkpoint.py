@@ -7,7 +7,7 @@ import torch
 from spectrum_stream.checkpoint import Checkpoint, read_checkpoint
 from spectrum_stream.errors import BadHeader, BadIndex
 from spectrum_stream.header import Fault
-from spectrum_stream.source import open_source
+from spectrum_stream.sources import open_source
 
 from .conftest import Save
 

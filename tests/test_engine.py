@@ -7,7 +7,7 @@ import torch
 
 from spectrum_stream.engine import CPU, TOLERANCE, Compute, Device, Measured, measure, measure_all, open_device
 from spectrum_stream.errors import UsageError
-from spectrum_stream.planning import Matrix
+from spectrum_stream.matrices import Matrix
 from spectrum_stream.spectra import Failure, Method, Spectrum, singular_values
 
 from .conftest import reference_score

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from spectrum_stream.errors import CheckpointError, UsageError
-from spectrum_stream.planning import Outputs, Plan, Skip, pick_groups, plan
+from spectrum_stream.matrices import Skip, pick_groups
+from spectrum_stream.planning import Outputs, Plan, plan
 
 from .conftest import Save, llama_tensors
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
-from spectrum_stream.source import is_safe_shard_name, open_source
+from spectrum_stream.sources import open_source
+from spectrum_stream.sources.layout import is_safe_shard_name
 
 from .conftest import Save, llama_tensors
 

@@ -1,0 +1,136 @@
+"""Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from . import costs
+from .checkpoint import Checkpoint
+from .errors import UsageError
+from .header import TensorInfo
+from .naming import group_of, group_order, model_order, module_path, tied_head
+
+# How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
+_PACKED = (".qweight", ".weight_packed", "_proj_blocks")
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Skip(StrEnum):
+    """Why a tensor is not scored."""
+
+    NOT_A_WEIGHT = "not_a_weight"  # a bias, a buffer, a bare parameter: Spectrum scores `.weight`s
+    NOT_A_MATRIX = "not_a_matrix"  # a scalar, a convolution, a bank of experts
+    EMPTY = "empty"  # a dimension of 0
+    NOT_CHOSEN = "not_chosen"  # its group was not asked for
+    UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the user would expect a score here, so that the scan is not complete without it."""
+        return self is Skip.UNSUPPORTED_DTYPE
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    why: Skip
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One weight to score, as an n x m matrix; a vector of k numbers is 1 x k.
+
+    Attributes:
+        module: the module's name, `model.layers.0.mlp.up_proj`.
+        group: the group in which it is ranked, `mlp.up_proj`.
+        tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
+        dtype, nbytes: as stored.
+        tied_to: the module that stores the tensor, where this one only shares it.
+    """
+
+    module: str
+    group: str
+    tensor: str
+    shard: str
+    start: int
+    dtype: str
+    n: int
+    m: int
+    nbytes: int
+    tied_to: str | None = None
+
+    @property
+    def flops(self) -> float:
+        return costs.flops(self.n, self.m)
+
+    @property
+    def work(self) -> float:
+        return costs.work(self.n, self.m)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one core computes it as fast as several would, shared out over as many matrices."""
+        return min(self.n, self.m) <= costs.SMALL_SIDE
+
+
+def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
+    """What is scored, in file order, and everything else, in model order."""
+    matrices: list[Matrix] = []
+    skipped: list[Skipped] = []
+    tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
+    for shard, tensor in checkpoint.tensors:
+        why, module = _skip_reason(tensor), module_path(tensor.name)
+        if why is not None or module is None:
+            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT))
+            continue
+        matrix = _matrix(module, tensor, shard.name, None)
+        matrices.append(matrix)
+        if tied is not None and tied[1] == tensor.name:
+            # Right behind its tensor, so that the scan has its singular values at hand.
+            matrices.append(_matrix(tied[0], tensor, shard.name, module))
+    skipped.sort(key=lambda s: model_order(s.tensor))
+    return matrices, skipped
+
+
+def _skip_reason(tensor: TensorInfo) -> Skip | None:
+    if tensor.name.endswith(_PACKED):
+        return Skip.UNSUPPORTED_DTYPE
+    if module_path(tensor.name) is None:
+        return Skip.NOT_A_WEIGHT
+    if len(tensor.shape) not in (1, 2):
+        return Skip.NOT_A_MATRIX
+    if 0 in tensor.shape:
+        return Skip.EMPTY
+    if tensor.dtype not in FLOAT_DTYPES:
+        return Skip.UNSUPPORTED_DTYPE
+    return None
+
+
+def _matrix(module: str, tensor: TensorInfo, shard: str, tied_to: str | None) -> Matrix:
+    n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+    return Matrix(
+        module, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes, tied_to
+    )
+
+
+def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """The groups that any pattern names, exactly or as a glob; never by a part of the name.
+
+    Raises:
+        UsageError: no_such_group, for a pattern that names none.
+    """
+    names = sorted(set(groups), key=group_order)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matched:
+            raise UsageError(
+                f"no group is called or matches {pattern!r}",
+                reason="no_such_group",
+                hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
+            )
+        chosen |= matched
+    return chosen

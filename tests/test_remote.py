@@ -1,0 +1,377 @@
+"""Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from spectrum_stream import ScanResult, scan
+from spectrum_stream.errors import CheckpointError, SpectrumStreamError
+from spectrum_stream.planning import plan
+from spectrum_stream.sources import http
+from spectrum_stream.store import Record
+
+from . import hub_server
+from .conftest import Save, llama_tensors
+from .hub_server import COMMIT, Fault, HubServer
+
+REPO = "org/model"
+WAYS = ("range", "shard", "cache")
+
+
+@pytest.fixture
+def folder(save: Save) -> Path:
+    return save(llama_tensors(3), shards=2, config={"architectures": ["LlamaForCausalLM"]})
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """The folder as a repo on a server that this process takes for the Hub, with an empty cache."""
+    with HubServer({REPO: folder}) as server:
+        use(server, monkeypatch, tmp_path)
+        yield server
+
+
+def use(server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    # Read from HF_HOME when huggingface_hub was imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.01)
+
+
+def values(result: ScanResult) -> dict[str, tuple[object, bytes]]:
+    return {r.module: (r.score, r.singular_values.tobytes()) for r in result.records}
+
+
+def refused(model: str = REPO, **options: object) -> SpectrumStreamError:
+    with pytest.raises(SpectrumStreamError) as error:
+        scan(model, **options)  # type: ignore[arg-type]
+    # One sentence, and no address of a file: it could hold a signature.
+    assert "\n" not in str(error.value) and "/resolve/" not in str(error.value)
+    return error.value
+
+
+@pytest.mark.parametrize("fetch", WAYS)
+def test_every_way_gives_the_scores_of_the_local_scan_bit_for_bit(
+    hub: HubServer, folder: Path, working_folder: Path, fetch: str
+) -> None:
+    local = scan(str(folder), name="local", top_percent=50)
+    remote = scan(REPO, fetch=fetch, top_percent=50)
+    assert values(remote) == values(local) and remote.selection is not None and local.selection is not None
+    assert remote.selection.chosen == local.selection.chosen
+    assert remote.plan.source.commit == COMMIT
+    left = [p for p in working_folder.rglob("*") if p.suffix == ".safetensors" or p.name.endswith(".shards")]
+    assert not left
+
+
+@pytest.mark.parametrize("fetch", WAYS)
+def test_every_request_is_for_the_commit_though_the_branch_moves(
+    hub: HubServer, folder: Path, working_folder: Path, fetch: str
+) -> None:
+    a_plan = plan(REPO, fetch=fetch)
+    hub.commits["main"] = "d" * 40
+    from spectrum_stream.scanning import ScanFinished, run
+
+    (end,) = [e for e in run(a_plan) if isinstance(e, ScanFinished)]
+    assert values(end.result) == values(scan(str(folder), name="local"))
+    assert {r.path.split("/resolve/")[1][:40] for r in hub.requests if "/resolve/" in r.path} == {COMMIT}
+
+
+def test_a_branch_that_moved_between_two_scans_drops_the_old_scores(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO)
+    moved = "d" * 40
+    hub.commits |= {"main": moved, moved: moved}
+    events: list[object] = []
+    result = scan(REPO, on_event=events.append)
+    assert result.plan.source.commit == moved and getattr(events[0], "dropped") == len(result.records)  # noqa: B009
+
+
+def test_a_range_scan_fetches_the_bytes_of_the_matrices_and_no_others(hub: HubServer, working_folder: Path) -> None:
+    result = scan(REPO, modules=["self_attn.v_proj"], fetch="range")
+    fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
+    assert fetched <= 1.02 * result.plan.read_nbytes
+    assert not hub.of_kind("whole")[2:], "the index and the config are read whole, and nothing else"
+
+
+def test_compression_is_declined_in_every_request_for_bytes(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, fetch="range")
+    asked = [r for r in hub.requests if r.kind in ("probe", "data", "whole")]
+    assert asked and {r.headers["Accept-Encoding"] for r in asked} == {"identity"}
+
+
+def test_what_is_in_the_cache_is_read_in_place_and_stays(
+    hub: HubServer, folder: Path, working_folder: Path, tmp_path: Path
+) -> None:
+    scan(REPO, fetch="cache", name="first")
+    cached = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 2
+    hub.requests.clear()
+    result = scan(REPO, fetch="shard", name="second")
+    assert values(result) == values(scan(str(folder), name="local"))
+    assert {r.kind for r in hub.requests} == {"api", "whole"}, "the revision, index and config only"
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == cached and not result.plan.transfers
+
+
+def test_scores_survive_a_change_of_the_way(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, fetch="range")
+    events: list[object] = []
+    scan(REPO, fetch="cache", on_event=events.append)
+    scan(REPO, fetch="shard", on_event=events.append)
+    assert not [e for e in events if type(e).__name__ == "MatrixScored"]
+
+
+def test_a_server_without_ranges_is_read_shard_by_shard(
+    folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: folder}, ranges=False) as server:
+        use(server, monkeypatch, tmp_path)
+        result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+    assert set(result.plan.ways.values()) == {"shard"} and result.plan.warnings
+
+
+# What passes, and how often it is asked for again.
+PASSING = {
+    "429 with Retry-After": hub_server.status(429, retry_after="0"),
+    "429 with the Hub's own headers": hub_server.status(429, ratelimit='"resolvers";r=0;t=0'),
+    "500": hub_server.status(500),
+    "502": hub_server.status(502),
+    "503": hub_server.status(503),
+    "reset": hub_server.reset,
+    "cut at once": hub_server.cut(0),
+    "cut after some bytes": hub_server.cut(5000),
+    "short 206": hub_server.short_range,
+    "wrong Content-Range": hub_server.lying_range,
+    "no Content-Range": hub_server.no_content_range,
+    "compressed": hub_server.compressed,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("kind", ["probe", "data"])
+def test_a_passing_fault_costs_time_and_no_score(
+    hub: HubServer, folder: Path, working_folder: Path, kind: str, fault: Fault
+) -> None:
+    hub.script(kind, fault, fault)
+    result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503])
+def test_a_passing_fault_of_the_revision_or_of_a_download(
+    hub: HubServer, folder: Path, working_folder: Path, code: int
+) -> None:
+    hub.script("api", hub_server.status(code, retry_after="0"))
+    hub.script("head", hub_server.status(code, retry_after="0"))
+    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+
+
+def test_a_body_that_broke_off_is_resumed_and_not_fetched_again(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    hub.script("data", hub_server.cut(5000))
+    scan(REPO, fetch="range")
+    first, *others = hub.of_kind("data")
+    assert first.range is not None
+    assert (first.range[0] + 5000, first.range[1]) in [r.range for r in others]
+
+
+# What does not pass: the reason, for a fault that lasts.
+LASTING: dict[str, tuple[Fault, str]] = {
+    "500": (hub_server.status(500), "server_error"),
+    "401 without a token": (hub_server.status(401), "no_such_repo"),
+    "403": (hub_server.status(403), "forbidden"),
+    "gone": (hub_server.status(404, x_error_code="EntryNotFound"), "no_such_file"),
+    "429 for an hour": (hub_server.status(429, retry_after="3600"), "rate_limited"),
+    "reset": (hub_server.reset, "unreachable"),
+    "wrong range": (hub_server.lying_range, "bad_response"),
+    "compressed": (hub_server.compressed, "bad_response"),
+    "416": (hub_server.status(416), "changed"),
+    "another size": (hub_server.resized, "changed"),
+    "another commit": (hub_server.other_commit, "changed"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), LASTING.values(), ids=LASTING)
+def test_a_lasting_fault_is_one_clear_error(hub: HubServer, working_folder: Path, fault: Fault, reason: str) -> None:
+    hub.script("data", *[fault] * 100)
+    error = refused(fetch="range")
+    assert error.reason == reason and error.exit_code == 1
+
+
+def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    good: list[Fault] = [lambda turn: turn.answer(206, turn.partial(), turn.body())]
+    hub.script("data", *good, *[hub_server.status(500)] * 100)
+    assert refused(fetch="range").reason == "server_error"
+    hub.__dict__["_script"].clear()
+    done: list[Record] = []
+    result = scan(REPO, fetch="range", on_event=lambda e: done.append(e.record) if hasattr(e, "record") else None)
+    assert values(result) == values(scan(str(folder), name="local"))
+
+
+def test_a_server_that_stops_to_send_ranges_is_closed_and_read_by_shards(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    good: Fault = lambda turn: turn.answer(206, turn.partial(), turn.body())  # noqa: E731
+    hub.script("data", good, *[hub_server.whole] * 100)
+    result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+
+
+def test_a_redirect_loop_ends(hub: HubServer, working_folder: Path) -> None:
+    path = f"/{REPO}/resolve/{COMMIT}/model-00001-of-00002.safetensors"
+    hub.script("probe", *[hub_server.redirect(path)] * 100)
+    assert refused(fetch="range").reason == "redirect_loop"
+
+
+@pytest.mark.parametrize("kind", ["probe", "api"])
+def test_a_page_instead_of_data_is_told_apart(hub: HubServer, working_folder: Path, kind: str) -> None:
+    hub.script(kind, *[hub_server.page] * 100)
+    error = refused()
+    assert error.reason in ("bad_response", "header_too_large", "header_past_end")
+    assert kind == "api" or "HTML" in str(error)
+
+
+def test_a_shard_that_is_not_what_its_header_said_is_refused(hub: HubServer, working_folder: Path) -> None:
+    a_plan = plan(REPO, fetch="shard")
+    name = "model-00002-of-00002.safetensors"
+    files = dict(hub.repos[REPO])
+    other = bytearray(files[name].read(0, files[name].nbytes))
+    other[20] ^= 1
+    hub.repos[REPO] = files | {name: hub_server.Bytes(bytes(other))}
+    from spectrum_stream.scanning import run
+
+    with pytest.raises(CheckpointError) as error:
+        list(run(a_plan))
+    assert error.value.reason == "changed"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("org/missing", "no_such_repo"),
+        (f"{REPO}@v9", "no_such_revision"),
+        ("missing", "no_such_repo"),
+        ("hf://datasets/org/model", "bad_address"),
+        ("hf://org/model/unet", "bad_address"),
+        ("https://elsewhere.example/org/model", "bad_address"),
+        ("org/model/unet", "no_such_path"),
+        ("./org/model", "no_such_path"),
+    ],
+)
+def test_names_that_lead_nowhere(hub: HubServer, working_folder: Path, model: str, reason: str) -> None:
+    assert refused(model).reason == reason
+
+
+@pytest.mark.parametrize(
+    "form", ["{repo}", "{repo}@main", "{repo}@{commit}", "hf://{repo}", "hf://{repo}@main", "{url}/{repo}",
+             "{url}/{repo}/tree/main", "{url}/{repo}/blob/main/config.json"],
+)  # fmt: skip
+def test_every_way_to_name_a_repo(hub: HubServer, working_folder: Path, form: str) -> None:
+    source = plan(form.format(repo=REPO, commit=COMMIT, url=hub.url)).source
+    assert (source.where, source.commit) == (f"hf://{REPO}", COMMIT)
+
+
+def test_a_folder_that_exists_wins(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    (working_folder / "org").mkdir()
+    folder.rename(working_folder / REPO)
+    a_plan = plan(REPO)
+    assert a_plan.source.commit is None and not hub.requests
+    assert plan(f"hf://{REPO}").source.commit == COMMIT
+
+
+def test_errors_of_the_hub_are_told_apart(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = []
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for fault in (
+        hub_server.status(403, x_error_code="GatedRepo"),
+        hub_server.status(401, x_error_message="Invalid credentials in Authorization header"),
+        hub_server.status(401, x_error_code="RepoNotFound"),
+        hub_server.status(403, x_error_message="Access to this resource is disabled."),
+    ):
+        hub.script("api", fault)
+        reasons.append(refused().reason)
+    assert reasons == ["gated_repo", "bad_token", "no_such_repo", "repo_disabled"]
+
+
+def test_a_repo_without_safetensors_says_what_is_there(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: {"pytorch_model.bin": hub_server.Bytes(b"x")}}) as server:
+        use(server, monkeypatch, tmp_path)
+        error = refused()
+    assert error.reason == "no_safetensors" and ".bin" in str(error)
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/x.safetensors", "http://evil/x.safetensors"])
+def test_an_index_cannot_name_files_outside_the_repo(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    index = hub_server.Bytes(b'{"weight_map": {"a.weight": "%s"}}' % name.encode())
+    with HubServer({REPO: {"model.safetensors.index.json": index, name: hub_server.Bytes(b"x")}}) as server:
+        use(server, monkeypatch, tmp_path)
+        assert refused().reason == "unsafe_shard_name"
+        assert not server.of_kind("probe")
+
+
+def test_a_shard_of_the_index_that_the_repo_lacks(hub: HubServer, working_folder: Path) -> None:
+    hub.repos[REPO] = {k: v for k, v in hub.repos[REPO].items() if "00002" not in k}
+    assert refused().reason == "missing_shard"
+
+
+def test_no_server_is_one_sentence(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer({}) as server:
+        use(server, monkeypatch, tmp_path)
+    error = refused()
+    assert error.reason == "unreachable" and error.hint
+
+
+def test_a_disk_limit_takes_ranges_or_says_what_would_do(hub: HubServer, working_folder: Path) -> None:
+    smallest, largest = sorted(s.nbytes for s in plan(REPO).source.shards)
+    assert set(plan(REPO, max_disk_nbytes=smallest - 1).ways.values()) == {"range"}
+    assert set(plan(REPO, max_disk_nbytes=largest).ways.values()) == {"shard"}
+    with pytest.raises(SpectrumStreamError) as error:
+        plan(REPO, fetch="shard", max_disk_nbytes=largest - 1)
+    assert error.value.reason == "too_little_disk" and re.search(str(largest), str(error.value))
+
+
+def test_never_more_than_two_shards_are_on_disk(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save(llama_tensors(6), shards=6)
+    with HubServer({REPO: folder}) as server:
+        use(server, monkeypatch, tmp_path)
+        a_plan = plan(REPO, fetch="shard")
+        from spectrum_stream.scanning import run
+
+        most = 0
+        for _ in run(a_plan):
+            most = max(most, len(list(a_plan.outputs.shards.glob("*.safetensors"))))
+        # Shards that are coming down have another name; two in all is what the budget of the feed counts.
+        assert 1 <= most <= 2 and not a_plan.outputs.shards.exists()
+
+
+@pytest.mark.parametrize("ahead_nbytes", [0, 5000, 10**9])
+def test_buffers_are_bounded_and_nobody_waits_for_each_other(
+    hub: HubServer, folder: Path, working_folder: Path, ahead_nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spectrum_stream import feed
+
+    monkeypatch.setattr(feed.Feed.__init__, "__kwdefaults__", {
+        **(feed.Feed.__init__.__kwdefaults__ or {}), "ahead_nbytes": ahead_nbytes
+    })  # fmt: skip
+    assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_float32_shards_too(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save({f"layers.{i}.up.weight": torch.randn(67 + i, 131) for i in range(5)}, shards=2)
+    with HubServer({REPO: folder}) as server:
+        use(server, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))

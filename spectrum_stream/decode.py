@@ -4,6 +4,7 @@ A matrix comes in its stored dtype. As a view of a map it takes no memory of its
 upcast: its pages belong to the file, and the system may drop them at any time.
 """
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,10 @@ from .sources import LocalShard
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # BLAS may round differently for another alignment, and a cache line is the coarsest that it looks at.
 _LINE_NBYTES = 64
+
+
+# Shared with no other process; Windows has nothing else.
+_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 
 
 class ShardReader:
@@ -78,8 +83,9 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     It is aligned as it would be in a memory map of its shard, so that the two ways give the same bits.
     """
     dtype = _DTYPES[matrix.dtype]
-    memory = torch.empty(matrix.nbytes + _LINE_NBYTES, dtype=torch.uint8)
-    # The addresses of a map begin at a page. A tensor at an odd offset, which the format allows, is not aligned.
-    offset = (matrix.start - matrix.start % dtype.itemsize - memory.data_ptr()) % _LINE_NBYTES
-    body = memory[offset : offset + matrix.nbytes]
-    return body.view(dtype).reshape(matrix.n, matrix.m), memoryview(body.numpy().data)
+    # A tensor at an odd offset, which the format allows, is not aligned.
+    offset = (matrix.start - matrix.start % dtype.itemsize) % _LINE_NBYTES
+    # Pages of its own, which go back to the system at once; those of malloc would be kept for later.
+    memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
+    tensor = torch.frombuffer(memory, dtype=dtype, count=matrix.n * matrix.m, offset=offset)
+    return tensor.reshape(matrix.n, matrix.m), memoryview(memory)[offset:]

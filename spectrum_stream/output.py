@@ -169,7 +169,7 @@ class ProgressView:
         share = 0.0 if event is None else _share(event)
         self._last_line, self._last_share = now, share
         parts = [f"{event.done}/{event.total} matrices, {share:.0%}"] if event is not None else []
-        if share:
+        if 0 < share < 1:
             parts.append(f"{report.duration((now - self._started) * (1 - share) / share)} left")
         if network := self._network():
             parts.append(network)

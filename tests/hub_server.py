@@ -134,6 +134,11 @@ def status(code: int, body: bytes = b"", **headers: str) -> Fault:
     return fault
 
 
+def honest(turn: Turn) -> None:
+    """No fault."""
+    turn.answer(206, turn.partial(), turn.body())
+
+
 def cut(after: int) -> Fault:
     """The right headers, some bytes, and the end of the connection."""
 
@@ -214,7 +219,7 @@ class HubServer:
         repos: files by name, by repo id; a folder stands for the files in it.
         ranges: whether ranges are understood.
         rate_nbytes_s: how fast bodies go out, all connections together.
-        commits: the commit by revision; faults may change it in the middle.
+        elsewhere: gives the address of a shard on another server, to redirect to; by the shard's name.
     """
 
     def __init__(
@@ -223,9 +228,12 @@ class HubServer:
         *,
         ranges: bool = True,
         rate_nbytes_s: float | None = None,
+        elsewhere: Callable[[str], str] | None = None,
     ) -> None:
         self.repos = {id: _files(content) if isinstance(content, Path) else content for id, content in repos.items()}
         self.ranges = ranges
+        self.elsewhere = elsewhere
+        # By revision; a test may move a branch.
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
         self.requests: list[Request] = []
         self.sent_nbytes = 0
@@ -338,6 +346,10 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 "ETag": f'"{zlib.crc32(f"{id}/{name}".encode()):08x}"',
                 "Accept-Ranges": "bytes",
             }
+            if server.elsewhere is not None and name.endswith(".safetensors"):
+                # As the Hub does for large files.
+                headers |= {"X-Linked-Size": str(blob.nbytes), "X-Linked-Etag": headers.pop("ETag")}
+                return self._send(302, headers | {"Location": server.elsewhere(name)}, [], 0)
             start, stop, code = 0, blob.nbytes, 200
             if wanted is not None and server.ranges:
                 start, stop, code = wanted[0], min(wanted[1], blob.nbytes), 206

@@ -31,12 +31,12 @@ def folder(save: Save) -> Path:
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """The folder as a repo on a server that this process takes for the Hub, with an empty cache."""
     with HubServer({REPO: folder}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         yield server
 
 
-def use(server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+def use(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
     # Read from HF_HOME when huggingface_hub was imported.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.01)
@@ -127,7 +127,7 @@ def test_a_server_without_ranges_is_read_shard_by_shard(
     folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with HubServer({REPO: folder}, ranges=False) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
     assert values(result) == values(scan(str(folder), name="local"))
     assert set(result.plan.ways.values()) == {"shard"} and result.plan.warnings
@@ -203,8 +203,7 @@ def test_a_lasting_fault_is_one_clear_error(hub: HubServer, working_folder: Path
 
 
 def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, working_folder: Path) -> None:
-    good: list[Fault] = [lambda turn: turn.answer(206, turn.partial(), turn.body())]
-    hub.script("data", *good, *[hub_server.status(500)] * 100)
+    hub.script("data", hub_server.honest, *[hub_server.status(500)] * 100)
     assert refused(fetch="range").reason == "server_error"
     hub.__dict__["_script"].clear()
     done: list[Record] = []
@@ -215,10 +214,27 @@ def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, 
 def test_a_server_that_stops_to_send_ranges_is_closed_and_read_by_shards(
     hub: HubServer, folder: Path, working_folder: Path
 ) -> None:
-    good: Fault = lambda turn: turn.answer(206, turn.partial(), turn.body())  # noqa: E731
-    hub.script("data", good, *[hub_server.whole] * 100)
+    hub.script("data", hub_server.honest, *[hub_server.whole] * 100)
     result = scan(REPO, fetch="range")
     assert values(result) == values(scan(str(folder), name="local"))
+
+
+def test_addresses_that_are_good_for_one_range_each_are_asked_for_each_time(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    with HubServer(hub.repos) as elsewhere:
+        used: set[str] = set()
+
+        def once(turn: hub_server.Turn) -> None:
+            query = turn.handler.path
+            (hub_server.status(403) if query in used else hub_server.honest)(turn)
+            used.add(query)
+
+        elsewhere.script("probe", *[once] * 100)
+        elsewhere.script("data", *[once] * 100)
+        numbers = iter(range(1000))
+        hub.elsewhere = lambda name: f"{elsewhere.url}/{REPO}/resolve/{COMMIT}/{name}?{next(numbers)}"
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
 
 
 def test_a_redirect_loop_ends(hub: HubServer, working_folder: Path) -> None:
@@ -303,7 +319,7 @@ def test_a_repo_without_safetensors_says_what_is_there(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with HubServer({REPO: {"pytorch_model.bin": hub_server.Bytes(b"x")}}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         error = refused()
     assert error.reason == "no_safetensors" and ".bin" in str(error)
 
@@ -314,7 +330,7 @@ def test_an_index_cannot_name_files_outside_the_repo(
 ) -> None:
     index = hub_server.Bytes(b'{"weight_map": {"a.weight": "%s"}}' % name.encode())
     with HubServer({REPO: {"model.safetensors.index.json": index, name: hub_server.Bytes(b"x")}}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         assert refused().reason == "unsafe_shard_name"
         assert not server.of_kind("probe")
 
@@ -326,7 +342,7 @@ def test_a_shard_of_the_index_that_the_repo_lacks(hub: HubServer, working_folder
 
 def test_no_server_is_one_sentence(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with HubServer({}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
     error = refused()
     assert error.reason == "unreachable" and error.hint
 
@@ -345,7 +361,7 @@ def test_never_more_than_two_shards_are_on_disk(
 ) -> None:
     folder = save(llama_tensors(6), shards=6)
     with HubServer({REPO: folder}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         a_plan = plan(REPO, fetch="shard")
         from spectrum_stream.scanning import run
 
@@ -373,5 +389,5 @@ def test_float32_shards_too(
 ) -> None:
     folder = save({f"layers.{i}.up.weight": torch.randn(67 + i, 131) for i in range(5)}, shards=2)
     with HubServer({REPO: folder}) as server:
-        use(server, monkeypatch, tmp_path)
+        use(server.url, monkeypatch, tmp_path)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))

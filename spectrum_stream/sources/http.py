@@ -36,6 +36,8 @@ _MAX_WAIT_S = 330.0
 _RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 # What a signed address answers when it has expired, or was signed for another range.
 _EXPIRED_STATUS = (400, 401, 403, 404, 410)
+# After so many in a row that served one request only, they are not kept any more.
+_BOUND_TO_RANGES = 2
 _IDENTITY = (None, "", "identity")
 
 
@@ -55,8 +57,8 @@ class RemoteFile:
         self._commit = commit
         self._headers = headers
         self._address: httpx.URL | None = None
-        self._reused = False
-        self._is_reusable = True
+        self._served = 0
+        self._bound = 0
         self._lock = threading.Lock()
 
     def probe(self, nbytes: int) -> tuple[bytes, int | None, bool]:
@@ -152,7 +154,7 @@ class RemoteFile:
         if address is not None:
             response = stack.enter_context(self._get(address, start, stop))
             if response.status_code not in _EXPIRED_STATUS:
-                self._reused = True
+                self._served += 1
                 return response
             stack.close()
         with self._lock:
@@ -162,13 +164,13 @@ class RemoteFile:
                 if response.status_code not in _EXPIRED_STATUS:
                     return response
                 stack.close()
-            if address is not None and not self._reused:
-                # It served one request and no other, so it is signed for a range, and so will the next one be.
-                self._is_reusable = False
-            self._address, self._reused = None, False
+            if address is not None:
+                # An address that served one request and no other may be signed for a range, not only for a time.
+                self._bound = 0 if self._served else self._bound + 1
+            self._address, self._served = None, 0
             response = stack.enter_context(self._get(self._url, start, stop))
             _check_commit(response, self._commit, self.where)
-            if self._is_reusable and response.status_code == 206 and response.url != self._url:
+            if self._bound < _BOUND_TO_RANGES and response.status_code == 206 and response.url != self._url:
                 self._address = response.url
         return response
 

@@ -334,7 +334,8 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer_file(self, path: str, wanted: tuple[int, int] | None, fault: Fault | None) -> None:
             id, _, rest = path.removeprefix("/").partition("/resolve/")
-            commit, _, name = rest.partition("/")
+            revision, _, name = rest.partition("/")
+            commit = server.commits.get(revision, revision)
             blob = server.repos.get(id, {}).get(name)
             if blob is None:
                 return self._refuse(404, "EntryNotFound")

@@ -1,6 +1,9 @@
 """Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 
 from spectrum_stream import ScanResult, scan
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
+from spectrum_stream.fetching import Way
 from spectrum_stream.planning import plan
 from spectrum_stream.sources import http
 from spectrum_stream.store import Record
@@ -111,7 +115,7 @@ def test_what_is_in_the_cache_is_read_in_place_and_stays(
     hub.requests.clear()
     result = scan(REPO, fetch="shard", name="second")
     assert values(result) == values(scan(str(folder), name="local"))
-    assert {r.kind for r in hub.requests} == {"api", "whole"}, "the revision, index and config only"
+    assert {r.kind for r in hub.requests} == {"api"}, "the revision only"
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == cached and not result.plan.transfers
 
 
@@ -391,3 +395,70 @@ def test_float32_shards_too(
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_70b_repo_is_planned_from_its_headers_and_a_group_of_it_is_a_hundredth(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: hub_server.llama3_70b()}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        a_plan = plan(REPO, modules=["self_attn.k_proj"])
+        assert len(server.requests) <= 3 + 2 * 30 and server.sent_nbytes < 5_000_000
+        ranges, shards = a_plan.transfers[Way.RANGE], a_plan.transfers[Way.SHARD]
+        assert len(a_plan.matrices) == 80 and set(a_plan.ways.values()) == {Way.RANGE}
+        assert ranges.nbytes <= 1.02 * a_plan.read_nbytes and 0.005 < ranges.nbytes / shards.nbytes < 0.015
+        assert ranges.requests <= ranges.nbytes / 8e6 + 3 * 30
+        assert a_plan.peak_nbytes < 1.5 * 2**30
+        # The same without a limit to the disk: two shards of it, whatever the size of the repo.
+        assert shards.disk_nbytes < 0.1 * shards.nbytes
+
+
+def test_a_671b_repo_is_planned(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer({REPO: hub_server.deepseek_671b()}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        a_plan = plan(REPO, max_disk_nbytes=20_000_000_000)
+        assert len(a_plan.matrices) > 45_000 and len(server.requests) <= 3 + 2 * 163
+        assert a_plan.transfers[Way.SHARD].disk_nbytes < 20_000_000_000 and a_plan.peak_nbytes < 1.5 * 2**30
+
+
+def test_a_matrix_of_a_fabricated_repo_is_scanned_and_nothing_stays(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tensors = {f"model.layers.{i}.self_attn.k_proj.weight": (64, 512) for i in range(6)}
+    repo = hub_server.sharded(tensors | {"lm_head.weight": (5000, 512)}, 3)
+    with HubServer({REPO: repo}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        result = scan(REPO, modules=["self_attn.k_proj"])
+        assert len(result.records) == 6 and server.sent_nbytes < 0.5 * sum(f.nbytes for f in repo.values())
+    assert max(p.stat().st_size for p in working_folder.rglob("*") if p.is_file()) < 100_000
+
+
+def in_a_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, since huggingface_hub reads most of its variables once."""
+    command = [sys.executable, "-m", "spectrum_stream", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_offline_means_the_cache_or_one_sentence(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    missing = in_a_process(["scan", REPO], HF_HOME=home, HF_HUB_OFFLINE="1")
+    assert missing.returncode == 1 and "(offline)" in missing.stderr and "hint:" in missing.stderr
+    assert in_a_process(["scan", REPO, "--fetch", "cache", "--name", "first"], HF_HOME=home).returncode == 0
+    hub.requests.clear()
+    done = in_a_process(["scan", REPO, "--name", "second"], HF_HOME=home, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert not hub.requests and COMMIT in done.stderr
+    first, second = (working_folder / f"model_snr_results/snr_results_{name}.json" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_command_line_says_what_it_took_and_how(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
+    planned = in_a_process(["plan", REPO], HF_HOME=str(tmp_path / "home"))
+    assert planned.returncode == 0 and COMMIT in planned.stdout
+    assert all(way in planned.stdout for way in ("by range", "by shard", "by cache", "chosen"))
+    hub.script("probe", hub_server.status(429, retry_after="1"))
+    done = in_a_process(["scan", REPO], HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0 and COMMIT in done.stderr
+    assert "asking again in 1 s" in done.stderr and "-bound" in done.stderr
+    quiet = in_a_process(["scan", REPO, "-q", "--fresh"], HF_HOME=str(tmp_path / "home"))
+    assert quiet.returncode == 0 and not quiet.stderr and not quiet.stdout

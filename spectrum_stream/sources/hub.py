@@ -5,6 +5,7 @@ of a scan changes nothing. Tokens, endpoint, offline mode and cache are huggingf
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME.
 """
 
+import functools
 import os
 import re
 import threading
@@ -20,10 +21,12 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    scan_cache_dir,
     snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    CacheNotFound,
     HfHubHTTPError,
     HfUriError,
     HFValidationError,
@@ -37,6 +40,8 @@ from ..errors import BadIndex, CheckpointError, SourceError, UsageError
 from .faults import BadResponse, explaining, offline
 from .http import RemoteFile, with_retries
 from .layout import (
+    CONFIG_FILE,
+    INDEX_FILE,
     MAX_JSON_NBYTES,
     Choice,
     LocalShard,
@@ -66,11 +71,16 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """A repo at a commit."""
+    """A repo at a commit.
+
+    Attributes:
+        small: index and config, as far as there are any.
+    """
 
     endpoint: str
     id: str
     commit: str
+    small: tuple[str, ...]
 
     def file(self, name: str) -> RemoteFile:
         return RemoteFile(
@@ -138,12 +148,12 @@ class HubShard:
             def update(self, n: float | None = 1) -> None:
                 on_bytes(int(n or 0))
 
-        def attempt() -> Path:
+        def attempt(name: str) -> Path:
             try:
                 return Path(
                     hf_hub_download(
                         self.repo.id,
-                        self.name,
+                        name,
                         revision=self.repo.commit,
                         local_dir=folder,
                         endpoint=self.repo.endpoint,
@@ -157,7 +167,11 @@ class HubShard:
                 raise error.__cause__ or error from None
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
-            path = with_retries(self.where, attempt)
+            path = with_retries(self.where, lambda: attempt(self.name))
+            # What is kept is to be of use without a network.
+            for name in self.repo.small if folder is None else ():
+                if _cached(self.repo, name) is None:
+                    with_retries(self.where, functools.partial(attempt, name))
         status = path.stat()
         local = LocalShard(self.name, path, status.st_size, status.st_mtime_ns)
         if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
@@ -231,9 +245,8 @@ def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
     """The commit of a revision, and the files that it has."""
     api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=__version__)
     try:
-        info = api.model_info(
-            address.repo, revision=address.revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
+        revision = address.revision or "main"
+        info = api.model_info(address.repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
             raise ValueError(info.sha)
         files = [sibling.rfilename for sibling in info.siblings or ()]
@@ -246,7 +259,8 @@ def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
             reason="bad_response",
             hint="check HF_ENDPOINT, and whether the network wants a login",
         ) from error
-    return Repo(endpoint, address.repo, str(info.sha)), files
+    small = tuple(name for name in (INDEX_FILE, CONFIG_FILE) if name in files)
+    return Repo(endpoint, address.repo, str(info.sha), small), files
 
 
 def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
@@ -289,12 +303,28 @@ def _cached(repo: Repo, name: str) -> Path | None:
 
 
 def _open_cached(model: str, address: Address) -> Source:
+    warnings = []
     try:
         folder = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise offline(address.repo) from error
+        # What was downloaded by its commit has no branch's name.
+        snapshots = _snapshots(address.repo) if address.revision is None else []
+        if len(snapshots) != 1:
+            raise offline(address.repo) from error
+        (folder,) = snapshots
+        warnings = [f"the cache does not say which commit main is: {folder.name}, the only one there, is taken"]
     source = open_local(model, folder)
-    return replace(source, where=f"hf://{address.repo}", commit=folder.name)
+    return replace(source, where=f"hf://{address.repo}", commit=folder.name, warnings=(*source.warnings, *warnings))
+
+
+def _snapshots(repo: str) -> list[Path]:
+    try:
+        cached = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return []
+    return [
+        r.snapshot_path for c in cached.repos if c.repo_id == repo and c.repo_type == "model" for r in c.revisions
+    ]
 
 
 def _endpoint() -> str:

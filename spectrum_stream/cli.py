@@ -3,7 +3,8 @@
 Data goes to stdout; progress, notes and errors go to stderr. A command raises our errors and returns; `main`
 turns them into one sentence and an exit code.
 
-    0 done   1 error   2 usage   3 written, but some weights have no score   130 interrupted, resumable
+    0 done   1 error   2 usage   3 written, but some weights have no score
+    130 interrupted, 143 terminated; either way resumable
 """
 
 import importlib.util
@@ -16,11 +17,12 @@ import time
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__, planning, report
+from .durable import write_atomically
 from .errors import SpectrumStreamError, UsageError
 from .exporters import axolotl
 from .fetching import Fetch
@@ -28,7 +30,6 @@ from .output import LogNotes, Output, ProgressView
 from .planning import RESULTS_FOLDER
 from .report import printable
 from .selection import Selection, select
-from .store import write_atomically
 
 if TYPE_CHECKING:
     from .scanning import ScanResult
@@ -40,7 +41,7 @@ DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 app = typer.Typer(
     name="spectrum-stream",
     help="Spectrum SNR scans of safetensors checkpoints, one tensor at a time, without building the model.",
-    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 some weights have no score, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 some weights have no score, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -96,6 +97,7 @@ MaxDiskOption = Annotated[
         "--max-disk", metavar="SIZE", help="Bound the disk that shards take which are downloaded to be deleted."
     ),
 ]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 
 
@@ -163,6 +165,7 @@ def scan_command(
     name: NameOption = None,
     out: OutOption = Path(RESULTS_FOLDER),
     fresh: FreshOption = False,
+    wait: WaitOption = False,
     precision: Annotated[
         Precision, typer.Option("--precision", help="How exactly; auto is exact enough for each matrix.")
     ] = Precision.AUTO,
@@ -195,7 +198,7 @@ def scan_command(
         fetch=fetch,
         max_disk_nbytes=_nbytes(max_disk, "--max-disk"),
     )
-    _scan(output, plan, fresh, precision, device, patterns)
+    _scan(output, plan, fresh, wait, precision, device, patterns)
 
 
 @app.command("select")
@@ -240,7 +243,7 @@ def demo_command(
     plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
     # A demo that took over the published result beside it would show nothing.
     fresh = fresh or not plan.outputs.record.exists()
-    _scan(_output(as_json, quiet), plan, fresh, Precision.AUTO, "auto", None)
+    _scan(_output(as_json, quiet), plan, fresh, False, Precision.AUTO, "auto", None)
 
 
 def _output(as_json: bool, quiet: bool) -> Output:
@@ -258,6 +261,7 @@ def _scan(
     output: Output,
     plan: planning.Plan,
     fresh: bool,
+    wait: bool,
     precision: Precision,
     device_name: str,
     modules: list[str] | None,
@@ -278,13 +282,13 @@ def _scan(
     result: ScanResult | None = None
     try:
         with ProgressView(output) as view:
-            for event in run(plan, fresh=fresh, method=method, device=device):
+            for event in run(plan, fresh=fresh, method=method, device=device, wait=wait):
                 view.on_event(event)
                 if isinstance(event, ScanFinished):
                     result = event.result
     except KeyboardInterrupt:
         output.note("interrupted: what was scored is recorded, and the same command resumes")
-        raise typer.Exit(130) from None
+        raise
     assert result is not None
     output.show(report.score_table(result.scored, result.selection))
     output.data(report.result_data(result))
@@ -366,20 +370,21 @@ def _command(*words: str) -> str:
     return shlex.join(("spectrum-stream", *words))
 
 
-def main() -> NoReturn:
-    """Run the command line and exit."""
-    code = 0
+def main() -> int:
+    """Run the command line; returns the exit code."""
     try:
         app()
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         Output().error(error)
-        code = error.exit_code
+        return error.exit_code
     except OSError as error:
         # What is left is stdout itself: a full disk behind a redirection.
         if os.environ.get(DEBUG_VARIABLE):
             raise
         Output().error(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
-        code = SpectrumStreamError.exit_code
-    sys.exit(code)
+        return SpectrumStreamError.exit_code

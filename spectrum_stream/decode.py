@@ -4,9 +4,10 @@ A matrix comes in its stored dtype. As a view of a map it takes no memory of its
 upcast: its pages belong to the file, and the system may drop them at any time.
 """
 
+import contextlib
 import mmap
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,12 +32,14 @@ class ShardReader:
     def __init__(self, shard: LocalShard) -> None:
         """
         Raises:
-            CheckpointError: unreadable, the file is gone or is not what its header said a moment ago.
+            CheckpointError: unreadable, the file is gone or no safetensors; changed, it is not the one planned.
         """
-        self._where = shard.where
-        with self._readable():
+        self._shard = shard
+        with self._readable(), contextlib.ExitStack() as opened:
+            self._bytes = opened.enter_context(shard.path.open("rb", buffering=0))
             self._file: Any = safe_open(shard.path, framework="pt", device="cpu")
-            self._bytes = shard.path.open("rb", buffering=0)
+            self._check()
+            opened.pop_all()
 
     def matrix(self, matrix: Matrix) -> torch.Tensor:
         """The (n, m) tensor in its stored dtype, a view of the file; a vector is (1, k).
@@ -56,18 +59,33 @@ class ShardReader:
 
         Sequential reads do this at the speed of the disk; page faults through the map would do it at the
         pace of its latency.
+
+        Raises:
+            CheckpointError: unreadable; changed.
         """
         with self._readable():
             self._bytes.seek(start)
             while nbytes > 0 and (got := self._bytes.readinto(scratch[:nbytes])):
                 nbytes -= got
+            self._check()
 
-    @contextmanager
+    def _check(self) -> None:
+        # Behind the end of a file that was cut, a map has no pages, and to touch them ends the process.
+        status = os.fstat(self._bytes.fileno())
+        shard = self._shard
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != (shard.nbytes, shard.mtime_ns, shard.inode):
+            raise CheckpointError(
+                f"{shard.where} was changed after it was planned",
+                reason="changed",
+                hint="the same command starts over when the file is complete; earlier results are as they were",
+            )
+
+    @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self._where} cannot be read: {error}", reason="unreadable") from error
+            raise CheckpointError(f"{self._shard.where} cannot be read: {error}", reason="unreadable") from error
 
     def __enter__(self) -> "ShardReader":
         return self

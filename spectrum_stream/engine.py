@@ -9,11 +9,14 @@ Three decisions, each made here and nowhere else:
              gain; a large one takes all cores. On a GPU, small matrices of one shape are one batch.
 """
 
+import bisect
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -25,7 +28,7 @@ from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products
 
 # A score is computed again, more exactly, while its estimated relative error is above this.
 TOLERANCE = 1e-5
-# Small matrices wait until there are this many for each core, so that the cores finish together.
+# Small matrices wait until there are this many for each core, or no more at hand: the longest is then the first.
 _WAITING_PER_WORKER = 16
 # Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
 _BATCH_SHARE = 0.25
@@ -212,8 +215,8 @@ def measure_all(
 
     Args:
         items: matrices with their tensors; taken from only as fast as they are computed. None says that the next
-            one may take its time, or waits for those before to be computed: nothing is held back then. When a
-            matrix is yielded, nothing here holds its tensor any more.
+            one is not at hand yet, and may wait for those before to be computed: nothing is held back then. When
+            a matrix is yielded, nothing here holds its tensor any more.
         workers: how many small matrices run at once on a CPU; None for one a core.
         method, device, limit_nbytes, compute: as for `measure`.
     """
@@ -226,58 +229,108 @@ def measure_all(
         measured = measure(ws, method=method, device=device, limit_nbytes=limit, compute=compute)
         return [(matrix, result) for (matrix, _), result in zip(batch, measured, strict=True)]
 
-    def flush(batch: list[Item]) -> Iterator[tuple[Matrix, Measured]]:
-        if device.batch_nbytes:
-            measured = run(batch)
-            batch.clear()
-            yield from measured
-        else:
-            yield from _on_every_core(lambda item: run([item], workers), batch, workers)
-
-    # On a CPU the small ones wait together; on a device those of one shape and dtype do.
-    waiting: dict[tuple[int, int, str] | None, list[Item]] = {}
-    with exact_products():
+    # On a CPU the small ones wait for a core; on a device for others of one shape and dtype.
+    pool = _Pool(lambda item: run([item], workers), workers)
+    waiting: dict[tuple[int, int, str], list[Item]] = {}
+    with exact_products(), pool:
         for item in items:
             if item is None:
                 while waiting:
-                    yield from flush(waiting.popitem()[1])
+                    yield from _emptied(waiting.popitem()[1], run)
+                yield from pool.finished(wait=False)
                 continue
             matrix = item[0]
             if not matrix.is_small:
+                # It takes all cores, and leaves those that wait for one where they are.
+                yield from pool.drained()
                 measured = run([item])
                 del item
                 yield from measured
-                continue
-            key = (matrix.n, matrix.m, matrix.dtype) if device.batch_nbytes else None
-            batch = waiting.setdefault(key, [])
-            batch.append(item)
-            del item
-            full = (
-                (len(batch) + 1) * gram_nbytes(matrix.n, matrix.m, 4) > device.batch_nbytes
-                if device.batch_nbytes
-                else len(batch) >= workers * _WAITING_PER_WORKER
-            )
-            if full:
-                del batch
-                yield from flush(waiting.pop(key))
+            elif device.batch_nbytes:
+                batch = waiting.setdefault((matrix.n, matrix.m, matrix.dtype), [])
+                batch.append(item)
+                del item
+                if (len(batch) + 1) * gram_nbytes(matrix.n, matrix.m, 4) > device.batch_nbytes:
+                    del waiting[matrix.n, matrix.m, matrix.dtype]
+                    yield from _emptied(batch, run)
+            else:
+                pool.add(item)
+                del item
+                while pool.is_full:
+                    yield from pool.finished(wait=True)
         while waiting:
-            yield from flush(waiting.popitem()[1])
+            yield from _emptied(waiting.popitem()[1], run)
+        while pool.is_busy:
+            yield from pool.finished(wait=True)
 
 
-def _on_every_core(
-    run: Callable[[Item], list[tuple[Matrix, Measured]]], batch: list[Item], workers: int
-) -> Iterator[tuple[Matrix, Measured]]:
-    # The longest first, or a long one at the end leaves the other cores idle.
-    batch.sort(key=lambda item: -item[0].work)
-    with one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, item) for item in batch]
-        batch.clear()
-        try:
-            for future in as_completed(futures):
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+def _emptied(
+    batch: list[Item], run: Callable[[Sequence[Item]], list[tuple[Matrix, Measured]]]
+) -> list[tuple[Matrix, Measured]]:
+    measured = run(batch)
+    batch.clear()
+    return measured
+
+
+class _Pool:
+    """Small matrices, each on one core, as many at once as there are cores; of those that wait the longest is first,
+    or a long one at the end would leave the other cores idle."""
+
+    def __init__(self, run: Callable[[Item], list[tuple[Matrix, Measured]]], workers: int) -> None:
+        self._run = run
+        self._workers = workers
+        self._waiting: list[Item] = []
+        self._running: set[Future[list[tuple[Matrix, Measured]]]] = set()
+        self._open = contextlib.ExitStack()
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) + len(self._running) >= self._workers * _WAITING_PER_WORKER
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def add(self, item: Item) -> None:
+        bisect.insort(self._waiting, item, key=lambda item: item[0].work)
+
+    def finished(self, *, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
+        """What is done by now, or with `wait` at least one; whoever is idle starts with the next."""
+        while self._waiting and len(self._running) < self._workers:
+            if self._executor is None:
+                self._open.enter_context(one_thread_each())
+                # Its threads take over the setting when they start.
+                self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))
+            # Nobody here holds the tensor any longer than the one who computes.
+            self._running.add(self._executor.submit(self._run, self._waiting.pop()))
+        yield from self._collected(wait)
+
+    def drained(self) -> Iterator[tuple[Matrix, Measured]]:
+        """What is running, until all cores are free."""
+        while self._running:
+            yield from self._collected(wait=True)
+        self._close()
+
+    def _collected(self, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
+        done, self._running = concurrent.futures.wait(
+            self._running, None if wait else 0, concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+            yield from future.result()
+
+    def _close(self) -> None:
+        self._open.close()
+        self._executor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._waiting.clear()
+        for future in self._running:
+            future.cancel()
+        self._close()
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ _log = logging.getLogger("spectrum_stream")
 _MAPPED_AHEAD_NBYTES = 1_000_000_000
 _READ_NBYTES = 4 << 20
 _REQUESTS_IN_FLIGHT = 4
+# How long a core may be idle, when there is nothing to read, before its next matrix is looked for.
+_ASK_AGAIN_S = 0.02
 # A download cannot be broken off; the process ends without its thread.
 _JOIN_S = 10.0
 
@@ -55,8 +57,8 @@ class Traffic:
 class Feed:
     """Matrices with their tensors, in the order given; iterate over it once, within its context.
 
-    Yields None when it has nothing at hand; a call for the next item then waits. Call `release` for every
-    matrix that was computed.
+    Yields None whenever it has nothing at hand, and again and again while it waits. Call `release` for every matrix
+    that was computed.
 
     Args:
         shards: by name.
@@ -110,16 +112,23 @@ class Feed:
             budget.close()
         self._thread.join(_JOIN_S)
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._on_release.clear()
         self._remove_folder()
 
     def __iter__(self) -> Iterator[Item | None]:
         while True:
-            if self._ready.empty():
-                yield None
             started = time.monotonic()
-            item = self._ready.get()
+            try:
+                item = self._ready.get_nowait()
+            except queue.Empty:
+                yield None
+                started = time.monotonic()
+                try:
+                    item = self._ready.get(timeout=_ASK_AGAIN_S)
+                except queue.Empty:
+                    self._traffic.starved_s += time.monotonic() - started
+                    continue
             self._traffic.starved_s += time.monotonic() - started
             if item is None:
                 return

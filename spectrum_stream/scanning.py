@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import planning
+from .durable import write_atomically
 from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
-from .errors import ComputeError, ResultError, UsageError
+from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .feed import Feed, Traffic
 from .fetching import Fetch
@@ -21,7 +22,7 @@ from .planning import RESULTS_FOLDER, Plan
 from .selection import Selection, select
 from .sources import LocalShard
 from .spectra import Failure, Method
-from .store import Record, Scored, Status, Store, in_order, read_results, write_atomically, write_results
+from .store import Record, Scored, Status, Store, in_order, read_results, write_results
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 2
@@ -155,14 +156,19 @@ def scan(
     raise AssertionError("a scan ends with ScanFinished")
 
 
-def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU) -> Iterator[Event]:
-    """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record."""
+def run(
+    plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU, wait: bool = False
+) -> Iterator[Event]:
+    """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record.
+
+    With `wait`, another scan that holds the record is waited for.
+    """
     foreign = None if fresh or method else _foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(plan.outputs.record, _identity(plan), fresh=fresh) as store:
+    with Store(plan.outputs.record, _identity(plan), fresh=fresh, wait=wait) as store:
         known = store.records()
         again = [
             w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
@@ -180,6 +186,7 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
             known[record.module] = record
             done, work_done = done + 1, work_done + work
             yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
+        _check_unchanged(plan)
         asked = {w.module for w in plan.matrices}
         records = in_order(r for r in known.values() if r.module in asked)
         if not _lines(records):
@@ -192,6 +199,17 @@ def run(plan: Plan, *, fresh: bool = False, method: Method | None = None, device
         published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
         write_results(plan.outputs.results, published)
         yield ScanFinished(_finish(plan, records, _lines(records)))
+
+
+def _check_unchanged(plan: Plan) -> None:
+    # What was scored after a change is in the record of the state before; it is dropped when that is opened next.
+    for shard in plan.source.shards:
+        if isinstance(shard, LocalShard) and not shard.is_unchanged():
+            raise CheckpointError(
+                f"{shard.where} was changed while it was scanned",
+                reason="changed",
+                hint="the same command starts over when the file is complete; earlier results are as they were",
+            )
 
 
 def _records(
@@ -275,12 +293,14 @@ def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) ->
 
 def _identity(plan: Plan) -> dict[str, Any]:
     source = plan.source
-    # A commit says more than a time, and it is the same whether a shard is in the cache by now or not.
-    times = [s.mtime_ns if isinstance(s, LocalShard) and source.commit is None else None for s in source.shards]
+    # A commit says more than times, and it is the same whether a shard is in the cache by now or not.
+    versions = [
+        [s.mtime_ns, s.inode] if isinstance(s, LocalShard) and source.commit is None else [] for s in source.shards
+    ]
     return {
         "path": source.where,
         "commit": source.commit,
-        "shards": [[s.name, s.nbytes, time] for s, time in zip(source.shards, times, strict=True)],
+        "shards": [[s.name, s.nbytes, *version] for s, version in zip(source.shards, versions, strict=True)],
         "engine": _ENGINE,
     }
 

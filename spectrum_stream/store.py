@@ -10,10 +10,11 @@ SQLite because it is crash-safe, locked, and in the standard library. The JSON a
 
 import contextlib
 import json
+import logging
 import math
 import os
+import socket
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -22,9 +23,13 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from . import durable
+from .durable import write_atomically
 from .errors import ResultError
 from .naming import group_order, model_order
 from .snr import Degeneracy, Score
+
+_log = logging.getLogger("spectrum_stream")
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
@@ -106,7 +111,7 @@ CREATE TABLE IF NOT EXISTS matrices ({", ".join(_COLUMNS)}, PRIMARY KEY (module)
 class Store:
     """The record of one model, open for writing by one process at a time. A context manager."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False, wait: bool = False) -> None:
         """Open the record at `path`, or start it.
 
         Args:
@@ -114,20 +119,33 @@ class Store:
                 options and the version that change a number. Rows made for another state of the same
                 checkpoint are dropped.
             fresh: replace what is there if it is damaged or another checkpoint's.
+            wait: for a scan that holds it, instead of raising.
 
         Raises:
             ResultError: other_model, the record is of another checkpoint; locked; corrupt; unwritable.
         """
         self.path = path
         self.dropped = 0
-        try:
-            self._open(identity, fresh)
-        except ResultError as error:
-            if not fresh or error.reason != "corrupt":
-                raise
-            for leftover in (path, path.with_name(f"{path.name}-wal")):
-                leftover.unlink(missing_ok=True)
-            self._open(identity, fresh)
+        # Says who has the record open, for others to read. The lock itself is SQLite's, and ends with the process.
+        self._holder = path.with_name(f".{path.stem}.holder")
+        told = False
+        while True:
+            try:
+                self._open(identity, fresh)
+                break
+            except ResultError as error:
+                if error.reason == "corrupt" and fresh:
+                    for leftover in (path, path.with_name(f"{path.name}-wal")):
+                        leftover.unlink(missing_ok=True)
+                    fresh = False
+                elif error.reason == "locked" and wait:
+                    if not told:
+                        _log.warning("%s; waiting for it to end", error)
+                    told = True
+                else:
+                    raise
+        with contextlib.suppress(OSError):
+            self._holder.write_text(f"{os.getpid()} {socket.gethostname()}", "utf-8")
 
     def _open(self, identity: Mapping[str, Any], fresh: bool) -> None:
         try:
@@ -163,12 +181,15 @@ class Store:
         """Write one row, or replace it; it is there for good when this returns, even if the process dies."""
         marks = ", ".join("?" * len(_COLUMNS))
         with self._faults():
+            durable.before("commit", self.path)
             self._db.execute(f"INSERT OR REPLACE INTO matrices VALUES ({marks})", _to_row(record))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        durable.before("close", self.path)
+        self._holder.unlink(missing_ok=True)
         self._db.close()
 
     def _check_version(self) -> None:
@@ -196,16 +217,28 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
         self._db.execute("COMMIT")
 
+    def _held_by(self) -> str:
+        try:
+            with self._holder.open(encoding="utf-8") as file:
+                pid, _, host = file.read(300).partition(" ")
+        except (OSError, ValueError):
+            return ""
+        return f", process {pid} on {host}" if pid.isdecimal() and host else ""
+
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            locked = "locked" in str(error)
+            if "locked" not in str(error):
+                raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
             raise ResultError(
-                f"{self.path} is in use by another scan" if locked else f"{self.path}: {error}",
-                reason="locked" if locked else "unwritable",
+                f"{self.path} is in use by another scan{self._held_by()}",
+                reason="locked",
+                hint="--wait waits for it to end",
             ) from error
+        except OSError as error:
+            raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error
         except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
             raise ResultError(
                 f"{self.path} is damaged or not a record of a scan",
@@ -289,44 +322,6 @@ def _ranked(snr: float) -> float:
         return -math.inf if math.isnan(snr) else float(snr)
     except OverflowError:
         return math.inf
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is, at every instant, either the old one or the new one, whole.
-
-    Raises:
-        ResultError: unwritable; the old file is intact.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, since a rename is atomic only within a file system.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes files for one user only; a result is as readable as any other file.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written: {error.strerror}", reason="unwritable") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this the rename itself can be lost with the power. Windows cannot open folders.
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _to_row(record: Record) -> tuple[Any, ...]:

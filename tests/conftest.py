@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from spectrum_stream.engine import one_thread_each
@@ -21,6 +22,8 @@ from .real_checkpoints import make_smollm2
 GOLDEN = Path(__file__).parent / "golden"
 
 Save = Callable[..., Path]
+
+settings.register_profile("nightly", max_examples=20_000, deadline=None)
 
 _skipped: list[str] = []
 

@@ -31,6 +31,7 @@ ORDER = [
     "spectra",
     "snr",
     "engine",
+    "durable",
     "store",
     "selection",
     "exporters",

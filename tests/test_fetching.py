@@ -88,7 +88,7 @@ def test_the_way_follows_what_is_wanted_and_what_the_server_can_do(
 
 
 def test_what_is_here_is_mapped_and_what_is_not_wanted_is_left_out() -> None:
-    here = LocalShard("b", Path("b"), 10, 0)
+    here = LocalShard("b", Path("b"), 10, 0, 0)
     ways = choose_ways([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
     assert ways == {"b": Way.MAPPED} and transfers([here], {"b": [(0, 10)]}) == {}
     assert fetched_nbytes([here], {"b": [(0, 10)]}, ways) == 0

@@ -190,7 +190,8 @@ def test_what_the_reference_writes_is_read_as_the_reference_reads_it(file: bytes
     assert {t.name: (t.dtype, t.shape) for t in read(file)} == theirs
 
 
-@settings(max_examples=400)
+# A few hundred where nothing else is said: `pytest --hypothesis-profile nightly` takes 20,000.
+@settings(max_examples=max(400, settings.default.max_examples if settings.default else 0))
 @given(valid_files(), st.data())
 def test_a_mutated_file_is_read_or_refused_and_never_wrongly_accepted(file: bytes, data: st.DataObject) -> None:
     mutated = bytearray(file)

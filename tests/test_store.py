@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spectrum_stream.durable import write_atomically
 from spectrum_stream.errors import ResultError
 from spectrum_stream.snr import score
 from spectrum_stream.store import (
@@ -23,7 +24,6 @@ from spectrum_stream.store import (
     Store,
     in_order,
     read_results,
-    write_atomically,
     write_results,
 )
 

@@ -172,8 +172,7 @@ class HubShard:
             for name in self.repo.small if folder is None else ():
                 if _cached(self.repo, name) is None:
                     with_retries(self.where, functools.partial(attempt, name))
-        status = path.stat()
-        local = LocalShard(self.name, path, status.st_size, status.st_mtime_ns)
+        local = LocalShard.at(self.name, path)
         if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
             raise CheckpointError(f"{self.where} is not the file that it was when it was planned", reason="changed")
         return local
@@ -276,7 +275,7 @@ def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ..
 def _shard(repo: Repo, name: str) -> Shard:
     cached = _cached(repo, name)
     if cached is not None:
-        return LocalShard(name, cached, cached.stat().st_size, cached.stat().st_mtime_ns)
+        return LocalShard.at(name, cached)
     file = repo.file(name)
     head, nbytes, is_ranged = file.probe(_PROBE_NBYTES)
     if nbytes is None:

@@ -33,16 +33,31 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class LocalShard:
-    """A shard in a file system. Size and mtime identify its content for as long as a scan lasts.
+    """A shard in a file system. Size, mtime and inode identify its content for as long as a scan lasts.
 
     Attributes:
         name: its path below the checkpoint, with forward slashes.
+        inode: another file of the same name has another one.
     """
 
     name: str
     path: Path
     nbytes: int
     mtime_ns: int
+    inode: int
+
+    @classmethod
+    def at(cls, name: str, path: Path) -> "LocalShard":
+        """The shard at a path, as it is now. Raises OSError."""
+        status = path.stat()
+        return cls(name, path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def is_unchanged(self) -> bool:
+        """Whether it is the file that it was."""
+        try:
+            return self == LocalShard.at(self.name, self.path)
+        except OSError:
+            return False
 
     @property
     def where(self) -> str:

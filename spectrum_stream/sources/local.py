@@ -81,7 +81,7 @@ def _shard(name: str, path: Path) -> LocalShard:
         ) from error
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is not a regular file", reason="not_a_file")
-    return LocalShard(name, path, status.st_size, status.st_mtime_ns)
+    return LocalShard.at(name, path)
 
 
 def _escaping_links(folder: Path, shards: tuple[LocalShard, ...]) -> list[str]:

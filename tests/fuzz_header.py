@@ -1,0 +1,33 @@
+"""A coverage-guided fuzzer of the header's reader, to be run by hand: it looks for what the tests did not think of.
+
+    pip install atheris && python -m tests.fuzz_header -max_total_time=300
+
+What we read, the reference reads too; what breaks is a `BadHeader`; nothing else is raised.
+"""
+
+import sys
+
+import atheris
+import safetensors
+
+with atheris.instrument_imports(include=["spectrum_stream"]):
+    from spectrum_stream.errors import BadHeader
+    from spectrum_stream.header import DTYPE_BITS, Fault, header_nbytes, parse_header
+
+
+def one(data: bytes) -> None:
+    # Half of the inputs are only a header, with a length that fits: most others end at the first eight bytes.
+    file = data[1:] if data[:1] < b"\x80" else len(data[1:]).to_bytes(8, "little") + data[1:]
+    try:
+        nbytes = header_nbytes(file[:8], len(file))
+        tensors = parse_header(file[8 : 8 + nbytes], len(file))
+    except BadHeader as error:
+        assert error.reason in set(Fault)
+        return
+    if all(t.dtype in DTYPE_BITS for t in tensors):
+        safetensors.deserialize(file)  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()

@@ -53,13 +53,12 @@ def _meet_lost_pages() -> None:
     if not hasattr(signal, "SIGBUS"):
         return
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(number: int) -> None:
         os.write(2, _LOST_PAGES)
         os._exit(1)
 
-    _kept.append(end)
-    ctypes.CDLL(None).signal(signal.SIGBUS, end)
+    _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(signal.SIGBUS, _kept[-1])
 
 
 def _open_standard_streams() -> None:

@@ -1,21 +1,26 @@
 """Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
 
+import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import httpx
 
 from spectrum_stream import ScanResult, scan
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.fetching import Way
 from spectrum_stream.planning import plan
-from spectrum_stream.sources import http
+from spectrum_stream.sources import http, open_source
+from spectrum_stream.sources.faults import explaining
 from spectrum_stream.store import Record
 
 from . import hub_server
@@ -462,3 +467,142 @@ def test_the_command_line_says_what_it_took_and_how(hub: HubServer, working_fold
     assert "asking again in 1 s" in done.stderr and "-bound" in done.stderr
     quiet = in_a_process(["scan", REPO, "-q", "--fresh"], HF_HOME=str(tmp_path / "home"))
     assert quiet.returncode == 0 and not quiet.stderr and not quiet.stdout
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_header_beyond_the_first_request_is_read_whole(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranges: bool
+) -> None:
+    folder = save({f"layers.{i}.{'x' * 90}.weight": torch.randn(2, 3) for i in range(1500)})
+    with HubServer({REPO: folder}, ranges=ranges) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert len(plan(REPO).matrices) == 1500
+        server.script("data", *[hub_server.whole] * 100)
+        assert len(plan(REPO).matrices) == 1500, "though it stops to send ranges"
+
+
+def no_length(turn: hub_server.Turn) -> None:
+    """200, and nothing about the size."""
+    turn.answer(200, {"X-Repo-Commit": COMMIT, "Connection": "close"}, turn.blob.read(0, turn.blob.nbytes))
+    turn.handler.close_connection = True
+
+
+def too_much(turn: hub_server.Turn) -> None:
+    headers = turn.partial()
+    del headers["Content-Length"]
+    turn.answer(206, headers | {"Connection": "close"}, turn.body() + b"x")
+    turn.handler.close_connection = True
+
+
+def stall(turn: hub_server.Turn) -> None:
+    time.sleep(1.0)
+    hub_server.honest(turn)
+
+
+def test_a_size_that_the_body_does_not_tell_is_asked_for(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    hub.script("probe", no_length, no_length)
+    assert values(scan(REPO)) == values(scan(str(folder), name="local"))
+    hub.script("probe", no_length, no_length)
+    hub.script("head", *[hub_server.status(200, x_repo_commit=COMMIT, etag="a", content_length="")] * 20)
+    assert refused(name="y").reason in ("bad_response", "server_error", "unreachable")
+
+
+@pytest.mark.parametrize("fault", [too_much, stall])
+def test_a_body_that_is_too_long_or_does_not_come_is_asked_for_again(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.script("data", fault)
+    assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.script("data", *[stall] * 100)
+    assert refused(fetch="range").reason == "timeout"
+
+
+def test_whoever_leaves_does_not_wait_for_the_server(hub: HubServer, working_folder: Path) -> None:
+    from spectrum_stream.scanning import run
+
+    hub.script("data", hub_server.honest, *[hub_server.status(429, retry_after="60")] * 100)
+    started = time.monotonic()
+    for event in run(plan(REPO, fetch="range")):
+        if hasattr(event, "record"):
+            break
+    assert time.monotonic() - started < 10
+
+
+def test_an_empty_shard_and_other_answers(hub: HubServer, working_folder: Path) -> None:
+    hub.script("probe", hub_server.status(416))
+    assert refused().reason == "header_too_short"
+    hub.script("whole", *[hub_server.status(204)] * 100)
+    assert refused().reason == "bad_response"
+    hub.__dict__["_script"].clear()
+    hub.script("data", *[hub_server.status(207)] * 100)
+    assert refused(fetch="range").reason == "bad_response"
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b'{"id": "a", "sha": "no commit", "siblings": []}', b'{"id": "a", "sha": null}']
+)
+def test_an_api_that_is_another_one(hub: HubServer, working_folder: Path, body: bytes) -> None:
+    hub.script("api", hub_server.status(200, body))
+    assert refused().reason == "bad_response"
+
+
+def test_offline_in_this_process(hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused().reason == "offline"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    online = scan(REPO, fetch="cache", name="online")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused(f"{REPO}@other").reason == "offline" and refused("org/other").reason == "offline"
+    assert values(scan(REPO, name="offline")) == values(online)
+    assert values(scan(f"{REPO}@{COMMIT}", name="pinned")) == values(online)
+
+
+def test_a_disk_that_fills_up_after_the_plan(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spectrum_stream.scanning import run
+
+    a_plan = plan(REPO, fetch="shard")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(SpectrumStreamError) as error:
+        list(run(a_plan))
+    assert error.value.reason == "disk_full" and error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "unwritable"),
+        (httpx.ProxyError("no"), "unreachable"),
+        (httpx.ConnectTimeout("no"), "timeout"),
+        (OSError("consistency check failed"), "bad_response"),
+    ],
+)
+def test_what_a_download_can_run_into_is_one_sentence(fault: Exception, reason: str) -> None:
+    with pytest.raises(SpectrumStreamError) as error, explaining("https://hub", REPO, None):
+        raise fault
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("model", ["model.safetensors", "org/model@", "a..b", "a b", "-x", "x" * 200, ""])
+def test_what_cannot_be_a_repo_is_not_asked_for(hub: HubServer, working_folder: Path, model: str) -> None:
+    with pytest.raises(SpectrumStreamError) as error:
+        open_source(model or "no such thing")
+    assert error.value.reason == "no_such_path" and not hub.requests
+
+
+def test_an_index_of_implausible_size(hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_stream.sources import hub as hub_module
+    from spectrum_stream.sources import layout
+
+    for module in (layout, hub_module):
+        monkeypatch.setattr(module, "MAX_JSON_NBYTES", 100)
+    assert refused().reason == "file_too_large"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spectrum_stream import durable
 from spectrum_stream.durable import write_atomically
 from spectrum_stream.errors import ResultError
 from spectrum_stream.snr import score
@@ -253,3 +255,62 @@ def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "r.json").mkdir()
     with refused("unwritable"):
         write_atomically(tmp_path / "r.json", "text")
+
+
+def test_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_stream import store
+
+    monkeypatch.setattr(store, "MAX_RESULT_NBYTES", 10)
+    (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
+    with refused("too_large"):
+        read_results(tmp_path / "r.json")
+
+
+def test_an_integer_beyond_all_floats_ranks_first(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"a": {"snr": 1%s, "type": "a"}}' % ("0" * 400))
+    assert read_results(tmp_path / "r.json") == [Scored("a", "a", math.inf)]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".r.json.abc.tmp").write_text("half")
+    write_atomically(tmp_path / "r.json", "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("holder", ["", "nonsense", "12", "x" * 10_000, "\0", "-1 host"])
+def test_a_note_of_the_holder_that_says_nothing_is_left_out(tmp_path: Path, holder: str) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store(path, IDENTITY):
+        (tmp_path / ".r.holder").write_text(holder)
+        with pytest.raises(ResultError) as error:
+            Store(path, IDENTITY)
+    assert error.value.reason == "locked" and str(error.value).endswith("another scan")
+
+
+def test_a_record_that_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.sqlite"
+    found: list[dict[str, Record]] = []
+
+    def second() -> None:
+        with Store(path, IDENTITY, wait=True) as store:
+            found.append(store.records())
+
+    with Store(path, IDENTITY) as store:
+        thread = threading.Thread(target=second)
+        thread.start()
+        store.add(record())
+        thread.join(2.5)
+        assert thread.is_alive() and not found
+    thread.join(30)
+    assert len(found[0]) == 1
+    assert sum("waiting" in message for message in caplog.messages) == 1
+
+
+def test_a_commit_that_fails_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(step: str, path: Path) -> None:
+        if step == "commit":
+            raise OSError(28, "No space left on device")
+
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store, refused("unwritable"):
+        monkeypatch.setattr(durable, "before", full)
+        store.add(record())

@@ -19,6 +19,7 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_hf_file_metadata,
+    get_token,
     hf_hub_download,
     hf_hub_url,
     scan_cache_dir,
@@ -280,7 +281,9 @@ def _shard(repo: Repo, name: str) -> Shard:
     head, nbytes, is_ranged = file.probe(_PROBE_NBYTES)
     if nbytes is None:
         url = hf_hub_url(repo.id, name, revision=repo.commit, endpoint=repo.endpoint)
-        nbytes = with_retries(file.where, lambda: get_hf_file_metadata(url, token=None, endpoint=repo.endpoint).size)
+        nbytes = with_retries(
+            file.where, lambda: get_hf_file_metadata(url, token=get_token(), endpoint=repo.endpoint).size
+        )
     if nbytes is None:
         raise BadResponse(f"{repo.endpoint} does not say how large {name} is")
     return HubShard(name, nbytes, repo, file, head, is_ranged)

@@ -297,7 +297,8 @@ class _Pool:
 
     def finished(self, *, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
         """What is done by now, or with `wait` at least one; whoever is idle starts with the next."""
-        while self._waiting and len(self._running) < self._workers:
+        # One more than run at once, so that who is done need not wait for this thread, which has others to attend to.
+        while self._waiting and len(self._running) <= self._workers:
             if self._executor is None:
                 self._open.enter_context(one_thread_each())
                 # Its threads take over the setting when they start.

@@ -49,6 +49,8 @@ class ShardReader:
         """
         with self._readable():
             stored: torch.Tensor = self._file.get_tensor(matrix.tensor)
+        if matrix.expert is not None:
+            stored = stored[matrix.expert]
         stored = stored.unsqueeze(0) if stored.ndim == 1 else stored
         if stored.shape != (matrix.n, matrix.m):
             raise CheckpointError(f"{matrix.tensor} changed its shape after it was planned", reason="changed")

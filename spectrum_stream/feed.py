@@ -142,7 +142,7 @@ class Feed:
 
     def release(self, matrix: Matrix) -> None:
         """The matrix is computed, and nobody holds its tensor any more."""
-        if (act := self._on_release.pop(matrix.tensor, None)) is not None:
+        if (act := self._on_release.pop(matrix.key, None)) is not None:
             act()
 
     def _read(self) -> None:
@@ -194,7 +194,7 @@ class Feed:
                 self._disk.give(shard.nbytes)
                 self._on_disk.give(1)
 
-        self._on_release.update((matrix.tensor, release) for matrix in matrices)
+        self._on_release.update((matrix.key, release) for matrix in matrices)
         self._map(local, matrices)
 
     def _download(self, shard: RemoteShard, folder: Path | None) -> LocalShard:
@@ -212,7 +212,7 @@ class Feed:
     def _fetch(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> list[Matrix]:
         """Fetch matrices by range; returns those that are left when the server stops to send ranges."""
         pending: deque[tuple[Future[None], list[_Buffer]]] = deque()
-        undelivered = {w.tensor: w for w in matrices}
+        undelivered = {w.key: w for w in matrices}
         taken: dict[str, int] = {}
 
         def deliver() -> None:
@@ -220,8 +220,8 @@ class Feed:
             future.result()
             for buffer in finished:
                 matrix = buffer.matrix
-                del undelivered[matrix.tensor], taken[matrix.tensor]
-                self._on_release[matrix.tensor] = lambda nbytes=matrix.nbytes: self._fetched.give(nbytes)  # type: ignore[misc]
+                del undelivered[matrix.key], taken[matrix.key]
+                self._on_release[matrix.key] = lambda nbytes=matrix.nbytes: self._fetched.give(nbytes)  # type: ignore[misc]
                 self._ready.put((matrix, buffer.tensor))
 
         waiting = deque(matrices)
@@ -238,7 +238,7 @@ class Feed:
                         deliver()
                 # A matrix that is fetched in part has to be finished before any room can be made.
                 self._fetched.take(nbytes, anyway=bool(unfinished))
-                taken |= {w.tensor: w.nbytes for w in starting}
+                taken |= {w.key: w.nbytes for w in starting}
                 unfinished += [_Buffer(w) for w in starting]
                 finished = [b for b in unfinished if b.stop <= stop]
                 pending.append((self._request(shard, start, stop, unfinished), finished))

@@ -9,7 +9,7 @@ from . import costs
 from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
-from .naming import group_of, group_order, model_order, module_path, tied_head
+from .naming import group_of, group_order, is_expert_bank, model_order, module_path, tied_head
 
 # How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
 _PACKED = (".qweight", ".weight_packed", "_proj_blocks")
@@ -20,7 +20,7 @@ class Skip(StrEnum):
     """Why a tensor is not scored."""
 
     NOT_A_WEIGHT = "not_a_weight"  # a bias, a buffer, a bare parameter: Spectrum scores `.weight`s
-    NOT_A_MATRIX = "not_a_matrix"  # a scalar, a convolution, a bank of experts
+    NOT_A_MATRIX = "not_a_matrix"  # a scalar, a convolution
     EMPTY = "empty"  # a dimension of 0
     NOT_CHOSEN = "not_chosen"  # its group was not asked for
     UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
@@ -49,6 +49,7 @@ class Matrix:
         tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, where this one only shares it.
+        bank, expert: the bank of experts that it is a part of, and the place in it; None for all others.
     """
 
     module: str
@@ -61,6 +62,13 @@ class Matrix:
     m: int
     nbytes: int
     tied_to: str | None = None
+    bank: str | None = None
+    expert: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What is stored: the tensor, or the part of it. Two modules that share it have the same."""
+        return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
 
     @property
     def flops(self) -> float:
@@ -82,6 +90,9 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
     skipped: list[Skipped] = []
     tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
     for shard, tensor in checkpoint.tensors:
+        if _is_bank(tensor):
+            matrices += _experts(tensor, shard.name)
+            continue
         why, module = _skip_reason(tensor), module_path(tensor.name)
         if why is not None or module is None:
             skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT))
@@ -93,6 +104,30 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
             matrices.append(_matrix(tied[0], tensor, shard.name, module))
     skipped.sort(key=lambda s: model_order(s.tensor))
     return matrices, skipped
+
+
+def _is_bank(tensor: TensorInfo) -> bool:
+    """Whether it is the matrices of all experts of a layer, stacked: (experts, n, m), as models with fused experts
+    store them. A trainer freezes such a bank as one."""
+    return (
+        len(tensor.shape) == 3
+        and 0 not in tensor.shape
+        and tensor.dtype in FLOAT_DTYPES
+        and is_expert_bank(module_path(tensor.name) or tensor.name)
+    )
+
+
+def _experts(tensor: TensorInfo, shard: str) -> list[Matrix]:
+    bank = module_path(tensor.name) or tensor.name
+    count, n, m = tensor.shape
+    nbytes = tensor.nbytes // count
+    return [
+        Matrix(
+            f"{bank}.{e}", group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n, m, nbytes,
+            bank=bank, expert=e,
+        )
+        for e in range(count)
+    ]  # fmt: skip
 
 
 def _skip_reason(tensor: TensorInfo) -> Skip | None:

@@ -38,6 +38,16 @@ def group_of(module: str) -> str:
     return module
 
 
+def is_expert_bank(module: str) -> bool:
+    """Whether a tensor of three dimensions by this name holds one matrix for each expert.
+
+    `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), and the `input_linear` and
+    `output_linear` of Granite and JetMoE.
+    """
+    parts = module.split(".")
+    return "experts" in parts[:-1] or parts[-1] in ("input_linear", "output_linear")
+
+
 def group_order(group: str) -> tuple[str, str]:
     """Sort key of a group in Spectrum's files: by its first component, then by the whole name."""
     return group.split(".", 1)[0], group

@@ -233,7 +233,7 @@ def plan(
     if modules is not None:
         chosen = pick_groups((w.group for w in matrices), modules)
         skipped += [
-            Skipped(w.tensor, w.dtype, (w.n, w.m), Skip.NOT_CHOSEN)
+            Skipped(w.key, w.dtype, (w.n, w.m), Skip.NOT_CHOSEN)
             for w in matrices
             if w.group not in chosen and w.tied_to is None
         ]

@@ -22,10 +22,10 @@ from .planning import RESULTS_FOLDER, Plan
 from .selection import Selection, select
 from .sources import LocalShard
 from .spectra import Failure, Method
-from .store import Record, Scored, Status, Store, in_order, read_results, write_results
+from .store import Record, Scored, Status, Store, in_order, lines_of, read_results, write_results
 
 # Part of a record's identity: raise it with any change that can change a number.
-_ENGINE = 2
+_ENGINE = 3
 _FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
@@ -189,7 +189,7 @@ def run(
         _check_unchanged(plan)
         asked = {w.module for w in plan.matrices}
         records = in_order(r for r in known.values() if r.module in asked)
-        if not _lines(records):
+        if not lines_of(records):
             raise ComputeError(
                 f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
                 reason="all_failed",
@@ -198,7 +198,7 @@ def run(
         whole = {g for g, names in plan.members.items() if names <= known.keys() or asked & names}
         published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
         write_results(plan.outputs.results, published)
-        yield ScanFinished(_finish(plan, records, _lines(records)))
+        yield ScanFinished(_finish(plan, records, lines_of(records)))
 
 
 def _check_unchanged(plan: Plan) -> None:
@@ -223,7 +223,7 @@ def _records(
     """A record for every matrix of `todo`, with the work that it took; two that share a tensor take it once."""
     sharing: dict[str, list[Matrix]] = {}
     for matrix in todo:
-        sharing.setdefault(matrix.tensor, []).append(matrix)
+        sharing.setdefault(matrix.key, []).append(matrix)
     recorded = {record.tensor: record for record in known if record.tensor in sharing}
     feed = Feed(
         {shard.name: shard for shard in plan.source.shards},
@@ -241,7 +241,7 @@ def _records(
             feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
         ):
             feed.release(first)
-            for matrix in sharing[first.tensor]:
+            for matrix in sharing[first.key]:
                 yield _record(matrix, measured), first.work if matrix is first else 0.0
 
 
@@ -258,7 +258,8 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
     return Record(
         module=matrix.module,
         group=matrix.group,
-        tensor=matrix.tensor,
+        tensor=matrix.key,
+        bank=matrix.bank,
         n=matrix.n,
         m=matrix.m,
         dtype=matrix.dtype,
@@ -309,7 +310,7 @@ def _foreign_result(plan: Plan) -> list[Scored] | None:
     """A result with no record beside it, as Spectrum leaves one, if it holds all that the plan would score."""
     if plan.outputs.record.exists() or not plan.outputs.results.exists():
         return None
-    wanted = {(w.module, w.group) for w in plan.matrices}
+    wanted = {(w.bank or w.module, w.group) for w in plan.matrices}
     lines = [line for line in read_results(plan.outputs.results) if (line.module, line.group) in wanted]
     if len(lines) < len(wanted):
         raise ResultError(
@@ -320,12 +321,8 @@ def _foreign_result(plan: Plan) -> list[Scored] | None:
     return lines
 
 
-def _lines(records: Sequence[Record]) -> list[Scored]:
-    return [Scored(r.module, r.group, r.score.snr) for r in records if r.score is not None]
-
-
 def _work(matrices: Sequence[Matrix]) -> float:
-    return sum({w.tensor: w.work for w in matrices}.values())
+    return sum({w.key: w.work for w in matrices}.values())
 
 
 def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> ScanResult:

@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import sqlite3
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -52,6 +53,7 @@ class Record:
 
     Attributes:
         module, group, tensor: its names; two modules can share a tensor.
+        bank: the bank of experts that it is a part of, which is what a trainer freezes; None for all others.
         n, m, dtype: its shape and stored dtype.
         status, detail: what became of it, and a clause about what went wrong.
         method, device: how and where its singular values were computed; no method where they were not.
@@ -73,6 +75,7 @@ class Record:
     score: Score | None
     singular_values: np.ndarray
     compute_s: float
+    bank: str | None = None
 
 
 class Scored(NamedTuple):
@@ -86,6 +89,7 @@ class Scored(NamedTuple):
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
 _COLUMNS = [
     "module",
+    "bank",
     "tensor",
     "group_name",
     "n",
@@ -100,7 +104,7 @@ _COLUMNS = [
     *_SCORE_COLUMNS,
 ]
 # Raise it with any change of the tables.
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 PRAGMA user_version = {_SCHEMA_VERSION};
 CREATE TABLE IF NOT EXISTS source (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -252,11 +256,34 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     write_atomically(
         path,
         json.dumps(
-            {r.module: {"snr": r.score.snr, "type": r.group} for r in in_order(records) if r.score is not None},
+            {line.module: {"snr": line.snr, "type": line.group} for line in lines_of(in_order(records))},
             indent=4,
             allow_nan=False,
         ),
     )
+
+
+def lines_of(records: Iterable[Record]) -> list[Scored]:
+    """The lines of a result: a module each, and one for a whole bank of experts.
+
+    A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
+    has none while an expert has none.
+    """
+    banks: dict[str, list[Record]] = {}
+    lines: dict[str, Scored | None] = {}
+    for record in records:
+        name = record.bank or record.module
+        if record.bank is not None:
+            banks.setdefault(name, []).append(record)
+        # A bank is where its first expert is.
+        lines.setdefault(name, None)
+        if record.bank is None and record.score is not None:
+            lines[name] = Scored(name, record.group, record.score.snr)
+    for name, experts in banks.items():
+        scores = [expert.score.snr for expert in experts if expert.score is not None]
+        if len(scores) == len(experts):
+            lines[name] = Scored(name, experts[0].group, statistics.median(scores))
+    return [line for line in lines.values() if line is not None]
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
@@ -328,6 +355,7 @@ def _to_row(record: Record) -> tuple[Any, ...]:
     score = record.score
     return (
         record.module,
+        record.bank,
         record.tensor,
         record.group,
         record.n,
@@ -355,6 +383,7 @@ def _from_row(row: tuple[Any, ...]) -> Record:
         )
     return Record(
         module=values["module"],
+        bank=values["bank"],
         group=values["group_name"],
         tensor=values["tensor"],
         n=values["n"],

@@ -51,7 +51,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
     odd = {
         "a.bias": torch.ones(3),
         "position_ids": torch.arange(3),
-        "experts.gate_up_proj": torch.ones(2, 3, 4),
+        "bank.gate_up_proj": torch.ones(2, 3, 4),
         "conv.weight": torch.ones(2, 3, 1),
         "patch.weight": torch.ones(2, 3, 4, 4),
         "scalar.weight": torch.tensor(1.0),
@@ -64,7 +64,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
     assert reasons(a_plan) == {
         "a.bias": Skip.NOT_A_WEIGHT,
         "position_ids": Skip.NOT_A_WEIGHT,
-        "experts.gate_up_proj": Skip.NOT_A_WEIGHT,
+        "bank.gate_up_proj": Skip.NOT_A_WEIGHT,
         "conv.weight": Skip.NOT_A_MATRIX,
         "patch.weight": Skip.NOT_A_MATRIX,
         "scalar.weight": Skip.NOT_A_MATRIX,

@@ -1,0 +1,115 @@
+"""Banks of experts, stored as one tensor a layer: scored expert by expert, published and frozen as one."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrum_stream import freeze, plan, scan
+
+from .conftest import Save, reference_score
+from .hub_server import HubServer
+from .test_remote import REPO, use, values
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+BANK = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def tensors(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for i in range(layers):
+        layer = f"model.layers.{i}.mlp"
+        found |= {
+            f"{layer}.experts.gate_up_proj": torch.randn(experts, 24, 40, generator=generator).bfloat16(),
+            f"{layer}.experts.gate_up_proj_bias": torch.randn(experts, 40, generator=generator).bfloat16(),
+            f"{layer}.experts.down_proj.weight": torch.randn(experts, 20, 24, generator=generator).bfloat16(),
+            f"{layer}.router.weight": torch.randn(experts, 24, generator=generator).bfloat16(),
+            f"{layer}.conv.weight": torch.randn(24, 1, 4, generator=generator).bfloat16(),
+        }
+    return found
+
+
+def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None:
+    stored = tensors()
+    result = scan(str(save(stored, shards=2)), name="x", top_percent=50)
+    published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+    assert list(published) == [
+        *(f"model.layers.{i}.mlp.{name}" for name in ("experts.down_proj", "experts.gate_up_proj") for i in range(2)),
+        *(f"model.layers.{i}.mlp.router" for i in range(2)),
+    ]
+    for name, bank in stored.items():
+        module = name.removesuffix(".weight")
+        experts = [r for r in result.records if r.bank == module]
+        if bank.ndim == 3 and "experts" in name:
+            assert [r.module for r in experts] == [f"{module}.{e}" for e in range(12)]
+            scores = [r.score.snr for r in experts if r.score]
+            assert scores == pytest.approx([reference_score(w) for w in bank], rel=1e-5)
+            assert published[module] == {"snr": statistics.median(scores), "type": module.split(".", 3)[3]}
+        else:
+            assert not experts
+    assert result.selection is not None and [len(c) for c in result.selection.chosen.values()] == [1, 1, 1]
+
+
+def test_a_bank_is_read_one_expert_at_a_time(save: Save) -> None:
+    a_plan = plan(str(save(tensors(experts=64, layers=1))), modules=["mlp.experts.*"])
+    assert len(a_plan.matrices) == 2 * 64
+    assert {w.nbytes for w in a_plan.matrices} == {2 * 24 * 40, 2 * 20 * 24}
+    assert [g.name for g in a_plan.groups] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+
+
+def test_experts_of_a_remote_bank_are_the_same(save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = save(tensors())
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_bank_with_a_broken_expert_has_no_score_and_the_other_experts_have(save: Save) -> None:
+    stored = tensors()
+    stored[BANK][5, 0, 0] = torch.nan
+    result = scan(str(save(stored)), name="x")
+    assert [r.module for r in result.failed] == [f"{BANK}.5"] and not result.complete
+    published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+    assert BANK not in published and "model.layers.1.mlp.experts.gate_up_proj" in published
+    assert sum(r.score is not None for r in result.records if r.bank == BANK) == 11
+
+
+def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
+    folder = save(tensors())
+    first = scan(str(folder), name="x")
+    events: list[object] = []
+    again = scan(str(folder), name="x", top_percent=100, on_event=events.append)
+    assert not [e for e in events if type(e).__name__ == "MatrixScored"]
+    assert values(again) == values(first) and again.scored == first.scored
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    size = {"vocab_size": 128, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "gpt_oss":
+        model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**size, **heads, **tokens))
+    else:
+        config = transformers.Llama4TextConfig(**size, **heads, **tokens, intermediate_size_mlp=48)
+        model = transformers.Llama4ForCausalLM(config)
+    model.save_pretrained(tmp_path / "saved")
+    result = scan(str(tmp_path / "saved"), name="x", top_percent=50)
+    parameters = dict(model.named_parameters())
+    for record in result.records:
+        if record.bank is not None and record.score is not None:
+            bank = parameters[record.bank]
+            expert = int(record.module.rsplit(".", 1)[1])
+            assert record.score.snr == pytest.approx(reference_score(bank[expert]), rel=1e-4), record.module
+    assert sum(r.bank is not None for r in result.records) == 2 * 2 * 4
+    assert result.selection is not None
+    assert 0 < freeze(model, result.selection).trainable_share < 1
+    assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())

@@ -15,8 +15,8 @@ import torch
 
 from spectrum_stream import Plan, plan, select
 from spectrum_stream.naming import group_of
+from spectrum_stream.results import Scored
 from spectrum_stream.sources import LocalShard
-from spectrum_stream.store import Scored
 
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint

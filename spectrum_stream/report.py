@@ -12,8 +12,9 @@ from rich.text import Text
 
 from .fetching import Way
 from .planning import Plan
+from .results import Scored
 from .selection import Selection, rank
-from .store import Record, Scored
+from .store import Record
 
 if TYPE_CHECKING:
     # At run time this would import torch, and a plan is shown without it.

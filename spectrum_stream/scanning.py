@@ -19,10 +19,11 @@ from .feed import Feed, Traffic
 from .fetching import Fetch
 from .matrices import Matrix
 from .planning import RESULTS_FOLDER, Plan
+from .results import Scored, in_order, lines_of, read_results, write_results
 from .selection import Selection, select
 from .sources import LocalShard
 from .spectra import Failure, Method
-from .store import Record, Scored, Status, Store, in_order, lines_of, read_results, write_results
+from .store import Record, Status, Store
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 3

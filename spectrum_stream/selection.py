@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .matrices import pick_groups
 from .planning import check_percent
-from .store import Scored, read_results
+from .results import Scored, read_results
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,31 @@
-"""What is on disk: the record of a scan (SQLite) and the results that Spectrum's readers take (JSON).
+"""The record of a scan (SQLite): one row a matrix, written as it is done.
 
-    snr_results_{slug}.sqlite   one row a matrix, written as it is done: its singular values, the score's
-                                diagnostics, its status; and one row for what was scanned. The journal while
-                                the scan runs, the record afterwards.
-    snr_results_{slug}.json     {module: {"snr": number, "type": group}}, for Axolotl and Spectrum itself
+    snr_results_{slug}.sqlite   each matrix with its singular values, score, diagnostics and status; and one row for what
+                                was scanned. The journal while the scan runs, the record afterwards.
 
-SQLite because it is crash-safe, locked, and in the standard library. The JSON appears whole or not at all.
+SQLite because it is crash-safe, locked, and in the standard library.
 """
 
 import contextlib
 import json
 import logging
-import math
 import os
 import socket
 import sqlite3
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from . import durable
-from .durable import write_atomically
 from .errors import ResultError
-from .naming import group_order, model_order
 from .snr import Degeneracy, Score
 
 _log = logging.getLogger("spectrum_stream")
 
-# The largest published result (28,800 modules) is 3 MB.
-MAX_RESULT_NBYTES = 200_000_000
 # Long enough for another scan to finish a row, short enough not to look like a hang.
 _LOCK_WAIT_S = 1.0
 
@@ -76,14 +68,6 @@ class Record:
     singular_values: np.ndarray
     compute_s: float
     bank: str | None = None
-
-
-class Scored(NamedTuple):
-    """A module's line in a result: all that a selection needs."""
-
-    module: str
-    group: str
-    snr: float
 
 
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
@@ -249,106 +233,6 @@ class Store:
                 reason="corrupt",
                 hint="start over with --fresh",
             ) from error
-
-
-def write_results(path: Path, records: Iterable[Record]) -> None:
-    """Publish the JSON: Spectrum's schema and nothing else, in Spectrum's order; failed matrices are left out."""
-    write_atomically(
-        path,
-        json.dumps(
-            {line.module: {"snr": line.snr, "type": line.group} for line in lines_of(in_order(records))},
-            indent=4,
-            allow_nan=False,
-        ),
-    )
-
-
-def lines_of(records: Iterable[Record]) -> list[Scored]:
-    """The lines of a result: a module each, and one for a whole bank of experts.
-
-    A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
-    has none while an expert has none.
-    """
-    banks: dict[str, list[Record]] = {}
-    lines: dict[str, Scored | None] = {}
-    for record in records:
-        name = record.bank or record.module
-        if record.bank is not None:
-            banks.setdefault(name, []).append(record)
-        # A bank is where its first expert is.
-        lines.setdefault(name, None)
-        if record.bank is None and record.score is not None:
-            lines[name] = Scored(name, record.group, record.score.snr)
-    for name, experts in banks.items():
-        scores = [expert.score.snr for expert in experts if expert.score is not None]
-        if len(scores) == len(experts):
-            lines[name] = Scored(name, experts[0].group, statistics.median(scores))
-    return [line for line in lines.values() if line is not None]
-
-
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """In the order of Spectrum's files: groups sorted, the modules of a group as the model has them."""
-    return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
-
-
-def read_results(path: Path) -> list[Scored]:
-    """The modules of a result file, ours or one published with Spectrum, in the file's order.
-
-    Infinity, which older ones hold where the noise set was empty, is read as such, and ranks first as it
-    does in Spectrum; NaN ranks last. Files in the schema of `_sorted.json`, which Spectrum itself cannot read,
-    are read too.
-
-    Raises:
-        ResultError: no_such_result, unreadable, too_large, not_a_result.
-    """
-    try:
-        if path.stat().st_size > MAX_RESULT_NBYTES:
-            raise ResultError(f"{path} is too large for a result", reason="too_large")
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ResultError(f"there is no result at {path}", reason="no_such_result") from error
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    scored = _from_modules(data) or _from_groups(data)
-    if not scored:
-        raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
-    return scored
-
-
-def _from_modules(data: Any) -> list[Scored] | None:
-    if not isinstance(data, dict):
-        return None
-    scored = []
-    for module, entry in data.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not _is_number(entry.get("snr")):
-            return None
-        scored.append(Scored(module, entry["type"], _ranked(entry["snr"])))
-    return scored
-
-
-def _from_groups(data: Any) -> list[Scored] | None:
-    if not isinstance(data, dict):
-        return None
-    scored = []
-    for group, modules in data.items():
-        if not isinstance(modules, dict) or not all(_is_number(snr) for snr in modules.values()):
-            return None
-        scored += [Scored(module, group, _ranked(snr)) for module, snr in modules.items()]
-    return scored
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _ranked(snr: float) -> float:
-    # A NaN compares false with everything and would scramble a sort.
-    try:
-        return -math.inf if math.isnan(snr) else float(snr)
-    except OverflowError:
-        return math.inf
 
 
 def _to_row(record: Record) -> tuple[Any, ...]:

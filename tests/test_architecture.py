@@ -33,6 +33,7 @@ ORDER = [
     "engine",
     "durable",
     "store",
+    "results",
     "selection",
     "exporters",
     "freezing",

@@ -20,7 +20,7 @@ BANK = "model.layers.0.mlp.experts.gate_up_proj"
 
 def tensors(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for i in range(layers):
         layer = f"model.layers.{i}.mlp"
         found |= {

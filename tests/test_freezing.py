@@ -6,7 +6,7 @@ from torch import nn
 
 from spectrum_stream import freeze, select
 from spectrum_stream.errors import FreezeError, ResultError
-from spectrum_stream.store import Scored
+from spectrum_stream.results import Scored
 
 
 class Attention(nn.Module):

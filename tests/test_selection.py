@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
+from spectrum_stream.results import Scored
 from spectrum_stream.selection import rank, select
-from spectrum_stream.store import Scored
 
 from .conftest import GOLDEN
 

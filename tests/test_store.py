@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 from spectrum_stream import durable
 from spectrum_stream.durable import write_atomically
 from spectrum_stream.errors import ResultError
+from spectrum_stream.results import Scored, in_order, read_results, write_results
 from spectrum_stream.snr import score
-from spectrum_stream.store import (
-    Record,
-    Scored,
-    Status,
-    Store,
-    in_order,
-    read_results,
-    write_results,
-)
+from spectrum_stream.store import Record, Status, Store
 
 IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
 
@@ -258,9 +251,9 @@ def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrum_stream import store
+    from spectrum_stream import results
 
-    monkeypatch.setattr(store, "MAX_RESULT_NBYTES", 10)
+    monkeypatch.setattr(results, "MAX_RESULT_NBYTES", 10)
     (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
     with refused("too_large"):
         read_results(tmp_path / "r.json")

@@ -5,8 +5,8 @@ import yaml
 
 from spectrum_stream.errors import ResultError
 from spectrum_stream.exporters.axolotl import ALWAYS, Pattern, patterns, read_patterns, render
+from spectrum_stream.results import Scored
 from spectrum_stream.selection import select
-from spectrum_stream.store import Scored
 
 from ..conftest import GOLDEN
 

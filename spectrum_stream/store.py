@@ -1,6 +1,6 @@
 """The record of a scan (SQLite): one row a matrix, written as it is done.
 
-    snr_results_{slug}.sqlite   each matrix with its singular values, score, diagnostics and status; and one row for what
+    snr_results_{slug}.sqlite   each matrix: its singular values, score, diagnostics and status; and one row for what
                                 was scanned. The journal while the scan runs, the record afterwards.
 
 SQLite because it is crash-safe, locked, and in the standard library.

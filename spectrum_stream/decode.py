@@ -13,17 +13,69 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .costs import BLOCK_COLUMNS
 from .errors import CheckpointError
 from .matrices import Matrix
 from .sources import LocalShard
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 # BLAS may round differently for another alignment, and a cache line is the coarsest that it looks at.
 _LINE_NBYTES = 64
 
 
 # Shared with no other process; Windows has nothing else.
 _PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+
+
+class Scaled:
+    """A matrix that is stored as small numbers and a grid of scales; a part of it is multiplied out when it is read.
+
+    It is to be used as a float32 tensor of two dimensions would be, as far as that is needed.
+
+    Args:
+        stored: (n, m), of any floating dtype.
+        scales: (rows, columns), float32.
+        block: how many (rows, columns) of the matrix share a scale; the last ones may be fewer.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, stored: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
+        self._stored, self._scales, self._block = stored, scales, block
+        self.shape = stored.shape
+
+    @property
+    def T(self) -> "Scaled":  # noqa: N802
+        return Scaled(self._stored.T, self._scales.T, (self._block[1], self._block[0]))
+
+    def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
+        """A part as a float32 tensor of its own."""
+        rows, columns = part if isinstance(part, tuple) else (part, slice(None))
+        first_row, last_row, _ = rows.indices(self.shape[0])
+        first_column, last_column, _ = columns.indices(self.shape[1])
+        result = self._stored[first_row:last_row, first_column:last_column].to(torch.float32, copy=True)
+        height, width = self._block
+        # Band by band of rows that share their scales, so that no grid of the size of the part is made.
+        for top in range(first_row - first_row % height, last_row, height):
+            scales = self._scales[top // height, first_column // width : (last_column - 1) // width + 1]
+            along = scales.repeat_interleave(width)[first_column % width :][: last_column - first_column]
+            result[max(top - first_row, 0) : top + height - first_row] *= along
+        return result
+
+    def any(self) -> bool:
+        """Whether any weight is not zero."""
+        height = max(1, BLOCK_COLUMNS * BLOCK_COLUMNS // self.shape[1])
+        return any(bool(self[i : i + height].any()) for i in range(0, self.shape[0], height))
+
+
+Weights = torch.Tensor | Scaled
 
 
 class ShardReader:
@@ -107,5 +159,13 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     offset = (matrix.start - matrix.start % dtype.itemsize) % _LINE_NBYTES
     # Pages of its own, which go back to the system at once; those of malloc would be kept for later.
     memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
-    tensor = torch.frombuffer(memory, dtype=dtype, count=matrix.n * matrix.m, offset=offset)
-    return tensor.reshape(matrix.n, matrix.m), memoryview(memory)[offset:]
+    stored = torch.frombuffer(memory, dtype=torch.uint8, offset=offset)
+    return stored.view(dtype).reshape(matrix.n, matrix.m), memoryview(memory)[offset:]
+
+
+def scaled(matrix: Matrix, stored: torch.Tensor, scales: bytes) -> Scaled:
+    """A matrix with the bytes of its scales."""
+    where = matrix.scales
+    assert where is not None
+    grid = torch.frombuffer(bytearray(scales), dtype=torch.uint8).view(_DTYPES[where.dtype]).to(torch.float32)
+    return Scaled(stored, grid.reshape(where.shape), where.block)

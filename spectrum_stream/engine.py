@@ -21,6 +21,7 @@ from typing import Self
 import torch
 
 from .costs import cores, gram_nbytes, svd_nbytes
+from .decode import Weights
 from .errors import UsageError
 from .matrices import Matrix
 from .snr import Score, score
@@ -33,8 +34,8 @@ _WAITING_PER_WORKER = 16
 # Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
 _BATCH_SHARE = 0.25
 
-Item = tuple[Matrix, torch.Tensor]
-Compute = Callable[[Sequence[torch.Tensor], Method, torch.device, bool], list[Spectrum | Failure]]
+Item = tuple[Matrix, Weights]
+Compute = Callable[[Sequence[Weights], Method, torch.device, bool], list[Spectrum | Failure]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def _is_looping_faster(device: torch.device) -> bool:
 
 
 def measure(
-    ws: Sequence[torch.Tensor],
+    ws: Sequence[Weights],
     *,
     method: Method | None = None,
     device: Device = CPU,
@@ -165,14 +166,14 @@ def _is_exact_enough(result: Measured) -> bool:
     return result.score is not None and result.score.error <= TOLERANCE
 
 
-def _nbytes(w: torch.Tensor, method: Method) -> int:
+def _nbytes(w: Weights, method: Method) -> int:
     n, m = w.shape
     if method is Method.SVD:
         return svd_nbytes(n, m)
     return gram_nbytes(n, m, 4 if method is Method.FP32 else 8)
 
 
-def _fitting(ws: Sequence[torch.Tensor], method: Method, device: Device, compute: Compute) -> list[Measured]:
+def _fitting(ws: Sequence[Weights], method: Method, device: Device, compute: Compute) -> list[Measured]:
     """Compute a batch, in halves where the whole does not fit on the device, and on the CPU where one does not."""
     if not ws:
         return []

@@ -18,16 +18,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from .decode import ShardReader, empty_matrix
+from .decode import ShardReader, Weights, empty_matrix, scaled
 from .errors import SourceError
 from .fetching import AHEAD_NBYTES, SHARDS_ON_DISK, Way, requests
 from .matrices import Matrix
+from .quantised import Scales
 from .sources import LocalShard, RangesIgnored, RemoteShard, Shard
 
 if TYPE_CHECKING:
     import torch
 
-Item = tuple[Matrix, "torch.Tensor"]
+Item = tuple[Matrix, Weights]
 
 _log = logging.getLogger("spectrum_stream")
 
@@ -170,6 +171,7 @@ class Feed:
 
     def _map(self, shard: LocalShard, matrices: Sequence[Matrix]) -> None:
         scratch = memoryview(bytearray(_READ_NBYTES))
+        scales = self._read_scales(matrices, shard)
         # A tensor keeps the map that it is a view of.
         with ShardReader(shard) as reader:
             for matrix in matrices:
@@ -178,7 +180,7 @@ class Feed:
                 elif self._halt.is_set():
                     raise _Closed
                 reader.warm(matrix.start, matrix.nbytes, scratch)
-                self._ready.put((matrix, reader.matrix(matrix)))
+                self._hand_over(matrix, reader.matrix(matrix), scales)
 
     def _pass_through_disk(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> None:
         self._on_disk.take(1)
@@ -211,6 +213,7 @@ class Feed:
 
     def _fetch(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> list[Matrix]:
         """Fetch matrices by range; returns those that are left when the server stops to send ranges."""
+        scales = self._read_scales(matrices, shard)
         pending: deque[tuple[Future[None], list[_Buffer]]] = deque()
         undelivered = {w.key: w for w in matrices}
         taken: dict[str, int] = {}
@@ -222,7 +225,7 @@ class Feed:
                 matrix = buffer.matrix
                 del undelivered[matrix.key], taken[matrix.key]
                 self._on_release[matrix.key] = lambda nbytes=matrix.nbytes: self._fetched.give(nbytes)  # type: ignore[misc]
-                self._ready.put((matrix, buffer.tensor))
+                self._hand_over(matrix, buffer.tensor, scales)
 
         waiting = deque(matrices)
         unfinished: list[_Buffer] = []
@@ -251,6 +254,30 @@ class Feed:
         except RangesIgnored:
             self._fetched.give(sum(taken.values()))
         return list(undelivered.values())
+
+    def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", scales: Mapping[str, bytes]) -> None:
+        w = stored if matrix.scales is None else scaled(matrix, stored, scales[matrix.key])
+        self._ready.put((matrix, w))
+
+    def _read_scales(self, matrices: Sequence[Matrix], here: Shard) -> dict[str, bytes]:
+        """The bytes of the scales of matrices, by the matrix's key; they are small, and in any shard."""
+        found: dict[str, bytes] = {}
+        by_shard: dict[str, list[tuple[Matrix, Scales]]] = {}
+        for matrix in matrices:
+            if matrix.scales is not None:
+                by_shard.setdefault(matrix.scales.shard, []).append((matrix, matrix.scales))
+        for name, pairs in by_shard.items():
+            # A shard that was downloaded is read where it is now.
+            shard = here if name == here.name else self._shards[name]
+            extents = requests([(s.start, s.start + s.nbytes) for _, s in pairs])
+            read = [(start, stop, shard.read(start, stop)) for start, stop in extents]
+            for matrix, s in pairs:
+                found[matrix.key] = b"".join(
+                    body[max(s.start, start) - start : min(s.start + s.nbytes, stop) - start]
+                    for start, stop, body in read
+                    if start < s.start + s.nbytes and s.start < stop
+                )
+        return found
 
     def _request(self, shard: RemoteShard, start: int, stop: int, buffers: Sequence["_Buffer"]) -> Future[None]:
         def write(position: int, chunk: bytes) -> None:

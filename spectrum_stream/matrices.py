@@ -1,7 +1,7 @@
 """Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -10,6 +10,7 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
 from .naming import group_of, group_order, is_expert_bank, model_order, module_path, tied_head
+from .quantised import FLOAT8_DTYPES, ScaleIndex, Scales
 
 # How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
 _PACKED = (".qweight", ".weight_packed", "_proj_blocks")
@@ -24,11 +25,13 @@ class Skip(StrEnum):
     EMPTY = "empty"  # a dimension of 0
     NOT_CHOSEN = "not_chosen"  # its group was not asked for
     UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
+    MISSING_SCALES = "missing_scales"  # float8 without the scales that make weights of its numbers
+    BAD_SCALES = "bad_scales"  # float8 with scales that do not fit it
 
     @property
     def is_failure(self) -> bool:
         """Whether the user would expect a score here, so that the scan is not complete without it."""
-        return self is Skip.UNSUPPORTED_DTYPE
+        return self in (Skip.UNSUPPORTED_DTYPE, Skip.MISSING_SCALES, Skip.BAD_SCALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Matrix:
         tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, where this one only shares it.
+        scales: what its stored numbers are to be multiplied by; None where they are the weights.
         bank, expert: the bank of experts that it is a part of, and the place in it; None for all others.
     """
 
@@ -64,6 +68,7 @@ class Matrix:
     tied_to: str | None = None
     bank: str | None = None
     expert: int | None = None
+    scales: Scales | None = None
 
     @property
     def key(self) -> str:
@@ -88,20 +93,24 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
     """What is scored, in file order, and everything else, in model order."""
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
+    scales = ScaleIndex(checkpoint)
     tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
     for shard, tensor in checkpoint.tensors:
         if _is_bank(tensor):
             matrices += _experts(tensor, shard.name)
             continue
-        why, module = _skip_reason(tensor), module_path(tensor.name)
+        why, module, scaled = _skip_reason(tensor), module_path(tensor.name), None
+        if why is None and tensor.dtype in FLOAT8_DTYPES:
+            scaled = scales.find(tensor)
+            why = Skip.MISSING_SCALES if scaled is None else Skip.BAD_SCALES if isinstance(scaled, str) else None
         if why is not None or module is None:
             skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT))
             continue
-        matrix = _matrix(module, tensor, shard.name, None)
+        matrix = replace(_matrix(module, tensor, shard.name), scales=scaled if isinstance(scaled, Scales) else None)
         matrices.append(matrix)
         if tied is not None and tied[1] == tensor.name:
             # Right behind its tensor, so that the scan has its singular values at hand.
-            matrices.append(_matrix(tied[0], tensor, shard.name, module))
+            matrices.append(replace(matrix, module=tied[0], group=group_of(tied[0]), tied_to=module))
     skipped.sort(key=lambda s: model_order(s.tensor))
     return matrices, skipped
 
@@ -139,16 +148,14 @@ def _skip_reason(tensor: TensorInfo) -> Skip | None:
         return Skip.NOT_A_MATRIX
     if 0 in tensor.shape:
         return Skip.EMPTY
-    if tensor.dtype not in FLOAT_DTYPES:
+    if tensor.dtype not in FLOAT_DTYPES and not (tensor.dtype in FLOAT8_DTYPES and len(tensor.shape) == 2):
         return Skip.UNSUPPORTED_DTYPE
     return None
 
 
-def _matrix(module: str, tensor: TensorInfo, shard: str, tied_to: str | None) -> Matrix:
+def _matrix(module: str, tensor: TensorInfo, shard: str) -> Matrix:
     n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
-    return Matrix(
-        module, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes, tied_to
-    )
+    return Matrix(module, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes)
 
 
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:

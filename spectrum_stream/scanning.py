@@ -261,6 +261,7 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
         group=matrix.group,
         tensor=matrix.key,
         bank=matrix.bank,
+        quantised=matrix.scales.scheme if matrix.scales else None,
         n=matrix.n,
         m=matrix.m,
         dtype=matrix.dtype,

@@ -32,6 +32,7 @@ import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .costs import BLOCK_COLUMNS
+from .decode import Weights
 
 # K's lower triangle is computed in this many bands of rows: 8 bands are 56% of the full product. More than that
 # gains little, and below this side the whole product takes no longer than its bands (measured, MKL).
@@ -103,7 +104,7 @@ def exact_products() -> Iterator[None]:
 
 
 def singular_values(
-    ws: Sequence[torch.Tensor], method: Method, device: torch.device = _CPU, looped: bool = False
+    ws: Sequence[Weights], method: Method, device: torch.device = _CPU, looped: bool = False
 ) -> list[Spectrum | Failure]:
     """The singular values of each W of a batch.
 
@@ -143,7 +144,7 @@ def singular_values(
     return results
 
 
-def gram(ws: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """K = W Wᵀ of each W (n, m), accumulated in `dtype`: (batch, n, n), of which the lower triangles are valid."""
     n = ws[0].shape[0]
     k = torch.zeros(len(ws), n, n, dtype=dtype, device=device)
@@ -164,7 +165,7 @@ def gram(ws: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device) -
     return k
 
 
-def _blocks(ws: Sequence[torch.Tensor], dtype: torch.dtype | None, device: torch.device) -> Iterator[torch.Tensor]:
+def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.device) -> Iterator[torch.Tensor]:
     """(batch, n, columns) blocks of the batch on the device, in `dtype` or as stored."""
     spans = [slice(c, c + BLOCK_COLUMNS) for c in range(0, ws[0].shape[1], BLOCK_COLUMNS)]
     if device.type != "cuda":
@@ -186,7 +187,7 @@ def _blocks(ws: Sequence[torch.Tensor], dtype: torch.dtype | None, device: torch
         yield block if dtype is None else block.to(dtype)
 
 
-def count_not_finite(w: torch.Tensor) -> int:
+def count_not_finite(w: Weights) -> int:
     """How many entries of W are NaN or infinite, counted block by block."""
     rows = max(1, BLOCK_COLUMNS * BLOCK_COLUMNS // w.shape[1])
     return sum(int((~torch.isfinite(w[i : i + rows])).sum()) for i in range(0, w.shape[0], rows))
@@ -220,7 +221,7 @@ def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
     return errors
 
 
-def _by_svd(w: torch.Tensor) -> Spectrum | Failure:
+def _by_svd(w: Weights) -> Spectrum | Failure:
     n, m = w.shape
     # R of a QR of Wᵀ has W's singular values; block after block, it is found without Wᵀ in memory.
     rows = max(n, BLOCK_COLUMNS)

@@ -45,6 +45,7 @@ class Record:
 
     Attributes:
         module, group, tensor: its names; two modules can share a tensor.
+        quantised: how its weights were stored, if not as themselves; the noise of that is in the score.
         bank: the bank of experts that it is a part of, which is what a trainer freezes; None for all others.
         n, m, dtype: its shape and stored dtype.
         status, detail: what became of it, and a clause about what went wrong.
@@ -68,12 +69,14 @@ class Record:
     singular_values: np.ndarray
     compute_s: float
     bank: str | None = None
+    quantised: str | None = None
 
 
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
 _COLUMNS = [
     "module",
     "bank",
+    "quantised",
     "tensor",
     "group_name",
     "n",
@@ -240,6 +243,7 @@ def _to_row(record: Record) -> tuple[Any, ...]:
     return (
         record.module,
         record.bank,
+        record.quantised,
         record.tensor,
         record.group,
         record.n,
@@ -268,6 +272,7 @@ def _from_row(row: tuple[Any, ...]) -> Record:
     return Record(
         module=values["module"],
         bank=values["bank"],
+        quantised=values["quantised"],
         group=values["group_name"],
         tensor=values["tensor"],
         n=values["n"],

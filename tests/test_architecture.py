@@ -23,6 +23,7 @@ ORDER = [
     "sources",
     "checkpoint",
     "costs",
+    "quantised",
     "matrices",
     "fetching",
     "planning",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from spectrum_stream.decode import Weights
 from spectrum_stream.engine import CPU, TOLERANCE, Compute, Device, Measured, measure, measure_all, open_device
 from spectrum_stream.errors import UsageError
 from spectrum_stream.matrices import Matrix
@@ -37,7 +38,7 @@ def limited(limit: int, calls: list[int]) -> Compute:
     """A device that has room for `limit` matrices, and none for any where that is 0; the CPU has."""
 
     def compute(
-        ws: Sequence[torch.Tensor], method: Method, device: torch.device, looped: bool
+        ws: Sequence[Weights], method: Method, device: torch.device, looped: bool
     ) -> list[Spectrum | Failure]:
         calls.append(len(ws))
         if device.type == "meta" and len(ws) > limit:
@@ -131,7 +132,7 @@ def test_under_a_memory_limit_a_hard_matrix_keeps_its_inexact_score() -> None:
 
 def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
     def compute(
-        ws: Sequence[torch.Tensor], method: Method, device: torch.device, looped: bool
+        ws: Sequence[Weights], method: Method, device: torch.device, looped: bool
     ) -> list[Spectrum | Failure]:
         if method is Method.FP32:
             return singular_values(ws, method)

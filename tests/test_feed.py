@@ -37,6 +37,7 @@ def test_tensors_come_as_they_are_stored_and_in_order(save: Save, ahead_nbytes: 
     assert [m for m, _ in found] == list(a_plan.matrices)
     for matrix, w in found:
         stored = tensors[matrix.tensor]
+        assert isinstance(w, torch.Tensor)
         assert torch.equal(w, stored if stored.ndim == 2 else stored[None]) and w.dtype == stored.dtype
 
 
@@ -82,7 +83,7 @@ def test_a_feed_with_nothing_at_hand_says_so_before_it_waits(save: Save) -> None
 def test_a_tensor_outlives_the_reader(save: Save) -> None:
     a_plan = plan(str(save({"a.weight": torch.arange(6.0).reshape(2, 3)})))
     ((_, w),) = all_of(feed_of(a_plan))
-    assert w.sum() == 15
+    assert isinstance(w, torch.Tensor) and w.sum() == 15
 
 
 def test_a_shard_that_is_gone_is_an_error_where_the_tensors_are_awaited(save: Save) -> None:

@@ -70,7 +70,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
         "scalar.weight": Skip.NOT_A_MATRIX,
         "empty.weight": Skip.EMPTY,
         "packed.weight": Skip.UNSUPPORTED_DTYPE,
-        "fp8.weight": Skip.UNSUPPORTED_DTYPE,
+        "fp8.weight": Skip.MISSING_SCALES,
         "gptq.qweight": Skip.UNSUPPORTED_DTYPE,
     }
     assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures

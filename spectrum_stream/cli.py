@@ -149,9 +149,16 @@ def plan_command(
     output.show(report.plan_table(plan))
     output.data(plan.to_dict())
     output.line()
-    renamed = [*(["--name", name] if name else []), *(["--out", str(out)] if str(out) != RESULTS_FOLDER else [])]
+    given = {
+        "--name": name,
+        "--out": None if str(out) == RESULTS_FOLDER else str(out),
+        "--max-memory": max_memory,
+        "--fetch": None if fetch is Fetch.AUTO else str(fetch),
+        "--max-disk": max_disk,
+    }
+    kept = [word for option, value in given.items() if value is not None for word in (option, value)]
     share = f"{top_percent or 50:g}"
-    output.line(f"next: {_command('scan', typed, '--top-percent', share, *renamed, *_again(modules))}")
+    output.line(f"next: {_command('scan', typed, '--top-percent', share, *kept, *_again(modules))}")
 
 
 @app.command("scan")
@@ -277,7 +284,8 @@ def _scan(
     device = open_device(device_name)
     method = None if precision is Precision.AUTO else Method(precision)
     output.note(
-        f"{plan.source}: {len(plan.matrices)} matrices, {report.si_bytes(plan.read_nbytes)} to read, on {device}"
+        f"{plan.source}: {report.counted(len(plan.matrices), 'matrix', 'matrices')}, "
+        f"{report.si_bytes(plan.read_nbytes)} to read, on {device}"
     )
     result: ScanResult | None = None
     try:
@@ -379,7 +387,8 @@ def main() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
         if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
+            # What follows a question mark in an address can be a signature.
+            Output().note(re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1...", traceback.format_exc()))
         Output().error(error)
         return error.exit_code
     except OSError as error:

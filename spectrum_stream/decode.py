@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .costs import BLOCK_COLUMNS
-from .errors import CheckpointError
+from .errors import CheckpointError, ComputeError
 from .matrices import Matrix
 from .sources import LocalShard
 
@@ -158,7 +158,14 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     # A tensor at an odd offset, which the format allows, is not aligned.
     offset = (matrix.start - matrix.start % dtype.itemsize) % _LINE_NBYTES
     # Pages of its own, which go back to the system at once; those of malloc would be kept for later.
-    memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
+    try:
+        memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
+    except (OSError, OverflowError) as error:
+        raise ComputeError(
+            f"{matrix.tensor}, {matrix.nbytes} bytes, does not fit into memory",
+            reason="too_little_memory",
+            hint="--fetch shard needs none for it",
+        ) from error
     stored = torch.frombuffer(memory, dtype=torch.uint8, offset=offset)
     return stored.view(dtype).reshape(matrix.n, matrix.m), memoryview(memory)[offset:]
 

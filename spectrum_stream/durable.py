@@ -36,7 +36,7 @@ def write_atomically(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         before("write", path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -64,9 +64,24 @@ def _prefix(path: Path) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    # Of a process that was killed. One that lives would be hit too, but only one scan writes to a result at a time.
+    """Remove what processes left that were killed while they wrote this file."""
     for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        leftover.unlink(missing_ok=True)
+        pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    # On Windows a signal of 0 would end the process.
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

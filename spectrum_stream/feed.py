@@ -5,6 +5,7 @@ is made again when a matrix is released, that is, computed. So that nobody waits
 when it has nothing at hand: whoever holds matrices back to compute them together must then compute them.
 """
 
+import contextlib
 import logging
 import queue
 import shutil
@@ -39,7 +40,7 @@ _REQUESTS_IN_FLIGHT = 4
 # How long a core may be idle, when there is nothing to read, before its next matrix is looked for.
 _ASK_AGAIN_S = 0.02
 # A download cannot be broken off; the process ends without its thread.
-_JOIN_S = 10.0
+_JOIN_S = 1.0
 
 
 @dataclass
@@ -141,6 +142,11 @@ class Feed:
             # Or it would be kept alive while the next one is awaited.
             del item
 
+    @property
+    def held_nbytes(self) -> int:
+        """What was fetched by range, or is being fetched, and is not released yet."""
+        return self._fetched.taken
+
     def release(self, matrix: Matrix) -> None:
         """The matrix is computed, and nobody holds its tensor any more."""
         if (act := self._on_release.pop(matrix.key, None)) is not None:
@@ -155,6 +161,12 @@ class Feed:
                     continue
                 if way is Way.RANGE:
                     matrices = self._fetch(shard, matrices)
+                    if matrices and self._disk.is_over(shard.nbytes):
+                        raise SourceError(
+                            f"{shard.where}: the server sends whole files only now, and there is no room on disk for "
+                            f"{shard.nbytes} bytes",
+                            reason="too_little_disk",
+                        )
                     if matrices:
                         _log.warning("%s: the server sends whole files only now: it is downloaded", shard.where)
                         way = Way.SHARD
@@ -165,6 +177,8 @@ class Feed:
             self._ready.put(None)
         except _Closed:
             return
+        except OSError as error:
+            self._ready.put(SourceError(f"a shard cannot be read: {error.strerror}", reason="unreadable"))
         except BaseException as error:
             # Whatever it is, it belongs to the thread that waits for the tensors.
             self._ready.put(error)
@@ -192,7 +206,9 @@ class Feed:
             nonlocal left
             left -= 1
             if not left:
-                local.path.unlink(missing_ok=True)
+                # Windows keeps a file that is mapped; it goes with its folder, at the end.
+                with contextlib.suppress(PermissionError):
+                    local.path.unlink(missing_ok=True)
                 self._disk.give(shard.nbytes)
                 self._on_disk.give(1)
 
@@ -235,12 +251,11 @@ class Feed:
                 while waiting and waiting[0].start < stop:
                     starting.append(waiting.popleft())
                 nbytes = sum(w.nbytes for w in starting)
-                if not unfinished:
-                    # Only what is delivered can be released.
-                    while pending and not self._fetched.has_room(nbytes):
-                        deliver()
-                # A matrix that is fetched in part has to be finished before any room can be made.
-                self._fetched.take(nbytes, anyway=bool(unfinished))
+                # Only what is delivered can be released.
+                while pending and not self._fetched.has_room(nbytes):
+                    deliver()
+                # What is fetched in part cannot be released before it is finished, so it is not waited for.
+                self._fetched.take(nbytes, beside=sum(b.matrix.nbytes for b in unfinished))
                 taken |= {w.key: w.nbytes for w in starting}
                 unfinished += [_Buffer(w) for w in starting]
                 finished = [b for b in unfinished if b.stop <= stop]
@@ -294,6 +309,9 @@ class Feed:
         return self._pool.submit(shard.stream, start, stop, write, self._halt)
 
     def _count(self, nbytes: int) -> None:
+        # A download can be broken off nowhere else.
+        if self._halt.is_set():
+            raise _Closed
         with self._lock:
             self._traffic.fetched_nbytes += nbytes
 
@@ -324,13 +342,21 @@ class _Budget:
         self._closed = False
         self._changed = threading.Condition()
 
+    @property
+    def taken(self) -> int:
+        return self._taken
+
     def has_room(self, amount: int) -> bool:
         return not self._taken or self._limit is None or self._taken + amount <= self._limit
 
-    def take(self, amount: int, anyway: bool = False) -> None:
-        """Wait until there is room, or nothing else is taken. Raises _Closed."""
+    def is_over(self, amount: int) -> bool:
+        """Whether it is more than could be taken ever."""
+        return self._limit is not None and amount > self._limit
+
+    def take(self, amount: int, beside: int = 0) -> None:
+        """Wait until there is room, or nothing is taken but `beside`. Raises _Closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or anyway or self.has_room(amount))
+            self._changed.wait_for(lambda: self._closed or self._taken <= beside or self.has_room(amount))
             if self._closed:
                 raise _Closed
             self._taken += amount

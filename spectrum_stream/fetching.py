@@ -142,7 +142,9 @@ def choose_ways(
     return ways
 
 
-def transfers(shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]]) -> Mapping[Way, Transfer]:
+def transfers(
+    shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], max_disk_nbytes: int | None = None
+) -> Mapping[Way, Transfer]:
     """What each way would take for the shards that are not on this machine; empty where all are."""
     remote = [s for s in shards if wanted.get(s.name) and not isinstance(s, LocalShard)]
     if not remote:
@@ -150,8 +152,11 @@ def transfers(shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]]) -
     ranges = [r for s in remote for r in requests(wanted[s.name])]
     whole = sum(s.nbytes for s in remote)
     largest = sorted((s.nbytes for s in remote), reverse=True)
+    at_once = sum(largest[:SHARDS_ON_DISK])
+    if max_disk_nbytes is not None:
+        at_once = min(at_once, max_disk_nbytes)
     by_way = {
-        Way.SHARD: Transfer(whole, len(remote), sum(largest[:SHARDS_ON_DISK])),
+        Way.SHARD: Transfer(whole, len(remote), at_once),
         Way.CACHE: Transfer(whole, len(remote), whole),
     }
     if all(s.is_ranged for s in remote):
@@ -174,4 +179,5 @@ def fetched_nbytes(shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent
 def ahead_nbytes(extents: Sequence[Extent]) -> int:
     """Memory that matrices fetched by range take until they are computed, at most."""
     sizes = [stop - start for start, stop in set(extents)]
-    return min(sum(sizes), max(AHEAD_NBYTES, max(sizes, default=0)))
+    # A request may begin some small matrices at once, beside the one that it ends.
+    return min(sum(sizes), max(AHEAD_NBYTES, max(sizes, default=0)) + _REQUEST_NBYTES)

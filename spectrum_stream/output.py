@@ -19,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from . import report
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .scanning import Event, MatrixScored, ScanStarted
 
 _LINE_EVERY_S = 30.0
+_SAME_TROUBLE_S = 0.4
 _LINE_EVERY_SHARE = 0.05
 
 
@@ -79,9 +81,16 @@ class LogNotes(logging.Handler):
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
+        self._trouble, self._last = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "://" not in (message := record.getMessage()):
+        message = record.getMessage()
+        # Several requests meet the same trouble at once, and each of them waits a while of its own.
+        trouble, now = message.rsplit(";", 1)[0], time.monotonic()
+        repeated = trouble == self._trouble and now < self._last + _SAME_TROUBLE_S
+        theirs = record.name.startswith("huggingface_hub") and not message.startswith("Rate limited")
+        if "://" not in message and not repeated and not theirs:
+            self._trouble, self._last = trouble, now
             self._output.note(message)
 
 
@@ -100,7 +109,7 @@ class ProgressView:
         if output.stderr.is_terminal and not output.quiet:
             self._bar = Progress(
                 TextColumn("{task.fields[count]}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
                 _Live(self._network),
@@ -151,7 +160,8 @@ class ProgressView:
                 total=event.work_total,
                 completed=event.work_done,
                 count=f"{event.done}/{event.total}",
-                module=printable(event.record.module),
+                # For a repo, the state of the network is of more use, and there is room for one.
+                module="" if self._is_remote else printable(event.record.module),
             )
             return
         share = _share(event)
@@ -169,23 +179,37 @@ class ProgressView:
         share = 0.0 if event is None else _share(event)
         self._last_line, self._last_share = now, share
         parts = [f"{event.done}/{event.total} matrices, {share:.0%}"] if event is not None else []
-        if 0 < share < 1:
-            parts.append(f"{report.duration((now - self._started) * (1 - share) / share)} left")
+        if (left := self._left_s(share, now - self._started)) is not None:
+            parts.append(f"{report.duration(left)} left")
         if network := self._network():
             parts.append(network)
         if parts:
             self._output.note(", ".join(parts))
 
+    @property
+    def _is_remote(self) -> bool:
+        return self._scan is not None and self._scan.fetch_nbytes > 0
+
+    @property
+    def _is_network_bound(self) -> bool:
+        return self._scan is not None and self._scan.traffic.starved_s > (time.monotonic() - self._started) / 2
+
+    def _left_s(self, share: float, seconds: float) -> float | None:
+        """By the bytes that are to come where the network is slower, else by the work that is to be done."""
+        if self._is_remote and self._is_network_bound and self._scan is not None:
+            share = self._scan.traffic.fetched_nbytes / self._scan.fetch_nbytes
+        return seconds * (1 - share) / share if 0 < share < 1 else None
+
     def _network(self) -> str:
-        """`120 of 640 MB at 24 MB/s, waiting for the network`, or nothing for a local checkpoint."""
-        if self._scan is None or not self._scan.fetch_nbytes:
+        """`120 of 640 MB, 24 MB/s, network-bound`, or nothing for a local checkpoint."""
+        if self._scan is None or not self._is_remote:
             return ""
         seconds = time.monotonic() - self._started
-        fetched, starved = self._scan.traffic.fetched_nbytes, self._scan.traffic.starved_s
+        fetched, total = self._scan.traffic.fetched_nbytes, self._scan.fetch_nbytes
         return (
-            f"{report.si_bytes(fetched)} of {report.si_bytes(self._scan.fetch_nbytes)} "
-            f"at {report.si_bytes(fetched / seconds) if seconds else '0 B'}/s, "
-            f"{'network' if starved > seconds / 2 else 'compute'}-bound"
+            f"{report.si_bytes(fetched)} of {report.si_bytes(total)}, "
+            f"{report.si_bytes(fetched / seconds) if seconds else '0 B'}/s, "
+            f"{'network' if self._is_network_bound else 'compute'}-bound"
         )
 
 
@@ -193,7 +217,7 @@ class _Live(ProgressColumn):
     """Text that is asked for at every refresh."""
 
     def __init__(self, text: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._text = text
 
     def render(self, task: object) -> Text:

@@ -66,6 +66,7 @@ class Plan:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         members: all modules of every group of the checkpoint, asked for or not.
         skipped: every other tensor, with the reason.
+        fetch: how a repo's shards are to be read, as asked for.
         ways: how each shard is read, by name; shards with nothing to score are left out.
         top_percent: the selection to write, None for none.
         workers: how many small matrices are computed at once on a CPU.
@@ -79,6 +80,7 @@ class Plan:
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
     skipped: tuple[Skipped, ...]
+    fetch: Fetch
     ways: Mapping[str, Way]
     top_percent: float | None
     workers: int
@@ -126,14 +128,32 @@ class Plan:
         """The part of the peak that matrices take which are fetched by range."""
         return _buffers_nbytes(self.matrices, self.ways)
 
+    @property
+    def room_nbytes(self) -> int:
+        """What shards that are downloaded to be deleted may take of the disk: what is free, or the limit."""
+        free = _free_nbytes(self.outputs.folder)
+        return free if self.max_disk_nbytes is None else min(free, self.max_disk_nbytes)
+
+    def ways_for(self, todo: Sequence[Matrix]) -> Mapping[str, Way]:
+        """How each shard is read when only some of the matrices are left to be scored.
+
+        Raises:
+            UsageError: too_little_disk.
+        """
+        # Under a limit of memory the plan has promised what its ways take.
+        if self.max_nbytes is not None:
+            return self.ways
+        free = _free_nbytes(self.outputs.folder)
+        return fetching.choose_ways(self.source.shards, _extents(todo), self.fetch, free, self.max_disk_nbytes)
+
     def fetched_nbytes(self, todo: Sequence[Matrix]) -> int:
         """What comes over the network for some of the matrices, headers left out."""
-        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.ways)
+        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.ways_for(todo))
 
     @property
     def transfers(self) -> Mapping[Way, Transfer]:
         """What each way would take to fetch what is not on this machine; empty where everything is."""
-        return fetching.transfers(self.source.shards, _extents(self.matrices))
+        return fetching.transfers(self.source.shards, _extents(self.matrices), self.max_disk_nbytes)
 
     @property
     def worst_nbytes(self) -> int:
@@ -162,6 +182,7 @@ class Plan:
             "commit": self.source.commit,
             "shards": len(self.source.shards),
             "ways": {way: list(self.ways.values()).count(way) for way in Way if way in self.ways.values()},
+            "fetch_nbytes": self.fetched_nbytes(self.matrices),
             "transfers": {way: asdict(transfer) for way, transfer in self.transfers.items()},
             "matrices": len(self.matrices),
             "groups": [
@@ -224,8 +245,11 @@ def plan(
         check_percent(top_percent)
     if fetch not in list(Fetch):
         raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
-    outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or model)}")
-    checkpoint = read_checkpoint(open_source(model))
+    if name is not None:
+        _checked_slug(name)
+    source = open_source(model)
+    outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or source.name)}")
+    checkpoint = read_checkpoint(source)
     matrices, skipped = classify(checkpoint)
     members: dict[str, set[str]] = {}
     for matrix in matrices:
@@ -263,6 +287,7 @@ def plan(
         tuple(matrices),
         {group: frozenset(names) for group, names in members.items()},
         tuple(skipped),
+        Fetch(fetch),
         ways,
         top_percent,
         _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, ways)),
@@ -314,7 +339,7 @@ def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: str 
     raise UsageError(
         f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
         reason="too_little_memory",
-        hint=f"--max-memory {-(-enough // 1_000_000)}MB",
+        hint=f"--max-memory {-(-enough // 1_000_000)}MB" + (", or --fetch shard" if buffers_nbytes else ""),
     )
 
 

@@ -45,6 +45,11 @@ def _si(number: float, unit: str) -> str:
     return f"{number:.3g} {prefix}{unit}"
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def duration(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
@@ -72,9 +77,12 @@ def _facts(plan: Plan) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    shards = len(plan.source.shards)
-    facts.add_row("model", foreign(f"{plan.source} ({shards} shard{'s' if shards != 1 else ''})"))
-    facts.add_row("to score", f"{len(plan.matrices)} matrices in {len(plan.groups)} groups")
+    shards = counted(len(plan.source.shards), "shard", "shards")
+    facts.add_row("model", foreign(f"{plan.source} ({shards})"))
+    facts.add_row(
+        "to score",
+        f"{counted(len(plan.matrices), 'matrix', 'matrices')} in {counted(len(plan.groups), 'group', 'groups')}",
+    )
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
     chosen = list(plan.ways.values())
     for way, transfer in plan.transfers.items():
@@ -83,11 +91,12 @@ def _facts(plan: Plan) -> Table:
         disk = f", {si_bytes(transfer.disk_nbytes)} of disk" if transfer.disk_nbytes else ", no disk"
         facts.add_row(
             f"by {way}",
-            f"{si_bytes(transfer.nbytes)} in {transfer.requests} request{'s' if transfer.requests != 1 else ''}{disk}"
-            + mark,
+            f"{si_bytes(transfer.nbytes)} in {counted(transfer.requests, 'request', 'requests')}{disk}{mark}",
         )
-    if plan.transfers and (here := chosen.count(Way.MAPPED)):
-        facts.add_row("in the cache", f"{here} of {len(chosen)} shards, read in place")
+    if plan.transfers:
+        facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes(plan.matrices))}, if nothing is scanned yet")
+    if plan.source.commit is not None and (here := chosen.count(Way.MAPPED)):
+        facts.add_row("in the cache", f"{here} of {counted(len(chosen), 'shard', 'shards')}, read in place")
     facts.add_row(
         "peak memory",
         f"{si_bytes(plan.peak_nbytes)} of its own, mapped files not counted; "
@@ -197,4 +206,5 @@ def result_data(result: "ScanResult") -> dict[str, object]:
             for name, group in rank(result.scored).items()
         },
         "files": [str(path) for path in result.written],
+        "record": str(result.plan.outputs.record) if result.records else None,
     }

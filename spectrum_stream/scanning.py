@@ -3,7 +3,7 @@
 Nothing is printed. `run` is the pipeline as a generator of events; `scan` runs it to its end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .feed import Feed, Traffic
-from .fetching import Fetch
+from .fetching import Fetch, Way
 from .matrices import Matrix
 from .planning import RESULTS_FOLDER, Plan
 from .results import Scored, in_order, lines_of, read_results, write_results
@@ -119,6 +119,7 @@ def scan(
     fresh: bool = False,
     precision: Method | str | None = None,
     device: str = "auto",
+    wait: bool = False,
     max_nbytes: int | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
@@ -131,6 +132,7 @@ def scan(
         fresh: compute everything again, whatever is recorded.
         precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        wait: for another scan that holds the record, instead of raising.
         on_event: called with each `Event` as it happens.
 
     Raises:
@@ -149,7 +151,7 @@ def scan(
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
     )
-    for event in run(plan, fresh=fresh, method=method, device=open_device(device)):
+    for event in run(plan, fresh=fresh, method=method, device=open_device(device), wait=wait):
         if on_event is not None:
             on_event(event)
         if isinstance(event, ScanFinished):
@@ -178,11 +180,12 @@ def run(
         known = {module: record for module, record in known.items() if module not in again}
         todo = [w for w in plan.matrices if w.module not in known]
         traffic = Traffic()
+        ways = plan.ways_for(todo)
         yield ScanStarted(
             plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
         )
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for record, work in _records(plan, todo, list(known.values()), method, device, traffic):
+        for record, work in _records(plan, ways, todo, list(known.values()), method, device, traffic):
             store.add(record)
             known[record.module] = record
             done, work_done = done + 1, work_done + work
@@ -215,6 +218,7 @@ def _check_unchanged(plan: Plan) -> None:
 
 def _records(
     plan: Plan,
+    ways: Mapping[str, Way],
     todo: Sequence[Matrix],
     known: Sequence[Record],
     method: Method | None,
@@ -229,10 +233,10 @@ def _records(
     feed = Feed(
         {shard.name: shard for shard in plan.source.shards},
         [group[0] for tensor, group in sharing.items() if tensor not in recorded],
-        plan.ways,
+        ways,
         plan.outputs.shards,
         traffic,
-        max_disk_nbytes=plan.max_disk_nbytes,
+        max_disk_nbytes=plan.room_nbytes,
     )
     for tensor, record in recorded.items():
         for matrix in sharing[tensor]:
@@ -289,6 +293,9 @@ def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) ->
     """Whether a recorded matrix is to be computed again, for this plan and these options."""
     if fresh or (method is not None and record.method != method):
         return True
+    # Another method, or another version of LAPACK, may have an answer.
+    if record.status in (Status.OUT_OF_RANGE, Status.NO_CONVERGENCE):
+        return True
     # Kept inexact under a memory limit that is gone.
     inexact = record.score is not None and record.score.error > TOLERANCE and record.method != Method.SVD
     return inexact and method is None and plan.max_nbytes is None
@@ -296,14 +303,12 @@ def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) ->
 
 def _identity(plan: Plan) -> dict[str, Any]:
     source = plan.source
-    # A commit says more than times, and it is the same whether a shard is in the cache by now or not.
-    versions = [
-        [s.mtime_ns, s.inode] if isinstance(s, LocalShard) and source.commit is None else [] for s in source.shards
-    ]
     return {
         "path": source.where,
         "commit": source.commit,
-        "shards": [[s.name, s.nbytes, *version] for s, version in zip(source.shards, versions, strict=True)],
+        "shards": {s.name: s.nbytes for s in source.shards},
+        # Of those that are on this machine; one that is not yet has no version, but that of its commit.
+        "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
         "engine": _ENGINE,
     }
 

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -106,9 +106,10 @@ class Store:
         """Open the record at `path`, or start it.
 
         Args:
-            identity: what the rows depend on: `path`, the checkpoint; the size and time of each shard; the
-                options and the version that change a number. Rows made for another state of the same
-                checkpoint are dropped.
+            identity: what the rows depend on: `path`, the checkpoint; its commit; the size of each shard;
+                `versions`, the time and inode of those on this machine; the version of the program that changes
+                a number. Rows made for another state of the same checkpoint are dropped. A shard of a commit
+                that came to this machine, or left it, is the same state.
             fresh: replace what is there if it is damaged or another checkpoint's.
             wait: for a scan that holds it, instead of raising.
 
@@ -163,9 +164,12 @@ class Store:
             rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
             return {record.module: record for record in map(_from_row, rows)}
 
-    def drop(self, modules: Iterable[str]) -> None:
+    def drop(self, modules: Sequence[str]) -> None:
         """Forget the rows of some modules; they are to be computed again."""
+        if not modules:
+            return
         with self._faults():
+            durable.before("commit", self.path)
             self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
 
     def add(self, record: Record) -> None:
@@ -203,8 +207,11 @@ class Store:
                 reason="other_model",
                 hint="give this one a name with --name, or start over with --fresh",
             )
-        if stored != json.loads(json.dumps(identity)):
-            self.dropped = self._db.execute("DELETE FROM matrices").rowcount
+        identity = json.loads(json.dumps(identity))
+        if stored != identity:
+            durable.before("commit", self.path)
+            if stored is None or not _is_same_state(stored, identity):
+                self.dropped = self._db.execute("DELETE FROM matrices").rowcount
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
         self._db.execute("COMMIT")
 
@@ -236,6 +243,16 @@ class Store:
                 reason="corrupt",
                 hint="start over with --fresh",
             ) from error
+
+
+def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    before, now = (dict(one) for one in (stored, identity))
+    versions_before, versions_now = before.pop("versions", {}), now.pop("versions", {})
+    if before != now:
+        return False
+    if now.get("commit") is None:
+        return bool(versions_before == versions_now)
+    return all(versions_before[name] == versions_now[name] for name in versions_before.keys() & versions_now.keys())
 
 
 def _to_row(record: Record) -> tuple[Any, ...]:

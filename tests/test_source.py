@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,12 @@ def test_one_shard_of_many_is_scanned_with_a_warning_and_an_index_points_to_its_
     folder = save(llama_tensors(1), shards=2)
     assert any("one shard" in w for w in open_source(str(folder / "model-00001-of-00002.safetensors")).warnings)
     assert str(folder) in (refused(folder / "model.safetensors.index.json").hint or "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert refused(tmp_path).reason == "not_a_file"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("/dev/zero")
+    assert refused(tmp_path).reason == "not_a_file"

@@ -265,9 +265,12 @@ def test_an_integer_beyond_all_floats_ranks_first(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".r.json.abc.tmp").write_text("half")
+    (tmp_path / ".r.json.99999999-abc.tmp").write_text("half")
+    (tmp_path / f".r.json.{os.getpid()}-abc.tmp").write_text("of one that runs")
+    (tmp_path / ".r.json.1-abc.tmp").write_text("of one that runs and is another's")
     write_atomically(tmp_path / "r.json", "whole")
-    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".r.json.1-abc.tmp", f".r.json.{os.getpid()}-abc.tmp", "r.json"]
 
 
 @pytest.mark.parametrize("holder", ["", "nonsense", "12", "x" * 10_000, "\0", "-1 host"])

@@ -1,6 +1,7 @@
 """What goes wrong between here and a server, in one sentence each, with what to do next."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,13 @@ def explaining(endpoint: str, repo: str, revision: str | None) -> Iterator[None]
 def _explained(error: Exception, endpoint: str, repo: str, revision: str | None) -> SourceError:
     again = "check the connection; the same command resumes"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, HfHubHTTPError) and status in (401, 403) and _is_elsewhere(error, endpoint):
+        host, said = error.response.url.host, _excerpt(error.response.text)
+        return SourceError(
+            f"{host}, to which {endpoint} redirects, refuses access: {said}",
+            reason="forbidden",
+            hint=again,
+        )
     if isinstance(error, GatedRepoError):
         return SourceError(
             f"{repo} is gated, and this token's owner has no access to it",
@@ -106,6 +114,17 @@ def offline(repo: str) -> SourceError:
         reason="offline",
         hint=f"unset HF_HUB_OFFLINE, or run `hf download {repo}` where there is a network",
     )
+
+
+def _is_elsewhere(error: HfHubHTTPError, endpoint: str) -> bool:
+    home, there = httpx.URL(endpoint), error.response.url
+    return (home.host, home.port) != (there.host, there.port)
+
+
+def _excerpt(body: str) -> str:
+    """The words of an answer in XML, HTML or JSON, as many as fit a sentence; no address, which could be signed."""
+    words = re.sub(r"<[^>]*>|\S*://\S*", " ", body).split()
+    return " ".join(words)[:200] or "no reason given"
 
 
 def describe(error: Exception) -> str:

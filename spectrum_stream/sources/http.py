@@ -29,7 +29,7 @@ T = TypeVar("T")
 _log = logging.getLogger("spectrum_stream")
 
 # In a row, without a byte gained.
-_TRIES = 5
+TRIES = 5
 _FIRST_WAIT_S = 0.5
 # The Hub's limits are per five minutes; who asks for more will not answer in this session.
 _MAX_WAIT_S = 330.0
@@ -61,7 +61,7 @@ class RemoteFile:
         self._bound = 0
         self._lock = threading.Lock()
 
-    def probe(self, nbytes: int) -> tuple[bytes, int | None, bool]:
+    def probe(self, nbytes: int, halt: threading.Event | None = None) -> tuple[bytes, int | None, bool]:
         """The first `nbytes` bytes, the size of the file if the server tells it, and whether it knows ranges.
 
         Raises:
@@ -82,7 +82,7 @@ class RemoteFile:
                     raise httpx.RemoteProtocolError("the body is short")
                 return head, total, True
 
-        return with_retries(self.where, attempt)
+        return with_retries(self.where, attempt, halt=halt)
 
     def read_prefix(self, nbytes: int) -> bytes:
         """The first bytes of a file, or all that it has, without asking for a range; the rest is not read."""
@@ -153,7 +153,9 @@ class RemoteFile:
         address = self._address
         if address is not None:
             response = stack.enter_context(self._get(address, start, stop))
-            if response.status_code not in _EXPIRED_STATUS:
+            if address == self._url:
+                _check_commit(response, self._commit, self.where)
+            if response.status_code not in _EXPIRED_STATUS or address == self._url:
                 self._served += 1
                 return response
             stack.close()
@@ -170,7 +172,7 @@ class RemoteFile:
             self._address, self._served = None, 0
             response = stack.enter_context(self._get(self._url, start, stop))
             _check_commit(response, self._commit, self.where)
-            if self._bound < _BOUND_TO_RANGES and response.status_code == 206 and response.url != self._url:
+            if self._bound < _BOUND_TO_RANGES and response.status_code == 206:
                 self._address = response.url
         return response
 
@@ -190,6 +192,7 @@ def with_retries(
     *,
     progress: Callable[[], int] = lambda: 0,
     halt: threading.Event | None = None,
+    tries: int = TRIES,
 ) -> T:
     """What `attempt` returns, after as many attempts as it needs and is given.
 
@@ -197,11 +200,12 @@ def with_retries(
         where: what is being read, for messages.
         progress: some measure of it; while it grows the attempts are not counted.
         halt: set it to end the waiting.
+        tries: how many in a row, without progress.
 
     Raises:
         Halted; SourceError: rate_limited, bad_response; else the last attempt's error.
     """
-    tries, reached = 0, progress()
+    failed, reached = 0, progress()
     while True:
         asked: float | None = None
         try:
@@ -215,16 +219,16 @@ def with_retries(
             if error.response.status_code not in _RETRY_STATUS:
                 raise
             last, asked = error, _asked_wait(error.response)
-        tries, reached = (0, progress()) if progress() > reached else (tries + 1, reached)
+        failed, reached = (0, progress()) if progress() > reached else (failed + 1, reached)
         if asked is not None and asked > _MAX_WAIT_S:
             raise SourceError(
                 f"{where}: the server asks to wait {asked:.0f} s before the next request",
                 reason="rate_limited",
                 hint="the same command resumes; a token in HF_TOKEN raises the Hub's limits",
             ) from last
-        if tries >= _TRIES:
+        if failed >= tries:
             raise last
-        wait = asked if asked is not None else _FIRST_WAIT_S * 2**tries * random.uniform(0.75, 1.25)
+        wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
         _log.warning("%s: %s; asking again in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted

@@ -22,12 +22,10 @@ from huggingface_hub import (
     get_token,
     hf_hub_download,
     hf_hub_url,
-    scan_cache_dir,
     snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
-    CacheNotFound,
     HfHubHTTPError,
     HfUriError,
     HFValidationError,
@@ -51,6 +49,7 @@ from .layout import (
     Source,
     check_json_size,
     choose,
+    is_safe_shard_name,
     parse_json,
     read_config,
 )
@@ -60,6 +59,8 @@ _LIBRARY = "spectrum-stream"
 # One request brings most headers whole: 100 kB is the median of published shards.
 _PROBE_NBYTES = 100_000
 _PROBES_AT_ONCE = 8
+# huggingface_hub has its own five for the body of a file; these are for all that comes before.
+_DOWNLOAD_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +70,25 @@ class Address:
     repo: str
     revision: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What to call it in file names: as Spectrum calls it, and any branch but main by its own name."""
+        return self.repo if self.revision in (None, "main") else f"{self.repo}@{self.revision}"
+
 
 @dataclass(frozen=True, slots=True)
 class Repo:
     """A repo at a commit.
 
     Attributes:
+        revision: what was resolved to it.
         small: index and config, as far as there are any.
     """
 
     endpoint: str
     id: str
     commit: str
+    revision: str
     small: tuple[str, ...]
 
     def file(self, name: str) -> RemoteFile:
@@ -168,11 +176,13 @@ class HubShard:
                 raise error.__cause__ or error from None
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
-            path = with_retries(self.where, lambda: attempt(self.name))
+            path = with_retries(self.where, lambda: attempt(self.name), tries=_DOWNLOAD_TRIES)
             # What is kept is to be of use without a network.
             for name in self.repo.small if folder is None else ():
                 if _cached(self.repo, name) is None:
                     with_retries(self.where, functools.partial(attempt, name))
+            if folder is None:
+                _name_in_cache(self.repo, path)
         local = LocalShard.at(self.name, path)
         if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
             raise CheckpointError(f"{self.where} is not the file that it was when it was planned", reason="changed")
@@ -238,7 +248,9 @@ def open_hub(model: str, address: Address) -> Source:
         choice = choose(files, read_json, where)
         config, warnings = read_config(files, read_json, where)
         shards = _shards(repo, choice, files)
-    return Source(model, where, repo.commit, shards, choice.weight_map, config, (*warnings, *choice.warnings))
+    return Source(
+        model, address.name, where, repo.commit, shards, choice.weight_map, config, (*warnings, *choice.warnings)
+    )
 
 
 def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
@@ -249,7 +261,7 @@ def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
         info = api.model_info(address.repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
             raise ValueError(info.sha)
-        files = [sibling.rfilename for sibling in info.siblings or ()]
+        files = [sibling.rfilename for sibling in info.siblings or () if isinstance(sibling.rfilename, str)]
     except (HfHubHTTPError, HFValidationError):
         raise
     # The page of a hotel's network, say, or another API: whatever ModelInfo makes of it.
@@ -260,7 +272,7 @@ def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
             hint="check HF_ENDPOINT, and whether the network wants a login",
         ) from error
     small = tuple(name for name in (INDEX_FILE, CONFIG_FILE) if name in files)
-    return Repo(endpoint, address.repo, str(info.sha), small), files
+    return Repo(endpoint, address.repo, str(info.sha), revision, small), files
 
 
 def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
@@ -269,16 +281,24 @@ def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ..
             f"the index of {repo.id} names {missing[0]}, which is not there ({len(missing)} such in all)",
             reason="missing_shard",
         )
+    if unsafe := [name for name in choice.names if not is_safe_shard_name(name)]:
+        raise BadIndex(f"{repo.id} has a shard of an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
+    halt = threading.Event()
     with ThreadPoolExecutor(_PROBES_AT_ONCE, "probe") as pool:
-        return tuple(pool.map(lambda name: _shard(repo, name), choice.names))
+        try:
+            return tuple(pool.map(lambda name: _shard(repo, name, halt), choice.names))
+        except BaseException:
+            # Or the pool would wait for those who wait for the server.
+            halt.set()
+            raise
 
 
-def _shard(repo: Repo, name: str) -> Shard:
+def _shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
     cached = _cached(repo, name)
     if cached is not None:
         return LocalShard.at(name, cached)
     file = repo.file(name)
-    head, nbytes, is_ranged = file.probe(_PROBE_NBYTES)
+    head, nbytes, is_ranged = file.probe(_PROBE_NBYTES, halt)
     if nbytes is None:
         url = hf_hub_url(repo.id, name, revision=repo.commit, endpoint=repo.endpoint)
         nbytes = with_retries(
@@ -305,28 +325,24 @@ def _cached(repo: Repo, name: str) -> Path | None:
 
 
 def _open_cached(model: str, address: Address) -> Source:
-    warnings = []
     try:
         folder = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        # What was downloaded by its commit has no branch's name.
-        snapshots = _snapshots(address.repo) if address.revision is None else []
-        if len(snapshots) != 1:
-            raise offline(address.repo) from error
-        (folder,) = snapshots
-        warnings = [f"the cache does not say which commit main is: {folder.name}, the only one there, is taken"]
-    source = open_local(model, folder)
-    return replace(source, where=f"hf://{address.repo}", commit=folder.name, warnings=(*source.warnings, *warnings))
+        raise offline(address.repo) from error
+    return replace(open_local(model, folder), name=address.name, where=f"hf://{address.repo}", commit=folder.name)
 
 
-def _snapshots(repo: str) -> list[Path]:
-    try:
-        cached = scan_cache_dir(constants.HF_HUB_CACHE)
-    except CacheNotFound:
-        return []
-    return [
-        r.snapshot_path for c in cached.repos if c.repo_id == repo and c.repo_type == "model" for r in c.revisions
-    ]
+def _name_in_cache(repo: Repo, file: Path) -> None:
+    """Note in the cache which commit the revision is, as a download by the revision's name does.
+
+    `file` is below models--org--name/snapshots/{commit}; the note is models--org--name/refs/{revision}.
+    """
+    snapshot = next((p for p in file.parents if p.name == repo.commit), None)
+    if repo.revision == repo.commit or snapshot is None:
+        return
+    ref = snapshot.parents[1] / "refs" / repo.revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(repo.commit)
 
 
 def _endpoint() -> str:

@@ -140,6 +140,7 @@ class Source:
 
     Attributes:
         model: MODEL as it was typed.
+        name: what to call it in file names: a path as typed, a repo by its id.
         where: the folder, file or repo, in full; the true identity behind a slug.
         commit: the commit of a repo that all reads are of; None for a path.
         shards: the files to read, in the order of their names.
@@ -149,6 +150,7 @@ class Source:
     """
 
     model: str
+    name: str
     where: str
     commit: str | None
     shards: tuple[Shard, ...]

@@ -41,7 +41,7 @@ def _open_file(model: str, path: Path) -> Source:
         )
     elif path.with_name(INDEX_FILE).exists():
         warnings = [f"{path.name} is one shard of a model: give its folder, {path.parent}, to score all of it"]
-    return Source(model, str(path.resolve()), None, (_shard(path.name, path),), None, config, tuple(warnings))
+    return Source(model, model, str(path.resolve()), None, (_shard(path.name, path),), None, config, tuple(warnings))
 
 
 def _open_folder(model: str, folder: Path) -> Source:
@@ -53,6 +53,7 @@ def _open_folder(model: str, folder: Path) -> Source:
     choice = choose(files, read_json, str(folder))
     shards = tuple(_shard(name, folder / name) for name in choice.names)
     return Source(
+        model,
         model,
         str(folder.resolve()),
         None,

@@ -44,22 +44,27 @@ def read_checkpoint(source: Source) -> Checkpoint:
     warnings = list(source.warnings)
     tensors: dict[str, tuple[Shard, TensorInfo]] = {}
     unlisted: list[str] = []
+    doubled: list[str] = []
     for shard in source.shards:
         for tensor in read_header(shard):
             if source.weight_map is not None:
                 owner = source.weight_map.get(tensor.name)
                 if owner is None:
                     unlisted.append(tensor.name)
+                elif owner != shard.name:
+                    doubled.append(tensor.name)
                 if owner != shard.name:
                     continue
             tensors[tensor.name] = (shard, tensor)
     if source.weight_map is not None:
         _check_index(source, tensors)
-    if unlisted:
-        warnings.append(
-            f"in a shard and not in the index, ignored: {', '.join(unlisted[:5])}"
-            + (f" and {len(unlisted) - 5} more" if len(unlisted) > 5 else "")
-        )
+    for what, names in (
+        ("in a shard and not in the index, ignored", unlisted),
+        ("in another shard than the index says, ignored there", doubled),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.append(f"{what}: {', '.join(names[:5])}{more}")
     return Checkpoint(source, tuple(tensors.values()), tuple(warnings))
 
 

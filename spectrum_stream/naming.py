@@ -48,6 +48,11 @@ def is_expert_bank(module: str) -> bool:
     return "experts" in parts[:-1] or parts[-1] in ("input_linear", "output_linear")
 
 
+def is_single_expert(module: str) -> bool:
+    """Whether a module is one expert's own: `mlp.experts.7.up_proj`."""
+    return re.search(r"(^|\.)experts\.\d+\.", module) is not None
+
+
 def group_order(group: str) -> tuple[str, str]:
     """Sort key of a group in Spectrum's files: by its first component, then by the whole name."""
     return group.split(".", 1)[0], group

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .fetching import Way
+from .naming import is_single_expert
 from .planning import Plan
 from .results import Scored
 from .selection import Selection, rank
@@ -169,6 +170,11 @@ def selection_remarks(selection: Selection) -> list[str]:
         lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
     if selection.tied:
         lines.append(f"equal scores at the cut, chosen by their place in the model: {_some(selection.tied)}")
+    if experts := [module for module in selection.modules if is_single_expert(module)]:
+        lines.append(
+            f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the experts "
+            f"of a layer into one parameter, where these match nothing: {_some(experts)}"
+        )
     infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
     if infinite:
         lines.append(f"{len(infinite)} scores are NaN or infinite and mean nothing: {_some(infinite)}")

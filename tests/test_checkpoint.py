@@ -66,6 +66,7 @@ def test_of_two_shards_with_one_tensor_the_index_decides(save: Save) -> None:
     both = save({**WEIGHTS, "layers.0.weight": torch.zeros(2, 3)}, folder="both")
     (both / "model.safetensors").rename(folder / SECOND)
     checkpoint = read(folder)
+    assert any("layers.0.weight" in w and "another shard" in w for w in checkpoint.warnings)
     owners = {t.name: s.name for s, t in checkpoint.tensors}
     assert owners["layers.0.weight"] != SECOND and owners["layers.3.weight"] == SECOND
 

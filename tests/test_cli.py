@@ -119,6 +119,13 @@ def test_what_a_selection_hangs_on_is_said(save: Save) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_names_that_a_newer_transformers_does_not_have_are_pointed_at(save: Save) -> None:
+    experts = {f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": torch.randn(6, 9) for i in (0, 1) for e in (0, 1)}
+    done = cli("scan", save(experts), "--name", "x", "--top-percent", "50")
+    assert "single experts" in done.stderr and "transformers 5" in done.stderr
+    assert "single experts" not in cli("scan", save(llama_tensors(2), folder="m"), "--name", "y").stderr
+
+
 def test_an_output_that_cannot_be_written_is_one_sentence(save: Save) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

@@ -283,6 +283,25 @@ def test_a_note_of_the_holder_that_says_nothing_is_left_out(tmp_path: Path, hold
     assert error.value.reason == "locked" and str(error.value).endswith("another scan")
 
 
+@pytest.mark.parametrize("keep", [0, 10, 100, 5000])
+def test_a_journal_that_was_torn_loses_no_row_before_the_tear(tmp_path: Path, keep: int) -> None:
+    path, wal = tmp_path / "r.sqlite", tmp_path / "r.sqlite-wal"
+    store = Store(path, IDENTITY)
+    for i in range(3):
+        store.add(record(f"layers.{i}.up"))
+    # As the power leaves it: the journal is there and its end is not.
+    files = {p: p.read_bytes() for p in (path, wal)}
+    store.__exit__()
+    for p, data in files.items():
+        p.write_bytes(data)
+    whole = files[wal]
+    wal.write_bytes(whole[: len(whole) - keep])
+    with Store(path, IDENTITY) as again:
+        found = again.records()
+    assert set(found) <= {f"layers.{i}.up" for i in range(3)} and (keep or len(found) == 3)
+    assert list(found) == [f"layers.{i}.up" for i in range(len(found))]
+
+
 def test_a_record_that_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "r.sqlite"
     found: list[dict[str, Record]] = []

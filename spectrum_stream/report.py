@@ -172,8 +172,8 @@ def selection_remarks(selection: Selection) -> list[str]:
         lines.append(f"equal scores at the cut, chosen by their place in the model: {_some(selection.tied)}")
     if experts := [module for module in selection.modules if is_single_expert(module)]:
         lines.append(
-            f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the experts "
-            f"of a layer into one parameter, where these match nothing: {_some(experts)}"
+            f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
+            f"experts of a layer into one parameter, where these match nothing: {_some(experts)}"
         )
     infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
     if infinite:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -240,7 +241,7 @@ class Feed:
             for buffer in finished:
                 matrix = buffer.matrix
                 del undelivered[matrix.key], taken[matrix.key]
-                self._on_release[matrix.key] = lambda nbytes=matrix.nbytes: self._fetched.give(nbytes)  # type: ignore[misc]
+                self._on_release[matrix.key] = partial(self._fetched.give, matrix.nbytes)
                 self._hand_over(matrix, buffer.tensor, scales)
 
         waiting = deque(matrices)

@@ -15,7 +15,6 @@ import shlex
 import sys
 import time
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,9 +25,27 @@ from .durable import write_atomically
 from .errors import SpectrumStreamError, UsageError
 from .exporters import axolotl
 from .fetching import Fetch
+from .options import (
+    FetchOption,
+    FreshOption,
+    JsonOption,
+    MaxDiskOption,
+    MaxMemoryOption,
+    ModelArgument,
+    ModelNameOption,
+    ModulesOption,
+    NameOption,
+    OutOption,
+    Precision,
+    QuietOption,
+    TargetOption,
+    TopPercentOption,
+    WaitOption,
+)
 from .output import LogNotes, Output, ProgressView
 from .planning import RESULTS_FOLDER
 from .report import printable
+from .runtime import Target
 from .selection import Selection, select
 
 if TYPE_CHECKING:
@@ -46,68 +63,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder of shards, one .safetensors file, or a repo on the Hub: org/name, org/name@revision.",
-    ),
-]
-ModelNameOption = Annotated[
-    str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag.")
-]
-TopPercentOption = Annotated[
-    float | None,
-    typer.Option("--top-percent", metavar="P", help="Select the top P percent of every group."),
-]
-ModulesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--modules",
-        metavar="GROUP",
-        help="Only these groups: exact names or globs such as 'mlp.*'; repeat it, or separate them by commas.",
-    ),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name the files after this instead of MODEL as typed.")
-]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The results folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-MaxMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-memory",
-        metavar="SIZE",
-        help="Bound the memory of the process's own, mapped files not counted: 1.5GB, 800MiB.",
-    ),
-]
-FetchOption = Annotated[
-    Fetch,
-    typer.Option(
-        "--fetch",
-        help="How a repo is read: range fetches only the matrices, shard one shard after another and deletes it, "
-        "cache downloads to the Hugging Face cache; auto takes range or shard, as suits each shard.",
-    ),
-]
-MaxDiskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-disk", metavar="SIZE", help="Bound the disk that shards take which are downloaded to be deleted."
-    ),
-]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
-
-
-class Precision(StrEnum):
-    """`--precision`; the names of `spectra.Method`, which this module does not import for torch's sake."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP64 = "fp64"
-    SVD = "svd"
 
 
 @app.callback(invoke_without_command=True)
@@ -127,6 +82,7 @@ def plan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
+    target: TargetOption = Target.CHECKPOINT,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -143,6 +99,7 @@ def plan_command(
         max_nbytes=_nbytes(max_memory, "--max-memory"),
         fetch=fetch,
         max_disk_nbytes=_nbytes(max_disk, "--max-disk"),
+        target=target,
     )
     for warning in plan.warnings:
         output.warn(warning)
@@ -155,6 +112,7 @@ def plan_command(
         "--max-memory": max_memory,
         "--fetch": None if fetch is Fetch.AUTO else str(fetch),
         "--max-disk": max_disk,
+        "--target": None if target is Target.CHECKPOINT else str(target),
     }
     kept = [word for option, value in given.items() if value is not None for word in (option, value)]
     share = f"{top_percent or 50:g}"
@@ -182,6 +140,7 @@ def scan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
+    target: TargetOption = Target.CHECKPOINT,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -204,6 +163,7 @@ def scan_command(
         precision=precision,
         fetch=fetch,
         max_disk_nbytes=_nbytes(max_disk, "--max-disk"),
+        target=target,
     )
     _scan(output, plan, fresh, wait, precision, device, patterns)
 

@@ -53,7 +53,9 @@ class Matrix:
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, where this one only shares it.
         scales: what its stored numbers are to be multiplied by; None where they are the weights.
-        bank, expert: the bank of experts that it is a part of, and the place in it; None for all others.
+        expert: its place in the tensor, where that is a bank of experts; None for all others.
+        bank: what a trainer knows it by, where that is not `module`: the bank that it is a part of, or the name of
+            the parameter in memory. Results name it so, and modules of one bank together.
     """
 
     module: str

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import costs, fetching
+from . import costs, fetching, runtime
 from .checkpoint import read_checkpoint
 from .errors import CheckpointError, UsageError
 from .fetching import Extent, Fetch, Transfer, Way
 from .matrices import Matrix, Skip, Skipped, classify, pick_groups
 from .naming import MAX_SLUG_LENGTH, group_of, group_order, module_path, slug
+from .runtime import Target
 from .sources import Source, open_source
 
 RESULTS_FOLDER = "model_snr_results"
@@ -65,6 +66,8 @@ class Plan:
     Attributes:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         members: all modules of every group of the checkpoint, asked for or not.
+        banks: what each of them is called in results, where that is not its own name.
+        target: whose names those are.
         skipped: every other tensor, with the reason.
         fetch: how a repo's shards are to be read, as asked for.
         ways: how each shard is read, by name; shards with nothing to score are left out.
@@ -79,6 +82,8 @@ class Plan:
     outputs: Outputs
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
+    banks: Mapping[str, str]
+    target: Target
     skipped: tuple[Skipped, ...]
     fetch: Fetch
     ways: Mapping[str, Way]
@@ -180,6 +185,7 @@ class Plan:
             "model": self.source.model,
             "path": self.source.where,
             "commit": self.source.commit,
+            "target": self.target,
             "shards": len(self.source.shards),
             "ways": {way: list(self.ways.values()).count(way) for way in Way if way in self.ways.values()},
             "fetch_nbytes": self.fetched_nbytes(self.matrices),
@@ -220,6 +226,7 @@ def plan(
     precision: str | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
+    target: Target | str = Target.CHECKPOINT,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
 
@@ -235,9 +242,11 @@ def plan(
         precision: the method that the scan will use, which the limit has to allow for; None for the choice.
         fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
+        target: "checkpoint" for the names in the checkpoint, "transformers" for those of the parameters in memory.
 
     Raises:
-        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch; too_little_memory and
+        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_target; missing_extra,
+            unknown_architecture; too_little_memory and
             too_little_disk, with the number that would do.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
@@ -245,12 +254,23 @@ def plan(
         check_percent(top_percent)
     if fetch not in list(Fetch):
         raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
+    if target not in list(Target):
+        raise UsageError(f"there are no names of {target!r}", reason="no_such_target")
     if name is not None:
         _checked_slug(name)
     source = open_source(model)
     outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or source.name)}")
     checkpoint = read_checkpoint(source)
     matrices, skipped = classify(checkpoint)
+    warnings = list(checkpoint.warnings)
+    if target == Target.TRANSFORMERS:
+        matrices, unknown = runtime.renamed(matrices, source.config)
+        if unknown:
+            warnings.append(
+                f"not among the parameters of the model, and named as in the checkpoint: {', '.join(unknown[:5])}"
+                + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+            )
+    banks = {w.module: w.bank for w in matrices if w.bank is not None}
     members: dict[str, set[str]] = {}
     for matrix in matrices:
         members.setdefault(matrix.group, set()).add(matrix.module)
@@ -278,7 +298,6 @@ def plan(
     ways = fetching.choose_ways(
         checkpoint.source.shards, _extents(matrices), Fetch(fetch), _free_nbytes(outputs.folder), max_disk_nbytes
     )
-    warnings = list(checkpoint.warnings)
     if fetch == Fetch.RANGE and Way.SHARD in ways.values():
         warnings.append("the server sends whole files only, so shards are downloaded one after another")
     return Plan(
@@ -286,6 +305,8 @@ def plan(
         outputs,
         tuple(matrices),
         {group: frozenset(names) for group, names in members.items()},
+        banks,
+        Target(target),
         tuple(skipped),
         Fetch(fetch),
         ways,

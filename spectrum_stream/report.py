@@ -111,6 +111,7 @@ def _facts(plan: Plan) -> Table:
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", foreign(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
+    facts.add_row("names", f"of the {plan.target}" if plan.target == "checkpoint" else f"of {plan.target}")
     outputs = [plan.outputs.results, plan.outputs.record, plan.outputs.sorted]
     if plan.top_percent is not None:
         outputs.append(plan.outputs.unfrozen(plan.top_percent))

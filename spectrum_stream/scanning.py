@@ -20,6 +20,7 @@ from .fetching import Fetch, Way
 from .matrices import Matrix
 from .planning import RESULTS_FOLDER, Plan
 from .results import Scored, in_order, lines_of, read_results, write_results
+from .runtime import Target
 from .selection import Selection, select
 from .sources import LocalShard
 from .spectra import Failure, Method
@@ -123,12 +124,13 @@ def scan(
     max_nbytes: int | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
+    target: Target | str = Target.CHECKPOINT,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes: as for `plan`.
+        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes, target: as for `plan`.
         fresh: compute everything again, whatever is recorded.
         precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -150,6 +152,7 @@ def scan(
         precision=method,
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
+        target=target,
     )
     for event in run(plan, fresh=fresh, method=method, device=open_device(device), wait=wait):
         if on_event is not None:
@@ -172,7 +175,12 @@ def run(
         yield ScanFinished(_finish(plan, (), foreign))
         return
     with Store(plan.outputs.record, _identity(plan), fresh=fresh, wait=wait) as store:
-        known = store.records()
+        # By the names of this plan: whose names they are changes no number.
+        groups = {name: group for group, names in plan.members.items() for name in names}
+        known = {
+            module: replace(record, group=groups.get(module, record.group), bank=plan.banks.get(module))
+            for module, record in store.records().items()
+        }
         again = [
             w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
         ]

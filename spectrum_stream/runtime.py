@@ -1,0 +1,103 @@
+"""Names in memory: what transformers calls the parameter that a stored tensor becomes.
+
+They differ from the checkpoint's in many families: transformers 5 fuses the experts of a layer, and moves the parts
+of vision-language models. A pattern with the checkpoint's name then trains nothing. So transformers itself is asked:
+the model is built from its config without weights, and each stored name goes the way that it goes when it is loaded.
+
+Needs the extra `verify`. No code from a repo is run.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from .errors import UsageError
+from .matrices import Matrix
+from .naming import group_of, module_path
+
+
+class Target(StrEnum):
+    """Whose names results have."""
+
+    CHECKPOINT = "checkpoint"
+    TRANSFORMERS = "transformers"
+
+
+def renamed(matrices: Sequence[Matrix], config: Mapping[str, Any]) -> tuple[list[Matrix], list[str]]:
+    """The matrices by the names of their parameters, and the modules that are none.
+
+    Raises:
+        UsageError: missing_extra; unknown_architecture.
+    """
+    parameters = parameter_names(config, dict.fromkeys(w.tensor for w in matrices))
+    named: list[Matrix] = []
+    unknown: list[str] = []
+    for w in matrices:
+        parameter = parameters.get(w.tensor)
+        if w.tied_to is not None or parameter is None:
+            named.append(w)
+            if w.tied_to is None:
+                unknown.append(w.module)
+            continue
+        name = module_path(parameter) or parameter
+        named.append(replace(w, group=group_of(name), bank=None if name == w.module else name))
+    return named, unknown
+
+
+def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
+    """The parameter of each tensor that becomes one, or a part of one; others are left out.
+
+    Args:
+        config: the checkpoint's config.json.
+        tensors: names in the checkpoint, in its order, which some of the renamings depend on.
+
+    Raises:
+        UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
+    """
+    try:
+        import torch
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError as error:
+        raise UsageError(
+            "the names of transformers need transformers 5",
+            reason="missing_extra",
+            hint="pip install 'spectrum-stream[verify]'",
+        ) from error
+    model_class, model_config = _classes(transformers, config)
+    with torch.device("meta"), warnings.catch_warnings():
+        # The model's own advice about how to run it.
+        warnings.simplefilter("ignore")
+        model = model_class(model_config)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state, parameters = model.state_dict(), {name for name, _ in model.named_parameters()}
+    found = {}
+    for tensor in tensors:
+        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
+        # One that is split into several has no one name.
+        if name in parameters and (converter is None or _becomes_one(converters, converter)):
+            found[tensor] = name
+    return found
+
+
+def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    model_class = next((c for name in names if (c := getattr(transformers, str(name), None)) is not None), None)
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if model_class is None or not isinstance(kind, str) or kind not in mapping:
+        raise UsageError(
+            f"transformers has no model of its own for {', '.join(map(str, names)) or 'a config that names none'}",
+            reason="unknown_architecture",
+            hint="--target checkpoint keeps the checkpoint's names",
+        )
+    return model_class, mapping[kind].from_dict(dict(config))
+
+
+def _becomes_one(converters: Iterable[Any], pattern: str) -> bool:
+    return any(pattern in c.source_patterns and len(c.target_patterns) == 1 for c in converters)

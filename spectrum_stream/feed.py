@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from .decode import ShardReader, Weights, empty_matrix, scaled
+from .decode import ShardReader, Weights, empty_matrix, multiplied_out
 from .errors import SourceError
 from .fetching import AHEAD_NBYTES, SHARDS_ON_DISK, Way, requests
 from .matrices import Matrix
@@ -272,7 +272,7 @@ class Feed:
         return list(undelivered.values())
 
     def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", scales: Mapping[str, bytes]) -> None:
-        w = stored if matrix.scales is None else scaled(matrix, stored, scales[matrix.key])
+        w = stored if matrix.scales is None else multiplied_out(matrix, stored, scales[matrix.key])
         self._ready.put((matrix, w))
 
     def _read_scales(self, matrices: Sequence[Matrix], here: Shard) -> dict[str, bytes]:

@@ -10,10 +10,10 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
 from .naming import group_of, group_order, is_expert_bank, model_order, module_path, tied_head
-from .quantised import FLOAT8_DTYPES, ScaleIndex, Scales
+from .quantised import FLOAT8_DTYPES, MXFP4, MXFP4_BLOCK, ScaleIndex, Scales
 
-# How GPTQ and AWQ, compressed-tensors, and MXFP4 checkpoints call weights that are packed into integers.
-_PACKED = (".qweight", ".weight_packed", "_proj_blocks")
+# How GPTQ and AWQ, and compressed-tensors checkpoints call weights that are packed into integers.
+_PACKED = (".qweight", ".weight_packed")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -78,6 +78,11 @@ class Matrix:
         return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
 
     @property
+    def stored_shape(self) -> tuple[int, int]:
+        """Rows and columns as they are stored: of MXFP4, two columns a byte."""
+        return (self.n, self.m // 2) if self.scales is not None and self.scales.scheme == MXFP4 else (self.n, self.m)
+
+    @property
     def flops(self) -> float:
         return costs.flops(self.n, self.m)
 
@@ -100,6 +105,14 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
     for shard, tensor in checkpoint.tensors:
         if _is_bank(tensor):
             matrices += _experts(tensor, shard.name)
+            continue
+        if _is_mxfp4(tensor):
+            found = scales.find_mxfp4(tensor)
+            if isinstance(found, list):
+                matrices += _mxfp4_experts(tensor, shard.name, found)
+            else:
+                fault = Skip.MISSING_SCALES if found is None else Skip.BAD_SCALES
+                skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, fault))
             continue
         why, module, scaled = _skip_reason(tensor), module_path(tensor.name), None
         if why is None and tensor.dtype in FLOAT8_DTYPES:
@@ -138,6 +151,29 @@ def _experts(tensor: TensorInfo, shard: str) -> list[Matrix]:
             bank=bank, expert=e,
         )
         for e in range(count)
+    ]  # fmt: skip
+
+
+def _is_mxfp4(tensor: TensorInfo) -> bool:
+    return (
+        tensor.name.endswith("_blocks")
+        and tensor.dtype == "U8"
+        and len(tensor.shape) == 4
+        and tensor.shape[3] == MXFP4_BLOCK // 2
+        and 0 not in tensor.shape
+    )
+
+
+def _mxfp4_experts(tensor: TensorInfo, shard: str, scales: Sequence[Scales]) -> list[Matrix]:
+    bank = tensor.name.removesuffix("_blocks")
+    _, n, groups, width = tensor.shape
+    nbytes = n * groups * width
+    return [
+        Matrix(
+            f"{bank}.{e}", group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n,
+            groups * MXFP4_BLOCK, nbytes, bank=bank, expert=e, scales=part,
+        )
+        for e, part in enumerate(scales)
     ]  # fmt: skip
 
 

@@ -1,8 +1,11 @@
-"""How a checkpoint's float8 weights are scaled, found by name: a weight, its scales, and what they belong to.
+"""How a checkpoint's quantised weights are scaled, found by name: a weight, its scales, and what they belong to.
 
     X.weight            F8_E4M3 or F8_E5M2, (n, m)
     X.weight_scale_inv  a scale for each block of (b, b): (ceil(n / b), ceil(m / b)); DeepSeek-V3, GLM, Qwen3 FP8
     X.weight_scale      one for all, one for each row (n, 1), or one for each block; compressed-tensors, ModelOpt
+
+    X_blocks            U8, (experts, n, m / 32, 16): two numbers of MXFP4 a byte, the even column in the low bits
+    X_scales            U8, (experts, n, m / 32): the exponent of two, plus 127, of each 32 columns; gpt-oss
 
 The weight is what is stored times its scale, in spite of `_inv`. The last blocks of a side may be cut. Scales can be
 in another shard. A weight without the scales that it needs is refused: its stored numbers are not the weights.
@@ -17,7 +20,9 @@ from .header import TensorInfo
 
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2")
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64")
-_SUFFIXES = ("_scale_inv", "_scale")
+_SUFFIXES = ("_scale_inv", "_scale", "_scales")
+MXFP4 = "mxfp4"
+MXFP4_BLOCK = 32
 _DEFAULT_BLOCK = (128, 128)
 
 
@@ -55,10 +60,25 @@ class ScaleIndex:
 
     def find(self, weight: TensorInfo) -> Scales | str | None:
         """The scales of a float8 matrix, None where there are none, or what is wrong with them in a few words."""
-        for suffix in _SUFFIXES:
+        for suffix in _SUFFIXES[:2]:
             if (found := self._tensors.get(weight.name + suffix)) is not None:
                 return self._fitted(weight, *found)
         return None
+
+    def find_mxfp4(self, blocks: TensorInfo) -> list[Scales] | str | None:
+        """The scales of each expert of a bank in MXFP4, None where there are none, or what is wrong with them."""
+        found = self._tensors.get(blocks.name.removesuffix("_blocks") + "_scales")
+        if found is None:
+            return None
+        shard, scale = found
+        experts, rows, groups, _ = blocks.shape
+        if scale.dtype != "U8" or scale.shape != (experts, rows, groups):
+            return f"scales of {scale.dtype}{list(scale.shape)} for blocks of {list(blocks.shape)}"
+        nbytes = rows * groups
+        return [
+            Scales(scale.name, shard, scale.start + e * nbytes, nbytes, "U8", (rows, groups), (1, MXFP4_BLOCK), MXFP4)
+            for e in range(experts)
+        ]
 
     def _fitted(self, weight: TensorInfo, shard: str, scale: TensorInfo) -> Scales | str:
         if scale.dtype not in _SCALE_DTYPES:

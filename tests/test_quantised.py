@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spectrum_stream import plan, scan
-from spectrum_stream.decode import Scaled
+from spectrum_stream.decode import Mxfp4, Scaled
 from spectrum_stream.matrices import Skip
 
 from .conftest import Save, reference_score
@@ -149,3 +149,78 @@ def test_a_deepseek_shaped_header_is_planned_in_full(save: Save) -> None:
     a_plan = plan(str(save(tensors, shards=3, config=CONFIG)))
     assert len(a_plan.matrices) == 2 * (8 * 3 + 1) and not a_plan.failures
     assert sum(w.scales is not None for w in a_plan.matrices) == 2 * 8 * 3
+
+
+def mxfp4(experts: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (experts, n, m // 32, 16), dtype=torch.uint8, generator=generator)
+    return blocks, torch.randint(118, 126, (experts, n, m // 32), dtype=torch.uint8, generator=generator)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 9), st.integers(1, 4), st.booleans(), st.data())
+def test_any_part_of_mxfp4_is_what_transformers_makes_of_it(
+    n: int, groups: int, turned: bool, data: st.DataObject
+) -> None:
+    theirs = pytest.importorskip("transformers.integrations.mxfp4")
+    blocks, scales = mxfp4(1, n, 32 * groups)
+    whole = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)[0].T
+    w: Any = Mxfp4(blocks[0].flatten(1), scales[0])
+    if turned:
+        w, whole = w.T, whole.T
+    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
+    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
+    assert w.shape == whole.shape and w.any() == bool(whole.any())
+    if rows.start < rows.stop and columns.start < columns.stop:
+        assert torch.equal(w[rows, columns], whole[rows, columns]) and torch.equal(w[rows], whole[rows])
+
+
+def gpt_oss(layers: int = 2) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for i in range(layers):
+        experts = f"model.layers.{i}.mlp.experts."
+        for name, n, m in (("gate_up_proj", 48, 64), ("down_proj", 64, 32)):
+            tensors[f"{experts}{name}_blocks"], tensors[f"{experts}{name}_scales"] = mxfp4(3, n, m)
+            tensors[f"{experts}{name}_bias"] = torch.zeros(3, n, dtype=torch.bfloat16)
+        tensors[f"model.layers.{i}.mlp.router.weight"] = torch.randn(3, 64).bfloat16()
+    return tensors
+
+
+def test_gpt_oss_is_scored_as_what_transformers_makes_of_it(save: Save) -> None:
+    theirs = pytest.importorskip("transformers.integrations.mxfp4")
+    tensors = gpt_oss()
+    result = scan(str(save(tensors, shards=3)), name="x")
+    assert result.complete and {line.module for line in result.scored} == {
+        *(f"model.layers.{i}.mlp.experts.{name}" for i in range(2) for name in ("gate_up_proj", "down_proj")),
+        *(f"model.layers.{i}.mlp.router" for i in range(2)),
+    }
+    for record in result.records:
+        if record.bank is not None and record.score is not None:
+            blocks, scales = tensors[f"{record.bank}_blocks"], tensors[f"{record.bank}_scales"]
+            whole = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            expert = int(record.module.rsplit(".", 1)[1])
+            assert record.quantised == "mxfp4"
+            assert record.score.snr == pytest.approx(reference_score(whole[expert]), rel=1e-5)
+
+
+@pytest.mark.parametrize("fetch", ["range", "shard"])
+def test_a_remote_gpt_oss_is_the_same(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
+) -> None:
+    folder = save(gpt_oss(), shards=3)
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch=fetch)) == values(scan(str(folder), name="local"))
+
+
+@pytest.mark.parametrize("scales", [None, torch.zeros(3, 48, 3, dtype=torch.uint8), torch.zeros(3, 48, 2)])
+def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any) -> None:
+    tensors = gpt_oss(1)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    del tensors[f"{name}_scales"]
+    if scales is not None:
+        tensors[f"{name}_scales"] = scales
+    result = scan(str(save(tensors)), name="x")
+    why = Skip.MISSING_SCALES if scales is None else Skip.BAD_SCALES
+    assert [(s.tensor, s.why) for s in result.plan.failures] == [(f"{name}_blocks", why)]
+    assert "model.layers.0.mlp.experts.down_proj" in {line.module for line in result.scored}

@@ -151,7 +151,7 @@ class ShardReader:
             opened.pop_all()
 
     def matrix(self, matrix: Matrix) -> torch.Tensor:
-        """The (n, m) tensor in its stored dtype, a view of the file; a vector is (1, k).
+        """The matrix as it is stored, of `stored_shape`, a view of the file; a vector is (1, k).
 
         Raises:
             CheckpointError: unreadable; changed, it has another shape than was planned.
@@ -208,7 +208,7 @@ class ShardReader:
 
 
 def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
-    """Memory for a matrix: the (n, m) tensor in its stored dtype, and its bytes to be filled.
+    """Memory for a matrix as it is stored, of `stored_shape`, and its bytes to be filled.
 
     It is aligned as it would be in a memory map of its shard, so that the two ways give the same bits.
     """

@@ -10,7 +10,7 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
 from .naming import group_of, group_order, is_expert_bank, model_order, module_path, tied_head
-from .quantised import FLOAT8_DTYPES, MXFP4, MXFP4_BLOCK, ScaleIndex, Scales
+from .quantised import FLOAT8_DTYPES, MXFP4, MXFP4_BLOCK, SCALE_SUFFIXES, ScaleIndex, Scales
 
 # How GPTQ and AWQ, and compressed-tensors checkpoints call weights that are packed into integers.
 _PACKED = (".qweight", ".weight_packed")
@@ -40,6 +40,11 @@ class Skipped:
     dtype: str
     shape: tuple[int, ...]
     why: Skip
+
+    @property
+    def group(self) -> str:
+        """The group that it would be ranked in."""
+        return group_of(module_path(self.tensor) or self.tensor.removesuffix("_blocks"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,11 @@ def _mxfp4_experts(tensor: TensorInfo, shard: str, scales: Sequence[Scales]) -> 
 
 
 def _skip_reason(tensor: TensorInfo) -> Skip | None:
-    if tensor.name.endswith(_PACKED):
+    # A bank of experts that is no bank of floats, nor one in MXFP4: its numbers are packed or lack their scales here.
+    packed_bank = (
+        len(tensor.shape) >= 3 and "experts" in tensor.name.split(".")[:-1] and tensor.dtype not in FLOAT_DTYPES
+    )
+    if tensor.name.endswith(_PACKED) or (packed_bank and not tensor.name.endswith(SCALE_SUFFIXES)):
         return Skip.UNSUPPORTED_DTYPE
     if module_path(tensor.name) is None:
         return Skip.NOT_A_WEIGHT

@@ -45,7 +45,9 @@ def is_expert_bank(module: str) -> bool:
     `output_linear` of Granite and JetMoE.
     """
     parts = module.split(".")
-    return "experts" in parts[:-1] or parts[-1] in ("input_linear", "output_linear")
+    # With a number behind it, it is one expert's own, and a convolution.
+    bank = "experts" in parts[:-1] and not parts[parts.index("experts") + 1].isdecimal()
+    return bank or parts[-1] in ("input_linear", "output_linear")
 
 
 def is_single_expert(module: str) -> bool:

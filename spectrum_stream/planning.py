@@ -16,7 +16,7 @@ from .checkpoint import read_checkpoint
 from .errors import CheckpointError, UsageError
 from .fetching import Extent, Fetch, Transfer, Way
 from .matrices import Matrix, Skip, Skipped, classify, pick_groups
-from .naming import MAX_SLUG_LENGTH, group_of, group_order, module_path, slug
+from .naming import MAX_SLUG_LENGTH, group_order, slug
 from .runtime import Target
 from .sources import Source, open_source
 
@@ -264,7 +264,8 @@ def plan(
     matrices, skipped = classify(checkpoint)
     warnings = list(checkpoint.warnings)
     if target == Target.TRANSFORMERS:
-        matrices, unknown = runtime.renamed(matrices, source.config)
+        failed = [s.tensor for s in skipped if s.why.is_failure]
+        matrices, unknown = runtime.renamed(matrices, failed, source.config)
         if unknown:
             warnings.append(
                 f"not among the parameters of the model, and named as in the checkpoint: {', '.join(unknown[:5])}"
@@ -284,7 +285,8 @@ def plan(
         matrices = [w for w in matrices if w.group in chosen]
         skipped = [
             replace(s, why=Skip.NOT_CHOSEN)
-            if s.why.is_failure and group_of(module_path(s.tensor) or "") not in chosen
+            # By the names of another, its group is not known here; it may have been asked for.
+            if s.why.is_failure and s.group not in chosen and target == Target.CHECKPOINT
             else s
             for s in skipped
         ]

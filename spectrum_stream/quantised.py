@@ -20,7 +20,7 @@ from .header import TensorInfo
 
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2")
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64")
-_SUFFIXES = ("_scale_inv", "_scale", "_scales")
+SCALE_SUFFIXES = ("_scale_inv", "_scale", "_scales")
 MXFP4 = "mxfp4"
 MXFP4_BLOCK = 32
 _DEFAULT_BLOCK = (128, 128)
@@ -54,13 +54,13 @@ class ScaleIndex:
         self._tensors: Mapping[str, tuple[str, TensorInfo]] = {
             tensor.name: (shard.name, tensor)
             for shard, tensor in checkpoint.tensors
-            if tensor.name.endswith(_SUFFIXES)
+            if tensor.name.endswith(SCALE_SUFFIXES)
         }
-        self._block = _block(checkpoint.source.config)
+        self._block = block_size(checkpoint.source.config)
 
     def find(self, weight: TensorInfo) -> Scales | str | None:
         """The scales of a float8 matrix, None where there are none, or what is wrong with them in a few words."""
-        for suffix in _SUFFIXES[:2]:
+        for suffix in SCALE_SUFFIXES[:2]:
             if (found := self._tensors.get(weight.name + suffix)) is not None:
                 return self._fitted(weight, *found)
         return None
@@ -96,7 +96,8 @@ class ScaleIndex:
         return f"scales of shape {list(scale.shape)} for a weight of {n} x {m}"
 
 
-def _block(config: Mapping[str, Any]) -> tuple[int, int]:
+def block_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(rows, columns) of a float8 weight that share a scale, where they do so by blocks."""
     quantisation = config.get("quantization_config")
     block = quantisation.get("weight_block_size") if isinstance(quantisation, dict) else None
     if isinstance(block, list) and len(block) == 2 and all(type(side) is int and side > 0 for side in block):

@@ -8,6 +8,7 @@ Needs the extra `verify`. No code from a repo is run.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -25,25 +26,32 @@ class Target(StrEnum):
     TRANSFORMERS = "transformers"
 
 
-def renamed(matrices: Sequence[Matrix], config: Mapping[str, Any]) -> tuple[list[Matrix], list[str]]:
-    """The matrices by the names of their parameters, and the modules that are none.
+def renamed(
+    matrices: Sequence[Matrix], failed: Sequence[str], config: Mapping[str, Any]
+) -> tuple[list[Matrix], list[str]]:
+    """The matrices by the names of their parameters, and the modules that keep the checkpoint's.
+
+    Args:
+        failed: tensors that hold weights and cannot be scored. A parameter that one of them is a part of has no score
+            as a whole.
 
     Raises:
         UsageError: missing_extra; unknown_architecture.
     """
-    parameters = parameter_names(config, dict.fromkeys(w.tensor for w in matrices))
+    parameters = parameter_names(config, dict.fromkeys([*(w.tensor for w in matrices), *failed]))
+    incomplete = {parameters[tensor] for tensor in failed if tensor in parameters}
     named: list[Matrix] = []
-    unknown: list[str] = []
+    unknown: dict[str, None] = {}
     for w in matrices:
         parameter = parameters.get(w.tensor)
-        if w.tied_to is not None or parameter is None:
+        if w.tied_to is not None or parameter is None or parameter in incomplete:
             named.append(w)
             if w.tied_to is None:
-                unknown.append(w.module)
+                unknown[w.bank or w.module] = None
             continue
         name = module_path(parameter) or parameter
         named.append(replace(w, group=group_of(name), bank=None if name == w.module else name))
-    return named, unknown
+    return named, list(unknown)
 
 
 def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
@@ -68,35 +76,54 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
             hint="pip install 'spectrum-stream[verify]'",
         ) from error
     model_class, model_config = _classes(transformers, config)
-    with torch.device("meta"), warnings.catch_warnings():
-        # The model's own advice about how to run it.
-        warnings.simplefilter("ignore")
-        model = model_class(model_config)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            # The model's own advice about how to run it.
+            warnings.simplefilter("ignore")
+            model = model_class(model_config)
+    # A config is a stranger's, and every model has its own way to fail at one.
+    except Exception as error:
+        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    state, parameters = model.state_dict(), {name for name, _ in model.named_parameters()}
-    found = {}
+    state, shapes = model.state_dict(), {name: parameter.shape for name, parameter in model.named_parameters()}
+    found: dict[str, str] = {}
     for tensor in tensors:
-        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
+        stored = tensor.removesuffix("_blocks")
+        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, state)
         # One that is split into several has no one name.
-        if name in parameters and (converter is None or _becomes_one(converters, converter)):
+        if name in shapes and (converter is None or _becomes_one(converters, converter)):
             found[tensor] = name
-    return found
+    # The parts of a bank are its experts; parts of a matrix have no score that is the matrix's.
+    parts = Counter(found.values())
+    return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
 
 
 def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
     kind, architectures = config.get("model_type"), config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    model_class = next((c for name in names if (c := getattr(transformers, str(name), None)) is not None), None)
+    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    models = [getattr(transformers, name, None) for name in names]
+    model_class = next(
+        (m for m in models if isinstance(m, type) and issubclass(m, transformers.PreTrainedModel)), None
+    )
     mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_class is None or not isinstance(kind, str) or kind not in mapping:
-        raise UsageError(
-            f"transformers has no model of its own for {', '.join(map(str, names)) or 'a config that names none'}",
-            reason="unknown_architecture",
-            hint="--target checkpoint keeps the checkpoint's names",
-        )
-    return model_class, mapping[kind].from_dict(dict(config))
+        raise _unknown(", ".join(names) or "a config that names none")
+    # How it is to be run is of no account here, and could name code to fetch.
+    plain = {key: value for key, value in config.items() if not key.lstrip("_").endswith("_implementation")}
+    try:
+        return model_class, mapping[kind].from_dict(plain)
+    except Exception as error:
+        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+
+
+def _unknown(what: str) -> UsageError:
+    return UsageError(
+        f"transformers has no model of its own for {' '.join(what.split())[:300]}",
+        reason="unknown_architecture",
+        hint="--target checkpoint keeps the checkpoint's names",
+    )
 
 
 def _becomes_one(converters: Iterable[Any], pattern: str) -> bool:

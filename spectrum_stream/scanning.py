@@ -19,6 +19,7 @@ from .feed import Feed, Traffic
 from .fetching import Fetch, Way
 from .matrices import Matrix
 from .planning import RESULTS_FOLDER, Plan
+from .quantised import block_size
 from .results import Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
 from .selection import Selection, select
@@ -248,7 +249,7 @@ def _records(
     )
     for tensor, record in recorded.items():
         for matrix in sharing[tensor]:
-            yield replace(record, module=matrix.module, group=matrix.group), matrix.work
+            yield replace(record, module=matrix.module, group=matrix.group, bank=matrix.bank), matrix.work
     with feed:
         for first, measured in measure_all(
             feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
@@ -317,6 +318,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Of those that are on this machine; one that is not yet has no version, but that of its commit.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
+        "weight_block_size": block_size(source.config),
         "engine": _ENGINE,
     }
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream import plan, scan
+from spectrum_stream import feed, plan, scan
 from spectrum_stream.decode import Mxfp4, Scaled
+from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.matrices import Skip
 
 from .conftest import Save, reference_score
@@ -224,3 +225,43 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
     why = Skip.MISSING_SCALES if scales is None else Skip.BAD_SCALES
     assert [(s.tensor, s.why) for s in result.plan.failures] == [(f"{name}_blocks", why)]
     assert "model.layers.0.mlp.experts.down_proj" in {line.module for line in result.scored}
+
+
+def test_a_float8_bank_is_not_passed_over_in_silence(save: Save) -> None:
+    tensors = {
+        "model.layers.0.mlp.experts.up_proj": torch.ones(2, 8, 8).to(FP8),
+        "model.layers.0.mlp.experts.up_proj_scale_inv": torch.ones(2, 1, 1),
+        "model.layers.0.mlp.experts.down_proj_blocks": torch.ones(2, 8, 8, dtype=torch.uint8),
+        "a.weight": torch.randn(3, 4),
+    }
+    a_plan = plan(str(save(tensors)))
+    assert {s.tensor: s.why for s in a_plan.failures} == {
+        "model.layers.0.mlp.experts.up_proj": Skip.UNSUPPORTED_DTYPE,
+        "model.layers.0.mlp.experts.down_proj_blocks": Skip.UNSUPPORTED_DTYPE,
+    }
+
+
+def test_a_bank_without_scales_that_was_asked_for_is_a_failure(save: Save) -> None:
+    tensors = gpt_oss(1)
+    del tensors["model.layers.0.mlp.experts.gate_up_proj_scales"]
+    folder = str(save(tensors))
+    assert plan(folder, modules=["mlp.experts.down_proj"]).failures == ()
+    with pytest.raises(SpectrumStreamError):
+        plan(folder, modules=["mlp.experts.gate_up_proj"])
+
+
+def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
+    stored, scales, _ = by_block(64, 48)
+    tensors = {"a.weight": stored, "a.weight_scale_inv": scales, "b.weight": torch.randn(3, 4)}
+    folder = save(tensors, config=CONFIG)
+    first = scan(str(folder), name="x")
+    save(tensors, config={"quantization_config": {"weight_block_size": [33, 17]}})
+    second = scan(str(folder), name="x")
+    assert first.scored[0].snr != second.scored[0].snr
+
+
+def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(save(gpt_oss()))
+    whole = scan(folder, name="x")
+    monkeypatch.setattr(feed, "_SCALES_NBYTES", 1)
+    assert values(scan(folder, name="y")) == values(whole)

@@ -130,3 +130,52 @@ def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path
     a_plan = plan(str(tmp_path / "saved"), target="transformers")
     assert any("model.mtp.0.eh_proj" in warning for warning in a_plan.warnings)
     assert {w.bank for w in a_plan.matrices} == {None}
+
+
+def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from .test_quantised import mxfp4
+
+    saved(tmp_path / "saved", "gpt_oss")
+    path = tmp_path / "saved" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("experts.gate_up_proj")]:
+        experts, rows, columns = tensors.pop(name).shape
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = mxfp4(experts, columns, rows)
+    save_file(tensors, path)
+    a_plan = plan(str(tmp_path / "saved"), target="transformers")
+    assert not a_plan.warnings and "model.layers.0.mlp.experts.gate_up_proj" in {w.bank for w in a_plan.matrices}
+
+
+def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path / "saved", "qwen3_moe")
+    path = tmp_path / "saved" / "model.safetensors"
+    tensors = load_file(path)
+    broken = "model.layers.0.mlp.experts.2.up_proj.weight"
+    tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
+    save_file(tensors, path)
+    result = scan(str(tmp_path / "saved"), name="x", target="transformers")
+    names = {line.module for line in result.scored}
+    assert not result.complete and [s.tensor for s in result.plan.failures] == [broken]
+    assert "model.layers.0.mlp.experts.gate_up_proj" not in names
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
+    assert any("gate_proj" in warning for warning in result.plan.warnings)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["AutoModel"], "model_type": "llama"},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": "many"},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_attention_heads": 0},
+        {"architectures": [None, 5, {}], "model_type": "llama"},
+        {"architectures": "LlamaForCausalLM", "model_type": ["llama"]},
+    ],
+)
+def test_a_hostile_config_is_one_sentence(save: Save, config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1), config=config)), target="transformers")
+    assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)

@@ -31,7 +31,7 @@ _log = logging.getLogger("spectrum_stream")
 # In a row, without a byte gained.
 TRIES = 5
 _FIRST_WAIT_S = 0.5
-# The Hub's limits are per five minutes; who asks for more will not answer in this session.
+# The Hub's limits are per five minutes; who asks for more will not answer soon.
 _MAX_WAIT_S = 330.0
 _RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 # What a signed address answers when it has expired, or was signed for another range.

@@ -40,6 +40,7 @@ class Skipped:
     dtype: str
     shape: tuple[int, ...]
     why: Skip
+    detail: str = ""
 
     @property
     def group(self) -> str:
@@ -117,14 +118,15 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
                 matrices += _mxfp4_experts(tensor, shard.name, found)
             else:
                 fault = Skip.MISSING_SCALES if found is None else Skip.BAD_SCALES
-                skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, fault))
+                skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, fault, found or ""))
             continue
         why, module, scaled = _skip_reason(tensor), module_path(tensor.name), None
         if why is None and tensor.dtype in FLOAT8_DTYPES:
             scaled = scales.find(tensor)
             why = Skip.MISSING_SCALES if scaled is None else Skip.BAD_SCALES if isinstance(scaled, str) else None
         if why is not None or module is None:
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT))
+            detail = scaled if isinstance(scaled, str) else ""
+            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT, detail))
             continue
         matrix = replace(_matrix(module, tensor, shard.name), scales=scaled if isinstance(scaled, Scales) else None)
         matrices.append(matrix)

@@ -197,7 +197,13 @@ class Plan:
             ],
             "tied": {w.module: w.tied_to for w in self.matrices if w.tied_to},
             "skipped": [
-                {"tensor": s.tensor, "dtype": s.dtype, "shape": list(s.shape), "reason": str(s.why)}
+                {
+                    "tensor": s.tensor,
+                    "dtype": s.dtype,
+                    "shape": list(s.shape),
+                    "reason": str(s.why),
+                    "detail": s.detail,
+                }
                 for s in self.skipped
             ],
             "read_nbytes": self.read_nbytes,
@@ -246,8 +252,7 @@ def plan(
 
     Raises:
         UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_target; missing_extra,
-            unknown_architecture; too_little_memory and
-            too_little_disk, with the number that would do.
+            unknown_architecture; too_little_memory and too_little_disk, with the number that would do.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
     if top_percent is not None:

@@ -159,7 +159,7 @@ def remarks(result: "ScanResult") -> list[str]:
     if failures := result.plan.failures:
         lines.append(
             f"{len(failures)} weights were not scored, {failures[0].why}: "
-            f"{_some([f'{s.tensor} ({s.dtype})' for s in failures])}"
+            f"{_some([f'{s.tensor} ({s.detail or s.dtype})' for s in failures])}"
         )
     return lines
 

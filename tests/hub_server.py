@@ -267,6 +267,10 @@ class HubServer:
         """What befalls the next requests of a kind, one each."""
         self._script[kind].extend(faults)
 
+    def recover(self) -> None:
+        """No more faults."""
+        self._script.clear()
+
     def of_kind(self, kind: str) -> list[Request]:
         return [request for request in self.requests if request.kind == kind]
 

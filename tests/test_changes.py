@@ -89,16 +89,20 @@ def test_scores_of_the_state_before_a_change_are_not_kept(save: Save, working_fo
     assert [r.score for r in result.records] == [r.score for r in fresh.records]
 
 
+def scanning_until(said: str, folder: Path) -> subprocess.Popen[str]:
+    """A scan in a process of its own that has come so far as to say this."""
+    command = [sys.executable, "-m", "spectrum_stream", "scan", str(folder), "--name", "x"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(said in line for line in process.stderr)
+    return process
+
+
 @pytest.mark.parametrize("matrices", [1, 40])
 def test_a_shard_that_is_cut_under_the_map_is_one_sentence(save: Save, working_folder: Path, matrices: int) -> None:
     size = 3000 if matrices == 1 else 700
     folder = save({f"layers.{i}.up.weight": torch.randn(size, size) for i in range(matrices)})
-    command = [sys.executable, "-m", "spectrum_stream", "scan", str(folder), "--name", "x"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "to read" in line:
-            break
+    process = scanning_until("to read", folder)
     time.sleep(0.2)
     os.truncate(folder / "model.safetensors", 10_000)
     _, stderr = process.communicate(timeout=60)
@@ -200,12 +204,7 @@ def test_a_signal_ends_a_scan_with_its_code_and_a_hint(
     save: Save, working_folder: Path, number: signal.Signals, code: int
 ) -> None:
     folder = save({f"layers.{i}.up.weight": torch.randn(700, 900) for i in range(40)})
-    command = [sys.executable, "-m", "spectrum_stream", "scan", str(folder), "--name", "x"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "left" in line:
-            break
+    process = scanning_until("left", folder)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and "same command resumes" in stderr and "Traceback" not in stderr

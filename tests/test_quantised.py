@@ -113,6 +113,7 @@ def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: 
         tensors["layers.0.up.weight_scale_inv"] = scales
     result = scan(str(save(tensors, config=CONFIG)), name="x")
     assert [(s.tensor, s.why) for s in result.plan.failures] == [("layers.0.up.weight", why)]
+    assert bool(result.plan.failures[0].detail) == (why is Skip.BAD_SCALES)
     assert [r.module for r in result.records] == ["layers.0.down"] and not result.complete
 
 

@@ -241,7 +241,7 @@ def test_a_lasting_fault_is_one_clear_error(hub: HubServer, working_folder: Path
 def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, working_folder: Path) -> None:
     hub.script("data", hub_server.honest, *[hub_server.status(500)] * 100)
     assert refused(fetch="range").reason == "server_error"
-    hub.__dict__["_script"].clear()
+    hub.recover()
     done: list[Record] = []
     result = scan(REPO, fetch="range", on_event=lambda e: done.append(e.record) if hasattr(e, "record") else None)
     assert values(result) == values(scan(str(folder), name="local"))
@@ -588,7 +588,7 @@ def test_an_empty_shard_and_other_answers(hub: HubServer, working_folder: Path) 
     assert refused().reason == "header_too_short"
     hub.script("whole", *[hub_server.status(204)] * 100)
     assert refused().reason == "bad_response"
-    hub.__dict__["_script"].clear()
+    hub.recover()
     hub.script("data", *[hub_server.status(207)] * 100)
     assert refused(fetch="range").reason == "bad_response"
 

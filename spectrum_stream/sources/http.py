@@ -65,7 +65,7 @@ class RemoteFile:
         """The first `nbytes` bytes, the size of the file if the server tells it, and whether it knows ranges.
 
         Raises:
-            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explain`.
+            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
         """
 
         def attempt() -> tuple[bytes, int | None, bool]:
@@ -121,7 +121,7 @@ class RemoteFile:
         Raises:
             RangesIgnored; Halted.
             CheckpointError: changed.
-            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explain`.
+            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
         """
         position = start
 

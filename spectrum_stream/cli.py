@@ -1,7 +1,7 @@
-"""The command line: the only place that prompts or exits; what it prints goes through `output`.
+"""The command line: the only place that prompts; what it prints goes through `output`.
 
 Data goes to stdout; progress, notes and errors go to stderr. A command raises our errors and returns; `main`
-turns them into one sentence and an exit code.
+turns them into one sentence and an exit code, with which `__main__` ends the process.
 
     0 done   1 error   2 usage   3 written, but some weights have no score
     130 interrupted, 143 terminated; either way resumable
@@ -348,7 +348,9 @@ def main() -> int:
     except SpectrumStreamError as error:
         if os.environ.get(DEBUG_VARIABLE):
             # What follows a question mark in an address can be a signature.
-            Output().note(re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1...", traceback.format_exc()))
+            redacted = re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1...", traceback.format_exc())
+            for line in redacted.splitlines():
+                Output().note(line)
         Output().error(error)
         return error.exit_code
     except OSError as error:

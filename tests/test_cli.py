@@ -184,6 +184,22 @@ def test_a_mistyped_command_line_exits_2(args: list[str]) -> None:
     assert cli(*args, code=2).stdout == ""
 
 
+def test_a_traceback_is_there_for_who_asks_and_holds_no_signature() -> None:
+    script = (
+        "import sys; from spectrum_stream import cli, errors\n"
+        "def fail(*args, **kwargs):\n"
+        "    raise errors.SourceError('no', reason='unreachable') from ValueError('at https://x/y?Signature=secret')\n"
+        "cli.planning.plan = fail; sys.argv = ['spectrum-stream', 'plan', 'm']; sys.exit(cli.main())"
+    )
+    environment = os.environ | {"SPECTRUM_STREAM_DEBUG": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and "Traceback (most recent call last):" in lines and len(lines) > 5
+    assert "https://x/y?..." in done.stderr and "secret" not in done.stderr
+    assert lines[-1] == "error: no (unreachable)"
+
+
 def test_broken_checkpoints_are_one_sentence_each(save: Save, tmp_path: Path) -> None:
     bins = tmp_path / "bins"
     bins.mkdir()

@@ -26,7 +26,7 @@ def main() -> NoReturn:
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # An exception in the middle of torch's import would abort the process, and before a scan nothing is to be closed.
+        # An exception in the middle of torch's import would abort the process; before a scan nothing is to be closed.
         if not hasattr(sys.modules.get("spectrum_stream.scanning"), "run"):
             os._exit(128 + number)
         received.append(number)

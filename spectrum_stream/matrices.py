@@ -9,7 +9,7 @@ from . import costs
 from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
-from .naming import group_of, group_order, is_expert_bank, model_order, module_path, tied_head
+from .naming import bank_of, group_of, group_order, is_expert_bank, model_order, module_path, tied_head
 from .quantised import FLOAT8_DTYPES, MXFP4, MXFP4_BLOCK, SCALE_SUFFIXES, ScaleIndex, Scales
 
 # How GPTQ and AWQ, and compressed-tensors checkpoints call weights that are packed into integers.
@@ -54,17 +54,18 @@ class Matrix:
 
     Attributes:
         module: the module's name, `model.layers.0.mlp.up_proj`.
+        parameter: the name of the parameter that a trainer trains it by, `model.layers.0.mlp.up_proj.weight`. Several
+            matrices can be parts of one parameter, a bank of experts.
         group: the group in which it is ranked, `mlp.up_proj`.
         tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, where this one only shares it.
         scales: what its stored numbers are to be multiplied by; None where they are the weights.
         expert: its place in the tensor, where that is a bank of experts; None for all others.
-        bank: what a trainer knows it by, where that is not `module`: the bank that it is a part of, or the name of
-            the parameter in memory. Results name it so, and modules of one bank together.
     """
 
     module: str
+    parameter: str
     group: str
     tensor: str
     shard: str
@@ -74,9 +75,13 @@ class Matrix:
     m: int
     nbytes: int
     tied_to: str | None = None
-    bank: str | None = None
     expert: int | None = None
     scales: Scales | None = None
+
+    @property
+    def bank(self) -> str | None:
+        """What results call it, together with all of its parameter, where that is not `module`."""
+        return bank_of(self.module, self.parameter)
 
     @property
     def key(self) -> str:
@@ -132,7 +137,11 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
         matrices.append(matrix)
         if tied is not None and tied[1] == tensor.name:
             # Right behind its tensor, so that the scan has its singular values at hand.
-            matrices.append(replace(matrix, module=tied[0], group=group_of(tied[0]), tied_to=module))
+            matrices.append(
+                replace(
+                    matrix, module=tied[0], parameter=f"{tied[0]}.weight", group=group_of(tied[0]), tied_to=module
+                )
+            )
     skipped.sort(key=lambda s: model_order(s.tensor))
     return matrices, skipped
 
@@ -154,8 +163,8 @@ def _experts(tensor: TensorInfo, shard: str) -> list[Matrix]:
     nbytes = tensor.nbytes // count
     return [
         Matrix(
-            f"{bank}.{e}", group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n, m, nbytes,
-            bank=bank, expert=e,
+            f"{bank}.{e}", tensor.name, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype,
+            n, m, nbytes, expert=e,
         )
         for e in range(count)
     ]  # fmt: skip
@@ -177,8 +186,8 @@ def _mxfp4_experts(tensor: TensorInfo, shard: str, scales: Sequence[Scales]) -> 
     nbytes = n * groups * width
     return [
         Matrix(
-            f"{bank}.{e}", group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n,
-            groups * MXFP4_BLOCK, nbytes, bank=bank, expert=e, scales=part,
+            f"{bank}.{e}", bank, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n,
+            groups * MXFP4_BLOCK, nbytes, expert=e, scales=part,
         )
         for e, part in enumerate(scales)
     ]  # fmt: skip
@@ -204,7 +213,9 @@ def _skip_reason(tensor: TensorInfo) -> Skip | None:
 
 def _matrix(module: str, tensor: TensorInfo, shard: str) -> Matrix:
     n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
-    return Matrix(module, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes)
+    return Matrix(
+        module, tensor.name, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes
+    )
 
 
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:

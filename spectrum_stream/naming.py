@@ -25,6 +25,15 @@ def module_path(tensor: str) -> str | None:
     return tensor[: -len(WEIGHT_SUFFIX)] if tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX else None
 
 
+def bank_of(module: str, parameter: str) -> str | None:
+    """What results call a matrix, where that is not its module: the parameter's own name, without `.weight`.
+
+    It is that of the bank for an expert of a bank, and a trainer's where that is another than the checkpoint's.
+    """
+    name = module_path(parameter) or parameter
+    return None if name == module else name
+
+
 def group_of(module: str) -> str:
     """The group ("type") in which a module is ranked: its path after the first numeric component.
 

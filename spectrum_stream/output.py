@@ -1,6 +1,6 @@
 """The one sink: every line that this program prints goes through here.
 
-Data goes to stdout; progress, notes and errors go to stderr. Foreign strings are made safe here or by `report`.
+Data goes to stdout; progress, notes and errors go to stderr. Foreign strings are made safe here or by `tables`.
 """
 
 import json
@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from . import report
+from . import tables
 from .errors import SpectrumStreamError
-from .report import printable
+from .tables import printable
 
 if TYPE_CHECKING:
     # At run time this would import torch.
@@ -180,7 +180,7 @@ class ProgressView:
         self._last_line, self._last_share = now, share
         parts = [f"{event.done}/{event.total} matrices, {share:.0%}"] if event is not None else []
         if (left := self._left_s(share, now - self._started)) is not None:
-            parts.append(f"{report.duration(left)} left")
+            parts.append(f"{tables.duration(left)} left")
         if network := self._network():
             parts.append(network)
         if parts:
@@ -207,8 +207,8 @@ class ProgressView:
         seconds = time.monotonic() - self._started
         fetched, total = self._scan.traffic.fetched_nbytes, self._scan.fetch_nbytes
         return (
-            f"{report.si_bytes(fetched)} of {report.si_bytes(total)}, "
-            f"{report.si_bytes(fetched / seconds) if seconds else '0 B'}/s, "
+            f"{tables.si_bytes(fetched)} of {tables.si_bytes(total)}, "
+            f"{tables.si_bytes(fetched / seconds) if seconds else '0 B'}/s, "
             f"{'network' if self._is_network_bound else 'compute'}-bound"
         )
 

@@ -66,7 +66,7 @@ class Plan:
     Attributes:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         members: all modules of every group of the checkpoint, asked for or not.
-        banks: what each of them is called in results, where that is not its own name.
+        parameters: what each of them is a trainer's parameter by, or a part of one.
         target: whose names those are.
         skipped: every other tensor, with the reason.
         fetch: how a repo's shards are to be read, as asked for.
@@ -82,7 +82,7 @@ class Plan:
     outputs: Outputs
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
-    banks: Mapping[str, str]
+    parameters: Mapping[str, str]
     target: Target
     skipped: tuple[Skipped, ...]
     fetch: Fetch
@@ -276,7 +276,7 @@ def plan(
                 f"not among the parameters of the model, and named as in the checkpoint: {', '.join(unknown[:5])}"
                 + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
             )
-    banks = {w.module: w.bank for w in matrices if w.bank is not None}
+    parameters = {w.module: w.parameter for w in matrices}
     members: dict[str, set[str]] = {}
     for matrix in matrices:
         members.setdefault(matrix.group, set()).add(matrix.module)
@@ -312,7 +312,7 @@ def plan(
         outputs,
         tuple(matrices),
         {group: frozenset(names) for group, names in members.items()},
-        banks,
+        parameters,
         Target(target),
         tuple(skipped),
         Fetch(fetch),

@@ -22,11 +22,19 @@ MAX_RESULT_NBYTES = 200_000_000
 
 
 class Scored(NamedTuple):
-    """A module's line in a result: all that a selection needs."""
+    """A module's line in a result: all that a selection needs.
+
+    Attributes:
+        parameter: the name of the parameter that it is trained by; None where only a result file is known, which does
+            not say. It is then `module`.weight, but for banks of experts, which models hold under their own name.
+        numel: how many weights that has; None where it is not known.
+    """
 
     module: str
     group: str
     snr: float
+    parameter: str | None = None
+    numel: int | None = None
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -56,11 +64,12 @@ def lines_of(records: Iterable[Record]) -> list[Scored]:
         # A bank is where its first expert is.
         lines.setdefault(name, None)
         if record.bank is None and record.score is not None:
-            lines[name] = Scored(name, record.group, record.score.snr)
+            lines[name] = Scored(name, record.group, record.score.snr, record.parameter, record.n * record.m)
     for name, experts in banks.items():
         scores = [expert.score.snr for expert in experts if expert.score is not None]
         if len(scores) == len(experts):
-            lines[name] = Scored(name, experts[0].group, statistics.median(scores))
+            numel = sum(expert.n * expert.m for expert in experts)
+            lines[name] = Scored(name, experts[0].group, statistics.median(scores), experts[0].parameter, numel)
     return [line for line in lines.values() if line is not None]
 
 

@@ -50,7 +50,7 @@ def renamed(
                 unknown[w.bank or w.module] = None
             continue
         name = module_path(parameter) or parameter
-        named.append(replace(w, group=group_of(name), bank=None if name == w.module else name))
+        named.append(replace(w, group=group_of(name), parameter=parameter))
     return named, list(unknown)
 
 

@@ -179,7 +179,11 @@ def run(
         # By the names of this plan: whose names they are changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
         known = {
-            module: replace(record, group=groups.get(module, record.group), bank=plan.banks.get(module))
+            module: replace(
+                record,
+                group=groups.get(module, record.group),
+                parameter=plan.parameters.get(module, record.parameter),
+            )
             for module, record in store.records().items()
         }
         again = [
@@ -249,7 +253,10 @@ def _records(
     )
     for tensor, record in recorded.items():
         for matrix in sharing[tensor]:
-            yield replace(record, module=matrix.module, group=matrix.group, bank=matrix.bank), matrix.work
+            yield (
+                replace(record, module=matrix.module, parameter=matrix.parameter, group=matrix.group),
+                matrix.work,
+            )
     with feed:
         for first, measured in measure_all(
             feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
@@ -273,7 +280,7 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
         module=matrix.module,
         group=matrix.group,
         tensor=matrix.key,
-        bank=matrix.bank,
+        parameter=matrix.parameter,
         quantised=matrix.scales.scheme if matrix.scales else None,
         n=matrix.n,
         m=matrix.m,

@@ -22,6 +22,7 @@ import numpy as np
 
 from . import durable
 from .errors import ResultError
+from .naming import bank_of
 from .snr import Degeneracy, Score
 
 _log = logging.getLogger("spectrum_stream")
@@ -45,8 +46,8 @@ class Record:
 
     Attributes:
         module, group, tensor: its names; two modules can share a tensor.
+        parameter: the name that a trainer trains it by, alone or as a part of a bank of experts.
         quantised: how its weights were stored, if not as themselves; the noise of that is in the score.
-        bank: the bank of experts that it is a part of, which is what a trainer freezes; None for all others.
         n, m, dtype: its shape and stored dtype.
         status, detail: what became of it, and a clause about what went wrong.
         method, device: how and where its singular values were computed; no method where they were not.
@@ -56,6 +57,7 @@ class Record:
     """
 
     module: str
+    parameter: str
     group: str
     tensor: str
     n: int
@@ -68,14 +70,18 @@ class Record:
     score: Score | None
     singular_values: np.ndarray
     compute_s: float
-    bank: str | None = None
     quantised: str | None = None
+
+    @property
+    def bank(self) -> str | None:
+        """What results call it, together with all of its parameter, where that is not `module`."""
+        return bank_of(self.module, self.parameter)
 
 
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
 _COLUMNS = [
     "module",
-    "bank",
+    "parameter",
     "quantised",
     "tensor",
     "group_name",
@@ -91,7 +97,7 @@ _COLUMNS = [
     *_SCORE_COLUMNS,
 ]
 # Raise it with any change of the tables.
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = f"""
 PRAGMA user_version = {_SCHEMA_VERSION};
 CREATE TABLE IF NOT EXISTS source (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -259,7 +265,7 @@ def _to_row(record: Record) -> tuple[Any, ...]:
     score = record.score
     return (
         record.module,
-        record.bank,
+        record.parameter,
         record.quantised,
         record.tensor,
         record.group,
@@ -288,7 +294,7 @@ def _from_row(row: tuple[Any, ...]) -> Record:
         )
     return Record(
         module=values["module"],
-        bank=values["bank"],
+        parameter=values["parameter"],
         quantised=values["quantised"],
         group=values["group_name"],
         tensor=values["tensor"],

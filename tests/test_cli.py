@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import spectrum_stream
-from spectrum_stream.report import duration, printable, si_bytes
+from spectrum_stream.tables import duration, printable, si_bytes
 
 from .conftest import GOLDEN, Save, llama_tensors
 
@@ -186,10 +186,10 @@ def test_a_mistyped_command_line_exits_2(args: list[str]) -> None:
 
 def test_a_traceback_is_there_for_who_asks_and_holds_no_signature() -> None:
     script = (
-        "import sys; from spectrum_stream import cli, errors\n"
+        "import sys; from spectrum_stream import cli, errors, planning\n"
         "def fail(*args, **kwargs):\n"
         "    raise errors.SourceError('no', reason='unreachable') from ValueError('at https://x/y?Signature=secret')\n"
-        "cli.planning.plan = fail; sys.argv = ['spectrum-stream', 'plan', 'm']; sys.exit(cli.main())"
+        "planning.plan = fail; sys.argv = ['spectrum-stream', 'plan', 'm']; sys.exit(cli.main())"
     )
     environment = os.environ | {"SPECTRUM_STREAM_DEBUG": "1"}
     command = [sys.executable, "-c", script]

@@ -12,7 +12,7 @@ from spectrum_stream.matrices import Matrix
 def test_a_buffer_is_the_matrix_and_is_aligned_as_the_map_would_be(
     dtype: str, torch_dtype: torch.dtype, itemsize: int, start: int
 ) -> None:
-    matrix = Matrix("a", "a", "a.weight", "s", start, dtype, 3, 5, 15 * itemsize)
+    matrix = Matrix("a", "a.weight", "a", "a.weight", "s", start, dtype, 3, 5, 15 * itemsize)
     tensor, buffer = empty_matrix(matrix)
     stored = torch.arange(15, dtype=torch_dtype).reshape(3, 5)
     buffer[:] = stored.view(torch.uint8).flatten().numpy().tobytes()

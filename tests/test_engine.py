@@ -18,7 +18,7 @@ PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
     n, m = w.shape
-    return Matrix(name, name, f"{name}.weight", "shard", 0, str(w.dtype), n, m, w.nbytes)
+    return Matrix(name, f"{name}.weight", name, f"{name}.weight", "shard", 0, str(w.dtype), n, m, w.nbytes)
 
 
 def random(n: int, m: int, seed: int) -> torch.Tensor:

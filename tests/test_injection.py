@@ -21,8 +21,8 @@ from spectrum_stream import plan, scan, select
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.exporters import axolotl
 from spectrum_stream.naming import slug
-from spectrum_stream.report import plan_table, printable, remarks, score_table
 from spectrum_stream.sources.layout import is_safe_shard_name
+from spectrum_stream.tables import plan_table, printable, remarks, score_table
 
 from .conftest import Save
 

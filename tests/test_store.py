@@ -30,6 +30,7 @@ def record(module: str = "layers.0.up", group: str = "up", snr: float | None = N
     result = score(values, 4, 6)
     return Record(
         module=module,
+        parameter=f"{module}.weight",
         group=group,
         tensor=f"{module}.weight",
         n=4,

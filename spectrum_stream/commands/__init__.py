@@ -1,0 +1,1 @@
+"""The commands, by what they are about: each takes typed options and returns; `cli` puts them together."""

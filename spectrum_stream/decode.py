@@ -7,132 +7,27 @@ upcast: its pages belong to the file, and the system may drop them at any time.
 import contextlib
 import mmap
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .costs import BLOCK_COLUMNS
+from .dequantise import DTYPES
 from .errors import CheckpointError, ComputeError
+from .fetching import requests
 from .matrices import Matrix
-from .quantised import MXFP4, MXFP4_BLOCK
-from .sources import LocalShard
+from .quantised import Part
+from .sources import LocalShard, Shard
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "U8": torch.uint8,
-}
 # BLAS may round differently for another alignment, and a cache line is the coarsest that it looks at.
 _LINE_NBYTES = 64
+_PARTS_NBYTES = 8 << 20
 
 
 # Shared with no other process; Windows has nothing else.
 _PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-
-
-class Quantised(ABC):
-    """A matrix that is stored as small numbers and scales; a part of it is multiplied out when it is read.
-
-    It is to be used as a float32 tensor of two dimensions would be, as far as that is needed.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, n: int, m: int) -> None:
-        self.shape = torch.Size((n, m))
-
-    @property
-    @abstractmethod
-    def T(self) -> "Quantised":  # noqa: N802
-        """Its transpose."""
-
-    @abstractmethod
-    def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        """Rows [top, bottom) and columns [left, right), as a float32 tensor of its own."""
-
-    def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
-        rows, columns = part if isinstance(part, tuple) else (part, slice(None))
-        (top, bottom, _), (left, right, _) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
-        return self._part(top, bottom, left, right)
-
-    def any(self) -> bool:
-        """Whether any weight is not zero."""
-        height = max(1, BLOCK_COLUMNS * BLOCK_COLUMNS // self.shape[1])
-        return any(bool(self[i : i + height].any()) for i in range(0, self.shape[0], height))
-
-
-class Scaled(Quantised):
-    """Numbers with a grid of scales over them.
-
-    Args:
-        stored: (n, m), of any floating dtype.
-        scales: (rows, columns), float32.
-        block: how many (rows, columns) of the matrix share a scale; the last ones may be fewer.
-    """
-
-    def __init__(self, stored: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
-        super().__init__(*stored.shape)
-        self._stored, self._scales, self._block = stored, scales, block
-
-    @property
-    def T(self) -> "Scaled":  # noqa: N802
-        return Scaled(self._stored.T, self._scales.T, (self._block[1], self._block[0]))
-
-    def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        result = self._stored[top:bottom, left:right].to(torch.float32, copy=True)
-        height, width = self._block
-        # Band by band of rows that share their scales, so that no grid of the size of the part is made.
-        for first in range(top - top % height, bottom, height):
-            scales = self._scales[first // height, left // width : (right - 1) // width + 1]
-            along = scales.repeat_interleave(width)[left % width :][: right - left]
-            result[max(first - top, 0) : first + height - top] *= along
-        return result
-
-
-class Mxfp4(Quantised):
-    """Numbers of four bits, two a byte, with a power of two for each 32 of a row (OCP Microscaling, MXFP4).
-
-    Args:
-        stored: (n, m / 2), uint8; the even column is in the low four bits.
-        exponents: (n, m / 32), uint8, plus 127; 255 is not a number.
-        turned: whether this is the transpose of that.
-    """
-
-    _NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-    # A byte to its two numbers.
-    _PAIRS = torch.stack([_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16)], 1)
-
-    def __init__(self, stored: torch.Tensor, exponents: torch.Tensor, turned: bool = False) -> None:
-        n, m = stored.shape[0], 2 * stored.shape[1]
-        super().__init__(*((m, n) if turned else (n, m)))
-        self._stored, self._exponents, self._turned = stored, exponents, turned
-
-    @property
-    def T(self) -> "Mxfp4":  # noqa: N802
-        return Mxfp4(self._stored, self._exponents, not self._turned)
-
-    def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        if self._turned:
-            return self.T._part(left, right, top, bottom).T
-        first, last = left // MXFP4_BLOCK, -(-right // MXFP4_BLOCK)
-        width = MXFP4_BLOCK // 2
-        numbers = self._PAIRS[self._stored[top:bottom, first * width : last * width].int()]
-        numbers = numbers.reshape(bottom - top, last - first, MXFP4_BLOCK)
-        exponents = self._exponents[top:bottom, first:last].int()
-        ones = torch.ones(exponents.shape)
-        scales = torch.ldexp(ones, exponents - 127).masked_fill(exponents == 255, torch.nan)
-        numbers *= scales[:, :, None]
-        return numbers.reshape(bottom - top, -1)[:, left - first * MXFP4_BLOCK : right - first * MXFP4_BLOCK]
-
-
-Weights = torch.Tensor | Quantised
 
 
 class ShardReader:
@@ -160,7 +55,7 @@ class ShardReader:
             stored: torch.Tensor = self._file.get_tensor(matrix.tensor)
         if matrix.expert is not None:
             stored = stored[matrix.expert]
-        # A vector is a row, and the groups of a row in MXFP4 are one after another.
+        # A vector is a row, and the blocks of a row in MXFP4 are one after another.
         stored = stored.unsqueeze(0) if stored.ndim == 1 else stored.flatten(1)
         if stored.shape != matrix.stored_shape:
             raise CheckpointError(f"{matrix.tensor} changed its shape after it was planned", reason="changed")
@@ -212,7 +107,7 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
 
     It is aligned as it would be in a memory map of its shard, so that the two ways give the same bits.
     """
-    dtype = _DTYPES[matrix.dtype]
+    dtype = DTYPES[matrix.dtype]
     # A tensor at an odd offset, which the format allows, is not aligned.
     offset = (matrix.start - matrix.start % dtype.itemsize) % _LINE_NBYTES
     # Pages of its own, which go back to the system at once; those of malloc would be kept for later.
@@ -228,9 +123,47 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     return stored.view(dtype).reshape(matrix.stored_shape), memoryview(memory)[offset:]
 
 
-def multiplied_out(matrix: Matrix, stored: torch.Tensor, scales: bytes) -> Quantised:
-    """A quantised matrix with the bytes of its scales."""
-    where = matrix.scales
-    assert where is not None
-    grid = torch.frombuffer(bytearray(scales), dtype=torch.uint8).view(_DTYPES[where.dtype]).reshape(where.shape)
-    return Mxfp4(stored, grid) if where.scheme == MXFP4 else Scaled(stored, grid.to(torch.float32), where.block)
+class PartReader:
+    """What quantised matrices of a shard need beside their numbers, in their order, a few megabytes at a time.
+
+    Args:
+        shards: by name; the parts may be in another one.
+        here: the shard of the matrices, where it can be read now.
+    """
+
+    def __init__(self, shards: Mapping[str, Shard], here: Shard, matrices: Sequence[Matrix]) -> None:
+        self._shards = shards
+        self._here = here
+        self._left = deque((w.key, w.quantisation.parts) for w in matrices if w.quantisation is not None)
+        self._read: dict[str, dict[str, bytes]] = {}
+
+    def of(self, matrix: Matrix) -> Mapping[str, bytes]:
+        """Each part's bytes, by its role. Raises SourceError; CheckpointError: changed."""
+        if matrix.key not in self._read:
+            self._read = self._next()
+        return self._read[matrix.key]
+
+    def _next(self) -> dict[str, dict[str, bytes]]:
+        batch: list[tuple[str, Part]] = []
+        nbytes = 0
+        while self._left and (not batch or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _PARTS_NBYTES):
+            key, parts = self._left.popleft()
+            batch += [(key, part) for part in parts]
+            nbytes += sum(part.nbytes for part in parts)
+        found: dict[str, dict[str, bytes]] = {}
+        for name in {part.shard for _, part in batch}:
+            mine = [(key, part) for key, part in batch if part.shard == name]
+            # A shard that was downloaded is read where it is now.
+            shard = self._here if name == self._here.name else self._shards[name]
+            extents = requests([(p.start, p.start + p.nbytes) for _, p in mine])
+            read = [(start, stop, shard.read(start, stop)) for start, stop in extents]
+            for key, p in mine:
+                body = b"".join(
+                    chunk[max(p.start, start) - start : min(p.start + p.nbytes, stop) - start]
+                    for start, stop, chunk in read
+                    if start < p.start + p.nbytes and p.start < stop
+                )
+                if len(body) != p.nbytes:
+                    raise CheckpointError(f"{shard.where} was cut after it was planned", reason="changed")
+                found.setdefault(key, {})[p.role] = body
+        return found

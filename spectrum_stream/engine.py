@@ -21,7 +21,7 @@ from typing import Self
 import torch
 
 from .costs import cores, gram_nbytes, svd_nbytes
-from .decode import Weights
+from .dequantise import Weights
 from .errors import UsageError
 from .matrices import Matrix
 from .snr import Score, score

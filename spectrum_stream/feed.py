@@ -20,11 +20,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from .decode import ShardReader, Weights, empty_matrix, multiplied_out
-from .errors import CheckpointError, SourceError
+from .decode import PartReader, ShardReader, empty_matrix
+from .dequantise import Weights, multiplied_out
+from .errors import SourceError
 from .fetching import AHEAD_NBYTES, SHARDS_ON_DISK, Way, requests
 from .matrices import Matrix
-from .quantised import Scales
 from .sources import LocalShard, RangesIgnored, RemoteShard, Shard
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _log = logging.getLogger("spectrum_stream")
 _MAPPED_AHEAD_NBYTES = 1_000_000_000
 _READ_NBYTES = 4 << 20
 _REQUESTS_IN_FLIGHT = 4
-_SCALES_NBYTES = 8 << 20
 # How long a core may be idle, when there is nothing to read, before its next matrix is looked for.
 _ASK_AGAIN_S = 0.02
 # A download cannot be broken off; the process ends without its thread.
@@ -187,7 +186,7 @@ class Feed:
 
     def _map(self, shard: LocalShard, matrices: Sequence[Matrix]) -> None:
         scratch = memoryview(bytearray(_READ_NBYTES))
-        scales = _ScaleReader(self._shards, shard, matrices)
+        parts = PartReader(self._shards, shard, matrices)
         # A tensor keeps the map that it is a view of.
         with ShardReader(shard) as reader:
             for matrix in matrices:
@@ -196,7 +195,7 @@ class Feed:
                 elif self._halt.is_set():
                     raise _Closed
                 reader.warm(matrix.start, matrix.nbytes, scratch)
-                self._hand_over(matrix, reader.matrix(matrix), scales)
+                self._hand_over(matrix, reader.matrix(matrix), parts)
 
     def _pass_through_disk(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> None:
         self._on_disk.take(1)
@@ -231,7 +230,7 @@ class Feed:
 
     def _fetch(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> list[Matrix]:
         """Fetch matrices by range; returns those that are left when the server stops to send ranges."""
-        scales = _ScaleReader(self._shards, shard, matrices)
+        parts = PartReader(self._shards, shard, matrices)
         pending: deque[tuple[Future[None], list[_Buffer]]] = deque()
         undelivered = {w.key: w for w in matrices}
         taken: dict[str, int] = {}
@@ -243,7 +242,7 @@ class Feed:
                 matrix = buffer.matrix
                 del undelivered[matrix.key], taken[matrix.key]
                 self._on_release[matrix.key] = partial(self._fetched.give, matrix.nbytes)
-                self._hand_over(matrix, buffer.tensor, scales)
+                self._hand_over(matrix, buffer.tensor, parts)
 
         waiting = deque(matrices)
         unfinished: list[_Buffer] = []
@@ -272,8 +271,9 @@ class Feed:
             self._fetched.give(sum(taken.values()))
         return list(undelivered.values())
 
-    def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", scales: "_ScaleReader") -> None:
-        w = stored if matrix.scales is None else multiplied_out(matrix, stored, scales.of(matrix))
+    def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", parts: "PartReader") -> None:
+        how = matrix.quantisation
+        w = stored if how is None else multiplied_out(stored, how, parts.of(matrix))
         self._ready.put((matrix, w))
 
     def _request(self, shard: RemoteShard, start: int, stop: int, buffers: Sequence["_Buffer"]) -> Future[None]:
@@ -309,50 +309,6 @@ class _Buffer:
         self.matrix = matrix
         self.start, self.stop = matrix.start, matrix.start + matrix.nbytes
         self.tensor, self.bytes = empty_matrix(matrix)
-
-
-class _ScaleReader:
-    """The scales of the matrices of a shard, in their order, a few megabytes at a time.
-
-    Args:
-        shards: by name; scales may be in another one.
-        here: the shard of the matrices, where it can be read now.
-    """
-
-    def __init__(self, shards: Mapping[str, Shard], here: Shard, matrices: Sequence[Matrix]) -> None:
-        self._shards = shards
-        self._here = here
-        self._left = deque((matrix.key, matrix.scales) for matrix in matrices if matrix.scales is not None)
-        self._read: dict[str, bytes] = {}
-
-    def of(self, matrix: Matrix) -> bytes:
-        """Raises SourceError; CheckpointError: changed."""
-        if matrix.key not in self._read:
-            self._read = self._next()
-        return self._read[matrix.key]
-
-    def _next(self) -> dict[str, bytes]:
-        batch: list[tuple[str, Scales]] = []
-        nbytes = 0
-        while self._left and (not batch or nbytes + self._left[0][1].nbytes <= _SCALES_NBYTES):
-            batch.append(self._left.popleft())
-            nbytes += batch[-1][1].nbytes
-        found: dict[str, bytes] = {}
-        for name in {scales.shard for _, scales in batch}:
-            mine = [(key, s) for key, s in batch if s.shard == name]
-            # A shard that was downloaded is read where it is now.
-            shard = self._here if name == self._here.name else self._shards[name]
-            extents = requests([(s.start, s.start + s.nbytes) for _, s in mine])
-            read = [(start, stop, shard.read(start, stop)) for start, stop in extents]
-            for key, s in mine:
-                found[key] = b"".join(
-                    body[max(s.start, start) - start : min(s.start + s.nbytes, stop) - start]
-                    for start, stop, body in read
-                    if start < s.start + s.nbytes and s.start < stop
-                )
-                if len(found[key]) != s.nbytes:
-                    raise CheckpointError(f"{shard.where} was cut after it was planned", reason="changed")
-        return found
 
 
 class _Closed(Exception):

@@ -10,10 +10,8 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .header import TensorInfo
 from .naming import bank_of, group_of, group_order, is_expert_bank, model_order, module_path, tied_head
-from .quantised import FLOAT8_DTYPES, MXFP4, MXFP4_BLOCK, SCALE_SUFFIXES, ScaleIndex, Scales
+from .quantised import Quantisation, QuantisationIndex, Unreadable, is_companion, parameter_of
 
-# How GPTQ and AWQ, and compressed-tensors checkpoints call weights that are packed into integers.
-_PACKED = (".qweight", ".weight_packed")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -25,8 +23,8 @@ class Skip(StrEnum):
     EMPTY = "empty"  # a dimension of 0
     NOT_CHOSEN = "not_chosen"  # its group was not asked for
     UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
-    MISSING_SCALES = "missing_scales"  # float8 without the scales that make weights of its numbers
-    BAD_SCALES = "bad_scales"  # float8 with scales that do not fit it
+    MISSING_SCALES = "missing_scales"  # quantised, without the scales that make weights of its numbers
+    BAD_SCALES = "bad_scales"  # quantised, with scales that do not fit it
 
     @property
     def is_failure(self) -> bool:
@@ -45,7 +43,8 @@ class Skipped:
     @property
     def group(self) -> str:
         """The group that it would be ranked in."""
-        return group_of(module_path(self.tensor) or self.tensor.removesuffix("_blocks"))
+        parameter = parameter_of(self.tensor)
+        return group_of(module_path(parameter) or parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Matrix:
         tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, where this one only shares it.
-        scales: what its stored numbers are to be multiplied by; None where they are the weights.
+        quantisation: how weights come of what is stored; None where it is the weights.
         expert: its place in the tensor, where that is a bank of experts; None for all others.
     """
 
@@ -76,7 +75,7 @@ class Matrix:
     nbytes: int
     tied_to: str | None = None
     expert: int | None = None
-    scales: Scales | None = None
+    quantisation: Quantisation | None = None
 
     @property
     def bank(self) -> str | None:
@@ -90,8 +89,8 @@ class Matrix:
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        """Rows and columns as they are stored: of MXFP4, two columns a byte."""
-        return (self.n, self.m // 2) if self.scales is not None and self.scales.scheme == MXFP4 else (self.n, self.m)
+        """Rows and columns as they are stored: of packed numbers, several a word."""
+        return (self.n, self.m) if self.quantisation is None else self.quantisation.stored_shape
 
     @property
     def flops(self) -> float:
@@ -111,35 +110,30 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
     """What is scored, in file order, and everything else, in model order."""
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
-    scales = ScaleIndex(checkpoint)
+    index = QuantisationIndex(checkpoint)
     tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
     for shard, tensor in checkpoint.tensors:
-        if _is_bank(tensor):
+        found = index.find(tensor)
+        if isinstance(found, Unreadable):
+            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, Skip(found.why), found.detail))
+        elif found is not None:
+            matrices += _quantised(tensor, shard.name, found)
+        elif _is_bank(tensor):
             matrices += _experts(tensor, shard.name)
-            continue
-        if _is_mxfp4(tensor):
-            found = scales.find_mxfp4(tensor)
-            if isinstance(found, list):
-                matrices += _mxfp4_experts(tensor, shard.name, found)
-            else:
-                fault = Skip.MISSING_SCALES if found is None else Skip.BAD_SCALES
-                skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, fault, found or ""))
-            continue
-        why, module, scaled = _skip_reason(tensor), module_path(tensor.name), None
-        if why is None and tensor.dtype in FLOAT8_DTYPES:
-            scaled = scales.find(tensor)
-            why = Skip.MISSING_SCALES if scaled is None else Skip.BAD_SCALES if isinstance(scaled, str) else None
-        if why is not None or module is None:
-            detail = scaled if isinstance(scaled, str) else ""
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why or Skip.NOT_A_WEIGHT, detail))
-            continue
-        matrix = replace(_matrix(module, tensor, shard.name), scales=scaled if isinstance(scaled, Scales) else None)
-        matrices.append(matrix)
-        if tied is not None and tied[1] == tensor.name:
+        elif (why := _skip_reason(tensor)) is not None:
+            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why))
+        else:
+            matrices.append(_matrix(tensor, shard.name))
+        if tied is not None and tied[1] == tensor.name and matrices and matrices[-1].tensor == tensor.name:
             # Right behind its tensor, so that the scan has its singular values at hand.
+            embedding, head = matrices[-1], tied[0]
             matrices.append(
                 replace(
-                    matrix, module=tied[0], parameter=f"{tied[0]}.weight", group=group_of(tied[0]), tied_to=module
+                    embedding,
+                    module=head,
+                    parameter=f"{head}.weight",
+                    group=group_of(head),
+                    tied_to=embedding.module,
                 )
             )
     skipped.sort(key=lambda s: model_order(s.tensor))
@@ -153,65 +147,52 @@ def _is_bank(tensor: TensorInfo) -> bool:
         len(tensor.shape) == 3
         and 0 not in tensor.shape
         and tensor.dtype in FLOAT_DTYPES
+        and not is_companion(tensor.name)
         and is_expert_bank(module_path(tensor.name) or tensor.name)
     )
 
 
 def _experts(tensor: TensorInfo, shard: str) -> list[Matrix]:
-    bank = module_path(tensor.name) or tensor.name
     count, n, m = tensor.shape
-    nbytes = tensor.nbytes // count
+    return [_expert(tensor, shard, e, count, (n, m), None) for e in range(count)]
+
+
+def _quantised(tensor: TensorInfo, shard: str, found: Quantisation | list[Quantisation]) -> list[Matrix]:
+    if isinstance(found, list):
+        return [_expert(tensor, shard, e, len(found), how.shape, how) for e, how in enumerate(found)]
+    parameter, (n, m) = parameter_of(tensor.name), found.shape
+    module = module_path(parameter) or parameter
     return [
         Matrix(
-            f"{bank}.{e}", tensor.name, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype,
-            n, m, nbytes, expert=e,
+            module, parameter, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes,
+            quantisation=found,
         )
-        for e in range(count)
     ]  # fmt: skip
 
 
-def _is_mxfp4(tensor: TensorInfo) -> bool:
-    return (
-        tensor.name.endswith("_blocks")
-        and tensor.dtype == "U8"
-        and len(tensor.shape) == 4
-        and tensor.shape[3] == MXFP4_BLOCK // 2
-        and 0 not in tensor.shape
-    )
-
-
-def _mxfp4_experts(tensor: TensorInfo, shard: str, scales: Sequence[Scales]) -> list[Matrix]:
-    bank = tensor.name.removesuffix("_blocks")
-    _, n, groups, width = tensor.shape
-    nbytes = n * groups * width
-    return [
-        Matrix(
-            f"{bank}.{e}", bank, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, n,
-            groups * MXFP4_BLOCK, nbytes, expert=e, scales=part,
-        )
-        for e, part in enumerate(scales)
-    ]  # fmt: skip
+def _expert(
+    tensor: TensorInfo, shard: str, e: int, count: int, shape: tuple[int, int], how: Quantisation | None
+) -> Matrix:
+    parameter, nbytes = parameter_of(tensor.name), tensor.nbytes // count
+    bank = module_path(parameter) or parameter
+    return Matrix(
+        f"{bank}.{e}", parameter, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, *shape,
+        nbytes, expert=e, quantisation=how,
+    )  # fmt: skip
 
 
 def _skip_reason(tensor: TensorInfo) -> Skip | None:
-    # A bank of experts that is no bank of floats, nor one in MXFP4: its numbers are packed or lack their scales here.
-    packed_bank = (
-        len(tensor.shape) >= 3 and "experts" in tensor.name.split(".")[:-1] and tensor.dtype not in FLOAT_DTYPES
-    )
-    if tensor.name.endswith(_PACKED) or (packed_bank and not tensor.name.endswith(SCALE_SUFFIXES)):
-        return Skip.UNSUPPORTED_DTYPE
     if module_path(tensor.name) is None:
         return Skip.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):
         return Skip.NOT_A_MATRIX
     if 0 in tensor.shape:
         return Skip.EMPTY
-    if tensor.dtype not in FLOAT_DTYPES and not (tensor.dtype in FLOAT8_DTYPES and len(tensor.shape) == 2):
-        return Skip.UNSUPPORTED_DTYPE
-    return None
+    return None if tensor.dtype in FLOAT_DTYPES else Skip.UNSUPPORTED_DTYPE
 
 
-def _matrix(module: str, tensor: TensorInfo, shard: str) -> Matrix:
+def _matrix(tensor: TensorInfo, shard: str) -> Matrix:
+    module = module_path(tensor.name) or tensor.name
     n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
     return Matrix(
         module, tensor.name, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes

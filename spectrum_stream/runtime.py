@@ -17,6 +17,7 @@ from typing import Any
 from .errors import UsageError
 from .matrices import Matrix
 from .naming import group_of, module_path
+from .quantised import parameter_of
 
 
 class Target(StrEnum):
@@ -38,12 +39,14 @@ def renamed(
     Raises:
         UsageError: missing_extra; unknown_architecture.
     """
-    parameters = parameter_names(config, dict.fromkeys([*(w.tensor for w in matrices), *failed]))
-    incomplete = {parameters[tensor] for tensor in failed if tensor in parameters}
+    parameters = parameter_names(
+        config, dict.fromkeys([*(w.parameter for w in matrices), *map(parameter_of, failed)])
+    )
+    incomplete = {parameters[name] for tensor in failed if (name := parameter_of(tensor)) in parameters}
     named: list[Matrix] = []
     unknown: dict[str, None] = {}
     for w in matrices:
-        parameter = parameters.get(w.tensor)
+        parameter = parameters.get(w.parameter)
         if w.tied_to is not None or parameter is None or parameter in incomplete:
             named.append(w)
             if w.tied_to is None:
@@ -90,8 +93,7 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
     state, shapes = model.state_dict(), {name: parameter.shape for name, parameter in model.named_parameters()}
     found: dict[str, str] = {}
     for tensor in tensors:
-        stored = tensor.removesuffix("_blocks")
-        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, state)
+        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
         # One that is split into several has no one name.
         if name in shapes and (converter is None or _becomes_one(converters, converter)):
             found[tensor] = name

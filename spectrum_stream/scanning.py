@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import planning
+from . import planning, quantised
 from .durable import write_atomically
 from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
@@ -19,7 +19,6 @@ from .feed import Feed, Traffic
 from .fetching import Fetch, Way
 from .matrices import Matrix
 from .planning import RESULTS_FOLDER, Plan
-from .quantised import block_size
 from .results import Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
 from .selection import Selection, select
@@ -281,7 +280,7 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
         group=matrix.group,
         tensor=matrix.key,
         parameter=matrix.parameter,
-        quantised=matrix.scales.scheme if matrix.scales else None,
+        quantised=matrix.quantisation.scheme if matrix.quantisation else None,
         n=matrix.n,
         m=matrix.m,
         dtype=matrix.dtype,
@@ -325,7 +324,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Of those that are on this machine; one that is not yet has no version, but that of its commit.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "weight_block_size": block_size(source.config),
+        "quantisation": quantised.settings(source.config),
         "engine": _ENGINE,
     }
 

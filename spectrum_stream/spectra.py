@@ -32,7 +32,7 @@ import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .costs import BLOCK_COLUMNS
-from .decode import Weights
+from .dequantise import Weights
 
 # K's lower triangle is computed in this many bands of rows: 8 bands are 56% of the full product. More than that
 # gains little, and below this side the whole product takes no longer than its bands (measured, MKL).

@@ -28,6 +28,7 @@ ORDER = [
     "fetching",
     "runtime",
     "planning",
+    "dequantise",
     "decode",
     "feed",
     "spectra",
@@ -48,7 +49,7 @@ ORDER = [
     "__main__",
 ]
 OWNERS = {
-    "torch": {"runtime", "decode", "spectra", "engine"},
+    "torch": {"runtime", "dequantise", "decode", "spectra", "engine"},
     "safetensors": {"decode"},
     "huggingface_hub": {"sources"},
     "sqlite3": {"store"},

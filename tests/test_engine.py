@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from spectrum_stream.decode import Weights
+from spectrum_stream.dequantise import Weights
 from spectrum_stream.engine import CPU, TOLERANCE, Compute, Device, Measured, measure, measure_all, open_device
 from spectrum_stream.errors import UsageError
 from spectrum_stream.matrices import Matrix

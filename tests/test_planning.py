@@ -71,7 +71,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
         "empty.weight": Skip.EMPTY,
         "packed.weight": Skip.UNSUPPORTED_DTYPE,
         "fp8.weight": Skip.MISSING_SCALES,
-        "gptq.qweight": Skip.UNSUPPORTED_DTYPE,
+        "gptq.qweight": Skip.MISSING_SCALES,
     }
     assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures
     assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]

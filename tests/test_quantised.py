@@ -1,15 +1,12 @@
-"""Float8 checkpoints: scored as what the libraries that own the formats make of them."""
+"""Quantised checkpoints: scored as what the libraries that own the formats make of them."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from spectrum_stream import feed, plan, scan
-from spectrum_stream.decode import Mxfp4, Scaled
+from spectrum_stream import decode, plan, scan
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.matrices import Skip
 
@@ -30,25 +27,6 @@ def by_block(n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor,
     scales = torch.rand(-(-n // 32), -(-m // 16), generator=generator) * 0.01 + 0.001
     grid = scales.repeat_interleave(32, 0)[:n].repeat_interleave(16, 1)[:, :m]
     return stored, scales, stored.float() * grid
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 45), st.integers(1, 45), st.booleans(), st.data())
-def test_any_part_of_it_is_that_part_of_the_product(
-    n: int, m: int, height: int, width: int, turned: bool, data: st.DataObject
-) -> None:
-    stored = torch.arange(n * m, dtype=torch.float32).reshape(n, m)
-    scales = torch.arange(1, 1 + -(-n // height) * -(-m // width), dtype=torch.float32).reshape(-(-n // height), -1)
-    whole = stored * scales.repeat_interleave(height, 0)[:n].repeat_interleave(width, 1)[:, :m]
-    w = Scaled(stored, scales, (height, width))
-    if turned:
-        w, whole = w.T, whole.T
-    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
-    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        assert torch.equal(w[rows, columns], whole[rows, columns])
-        assert torch.equal(w[rows], whole[rows])
-    assert w.any() == bool(whole.any()) and w.shape == whole.shape
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (70, 41), (41, 70), (200, 30)])
@@ -103,7 +81,7 @@ def test_compressed_tensors_agrees_about_tensors_and_channels(save: Save, strate
         (torch.ones(3, 3), Skip.BAD_SCALES),
         (torch.ones(48), Skip.BAD_SCALES),
         (torch.ones(1, 48), Skip.BAD_SCALES),
-        (torch.ones(2, 3, dtype=torch.uint8), Skip.BAD_SCALES),
+        (torch.ones(2, 3, dtype=torch.int32), Skip.BAD_SCALES),
     ],
 )
 def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: Any, why: Skip) -> None:
@@ -150,31 +128,13 @@ def test_a_deepseek_shaped_header_is_planned_in_full(save: Save) -> None:
         tensors[f"model.layers.{i}.mlp.gate.weight"] = torch.ones(8, 96, dtype=torch.bfloat16)
     a_plan = plan(str(save(tensors, shards=3, config=CONFIG)))
     assert len(a_plan.matrices) == 2 * (8 * 3 + 1) and not a_plan.failures
-    assert sum(w.scales is not None for w in a_plan.matrices) == 2 * 8 * 3
+    assert sum(w.quantisation is not None for w in a_plan.matrices) == 2 * 8 * 3
 
 
 def mxfp4(experts: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (experts, n, m // 32, 16), dtype=torch.uint8, generator=generator)
     return blocks, torch.randint(118, 126, (experts, n, m // 32), dtype=torch.uint8, generator=generator)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 9), st.integers(1, 4), st.booleans(), st.data())
-def test_any_part_of_mxfp4_is_what_transformers_makes_of_it(
-    n: int, groups: int, turned: bool, data: st.DataObject
-) -> None:
-    theirs = pytest.importorskip("transformers.integrations.mxfp4")
-    blocks, scales = mxfp4(1, n, 32 * groups)
-    whole = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)[0].T
-    w: Any = Mxfp4(blocks[0].flatten(1), scales[0])
-    if turned:
-        w, whole = w.T, whole.T
-    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
-    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
-    assert w.shape == whole.shape and w.any() == bool(whole.any())
-    if rows.start < rows.stop and columns.start < columns.stop:
-        assert torch.equal(w[rows, columns], whole[rows, columns]) and torch.equal(w[rows], whole[rows])
 
 
 def gpt_oss(layers: int = 2) -> dict[str, torch.Tensor]:
@@ -228,18 +188,21 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
     assert "model.layers.0.mlp.experts.down_proj" in {line.module for line in result.scored}
 
 
-def test_a_float8_bank_is_not_passed_over_in_silence(save: Save) -> None:
+def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) -> None:
     tensors = {
         "model.layers.0.mlp.experts.up_proj": torch.ones(2, 8, 8).to(FP8),
-        "model.layers.0.mlp.experts.up_proj_scale_inv": torch.ones(2, 1, 1),
+        "model.layers.0.mlp.experts.gate_proj": torch.ones(2, 8, 8).to(FP8),
+        "model.layers.0.mlp.experts.gate_proj_scale_inv": torch.ones(2, 2, 1),
         "model.layers.0.mlp.experts.down_proj_blocks": torch.ones(2, 8, 8, dtype=torch.uint8),
         "a.weight": torch.randn(3, 4),
     }
     a_plan = plan(str(save(tensors)))
     assert {s.tensor: s.why for s in a_plan.failures} == {
-        "model.layers.0.mlp.experts.up_proj": Skip.UNSUPPORTED_DTYPE,
+        "model.layers.0.mlp.experts.up_proj": Skip.MISSING_SCALES,
+        "model.layers.0.mlp.experts.gate_proj": Skip.BAD_SCALES,
         "model.layers.0.mlp.experts.down_proj_blocks": Skip.UNSUPPORTED_DTYPE,
     }
+    assert [w.module for w in a_plan.matrices] == ["a"]
 
 
 def test_a_bank_without_scales_that_was_asked_for_is_a_failure(save: Save) -> None:
@@ -264,5 +227,262 @@ def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
 def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(save(gpt_oss()))
     whole = scan(folder, name="x")
-    monkeypatch.setattr(feed, "_SCALES_NBYTES", 1)
+    monkeypatch.setattr(decode, "_PARTS_NBYTES", 1)
     assert values(scan(folder, name="y")) == values(whole)
+
+
+def one_score(save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], scheme: str) -> float:
+    """The score of the one quantised weight of a checkpoint."""
+    tensors = tensors | {"layers.0.norm.weight": torch.ones(8)}
+    # In two shards its parts are apart.
+    result = scan(str(save(tensors, shards=2, config={"quantization_config": config})), name="x")
+    assert result.complete
+    (record,) = [r for r in result.records if r.module == "layers.0.up"]
+    assert record.quantised == scheme and record.score is not None and record.parameter == "layers.0.up.weight"
+    return record.score.snr
+
+
+def compressed(
+    weight: torch.Tensor, config: dict[str, Any], **parts: torch.Tensor
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What compressed-tensors makes of a weight: its compressor's state, and how it is read back."""
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**config))
+    kind = {"int": "pack-quantized", "float": "nvfp4-pack-quantized" if config.get("group_size") == 16 else ""}
+    compressor = compressors.BaseCompressor.get_value_from_registry(kind[config["type"]] or "mxfp4-pack-quantized")
+    state = compressor.compress({"weight": weight, **parts}, scheme)
+    theirs = compressor.decompress(dict(state), scheme)["weight"]
+    return theirs, {f"layers.0.up.{name}": part for name, part in state.items()}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("strategy", ["group", "channel"])
+def test_compressed_tensors_agrees_about_packed_integers(
+    save: Save, bits: int, symmetric: bool, strategy: str
+) -> None:
+    weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    groups = 3 if strategy == "group" else 1
+    blocks = weight.reshape(70, groups, -1)
+    low, high = blocks.amin(2), blocks.amax(2)
+    scale = (high - low) / ((1 << bits) - 1) if not symmetric else blocks.abs().amax(2) / ((1 << (bits - 1)) - 0.5)
+    zero = (-low / scale - (1 << (bits - 1))).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1).to(torch.int8)
+    config = {"num_bits": bits, "type": "int", "strategy": strategy, "symmetric": symmetric}
+    config |= {"group_size": 32} if strategy == "group" else {}
+    parts = {"weight_scale": scale} | ({} if symmetric else {"weight_zero_point": zero})
+    theirs, tensors = compressed(weight, config, **parts)
+    hub = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": config}}}
+    assert one_score(save, tensors, hub, f"int{bits}") == pytest.approx(reference_score(theirs.float()), rel=1e-5)
+
+
+def test_compressed_tensors_agrees_about_nvfp4(save: Save) -> None:
+    weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    whole = torch.tensor([448 * 6 / float(weight.abs().max())])
+    scale = (weight.reshape(60, 6, 16).abs().amax(2) / 6 * whole).to(FP8).float()
+    config = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+    _, tensors = compressed(weight, config, weight_scale=scale, weight_global_scale=whole)
+    assert tensors["layers.0.up.weight_scale"].dtype == FP8
+    # Their steps in float32; as a whole they round what they read back to bfloat16.
+    helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
+    lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    arguments = pytest.importorskip("compressed_tensors.quantization").QuantizationArgs(**config)
+    numbers = helpers.unpack_fp4_from_uint8(tensors["layers.0.up.weight_packed"], 60, 96, dtype=torch.float32)
+    theirs = lifecycle.dequantize(numbers, scale, args=arguments, global_scale=whole, dtype=torch.float32)
+    snr = one_score(save, tensors, {"quant_method": "compressed-tensors"}, "nvfp4")
+    assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
+
+
+def test_modelopt_and_compressed_tensors_write_one_nvfp4(save: Save) -> None:
+    converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4")
+    generator = torch.Generator().manual_seed(0)
+    modelopt = {
+        "layers.0.up.weight": torch.randint(0, 256, (60, 48), dtype=torch.uint8, generator=generator),
+        "layers.0.up.weight_scale": (torch.rand(60, 6, generator=generator) * 400 + 1).to(FP8),
+        "layers.0.up.weight_scale_2": torch.tensor(0.0003),
+        "layers.0.up.input_scale": torch.tensor(0.1),
+    }
+    theirs = converters.ModelOptNvfp4Converter(targets=["re:.*"]).process(dict(modelopt))
+    assert "layers.0.up.weight_packed" in theirs
+    snr = one_score(save, modelopt, {"quant_method": "modelopt"}, "nvfp4")
+    again = one_score(save, dict(theirs), {"quant_method": "compressed-tensors"}, "nvfp4")
+    assert snr == pytest.approx(again, rel=1e-5)
+
+
+def test_compressed_tensors_agrees_about_its_mxfp4(save: Save) -> None:
+    weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    scale = torch.exp2(torch.floor(torch.log2(weight.reshape(60, 3, 32).abs().amax(2))) - 2)
+    config = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
+    theirs, tensors = compressed(weight, config, weight_scale=scale)
+    snr = one_score(save, tensors, {"quant_method": "compressed-tensors"}, "mxfp4")
+    assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
+
+
+def test_the_int8_of_compressed_tensors_is_read(save: Save) -> None:
+    stored = torch.randint(-128, 128, (60, 96), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    scale = torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) * 0.001 + 0.0001
+    tensors = {"layers.0.up.weight": stored, "layers.0.up.weight_scale": scale}
+    snr = one_score(save, tensors, {"quant_method": "compressed-tensors"}, "int8 by row")
+    assert snr == pytest.approx(reference_score(stored.float() * scale), rel=1e-5)
+
+
+def gptq(
+    bits: int, order: torch.Tensor | None, first_format: bool, out: int = 64, inner: int = 96, size: int = 32
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A weight as AutoGPTQ packs it (`QuantLinear.pack`): the integers of a column, the lowest bits first."""
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 1 << bits, (inner, out), generator=generator)
+    zeros = torch.randint(1, 1 << bits, (inner // size, out), generator=generator)
+    scales = (torch.rand(inner // size, out, generator=generator) * 0.01 + 0.001).half()
+    groups = torch.arange(inner) // size if order is None else order
+    weight = (codes - zeros[groups]) * scales.float()[groups]
+    per_word = 32 // bits
+
+    def words(numbers: torch.Tensor) -> torch.Tensor:
+        # Along the first dimension.
+        lines = numbers.reshape(-1, per_word, numbers.shape[1]).long()
+        total = (lines << (torch.arange(per_word) * bits)[None, :, None]).sum(1)
+        return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+
+    tensors = {
+        "layers.0.up.qweight": words(codes),
+        "layers.0.up.qzeros": words((zeros - int(first_format)).T.contiguous()).T.contiguous(),
+        "layers.0.up.scales": scales,
+    }
+    if order is not None:
+        tensors["layers.0.up.g_idx"] = order.to(torch.int32)
+    return tensors, weight
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("checkpoint_format", ["gptq", "gptq_v2", None])
+def test_gptq_is_scored_as_what_was_packed(
+    save: Save, bits: int, ordered: bool, checkpoint_format: str | None
+) -> None:
+    order = None if ordered else torch.randperm(96, generator=torch.Generator().manual_seed(0)) // 32
+    tensors, weight = gptq(bits, order, checkpoint_format != "gptq_v2")
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
+    config |= {"checkpoint_format": checkpoint_format} if checkpoint_format else {}
+    assert one_score(save, tensors, config, f"gptq, {bits} bits") == pytest.approx(reference_score(weight), rel=1e-5)
+
+
+def test_gptq_with_one_group_for_all_is_read(save: Save) -> None:
+    tensors, weight = gptq(4, None, True, size=96)
+    config = {"quant_method": "gptq", "bits": 4, "group_size": -1}
+    assert one_score(save, tensors, config, "gptq, 4 bits") == pytest.approx(reference_score(weight), rel=1e-5)
+
+
+def awq() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Words of AWQ, and the weight that compressed-tensors makes of them."""
+    converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.autoawq")
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "layers.0.up.qweight": torch.randint(-(2**31), 2**31 - 1, (96, 8), dtype=torch.int32, generator=generator),
+        "layers.0.up.qzeros": torch.randint(-(2**31), 2**31 - 1, (3, 8), dtype=torch.int32, generator=generator),
+        "layers.0.up.scales": (torch.rand(3, 64, generator=generator) * 0.01 + 0.001).half(),
+    }
+    theirs = converters.AutoAWQConverter(group_size=32).process(dict(tensors))
+    theirs = {name.removeprefix("layers.0.up."): tensor for name, tensor in theirs.items()}
+    numbers = helpers.unpack_from_int32(theirs["weight_packed"], 4, torch.Size((64, 96)))
+    zeros = helpers.unpack_from_int32(theirs["weight_zero_point"], 4, torch.Size((64, 3)), packed_dim=0)
+    scales = theirs["weight_scale"].float()
+    weight = (numbers.float().reshape(64, 3, 32) - zeros.float()[..., None]) * scales[..., None]
+    return tensors, weight.reshape(64, 96)
+
+
+def test_compressed_tensors_agrees_about_awq(save: Save) -> None:
+    tensors, weight = awq()
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    assert one_score(save, tensors, config, "awq") == pytest.approx(reference_score(weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", ["block", "row", "expert", "exponents"])
+def test_a_float8_bank_is_scored_expert_by_expert(save: Save, by: str) -> None:
+    stored, _, _ = by_block(3 * 64, 48)
+    stored = stored.reshape(3, 64, 48)
+    generator = torch.Generator().manual_seed(0)
+    shape = {"block": (3, 2, 3), "row": (3, 64, 1), "expert": (3, 1, 1), "exponents": (3, 2, 3)}[by]
+    scales = torch.rand(shape, generator=generator) * 0.01 + 0.001
+    grid = scales
+    if by == "exponents":
+        kept = torch.randint(110, 130, shape, dtype=torch.uint8, generator=generator)
+        scales, grid = kept, torch.exp2(kept.float() - 127)
+    height, width = -(-64 // shape[1]), -(-48 // shape[2])
+    whole = stored.float() * grid.repeat_interleave(height, 1).repeat_interleave(width, 2)
+    bank = "model.layers.0.mlp.experts.gate_up_proj"
+    result = scan(str(save({bank: stored, f"{bank}_scale_inv": scales}, config=CONFIG)), name="x")
+    assert result.complete and [line.module for line in result.scored] == [bank]
+    for record, weight in zip(result.records, whole, strict=True):
+        assert record.score is not None and record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
+
+
+NIBBLES = torch.zeros(60, 48, dtype=torch.uint8)
+WORDS = torch.zeros(12, 64, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "why"),
+    [
+        ({"a.weight_packed": NIBBLES}, {}, Skip.MISSING_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 6).to(FP8)}, {}, Skip.MISSING_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 5).to(FP8)}, {}, Skip.BAD_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 3)}, {}, Skip.BAD_SCALES),
+        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(12, 1)}, {}, Skip.UNSUPPORTED_DTYPE),
+        ({"a.weight_packed": WORDS}, {"bits": 4}, Skip.MISSING_SCALES),
+        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(11, 1)}, {"bits": 4}, Skip.BAD_SCALES),
+        ({"a.qweight": WORDS}, {"bits": 4}, Skip.MISSING_SCALES),
+        ({"a.qweight": WORDS, "a.scales": torch.ones(3, 64).half()}, {"bits": 4}, Skip.MISSING_SCALES),
+        ({**gptq(4, None, True)[0], "layers.0.up.scales": torch.ones(4, 64).half()}, {"bits": 4, "group_size": 32},
+         Skip.BAD_SCALES),
+        ({**gptq(4, None, True)[0], "layers.0.up.qzeros": torch.ones(3, 9).int()}, {"bits": 4, "group_size": 32},
+         Skip.BAD_SCALES),
+        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, Skip.UNSUPPORTED_DTYPE),
+        (gptq(4, None, True)[0], {"group_size": 32}, Skip.UNSUPPORTED_DTYPE),
+        ({"a.weight": NIBBLES, "a.weight.absmax": torch.ones(9)}, {"quant_method": "bitsandbytes"},
+         Skip.UNSUPPORTED_DTYPE),
+        ({"a.weight": NIBBLES.to(torch.int8), "a.SCB": torch.ones(60)}, {}, Skip.UNSUPPORTED_DTYPE),
+        ({"a.weight": NIBBLES}, {"quant_method": "hqq"}, Skip.UNSUPPORTED_DTYPE),
+        ({"a.experts.up_proj": NIBBLES.reshape(2, 30, 48)}, {"quant_method": "hqq"}, Skip.UNSUPPORTED_DTYPE),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_has_a_reason_and_the_others_are_scored(
+    save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], why: Skip
+) -> None:
+    other = {"layers.0.norm.weight": torch.ones(8)}
+    result = scan(str(save(tensors | other, config={"quantization_config": config})), name="x")
+    assert [s.why for s in result.plan.failures] == [why] and not result.complete
+    assert [r.module for r in result.records] == ["layers.0.norm"]
+
+
+def test_packed_numbers_are_never_scored_as_weights(save: Save) -> None:
+    a_plan = plan(str(save(gptq(4, None, True)[0] | {"layers.0.norm.weight": torch.ones(8)})))
+    assert [w.module for w in a_plan.matrices] == ["layers.0.norm"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layers.0.up.weight_shape": torch.tensor([70, 95])}, {"layers.0.up.weight_g_idx": torch.full((96,), 3)}],
+)
+def test_companions_that_contradict_the_weight_end_the_scan_with_a_reason(
+    save: Save, change: dict[str, torch.Tensor]
+) -> None:
+    weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
+    config = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True, "group_size": 32}
+    _, tensors = compressed(weight, config, weight_scale=weight.reshape(70, 3, 32).abs().amax(2) / 8)
+    hub = {"config_groups": {"group_0": {"weights": config}}}
+    with pytest.raises(SpectrumStreamError) as error:
+        scan(str(save(tensors | change, config={"quantization_config": hub})), name="x")
+    assert error.value.reason == "bad_scales"
+
+
+@pytest.mark.parametrize("fetch", ["range", "shard"])
+def test_remote_packed_weights_are_the_same(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
+) -> None:
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
+    folder = save(awq()[0] | {"layers.0.down.weight": torch.randn(8, 9)}, shards=3, config=config)
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch=fetch)) == values(scan(str(folder), name="local"))

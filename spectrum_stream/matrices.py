@@ -1,15 +1,29 @@
 """Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any
 
 from . import costs
 from .checkpoint import Checkpoint
 from .errors import UsageError
+from .families import expert_count
 from .header import TensorInfo
-from .naming import bank_of, group_of, group_order, is_expert_bank, model_order, module_path, tied_head
+from .naming import (
+    bank_of,
+    expert_bank_of,
+    group_of,
+    group_order,
+    is_expert_bank,
+    is_extra_layer,
+    model_order,
+    module_path,
+    tied_head,
+    tower_of,
+)
 from .quantised import Quantisation, QuantisationIndex, Unreadable, is_companion, parameter_of
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -25,11 +39,20 @@ class Skip(StrEnum):
     UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
     MISSING_SCALES = "missing_scales"  # quantised, without the scales that make weights of its numbers
     BAD_SCALES = "bad_scales"  # quantised, with scales that do not fit it
+    MISSING_EXPERTS = "missing_experts"  # not a tensor: the experts of a layer of which some are not there
+    NOT_LOADED = "not_loaded"  # a layer that predicts further tokens, which transformers leaves out of its model
 
     @property
     def is_failure(self) -> bool:
         """Whether the user would expect a score here, so that the scan is not complete without it."""
-        return self in (Skip.UNSUPPORTED_DTYPE, Skip.MISSING_SCALES, Skip.BAD_SCALES)
+        return self in (Skip.UNSUPPORTED_DTYPE, Skip.MISSING_SCALES, Skip.BAD_SCALES, Skip.MISSING_EXPERTS)
+
+
+class Experts(StrEnum):
+    """How the experts of a layer are ranked that are stored apart."""
+
+    SEPARATE = "separate"  # each among the experts of its number, as Spectrum does
+    POOLED = "pooled"  # as one, by the median of their scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +159,47 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
                     tied_to=embedding.module,
                 )
             )
+    matrices = _kept_apart(matrices, _layers(checkpoint.source.config))
+    skipped += _missing_experts(matrices, skipped, expert_count(checkpoint.source.config))
     skipped.sort(key=lambda s: model_order(s.tensor))
     return matrices, skipped
+
+
+def _kept_apart(matrices: list[Matrix], layers: int | None) -> list[Matrix]:
+    """With the groups of another tower, and of layers behind the model's own, under a name of their own.
+
+    Spectrum ranks a layer of a vision tower among those of the language model, where both call it the same.
+    """
+    towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
+    apart = []
+    for w in matrices:
+        tower = tower_of(w.module) if len(towers) > 1 and group_of(w.module) != w.module else ""
+        prefix = "mtp" if is_extra_layer(w.module, layers) else tower
+        apart.append(replace(w, group=f"{prefix}.{w.group}") if prefix else w)
+    return apart
+
+
+def _missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
+    names = [w.module for w in matrices]
+    # Those that are there and cannot be read have a reason of their own.
+    names += [module_path(parameter_of(s.tensor)) or s.tensor for s in skipped if s.why.is_failure]
+    present = Counter(bank for name in names if (bank := expert_bank_of(name)) is not None)
+    most: dict[str, int] = {}
+    for bank, found in present.items():
+        most[group_of(bank)] = max(most.get(group_of(bank), count or 0), found)
+    return [
+        Skipped(bank, "", (), Skip.MISSING_EXPERTS, f"{found} of {most[group_of(bank)]} experts")
+        for bank, found in present.items()
+        if found < most[group_of(bank)]
+    ]
+
+
+def _layers(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    for settings in (text if isinstance(text, Mapping) else {}, config):
+        if type(layers := settings.get("num_hidden_layers")) is int:
+            return layers
+    return None
 
 
 def _is_bank(tensor: TensorInfo) -> bool:
@@ -197,6 +259,16 @@ def _matrix(tensor: TensorInfo, shard: str) -> Matrix:
     return Matrix(
         module, tensor.name, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes
     )
+
+
+def pooled(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """With the experts of a layer, where they are parameters of their own, in one group for all numbers."""
+    return [
+        replace(w, group=w.group.removesuffix(group_of(w.bank or w.module)) + group_of(bank))
+        if (bank := expert_bank_of(w.bank or w.module)) is not None
+        else w
+        for w in matrices
+    ]
 
 
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:

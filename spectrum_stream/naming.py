@@ -14,7 +14,10 @@ MAX_SLUG_LENGTH = 200
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
+_EXPERT = re.compile(r"(^|\.)((?:local_)?experts)\.[0-9]+\.")
+_TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
+_MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 
 
 def module_path(tensor: str) -> str | None:
@@ -61,7 +64,41 @@ def is_expert_bank(module: str) -> bool:
 
 def is_single_expert(module: str) -> bool:
     """Whether a module is one expert's own: `mlp.experts.7.up_proj`."""
-    return re.search(r"(^|\.)experts\.\d+\.", module) is not None
+    return _EXPERT.search(module) is not None
+
+
+def expert_bank_of(module: str) -> str | None:
+    """What the experts of a layer are called together: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
+
+
+def pool_of(module: str, group: str) -> str | None:
+    """What an expert is ranked together with, if its group is one of all experts: the experts of its layer."""
+    bank = expert_bank_of(module)
+    return bank if bank is not None and f".{group}".endswith(f".{group_of(bank)}") else None
+
+
+def tower_of(module: str) -> str:
+    """`vision` or `audio` for a layer of such a part of a multimodal model, "" for all else."""
+    for part in module.split("."):
+        if part.isdecimal():
+            break
+        for tower, tokens in _TOWERS.items():
+            if any(token in part for token in tokens):
+                return tower
+    return ""
+
+
+def is_extra_layer(module: str, layers: int | None) -> bool:
+    """Whether it is a layer that predicts tokens further ahead, behind the model's own; many trainers drop those.
+
+    Args:
+        layers: how many the model has, by its config.json.
+    """
+    if module.split(".", 1)[0] == "mtp" or module.startswith("model.mtp."):
+        return True
+    found = re.match(r"model\.layers\.([0-9]{1,9})\.", module)
+    return found is not None and layers is not None and int(found[1]) >= layers
 
 
 def group_order(group: str) -> tuple[str, str]:
@@ -101,17 +138,21 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
         A causal model that stores no head and does not say that it is untied can only be a tied one:
         configs leave the flag out when it has the family's default.
     """
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or not any(_CAUSAL_LM.search(str(a)) for a in architectures):
+    architectures, text_config = config.get("architectures"), config.get("text_config")
+    if not isinstance(architectures, list):
         return None
-    text_config = config.get("text_config")
+    # A multimodal model has a head as well; one that translates, which ties three tensors, has no `text_config`.
+    suffixes = (_CAUSAL_LM, _MULTIMODAL) if isinstance(text_config, Mapping) else (_CAUSAL_LM,)
+    if not any(suffix.search(str(a)) for a in architectures for suffix in suffixes):
+        return None
     flags = [config.get("tie_word_embeddings")]
     if isinstance(text_config, Mapping):
         flags.append(text_config.get("tie_word_embeddings"))
     if False in flags and True not in flags:
         return None
     modules = {m: t for t in tensors if (m := module_path(t)) is not None}
-    if any(m.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(m) == m for m in modules):
+    # The head of a language model that is a part of the whole has its name in front.
+    if any(m.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(m) == m and not tower_of(m) for m in modules):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
     return ("lm_head", modules[embeddings[0]]) if len(embeddings) == 1 else None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .fetching import Fetch
+from .matrices import Experts
 from .runtime import Target
 
 ModelArgument = Annotated[
@@ -61,7 +62,22 @@ MaxDiskOption = Annotated[
 ]
 TargetOption = Annotated[
     Target,
-    typer.Option("--target", help="Whose names: the checkpoint's, or those that transformers gives (extra: verify)."),
+    typer.Option(
+        "--target",
+        help="Whose names: the checkpoint's, or those of transformers 4 or 5 in memory; auto: the one installed.",
+    ),
+]
+NamesFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--names-from", metavar="FILE", help="The names of a trainer's parameters, one a line, to be named by."
+    ),
+]
+ExpertsOption = Annotated[
+    Experts,
+    typer.Option(
+        "--experts", help="Rank an expert among those of its number, as Spectrum does, or those of a layer as one."
+    ),
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]

@@ -15,7 +15,7 @@ from . import costs, fetching, runtime
 from .checkpoint import read_checkpoint
 from .errors import CheckpointError, UsageError
 from .fetching import Extent, Fetch, Transfer, Way
-from .matrices import Matrix, Skip, Skipped, classify, pick_groups
+from .matrices import Experts, Matrix, Skip, Skipped, classify, pick_groups, pooled
 from .naming import MAX_SLUG_LENGTH, group_order, slug
 from .runtime import Target
 from .sources import Source, open_source
@@ -232,7 +232,9 @@ def plan(
     precision: str | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
-    target: Target | str = Target.CHECKPOINT,
+    target: Target | str = Target.AUTO,
+    names: Sequence[str] | None = None,
+    experts: Experts | str = Experts.SEPARATE,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
 
@@ -248,11 +250,15 @@ def plan(
         precision: the method that the scan will use, which the limit has to allow for; None for the choice.
         fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
-        target: "checkpoint" for the names in the checkpoint, "transformers" for those of the parameters in memory.
+        target: whose names: "checkpoint"; "transformers-v5" or "transformers-v4" for those of the parameters in
+            memory; "auto" for those of the transformers that is installed.
+        names: of all parameters in a trainer, which then decide instead of `target`.
+        experts: "separate" to rank an expert among those of its number, "pooled" to rank those of a layer as one.
 
     Raises:
         UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_target; missing_extra,
-            unknown_architecture; too_little_memory and too_little_disk, with the number that would do.
+            unknown_architecture, no_such_name, no_such_experts; too_little_memory and too_little_disk, with the
+            number that would do.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
     if top_percent is not None:
@@ -261,6 +267,8 @@ def plan(
         raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
     if target not in list(Target):
         raise UsageError(f"there are no names of {target!r}", reason="no_such_target")
+    if experts not in list(Experts):
+        raise UsageError(f"experts cannot be {experts!r}", reason="no_such_experts")
     if name is not None:
         _checked_slug(name)
     source = open_source(model)
@@ -268,14 +276,12 @@ def plan(
     checkpoint = read_checkpoint(source)
     matrices, skipped = classify(checkpoint)
     warnings = list(checkpoint.warnings)
-    if target == Target.TRANSFORMERS:
-        failed = [s.tensor for s in skipped if s.why.is_failure]
-        matrices, unknown = runtime.renamed(matrices, failed, source.config)
-        if unknown:
-            warnings.append(
-                f"not among the parameters of the model, and named as in the checkpoint: {', '.join(unknown[:5])}"
-                + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-            )
+    named = runtime.named(matrices, skipped, source.config, Target(target), names)
+    matrices = list(named.matrices)
+    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), Skip.NOT_LOADED) for w in named.not_loaded]
+    warnings += named.warnings
+    if experts == Experts.POOLED:
+        matrices = pooled(matrices)
     parameters = {w.module: w.parameter for w in matrices}
     members: dict[str, set[str]] = {}
     for matrix in matrices:
@@ -291,7 +297,7 @@ def plan(
         skipped = [
             replace(s, why=Skip.NOT_CHOSEN)
             # By the names of another, its group is not known here; it may have been asked for.
-            if s.why.is_failure and s.group not in chosen and target == Target.CHECKPOINT
+            if s.why.is_failure and s.group not in chosen and named.target == Target.CHECKPOINT
             else s
             for s in skipped
         ]
@@ -313,7 +319,7 @@ def plan(
         tuple(matrices),
         {group: frozenset(names) for group, names in members.items()},
         parameters,
-        Target(target),
+        named.target,
         tuple(skipped),
         Fetch(fetch),
         ways,

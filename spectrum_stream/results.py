@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .durable import write_atomically
 from .errors import ResultError
-from .naming import group_order, model_order
+from .naming import group_order, model_order, pool_of
 from .store import Record
 
 # The largest published result (28,800 modules) is 3 MB.
@@ -53,24 +53,24 @@ def lines_of(records: Iterable[Record]) -> list[Scored]:
     """The lines of a result: a module each, and one for a whole bank of experts.
 
     A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
-    has none while an expert has none.
+    has none while an expert has none. Experts that are pooled have a line each, with that score of theirs.
     """
-    banks: dict[str, list[Record]] = {}
-    lines: dict[str, Scored | None] = {}
+    units: dict[str, list[Record]] = {}
     for record in records:
         name = record.bank or record.module
-        if record.bank is not None:
-            banks.setdefault(name, []).append(record)
-        # A bank is where its first expert is.
-        lines.setdefault(name, None)
-        if record.bank is None and record.score is not None:
-            lines[name] = Scored(name, record.group, record.score.snr, record.parameter, record.n * record.m)
-    for name, experts in banks.items():
-        scores = [expert.score.snr for expert in experts if expert.score is not None]
-        if len(scores) == len(experts):
-            numel = sum(expert.n * expert.m for expert in experts)
-            lines[name] = Scored(name, experts[0].group, statistics.median(scores), experts[0].parameter, numel)
-    return [line for line in lines.values() if line is not None]
+        units.setdefault(pool_of(name, record.group) or name, []).append(record)
+    lines: list[Scored] = []
+    for unit in units.values():
+        scores = [record.score.snr for record in unit if record.score is not None]
+        if len(scores) < len(unit):
+            continue
+        named: dict[str, list[Record]] = {}
+        for record in unit:
+            named.setdefault(record.bank or record.module, []).append(record)
+        for name, parts in named.items():
+            first, numel = parts[0], sum(part.n * part.m for part in parts)
+            lines.append(Scored(name, first.group, statistics.median(scores), first.parameter, numel))
+    return lines
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:

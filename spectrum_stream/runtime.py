@@ -1,60 +1,194 @@
 """Names in memory: what transformers calls the parameter that a stored tensor becomes.
 
 They differ from the checkpoint's in many families: transformers 5 fuses the experts of a layer, and moves the parts
-of vision-language models. A pattern with the checkpoint's name then trains nothing. So transformers itself is asked:
-the model is built from its config without weights, and each stored name goes the way that it goes when it is loaded.
-
-Needs the extra `verify`. No code from a repo is run.
+of vision-language models. A pattern with the checkpoint's name then trains nothing. What becomes of the names is data
+for the families that are known (`families`). For others transformers itself is asked: the model is built from its
+config without weights, and each stored name goes the way that it goes when it is loaded. That needs the extra
+`verify`; no code from a repo is run.
 """
 
+import importlib.metadata
+import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from . import families
 from .errors import UsageError
-from .matrices import Matrix
-from .naming import group_of, module_path
+from .matrices import Matrix, Skip, Skipped
+from .naming import bank_of, expert_bank_of, group_of, module_path
 from .quantised import parameter_of
 
 
 class Target(StrEnum):
     """Whose names results have."""
 
+    AUTO = "auto"  # of the transformers that is installed, or of the checkpoint where none is
     CHECKPOINT = "checkpoint"
-    TRANSFORMERS = "transformers"
+    V4 = "transformers-v4"
+    V5 = "transformers-v5"
+    GIVEN = "given"  # of a list of names
 
 
-def renamed(
-    matrices: Sequence[Matrix], failed: Sequence[str], config: Mapping[str, Any]
-) -> tuple[list[Matrix], list[str]]:
-    """The matrices by the names of their parameters, and the modules that keep the checkpoint's.
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Matrices by the names of their parameters.
+
+    Attributes:
+        target: whose names they are.
+        not_loaded: those that the model leaves out.
+        warnings: what is odd about the names, a sentence each.
+    """
+
+    matrices: tuple[Matrix, ...]
+    target: Target
+    not_loaded: tuple[Matrix, ...]
+    warnings: tuple[str, ...]
+
+
+def named(
+    matrices: Sequence[Matrix],
+    skipped: Sequence[Skipped],
+    config: Mapping[str, Any],
+    target: Target,
+    names: Sequence[str] | None = None,
+) -> Named:
+    """The matrices by the names that their parameters have in a trainer.
+
+    A parameter of which a part has no score has none as a whole; the other parts keep the checkpoint's names.
 
     Args:
-        failed: tensors that hold weights and cannot be scored. A parameter that one of them is a part of has no score
-            as a whole.
+        names: of all parameters in a trainer, which then decide.
 
     Raises:
-        UsageError: missing_extra; unknown_architecture.
+        UsageError: missing_extra, unknown_architecture, where a `target` that was asked for cannot be told;
+            no_such_name.
     """
-    parameters = parameter_names(
-        config, dict.fromkeys([*(w.parameter for w in matrices), *map(parameter_of, failed)])
-    )
-    incomplete = {parameters[name] for tensor in failed if (name := parameter_of(tensor)) in parameters}
-    named: list[Matrix] = []
+    family, asked = config.get("model_type"), target
+    if names is not None:
+        target = Target.GIVEN
+    elif target is Target.AUTO:
+        target = {4: Target.V4, 5: Target.V5}.get(_installed() or 0, Target.CHECKPOINT)
+        # Nobody says what it is.
+        target = target if isinstance(family, str) else Target.CHECKPOINT
+    if target is Target.CHECKPOINT:
+        return Named(tuple(matrices), target, (), ())
+    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *(parameter_of(s.tensor) for s in skipped)]))
+    table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
+    warnings: list[str] = []
+    if names is not None:
+        parameters = _among(names, stored, family)
+    elif isinstance(family, str) and family in table:
+        rename = families.rename(table[family])
+        parameters = {name: rename(name) for name in stored}
+    else:
+        try:
+            if target is Target.V4:
+                raise _unknown(str(family))
+            parameters = parameter_names(config, stored)
+        except UsageError:
+            if asked is not Target.AUTO:
+                raise
+            warnings.append(f"{family} is no family whose names in memory are known here; these are the checkpoint's")
+            return Named(tuple(matrices), Target.CHECKPOINT, (), tuple(warnings))
+    return _renamed(matrices, skipped, parameters, target, warnings)
+
+
+def _renamed(
+    matrices: Sequence[Matrix],
+    skipped: Sequence[Skipped],
+    parameters: Mapping[str, str],
+    target: Target,
+    warnings: list[str],
+) -> Named:
+    incomplete = {parameters.get(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
+    short = {s.tensor for s in skipped if s.why is Skip.MISSING_EXPERTS}
+    incomplete |= {parameters.get(w.parameter) for w in matrices if expert_bank_of(w.module) in short}
+    kept: list[Matrix] = []
+    not_loaded: list[Matrix] = []
     unknown: dict[str, None] = {}
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if w.tied_to is not None or parameter is None or parameter in incomplete:
-            named.append(w)
-            if w.tied_to is None:
-                unknown[w.bank or w.module] = None
-            continue
-        name = module_path(parameter) or parameter
-        named.append(replace(w, group=group_of(name), parameter=parameter))
-    return named, list(unknown)
+        if w.group.startswith("mtp.") and target is not Target.GIVEN:
+            not_loaded.append(w)
+        elif w.tied_to is not None:
+            kept.append(w)
+        elif parameter is None or parameter in incomplete:
+            kept.append(w)
+            unknown[w.bank or w.module] = None
+        elif parameter == w.parameter:
+            kept.append(w)
+        else:
+            # The tower of a group, or what else it is kept apart by, is in front of the name.
+            apart = w.group.removesuffix(group_of(bank_of(w.module, w.parameter) or w.module))
+            group = group_of(module_path(parameter) or parameter)
+            kept.append(replace(w, group=apart + group, parameter=parameter))
+    if unknown:
+        some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
+    return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings))
+
+
+def _installed() -> int | None:
+    """The version of transformers that is installed, the first number of it."""
+    try:
+        return int(importlib.metadata.version("transformers").split(".")[0])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+# What wrappers put into the names of the parameters that they wrap.
+_WRAPPERS = re.compile(
+    r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)(?=\.)|^module\.|^base_model\.model\."
+)
+
+
+def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[str, str]:
+    """Each stored name's among those of a trainer, by the renaming that finds the most of them."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = name
+        while (shorter := _WRAPPERS.sub("", short).lstrip(".")) != short:
+            short = shorter
+        plain[short] = name
+    rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
+    best: dict[str, str] = {}
+    for rename in map(families.rename, rules):
+        for prefix in ("", "model.", "transformer.", "language_model."):
+            found = {
+                name: plain[there]
+                for name in stored
+                for there in (rename(name), prefix + rename(name), rename(name).removeprefix(prefix))
+                if there in plain
+            }
+            best = found if len(found) > len(best) else best
+    if not best:
+        raise UsageError("none of the names given is one of this checkpoint's weights", reason="no_such_name")
+    return best
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of parameters, one a line, what follows a space left out; or a JSON list of them.
+
+    Raises:
+        UsageError: no_such_file, no_names.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as names of parameters", reason="no_such_file") from error
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = [words[0] for line in text.splitlines() if (words := line.split())]
+    if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
+        raise UsageError(f"{path} holds no list of names", reason="no_names")
+    return tuple(data)
 
 
 def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
@@ -113,11 +247,25 @@ def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
     if model_class is None or not isinstance(kind, str) or kind not in mapping:
         raise _unknown(", ".join(names) or "a config that names none")
     # How it is to be run is of no account here, and could name code to fetch.
-    plain = {key: value for key, value in config.items() if not key.lstrip("_").endswith("_implementation")}
+    plain = {
+        key: _with_floats(value) for key, value in config.items() if not key.lstrip("_").endswith("_implementation")
+    }
     try:
         return model_class, mapping[kind].from_dict(plain)
     except Exception as error:
         raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+
+
+def _with_floats(value: Any) -> Any:
+    # transformers writes an infinity as {"__float__": "Infinity"}.
+    if isinstance(value, dict):
+        special = value.get("__float__")
+        return (
+            float(special)
+            if special in ("Infinity", "-Infinity", "NaN")
+            else {k: _with_floats(v) for k, v in value.items()}
+        )
+    return [_with_floats(one) for one in value] if isinstance(value, list) else value
 
 
 def _unknown(what: str) -> UsageError:

@@ -17,7 +17,7 @@ from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .feed import Feed, Traffic
 from .fetching import Fetch, Way
-from .matrices import Matrix
+from .matrices import Experts, Matrix
 from .planning import RESULTS_FOLDER, Plan
 from .results import Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
@@ -124,7 +124,9 @@ def scan(
     max_nbytes: int | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
-    target: Target | str = Target.CHECKPOINT,
+    target: Target | str = Target.AUTO,
+    names: Sequence[str] | None = None,
+    experts: Experts | str = Experts.SEPARATE,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
@@ -153,6 +155,8 @@ def scan(
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
         target=target,
+        names=names,
+        experts=experts,
     )
     for event in run(plan, fresh=fresh, method=method, device=open_device(device), wait=wait):
         if on_event is not None:
@@ -177,14 +181,17 @@ def run(
     with Store(plan.outputs.record, _identity(plan), fresh=fresh, wait=wait) as store:
         # By the names of this plan: whose names they are changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
+        stored = store.records()
         known = {
             module: replace(
                 record,
                 group=groups.get(module, record.group),
                 parameter=plan.parameters.get(module, record.parameter),
             )
-            for module, record in store.records().items()
+            for module, record in stored.items()
         }
+        if moved := [r for r in known.values() if (r.group, r.parameter) != _names(stored[r.module])]:
+            store.rename(moved)
         again = [
             w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
         ]
@@ -215,6 +222,10 @@ def run(
         published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
         write_results(plan.outputs.results, published)
         yield ScanFinished(_finish(plan, records, lines_of(records)))
+
+
+def _names(record: Record) -> tuple[str, str]:
+    return record.group, record.parameter
 
 
 def _check_unchanged(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -177,6 +177,17 @@ class Store:
         with self._faults():
             durable.before("commit", self.path)
             self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
+
+    def rename(self, records: Iterable[Record]) -> None:
+        """Write the groups and parameters of rows that are there; another plan can give them other names."""
+        with self._faults():
+            durable.before("commit", self.path)
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?",
+                [(record.parameter, record.group, record.module) for record in records],
+            )
+            self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:
         """Write one row, or replace it; it is there for good when this returns, even if the process dies."""

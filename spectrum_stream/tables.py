@@ -111,13 +111,19 @@ def _facts(plan: Plan) -> Table:
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", foreign(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
-    facts.add_row("names", f"of the {plan.target}" if plan.target == "checkpoint" else f"of {plan.target}")
+    facts.add_row("names", _whose(plan))
     outputs = [plan.outputs.results, plan.outputs.record, plan.outputs.sorted]
     if plan.top_percent is not None:
         outputs.append(plan.outputs.unfrozen(plan.top_percent))
     for path in outputs:
         facts.add_row("writes", foreign(str(path)))
     return facts
+
+
+def _whose(plan: Plan) -> str:
+    """Whose names these are, in words."""
+    names = {"checkpoint": "of the checkpoint", "given": "of the list given"}
+    return names.get(plan.target, f"of the parameters of {plan.target.replace('-v', ' ')}")
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

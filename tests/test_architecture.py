@@ -23,6 +23,7 @@ ORDER = [
     "sources",
     "checkpoint",
     "costs",
+    "families",
     "quantised",
     "matrices",
     "fetching",

@@ -369,3 +369,16 @@ def test_numbers_for_people() -> None:
         "59 min 59 s",
         "2 h 5 min",
     ]
+
+
+def test_names_and_experts_are_options_that_the_next_command_repeats(save: Save, tmp_path: Path) -> None:
+    tensors = {f"layers.{i}.experts.{e}.up.weight": torch.randn(6, 9) for i in range(2) for e in range(2)}
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{name}\n" for name in tensors))
+    folder = save(tensors)
+    done = cli("plan", folder, "--names-from", names, "--experts", "pooled")
+    command = re.search(r"^next: spectrum-stream (.+)$", done.stdout, re.MULTILINE)
+    assert command is not None and "of the list given" in done.stdout
+    scanned = cli(*command[1].split(), "--json", "--name", "x")
+    assert list(json.loads(scanned.stdout)["groups"]) == ["experts.up"]
+    assert reason(cli("plan", folder, "--names-from", tmp_path / "none", code=2)) == "no_such_file"

@@ -3,11 +3,13 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from spectrum_stream import freeze, plan, scan
+from spectrum_stream import freeze, plan, scan, select
+from spectrum_stream.matrices import Skip
 
 from .conftest import Save, reference_score
 from .hub_server import HubServer
@@ -113,3 +115,67 @@ def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) ->
     assert result.selection is not None
     assert 0 < freeze(model, result.selection).trainable_share < 1
     assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())
+
+
+def apart(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"model.layers.{i}.mlp.experts.{e}.{name}.weight": torch.randn(24, 32, generator=generator) * (1 + i % 3)
+        for i in range(layers)
+        for e in range(experts)
+        for name in ("up_proj", "down_proj")
+    }
+
+
+def test_pooled_experts_are_chosen_together(save: Save) -> None:
+    folder = str(save(apart()))
+    separate = scan(folder, name="x", top_percent=50)
+    assert len({line.group for line in separate.scored}) == 8
+    pooled = scan(folder, name="x", top_percent=50, experts="pooled")
+    assert {line.group for line in pooled.scored} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
+    of = {line.module: line.snr for line in separate.scored}
+    for line in pooled.scored:
+        layer = line.module.split(".experts.")[0]
+        name = line.module.rsplit(".", 1)[1]
+        assert line.snr == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
+    assert pooled.selection is not None
+    for group, chosen in pooled.selection.chosen.items():
+        layers = [module.split(".")[2] for module in chosen]
+        assert len(chosen) == 8 and all(layers.count(layer) == 4 for layer in layers), group
+    again = select(Path("model_snr_results/snr_results_x.json"), 50)
+    assert again.chosen == pooled.selection.chosen
+
+
+def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:
+    tensors = apart()
+    tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = torch.nan
+    result = scan(str(save(tensors)), name="x", experts="pooled")
+    names = {line.module for line in result.scored}
+    assert not any("layers.1.mlp.experts" in name and "up_proj" in name for name in names)
+    assert sum("layers.1.mlp.experts" in name for name in names) == 4 and not result.complete
+
+
+@pytest.mark.parametrize("config", [None, {"num_local_experts": 4}, {"text_config": {"num_experts": 4}}])
+def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save, config: Any) -> None:
+    tensors = apart()
+    for e in (1, 3):
+        del tensors[f"model.layers.2.mlp.experts.{e}.up_proj.weight"]
+    result = scan(str(save(tensors, config=config)), name="x")
+    (failure,) = result.plan.failures
+    assert failure.why is Skip.MISSING_EXPERTS and failure.tensor == "model.layers.2.mlp.experts.up_proj"
+    assert len(result.scored) == 30 and not result.complete
+
+
+def test_experts_that_are_fewer_than_the_config_says_everywhere_are_missing(save: Save) -> None:
+    result = scan(str(save(apart(), config={"n_routed_experts": 8})), name="x")
+    assert {s.why for s in result.plan.failures} == {Skip.MISSING_EXPERTS} and len(result.plan.failures) == 8
+
+
+def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
+    folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
+    result = scan(folder, name="x", target="transformers-v5")
+    names = {line.module for line in result.scored}
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
+    assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete

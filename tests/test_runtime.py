@@ -1,120 +1,200 @@
 """Names in memory: for tiny models that transformers makes and saves, every name of a result is a parameter's."""
 
 import json
-import statistics
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from spectrum_stream import freeze, plan, scan
+from spectrum_stream import families, freeze, plan, scan
 from spectrum_stream.errors import UsageError
+from spectrum_stream.matrices import Skip
+from spectrum_stream.runtime import parameter_names, read_names
 from spectrum_stream.scanning import MatrixScored
 
 from .conftest import Save, llama_tensors, reference_score
+from .families import BEGIN, END, TABLE, table, tiny
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
-SIZE = {"vocab_size": 128, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 48}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-VISION = {
-    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
-    "patch_size": 14,
-}  # fmt: skip
-
-
-def text(t: Any, kind: str, **more: Any) -> Any:
-    return t.CONFIG_MAPPING[kind](**(SIZE | HEADS | TOKENS | more))
-
-
-FAMILIES: dict[str, Callable[[Any], Any]] = {
-    "llama": lambda t: t.LlamaForCausalLM(text(t, "llama")),
-    "qwen3": lambda t: t.Qwen3ForCausalLM(text(t, "qwen3")),
-    "gpt_neox": lambda t: t.GPTNeoXForCausalLM(text(t, "gpt_neox")),
-    "mixtral": lambda t: t.MixtralForCausalLM(text(t, "mixtral", **EXPERTS)),
-    "phimoe": lambda t: t.PhimoeForCausalLM(text(t, "phimoe", **EXPERTS)),
-    "qwen2_moe": lambda t: t.Qwen2MoeForCausalLM(text(t, "qwen2_moe", shared_expert_intermediate_size=24, **EXPERTS)),
-    "qwen3_moe": lambda t: t.Qwen3MoeForCausalLM(text(t, "qwen3_moe", **EXPERTS)),
-    "olmoe": lambda t: t.OlmoeForCausalLM(text(t, "olmoe", **EXPERTS)),
-    "deepseek_v3": lambda t: t.DeepseekV3ForCausalLM(
-        text(
-            t, "deepseek_v3", n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2, q_lora_rank=16,
-            kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=24,
-            first_k_dense_replace=1,
-        )
-    ),
-    "gpt_oss": lambda t: t.GptOssForCausalLM(text(t, "gpt_oss", **EXPERTS)),
-    "granitemoe": lambda t: t.GraniteMoeForCausalLM(text(t, "granitemoe", **EXPERTS)),
-    "llava": lambda t: t.LlavaForConditionalGeneration(
-        t.LlavaConfig(vision_config=t.CLIPVisionConfig(**VISION), text_config=text(t, "llama"))
-    ),
-    "gemma3": lambda t: t.Gemma3ForConditionalGeneration(
-        t.Gemma3Config(
-            vision_config=t.SiglipVisionConfig(**VISION).to_dict(), text_config=text(t, "gemma3_text").to_dict()
-        )
-    ),
-}  # fmt: skip
+# What transformers saves under one name and asks for under another, so that asking it finds nothing.
+NOT_FOUND = {"deepseek_v4": {"model.norm.weight"}}
+README = Path(__file__).parent.parent / "README.md"
 
 
 def saved(folder: Path, family: str) -> Any:
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model = FAMILIES[family](transformers)
+    pytest.importorskip("transformers")
+    model = tiny(family)
     model.save_pretrained(folder)
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def check_family(family: str, folder: Path) -> None:
+    """Every name of a scan is a parameter's of the model that transformers loads, and every score its own."""
+    saved(folder / "saved", family)
+    # As it is after loading, which is what a trainer trains.
+    loaded, report = type(tiny(family)).from_pretrained(folder / "saved", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    parameters = dict(loaded.named_parameters())
+    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50, target="transformers-v5")
+    assert result.complete and not result.plan.failures
+    assert result.plan.target == "transformers-v5"
+    scores: dict[str, list[float]] = {}
+    for record in result.records:
+        if record.parameter not in parameters and record.module == "lm_head":
+            continue  # tied: the model lists the embedding alone
+        assert record.score is not None
+        scores.setdefault(record.parameter, []).append(record.score.snr)
+    assert scores.keys() <= parameters.keys(), scores.keys() - parameters.keys()
+    for name, found in scores.items():
+        w = parameters[name].detach()
+        whole = [w] if w.ndim <= 2 else list(w)
+        # What transformers put together of two, gate and up, is scored as the two.
+        parts = [part for e in whole for part in (e.chunk(2) if len(found) == 2 * len(whole) else [e])]
+        assert sorted(found) == pytest.approx(sorted(reference_score(part) for part in parts), rel=1e-4), name
+    # Whatever has two dimensions, and nothing else, is scored; embeddings of positions and the like among it.
+    weights = {name for name, w in parameters.items() if name.endswith(".weight") and w.ndim <= 2}
+    assert weights <= scores.keys(), weights - scores.keys()
+    assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
+
+
+@pytest.mark.parametrize("family", TABLE)
 def test_every_name_is_a_parameter_and_has_its_score(family: str, tmp_path: Path) -> None:
-    model = saved(tmp_path / "saved", family)
-    result = scan(str(tmp_path / "saved"), name="x", top_percent=50, target="transformers")
-    parameters = dict(model.named_parameters())
-    tied = {r.module for r in result.records if r.module == "lm_head" and "lm_head.weight" not in parameters}
-    published = {m for m in json.loads(Path("model_snr_results/snr_results_x.json").read_text()) if m not in tied}
-    unknown = [m for m in published if f"{m}.weight" not in parameters and m not in parameters]
-    assert not unknown and not result.plan.failures
-    for module in published:
-        w = parameters.get(f"{module}.weight", parameters.get(module))
-        assert w is not None
-        experts = [r.score.snr for r in result.records if (r.bank or r.module) == module and r.score]
-        if w.ndim == 2:
-            (line,) = [line for line in result.scored if line.module == module]
-            assert line.snr == pytest.approx(reference_score(w), rel=1e-4), module
-        elif w.ndim == 3:
-            (line,) = [line for line in result.scored if line.module == module]
-            assert line.snr == statistics.median(experts) and len(experts) % w.shape[0] == 0
-    assert result.selection is not None and 0 < freeze(model, result.selection).trainable_share < 1
+    check_family(family, tmp_path)
+
+
+@pytest.mark.parametrize("family", [f for f in TABLE if f in families.V5])
+def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> None:
+    saved(tmp_path / "saved", family)
+    stored = [w.parameter for w in plan(str(tmp_path / "saved"), target="checkpoint").matrices if w.tied_to is None]
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    asked = parameter_names(config, stored)
+    rename = families.rename(families.V5[family])
+    assert {name: rename(name) for name in stored if name in asked} == asked
+    assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
+
+
+def test_the_readme_has_the_table_of_families() -> None:
+    assert f"{BEGIN}\n{table()}\n{END}" in README.read_text()
 
 
 def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
     saved(tmp_path / "saved", "mixtral")
-    first = scan(str(tmp_path / "saved"), name="x")
+    path = Path("model_snr_results/snr_results_x.json")
+    first = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
     events: list[object] = []
-    second = scan(str(tmp_path / "saved"), name="x", target="transformers", on_event=events.append)
+    second = scan(str(tmp_path / "saved"), name="x", target="transformers-v5", on_event=events.append)
     assert not [e for e in events if isinstance(e, MatrixScored)]
     names = {line.module for line in second.scored}
     assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.scored)
-    back = scan(str(tmp_path / "saved"), name="x")
+    assert json.loads(path.read_text()).keys() == names
+    with closing(sqlite3.connect(path.with_suffix(".sqlite"))) as record:
+        stored = {row[0] for row in record.execute("SELECT parameter FROM matrices")}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in stored
+    back = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
     assert back.scored == first.scored
-    assert json.loads(Path("model_snr_results/snr_results_x.json").read_text()).keys() == {
-        s.module for s in first.scored
+    assert json.loads(path.read_text()).keys() == {s.module for s in first.scored}
+
+
+def test_the_names_are_those_of_the_transformers_that_is_installed(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", "mixtral")
+    assert plan(str(tmp_path / "saved")).target == "transformers-v5"
+    apart = plan(str(tmp_path / "saved"), target="transformers-v4")
+    assert {w.parameter for w in apart.matrices} == {w.tensor for w in apart.matrices}
+    (tmp_path / "saved" / "config.json").unlink()
+    assert plan(str(tmp_path / "saved")).target == "checkpoint"
+
+
+def test_a_family_that_nobody_knows_keeps_its_names_with_a_warning(save: Save) -> None:
+    config = {"architectures": ["NoSuchForCausalLM"], "model_type": "nosuch"}
+    a_plan = plan(str(save(llama_tensors(1), config=config)))
+    assert a_plan.target == "checkpoint" and any("nosuch" in warning for warning in a_plan.warnings)
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1), config=config)), target="transformers-v4")
+    assert error.value.reason == "unknown_architecture"
+
+
+def test_the_towers_of_older_checkpoints_are_a_level_deeper(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = saved(tmp_path / "saved", "llava")
+    path = tmp_path / "saved" / "model.safetensors"
+    older = {k.replace("vision_tower.", "vision_tower.vision_model."): v for k, v in load_file(path).items()}
+    save_file(older, path, {"format": "pt"})
+    names = {w.parameter for w in plan(str(tmp_path / "saved"), target="transformers-v5").matrices}
+    assert names <= set(dict(model.named_parameters()))
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "distributed": lambda name: f"module.{name}",
+    "sharded": lambda name: name.replace("layers.", "layers._fsdp_wrapped_module."),
+    "adapted": lambda name: "base_model.model." + name.replace("_proj.weight", "_proj.base_layer.weight"),
+    "plain": lambda name: name,
+    "prefixed": lambda name: f"model.{name}",
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3"])
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_names_of_a_trainer_are_taken_from_a_list(tmp_path: Path, family: str, wrapper: str) -> None:
+    model = saved(tmp_path / "saved", family)
+    names = [WRAPPED[wrapper](name) for name, _ in model.named_parameters()]
+    dumped = tmp_path / "names.txt"
+    dumped.write_text("".join(f"{name} torch.Size([1])\n" for name in names))
+    assert read_names(dumped) == tuple(names)
+    a_plan = plan(str(tmp_path / "saved"), names=names)
+    assert a_plan.target == "given" and not a_plan.warnings
+    assert {w.parameter for w in a_plan.matrices if w.tied_to is None} <= set(names)
+
+
+def test_names_that_are_none_of_the_model_are_refused(tmp_path: Path, save: Save) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1))), names=["a.weight"])
+    assert error.value.reason == "no_such_name"
+    for text, reason in (("", "no_names"), ('{"a": 1}', "no_names"), (None, "no_such_file")):
+        path = tmp_path / "names"
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
+        with pytest.raises(UsageError) as error:
+            read_names(path)
+        assert error.value.reason == reason, text
+    path.write_text('["a.weight", "b"]')
+    assert read_names(path) == ("a.weight", "b")
+
+
+def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) -> None:
+    saved(tmp_path / "saved", "llava")
+    for target in ("checkpoint", "transformers-v5"):
+        groups = {w.group: w for w in plan(str(tmp_path / "saved"), target=target).matrices}
+        assert "self_attn.q_proj" in groups and "vision.self_attn.q_proj" in groups
+    tensors = {
+        "model.layers.0.mlp.up_proj.weight": torch.randn(6, 9),
+        "model.layers.1.mlp.up_proj.weight": torch.randn(6, 9),
+        "mtp.layers.0.mlp.up_proj.weight": torch.randn(6, 9),
     }
+    folder = str(save(tensors, config={"model_type": "deepseek_v3", "num_hidden_layers": 1}))
+    found = [w.group for w in plan(folder, target="checkpoint").matrices]
+    assert found.count("mlp.up_proj") == 1 and found.count("mtp.mlp.up_proj") == 2
+    a_plan = plan(folder, target="transformers-v5")
+    assert [w.module for w in a_plan.matrices] == ["model.layers.0.mlp.up_proj"]
+    assert [s.why for s in a_plan.skipped] == [Skip.NOT_LOADED] * 2
 
 
 def test_what_transformers_does_not_know_is_refused_or_named(save: Save) -> None:
     for config in (
-        {},
+        {"model_type": "nosuch"},
         {"architectures": ["NoSuchForCausalLM"], "model_type": "nosuch"},
         {"architectures": ["Pipeline"]},
     ):
         with pytest.raises(UsageError) as error:
-            plan(str(save(llama_tensors(1), config=config)), target="transformers")
+            plan(str(save(llama_tensors(1), config=config)), target="transformers-v5")
         assert error.value.reason == "unknown_architecture"
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1))), target="trainer")
@@ -124,11 +204,11 @@ def test_what_transformers_does_not_know_is_refused_or_named(save: Save) -> None
 def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    saved(tmp_path / "saved", "llama")
+    saved(tmp_path / "saved", "olmo3")
     path = tmp_path / "saved" / "model.safetensors"
-    save_file(load_file(path) | {"model.mtp.0.eh_proj.weight": torch.randn(6, 9)}, path)
-    a_plan = plan(str(tmp_path / "saved"), target="transformers")
-    assert any("model.mtp.0.eh_proj" in warning for warning in a_plan.warnings)
+    save_file(load_file(path) | {"model.extra.0.eh_proj.weight": torch.randn(6, 9)}, path)
+    a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
+    assert any("model.extra.0.eh_proj" in warning for warning in a_plan.warnings)
     assert {w.bank for w in a_plan.matrices} == {None}
 
 
@@ -144,7 +224,7 @@ def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Pa
         experts, rows, columns = tensors.pop(name).shape
         tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = mxfp4(experts, columns, rows)
     save_file(tensors, path)
-    a_plan = plan(str(tmp_path / "saved"), target="transformers")
+    a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
     assert not a_plan.warnings and "model.layers.0.mlp.experts.gate_up_proj" in {w.bank for w in a_plan.matrices}
 
 
@@ -157,7 +237,7 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
     broken = "model.layers.0.mlp.experts.2.up_proj.weight"
     tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
     save_file(tensors, path)
-    result = scan(str(tmp_path / "saved"), name="x", target="transformers")
+    result = scan(str(tmp_path / "saved"), name="x", target="transformers-v5")
     names = {line.module for line in result.scored}
     assert not result.complete and [s.tensor for s in result.plan.failures] == [broken]
     assert "model.layers.0.mlp.experts.gate_up_proj" not in names
@@ -168,14 +248,14 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
 @pytest.mark.parametrize(
     "config",
     [
-        {"architectures": ["AutoModel"], "model_type": "llama"},
-        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": "many"},
-        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_attention_heads": 0},
-        {"architectures": [None, 5, {}], "model_type": "llama"},
-        {"architectures": "LlamaForCausalLM", "model_type": ["llama"]},
+        {"architectures": ["AutoModel"], "model_type": "olmo3"},
+        {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "hidden_size": "many"},
+        {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_attention_heads": 0},
+        {"architectures": [None, 5, {}], "model_type": "olmo3"},
+        {"architectures": "Olmo3ForCausalLM", "model_type": ["olmo3"]},
     ],
 )
 def test_a_hostile_config_is_one_sentence(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
-        plan(str(save(llama_tensors(1), config=config)), target="transformers")
+        plan(str(save(llama_tensors(1), config=config)), target="transformers-v5")
     assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)

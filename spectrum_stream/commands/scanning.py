@@ -12,7 +12,9 @@ import typer
 from .. import planning, tables
 from ..errors import UsageError
 from ..fetching import Fetch
+from ..matrices import Experts
 from ..options import (
+    ExpertsOption,
     FetchOption,
     FreshOption,
     JsonOption,
@@ -22,6 +24,7 @@ from ..options import (
     ModelNameOption,
     ModulesOption,
     NameOption,
+    NamesFromOption,
     OutOption,
     Precision,
     QuietOption,
@@ -31,7 +34,7 @@ from ..options import (
 )
 from ..output import Output, ProgressView
 from ..planning import RESULTS_FOLDER
-from ..runtime import Target
+from ..runtime import Target, read_names
 from ..tables import printable
 from .common import again, command_line, explain, model_of, nbytes_of, open_output, patterns_of
 
@@ -51,7 +54,9 @@ def plan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.CHECKPOINT,
+    target: TargetOption = Target.AUTO,
+    names_from: NamesFromOption = None,
+    experts: ExpertsOption = Experts.SEPARATE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -69,6 +74,8 @@ def plan_command(
         fetch=fetch,
         max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
         target=target,
+        names=read_names(names_from) if names_from else None,
+        experts=experts,
     )
     for warning in plan.warnings:
         output.warn(warning)
@@ -81,7 +88,9 @@ def plan_command(
         "--max-memory": max_memory,
         "--fetch": None if fetch is Fetch.AUTO else str(fetch),
         "--max-disk": max_disk,
-        "--target": None if target is Target.CHECKPOINT else str(target),
+        "--target": None if target is Target.AUTO else str(target),
+        "--names-from": None if names_from is None else str(names_from),
+        "--experts": None if experts is Experts.SEPARATE else str(experts),
     }
     kept = [word for option, value in given.items() if value is not None for word in (option, value)]
     share = f"{top_percent or 50:g}"
@@ -108,7 +117,9 @@ def scan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.CHECKPOINT,
+    target: TargetOption = Target.AUTO,
+    names_from: NamesFromOption = None,
+    experts: ExpertsOption = Experts.SEPARATE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     model_name: ModelNameOption = None,
@@ -132,6 +143,8 @@ def scan_command(
         fetch=fetch,
         max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
         target=target,
+        names=read_names(names_from) if names_from else None,
+        experts=experts,
     )
     _run(output, plan, fresh, wait, precision, device, patterns)
 

@@ -1,0 +1,155 @@
+"""The families of models whose parameters have other names in memory than in the checkpoint, as data.
+
+transformers 5 fuses the experts of a layer and moves the parts of vision-language models; transformers 4 (from 4.52)
+moves these too, and leaves experts apart. A pattern with the checkpoint's name would then train nothing. By
+`model_type` of config.json; each rule is a regular expression and what takes its place, applied one after another.
+A test holds it against transformers itself (conversion_mapping.py and core_model_loading.py of 5.24).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+Rules = tuple[tuple[str, str], ...]
+
+# One expert's matrices become a part of the layer's two.
+_EXPERTS: Rules = (
+    (r"\.experts\.\d+\.(gate_proj|up_proj)\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.down_proj\.weight$", ".experts.down_proj"),
+)
+_MIXTRAL: Rules = (
+    (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
+    (r"\.block_sparse_moe\.", ".mlp."),
+)
+_PHIMOE: Rules = (*_MIXTRAL, (r"\.mlp\.gate\.weight$", ".mlp.router.weight"))
+_LFM2: Rules = (
+    (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
+)
+_GRANITE: Rules = (
+    (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
+    (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
+    (r"\.block_sparse_moe\.router\.layer\.", ".block_sparse_moe.router."),
+)
+_NEMOTRON: Rules = (
+    (r"^backbone\.", "model."),
+    (r"\.experts\.\d+\.(up_proj|down_proj)\.weight$", r".experts.\1"),
+)
+# The language model within, the head beside it, and what else there is.
+_MULTIMODAL: Rules = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|vision_model|multi_modal_projector|image_newline)\b", r"model.\1"),
+)
+# CLIP's and SigLIP's towers are a level flatter than they were.
+_TOWER: Rules = ((r"vision_tower\.vision_model\.", "vision_tower."),)
+_ARIA: Rules = (
+    *_MULTIMODAL,
+    *_TOWER,
+    (r"\.experts\.fc1\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.fc2\.weight$", ".experts.down_proj"),
+)
+_QWEN2_VL: Rules = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+)
+_VIT: Rules = (
+    (r"encoder\.layer\.", "layers."),
+    (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+_DEEPSEEK_V4: Rules = (
+    (r"^(embed|norm|layers)\.", r"model.\1."),
+    (r"^head\.", "lm_head."),
+    (r"^model\.embed\.", "model.embed_tokens."),
+    (r"\.attn_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
+    (r"\.shared_experts\.w1\.", ".shared_experts.gate_proj."),
+    (r"\.shared_experts\.w2\.", ".shared_experts.down_proj."),
+    (r"\.shared_experts\.w3\.", ".shared_experts.up_proj."),
+    (r"\.ffn\.", ".mlp."),
+    (r"\.attn\.(compressor|indexer\.compressor)\.norm\.", r".attn.\1.kv_norm."),
+    (r"\.attn\.norm\.", ".attn.kv_norm."),
+    (r"\.attn\.q_norm\.", ".attn.q_a_norm."),
+    (r"\.wgate\.", ".gate_proj."),
+    (r"\.wkv\.", ".kv_proj."),
+    (r"\.wo_(a|b)\.", r".o_\1_proj."),
+    (r"\.wq_(a|b)\.", r".q_\1_proj."),
+    (r"\.attn\.", ".self_attn."),
+)
+
+# fmt: off
+_SAME_NAMES = (
+    "llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "cohere",
+    "cohere2", "olmo", "olmo2", "smollm3", "stablelm", "starcoder2", "exaone4", "granite", "gpt2", "gpt_bigcode",
+    "gptj", "falcon", "bloom", "mpt", "opt", "persimmon", "jetmoe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
+    "bert", "roberta", "modernbert", "t5", "mamba", "falcon_mamba", "clip", "siglip", "idefics3", "smolvlm", "llama4",
+)
+_EXPERTS_APART = (
+    "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next",
+    "ernie4_5_moe", "dots1", "hunyuan_v1_moe", "afmoe", "exaone_moe", "jamba", "qwen3_5_moe",
+)
+_LANGUAGE_MODEL_WITHIN = (
+    "llava", "llava_next", "vipllava", "gemma3", "paligemma", "mistral3", "internvl", "aya_vision", "got_ocr2",
+    "mllama",
+)
+# fmt: on
+# What transformers 5 makes of the names, by model_type.
+V5: Mapping[str, Rules] = {
+    **dict.fromkeys(_SAME_NAMES, ()),
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
+    "phimoe": _PHIMOE,
+    **dict.fromkeys(_EXPERTS_APART, _EXPERTS),
+    "lfm2_moe": _LFM2,
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
+    "nemotron_h": _NEMOTRON,
+    **dict.fromkeys(_LANGUAGE_MODEL_WITHIN, (*_MULTIMODAL, *_TOWER)),
+    "aria": _ARIA,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN2_VL),
+    "gpt_neox": ((r"^embed_out\.", "lm_head."),),
+    "vit": _VIT,
+    "deepseek_v4": _DEEPSEEK_V4,
+}
+# What transformers 4 makes of them, from 4.52 on: experts are apart, and towers as they were.
+_NOT_IN_V4 = {
+    "deepseek_v4", "qwen3_5", "qwen3_5_moe", "minimax_m2", "afmoe", "exaone_moe", "nemotron_h", "lfm2_moe",
+}  # fmt: skip
+V4: Mapping[str, Rules] = (
+    dict.fromkeys(V5.keys() - _NOT_IN_V4, ())
+    | {family: _MULTIMODAL for family, rules in V5.items() if rules[: len(_MULTIMODAL)] == _MULTIMODAL}
+    | dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN2_VL)
+)
+
+# How many experts a layer has, in config.json.
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def rename(rules: Rules) -> Callable[[str], str]:
+    """The name in memory of a parameter, from its name in the checkpoint."""
+    compiled = [(re.compile(pattern), instead) for pattern, instead in rules]
+
+    @cache
+    def of(parameter: str) -> str:
+        for pattern, instead in compiled:
+            parameter = pattern.sub(instead, parameter)
+        return parameter
+
+    return of
+
+
+def expert_count(config: Mapping[str, Any]) -> int | None:
+    """How many routed experts each sparse layer has by config.json, or None where that does not say."""
+    text = config.get("text_config")
+    for settings in (text if isinstance(text, Mapping) else {}, config):
+        for name in _EXPERT_COUNTS:
+            if type(count := settings.get(name)) is int and count > 0:
+                return count
+    return None

@@ -14,6 +14,8 @@ MAX_SLUG_LENGTH = 200
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
+_NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
+_EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", re.IGNORECASE)
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
@@ -62,6 +64,21 @@ def is_expert_bank(module: str) -> bool:
 def is_single_expert(module: str) -> bool:
     """Whether a module is one expert's own: `mlp.experts.7.up_proj`."""
     return re.search(r"(^|\.)experts\.\d+\.", module) is not None
+
+
+def is_norm(module: str) -> bool:
+    """Whether a module is a norm by its name: `input_layernorm`, `q_norm`, `ln_1`."""
+    return _NORM.fullmatch(module.rsplit(".", 1)[-1]) is not None
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module is an embedding by its name: `model.embed_tokens`, `wte`, `word_embeddings`."""
+    return not is_norm(module) and _EMBEDDING.fullmatch(module.rsplit(".", 1)[-1]) is not None
+
+
+def is_head(module: str) -> bool:
+    """Whether a module is a language model's head by its name: `lm_head`, outside of any layer."""
+    return module.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(module) == module
 
 
 def group_order(group: str) -> tuple[str, str]:

@@ -8,14 +8,15 @@ Ours appear whole or not at all; those of others are read as far as they can be.
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .durable import write_atomically
 from .errors import ResultError
-from .naming import group_order, model_order
-from .store import Record
+from .naming import group_order, is_single_expert, model_order, module_path
+from .store import Record, read_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
@@ -28,6 +29,8 @@ class Scored(NamedTuple):
         parameter: the name of the parameter that it is trained by; None where only a result file is known, which does
             not say. It is then `module`.weight, but for banks of experts, which models hold under their own name.
         numel: how many weights that has; None where it is not known.
+        shares: the module whose parameter this one has as well, as a tied head has the embedding's: one parameter,
+            trained as a whole or not at all, and counted there. None for a parameter of its own.
     """
 
     module: str
@@ -35,6 +38,25 @@ class Scored(NamedTuple):
     snr: float
     parameter: str | None = None
     numel: int | None = None
+    shares: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The module that its weights are counted under."""
+        return self.shares or self.module
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result file, read.
+
+    Attributes:
+        lines: in the file's order; with parameters and sizes where a record beside it knows them.
+        notes: what is odd about it, a sentence each.
+    """
+
+    lines: tuple[Scored, ...]
+    notes: tuple[str, ...] = ()
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -49,7 +71,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     )
 
 
-def lines_of(records: Iterable[Record]) -> list[Scored]:
+def lines_of(records: Sequence[Record]) -> list[Scored]:
     """The lines of a result: a module each, and one for a whole bank of experts.
 
     A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
@@ -70,12 +92,74 @@ def lines_of(records: Iterable[Record]) -> list[Scored]:
         if len(scores) == len(experts):
             numel = sum(expert.n * expert.m for expert in experts)
             lines[name] = Scored(name, experts[0].group, statistics.median(scores), experts[0].parameter, numel)
-    return [line for line in lines.values() if line is not None]
+    return _shared([line for line in lines.values() if line is not None], {r.module: r.tensor for r in records})
+
+
+def _shared(lines: list[Scored], tensors: Mapping[str, str]) -> list[Scored]:
+    """The lines, with those marked that have another line's tensor."""
+    first: dict[str, str] = {}
+    for module, tensor in tensors.items():
+        # The one that the tensor is stored for; where it is not among them, the first.
+        if tensor not in first or module_path(tensor) == module:
+            first[tensor] = module
+    return [
+        line._replace(shares=owner)
+        if (owner := first.get(tensors.get(line.module, ""))) not in (None, line.module)
+        else line
+        for line in lines
+    ]
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """In the order of Spectrum's files: groups sorted, the modules of a group as the model has them."""
     return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
+
+
+def parameter_of(line: Scored) -> str:
+    """The name of a line's parameter: the record's, or else the likely one, a bank's own name or `module`.weight."""
+    bank = "experts" in line.module.split(".")[:-1] and not is_single_expert(f"{line.module}.")
+    return line.parameter or (line.module if bank else f"{line.module}.weight")
+
+
+def read_scored(path: Path) -> Result:
+    """A result with all that is known of it: the file, and the record of the scan beside it (`.sqlite`, same stem).
+
+    The file's modules, groups and scores are what counts: it is what was asked for, and what other programs read. The
+    record adds the parameters and sizes, and only if each of the file's lines is in it with the same score; else
+    it is of another scan, and says nothing about this file.
+
+    Args:
+        path: a result file, or the record itself. A record must have its result beside it, which is written when the
+            scan ends: the matrices of a scan that has not are parts of groups, and would be ranked as if they were
+                whole.
+
+    Raises:
+        ResultError: as `read_results` and `store.read_records`, which a result without a usable record does not;
+            unfinished, a record without a result; other_result, a record that disagrees with it.
+    """
+    asked_for_record = path.suffix == ".sqlite"
+    results, record = path.with_suffix(".json"), path.with_suffix(".sqlite")
+    if asked_for_record and not results.exists():
+        read_records(record, spectra=False)
+        raise ResultError(
+            f"{record} has no result beside it, so its scan has not ended", reason="unfinished", hint="run it again"
+        )
+    scored = read_results(results if asked_for_record else path)
+    notes = []
+    if any(math.isinf(line.snr) for line in scored):
+        notes.append("scores that are infinite or NaN rank first and last, as in Spectrum, and mean nothing")
+    known: dict[str, Scored] = {}
+    try:
+        if asked_for_record or (path.suffix == ".json" and record.exists()):
+            known = {line.module: line for line in lines_of(list(read_records(record, spectra=False).values()))}
+            if any((same := known.get(s.module)) is None or same[:3] != s[:3] for s in scored):
+                raise ResultError(f"{record} is the record of another scan than {results}", reason="other_result")
+    except ResultError as error:
+        if asked_for_record:
+            raise
+        notes.append(f"sizes and names of parameters are not known: {error}")
+        known = {}
+    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes))
 
 
 def read_results(path: Path) -> list[Scored]:

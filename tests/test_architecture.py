@@ -37,6 +37,7 @@ ORDER = [
     "store",
     "results",
     "selection",
+    "budgets",
     "exporters",
     "freezing",
     "scanning",

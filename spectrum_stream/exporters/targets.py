@@ -71,7 +71,8 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
         names: all parameters of the model, by the trainer's names; None where only those of the result are known.
 
     Raises:
-        ResultError: no_such_parameter, a chosen module has none among `names`.
+        ResultError: no_such_parameter, a chosen module has none among `names`; nothing_chosen, there is nothing to
+            train, which many trainers take for everything.
     """
     known = None if names is None else frozenset(names)
     lines = {line.module: line for line in selection.lines}
@@ -95,6 +96,8 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
         parameter = _parameter(line, lines, known)
         if parameter is not None:
             always.append(parameter)
+    if not chosen and not always:
+        raise ResultError("there is nothing to train", reason="nothing_chosen", hint="choose a larger share")
     alone = (line for line in selection.lines if line.owner == line.module or line.owner not in lines)
     return Targets(
         tuple(chosen),

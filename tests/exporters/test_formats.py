@@ -11,7 +11,7 @@ from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.exporters import FORMATS
 from spectrum_stream.naming import group_of
 from spectrum_stream.results import Scored
-from spectrum_stream.selection import Rule, choose
+from spectrum_stream.selection import Rule, Selection, choose
 
 # Names that are the start, the end, or with a dot for any character the whole of others.
 MODULES = (
@@ -55,7 +55,8 @@ def models(draw: st.DrawFn) -> tuple[list[Scored], list[str]]:
         lines.append(Scored("lm_head", "lm_head", 1.0, "lm_head.weight", 100, "model.embed_tokens"))
     elif draw(st.booleans()):
         names |= {"lm_head.weight", "model.embed_tokens.weight"}
-    return lines, sorted(names | draw(st.sets(st.sampled_from(ALSO), max_size=30)))
+    also = [name for name in ALSO if name.startswith((*modules, *banks))]
+    return lines, sorted(names | draw(st.sets(st.sampled_from(also or ["x"]), max_size=30)))
 
 
 RULES = st.builds(
@@ -92,6 +93,30 @@ def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
     if not told:
         # Then only what the result lists can be kept apart.
         names = [line.parameter for line in lines if line.parameter and line.shares is None]
+    hold(name, lines, selection, names, told)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("model.layers.1.mlp.gate", ["model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.gate.norm.weight"]),
+        ("model.layers.1.mlp.up", ["model.layers.10.mlp.up.weight", "model.layers.11.mlp.up.weight"]),
+        ("h.1.1.up", ["h.101.up.weight", "h.1x1.up.weight"]),
+        ("h.0", ["h.00.weight", "h.0.weight_scale"]),
+        ("model.layers.1.mlp.experts.down", ["model.layers.1.mlp.experts.down_bias"]),
+        ("model.layers.1.mlp.experts.down", ["vision.model.layers.1.mlp.experts.down"]),
+        ("model.layers.1.mlp.up", ["vision.model.layers.1.mlp.up.weight"]),
+    ],
+)
+def test_names_that_run_into_each_other_are_kept_apart_or_refused(name: str, module: str, others: list[str]) -> None:
+    parameter = module if ".experts." in module else f"{module}.weight"
+    lines = [Scored(module, "group", 1.0, parameter)]
+    hold(name, lines, choose(lines, Rule(100)), [parameter, *others], True)
+
+
+def hold(name: str, lines: Sequence[Scored], selection: Selection, names: Sequence[str], told: bool) -> None:
+    """A format trains what was chosen and nothing else, or refuses."""
     try:
         text = FORMATS[name].render(selection, names if told else None)
     except ResultError as error:

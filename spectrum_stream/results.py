@@ -144,10 +144,10 @@ def read_scored(path: Path) -> Result:
         raise ResultError(
             f"{record} has no result beside it, so its scan has not ended", reason="unfinished", hint="run it again"
         )
-    scored = read_results(results if asked_for_record else path)
+    scored, is_sorted = _read(results if asked_for_record else path)
     notes = []
-    if any(math.isinf(line.snr) for line in scored):
-        notes.append("scores that are infinite or NaN rank first and last, as in Spectrum, and mean nothing")
+    if is_sorted:
+        notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
     known: dict[str, Scored] = {}
     try:
         if asked_for_record or (path.suffix == ".json" and record.exists()):
@@ -172,6 +172,11 @@ def read_results(path: Path) -> list[Scored]:
     Raises:
         ResultError: no_such_result, unreadable, too_large, not_a_result.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Scored], bool]:
+    """The lines, and whether they are in the schema of `_sorted.json`."""
     try:
         if path.stat().st_size > MAX_RESULT_NBYTES:
             raise ResultError(f"{path} is too large for a result", reason="too_large")
@@ -182,10 +187,11 @@ def read_results(path: Path) -> list[Scored]:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    scored = _from_modules(data) or _from_groups(data)
-    if not scored:
-        raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
-    return scored
+    if scored := _from_modules(data):
+        return scored, False
+    if scored := _from_groups(data):
+        return scored, True
+    raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 
 def _from_modules(data: Any) -> list[Scored] | None:

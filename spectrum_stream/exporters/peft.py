@@ -5,9 +5,12 @@ entry is a parameter's whole name, or its end after a dot: banks of experts, whi
 key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank. (peft/tuners/tuners_utils.py,
 check_target_module_exists and _inject_parameters; peft/utils/other.py, get_pattern_key)
 
+PEFT itself refuses a module that is no Linear, Embedding or convolution, such as the router of some mixtures.
+
 An adapter is no training of the weight itself, so the head and the embedding, which Spectrum always trains, are
 adapted only if they were chosen. The better half of what was chosen of a group has twice the rank of the rest. That
-is this tool's own choice, and no published rule; delete `rank_pattern` to have one rank.
+is this tool's own choice, and no published rule; delete `rank_pattern` to have one rank. Banks have the lower one,
+since PEFT 0.21 says of their keys that it ignores them.
 """
 
 import json
@@ -51,11 +54,11 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
             raise inexact(f"{target.parameter} would adapt {others[0]} as well", "leave it out with --modules")
     banks = [target.parameter for target in targets.chosen if target.is_bare]
     modules = [_module(target) for target in targets.chosen if not target.is_bare]
-    # A norm or a 1-D weight apart, a rank above a matrix's own is a waste, which PEFT allows.
     ranks = {
         f"^{re.escape(_module(target))}": 2 * RANK
         for _, group in groupby(targets.chosen, key=lambda target: target.group)
         for target in _better_half(list(group))
+        if not target.is_bare
     }
     options: dict[str, object] = {
         "r": RANK,

@@ -13,6 +13,8 @@ from .errors import ResultError, UsageError
 from .results import Scored
 from .selection import Rule, Selection, choose, result_of
 
+# Biases and scales are a few percent of a checkpoint. Less than this, and whole groups were not scanned.
+_MIN_COVERED = 0.9
 # A percentage is raised in steps of a hundredth.
 _STEPS = 10_000
 
@@ -100,10 +102,16 @@ def fit(
     have percentages of their own keep them. The percentage of `rule` does not count.
 
     Raises:
-        ResultError: unknown_sizes; as `choose`.
+        ResultError: unknown_sizes; partial, the result is of some of the checkpoint's groups; as `choose`.
         UsageError: over_budget, not one module fits beside what is always trained; as `choose`.
     """
     read = result_of(result)
+    if read.covered is not None and read.covered < _MIN_COVERED:
+        raise ResultError(
+            f"a budget needs the whole model, and this result has {read.covered:.0%} of the checkpoint's bytes",
+            reason="partial",
+            hint="scan it without --modules",
+        )
 
     def selection(step: int) -> Selection:
         return choose(read.lines, replace(rule, percent=step * 100 / _STEPS))

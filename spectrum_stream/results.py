@@ -8,15 +8,17 @@ Ours appear whole or not at all; those of others are read as far as they can be.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .durable import write_atomically
 from .errors import ResultError
+from .header import DTYPE_BITS
 from .naming import group_order, is_single_expert, model_order, module_path
-from .store import Record, read_records
+from .quantised import MXFP4
+from .store import Record, read_identity, read_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
@@ -53,10 +55,12 @@ class Result:
     Attributes:
         lines: in the file's order; with parameters and sizes where a record beside it knows them.
         notes: what is odd about it, a sentence each.
+        covered: the share of the checkpoint's bytes that the lines are; None where it is not known.
     """
 
     lines: tuple[Scored, ...]
     notes: tuple[str, ...] = ()
+    covered: float | None = None
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -149,17 +153,32 @@ def read_scored(path: Path) -> Result:
     if is_sorted:
         notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
     known: dict[str, Scored] = {}
+    covered = None
     try:
         if asked_for_record or (path.suffix == ".json" and record.exists()):
-            known = {line.module: line for line in lines_of(list(read_records(record, spectra=False).values()))}
+            records = list(read_records(record, spectra=False).values())
+            known = {line.module: line for line in lines_of(records)}
             if any((same := known.get(s.module)) is None or same[:3] != s[:3] for s in scored):
                 raise ResultError(f"{record} is the record of another scan than {results}", reason="other_result")
+            covered = _covered(records, {line.module for line in scored}, read_identity(record))
     except ResultError as error:
         if asked_for_record:
             raise
         notes.append(f"sizes and names of parameters are not known: {error}")
         known = {}
-    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes))
+    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered)
+
+
+def _covered(records: Iterable[Record], names: Set[str], identity: Mapping[str, Any]) -> float | None:
+    """The share of a checkpoint's bytes that is in the lines of these names."""
+    total = sum(identity.get("shards", {}).values())
+    # Of MXFP4, two weights are a byte.
+    stored = {
+        r.tensor: r.n * r.m * (4 if r.quantised == MXFP4 else DTYPE_BITS.get(r.dtype, 0)) / 8
+        for r in records
+        if (r.bank or r.module) in names
+    }
+    return sum(stored.values()) / total if total else None
 
 
 def read_results(path: Path) -> list[Scored]:

@@ -263,16 +263,28 @@ def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
     Raises:
         ResultError: no_such_result, unreadable, corrupt; locked, a scan has it open or did not end.
     """
-    before = _at_rest(path)
     columns = [name if spectra or name != "singular_values" else "x'' AS singular_values" for name in _COLUMNS]
+    with _reading(path) as db:
+        rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
+        return {record.module: record for record in map(_from_row, rows)}
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What was scanned, as `Store` was told. Reads and raises as `read_records`."""
+    with _reading(path) as db:
+        identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
+        return dict(identity)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    before = _at_rest(path)
     try:
         # Immutable: SQLite then neither locks nor looks for a journal. That nothing was written is checked here.
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        with contextlib.closing(db):
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version != _SCHEMA_VERSION:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            if db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
                 raise ValueError("another version")
-            records = [_from_row(row) for row in db.execute(f"SELECT {', '.join(columns)} FROM matrices")]
+            yield db
     except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         _at_rest(path)
         raise ResultError(
@@ -282,7 +294,6 @@ def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
         ) from error
     if _at_rest(path) != before:
         raise _open_elsewhere(path)
-    return {record.module: record for record in records}
 
 
 def _at_rest(path: Path) -> tuple[int, int]:

@@ -145,7 +145,8 @@ def needs_table(need: Needs) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(
-        "trains", f"{_si(need.trainable, '').strip()} of {_si(need.total, '').strip()} weights, {need.share:.1%}"
+        "trains",
+        f"{_si(need.trainable, '').strip()} of {_si(need.total, '').strip()} scored weights, {need.share:.1%}",
     )
     for recipe in Recipe:
         table.add_row(f"by {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")

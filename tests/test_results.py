@@ -49,6 +49,7 @@ def test_a_record_beside_a_result_names_and_sizes_its_parameters(scanned: Path, 
     name = "model.layers.1.mlp.down_proj"
     assert lines[name].parameter == f"{name}.weight" and lines[name].numel == 32 * 96
     assert lines["lm_head"].shares == "model.embed_tokens" and lines["model.embed_tokens"].shares is None
+    assert read.covered is not None and 0.9 < read.covered <= 1
     assert state(scanned.parent) == before
 
 

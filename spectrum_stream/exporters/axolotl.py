@@ -48,9 +48,9 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
     return "\n".join(lines) + "\n"
 
 
-def patterns(selection: Selection) -> tuple[str, ...]:
+def patterns(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
     """The patterns that `render` writes."""
-    targets = targets_of(selection, None)
+    targets = targets_of(selection, parameters)
     return (*_always(selection), *(pattern for target in targets.chosen for pattern in entries(target, targets)))
 
 

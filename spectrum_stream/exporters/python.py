@@ -1,7 +1,6 @@
 """Python: a function that freezes a torch model, with the names in it, for any trainer that takes a model."""
 
 import ast
-import json
 from collections.abc import Collection, Iterable
 
 from ..selection import Selection
@@ -51,5 +50,5 @@ def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    lines = [f"    {json.dumps(name)},\n" for name in names]
+    lines = [f"    {name!a},\n" for name in names]
     return f"[\n{''.join(lines)}]" if lines else "[]"

@@ -133,10 +133,39 @@ def hold(name: str, lines: Sequence[Scored], selection: Selection, names: Sequen
     assert chosen <= trained <= chosen | extra
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "module",
+    [
+        "2",
+        "null",
+        "a|b",
+        "a.*",
+        "(a",
+        "a]",
+        "a$",
+        "^a",
+        "a: b",
+        "- a",
+        "#a",
+        "{a}",
+        "\"'",
+        "a\\",
+        "a\x1b[31m",
+        "é\u202e\U0001f600",
+        "a b",
+    ],
+)
+def test_a_name_with_a_meaning_means_itself_or_is_refused(name: str, module: str) -> None:
+    lines = [Scored(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")]
+    names = [f"h.0.{module}.weight", "h.0.a.weight", "h.0.aa.weight", "h.0..weight"]
+    hold(name, lines, choose(lines, Rule(100)), names, True)
+
+
 REFUSALS: dict[str, set[str]] = {
-    "axolotl": set(),
-    "axolotl-snr": {"inexact"},
-    "lines": set(),
+    "axolotl": {"unsafe_name"},
+    "axolotl-snr": {"inexact", "unsafe_name"},
+    "lines": {"unsafe_name"},
     "ms-swift": {"inexact", "needs_names"},
     "ms-swift-regex": set(),
     "peft": {"not_adaptable", "inexact"},

@@ -12,6 +12,7 @@ Names are loaded when they are first used, so that importing the package imports
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .budgets import fit as fit
     from .errors import SpectrumStreamError as SpectrumStreamError
     from .freezing import Frozen as Frozen
     from .freezing import freeze as freeze
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from .scanning import ScanResult as ScanResult
     from .scanning import ScanStarted as ScanStarted
     from .scanning import scan as scan
+    from .selection import Rule as Rule
     from .selection import Selection as Selection
+    from .selection import choose as choose
     from .selection import select as select
 
 _HOMES = {
@@ -38,7 +41,10 @@ _HOMES = {
     "ScanResult": "scanning",
     "ScanStarted": "scanning",
     "scan": "scanning",
+    "Rule": "selection",
     "Selection": "selection",
+    "choose": "selection",
+    "fit": "budgets",
     "select": "selection",
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import FreezeError
+from .errors import FreezeError, ResultError
 from .exporters import axolotl
 from .selection import Selection
 
@@ -45,11 +45,9 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
             and the embedding, may); all_frozen; row_range; bad_pattern; not_trainable. The model is then as it was.
         ResultError: the file cannot be read.
     """
-    texts = (
-        axolotl.patterns(selection) if isinstance(selection, Selection) else axolotl.read_patterns(Path(selection))
-    )
     # With duplicates: a tied head is listed under its own name too, and `^lm_head.weight$` finds it there.
     parameters = list(model.named_parameters(remove_duplicate=False))
+    texts = _patterns(selection, [name for name, _ in parameters])
     chosen: dict[str, Any] = {}
     for text in texts:
         matched = _match(text, parameters)
@@ -73,6 +71,18 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
         sum(p.numel() for p in trainable.values()),
         sum(p.numel() for p in unique.values()),
     )
+
+
+def _patterns(selection: Selection | str | Path, names: list[str]) -> tuple[str, ...]:
+    if not isinstance(selection, Selection):
+        return axolotl.read_patterns(Path(selection))
+    try:
+        return axolotl.patterns(selection, names)
+    except ResultError as error:
+        reasons = {"no_such_parameter": "no_match", "nothing_chosen": "all_frozen"}
+        if error.reason not in reasons:
+            raise
+        raise FreezeError(str(error), reason=reasons[error.reason], hint=error.hint) from error
 
 
 def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:

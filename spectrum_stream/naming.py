@@ -16,6 +16,8 @@ _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_e
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
 _EXPERT = re.compile(r"(^|\.)((?:local_)?experts)\.[0-9]+\.")
 _TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
+_NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
+_EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", re.IGNORECASE)
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 
@@ -99,6 +101,21 @@ def is_extra_layer(module: str, layers: int | None) -> bool:
         return True
     found = re.match(r"model\.layers\.([0-9]{1,9})\.", module)
     return found is not None and layers is not None and int(found[1]) >= layers
+
+
+def is_norm(module: str) -> bool:
+    """Whether a module is a norm by its name: `input_layernorm`, `q_norm`, `ln_1`."""
+    return _NORM.fullmatch(module.rsplit(".", 1)[-1]) is not None
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module is an embedding by its name: `model.embed_tokens`, `wte`, `word_embeddings`."""
+    return not is_norm(module) and _EMBEDDING.fullmatch(module.rsplit(".", 1)[-1]) is not None
+
+
+def is_head(module: str) -> bool:
+    """Whether a module is a language model's head by its name: `lm_head`, outside of any layer."""
+    return module.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(module) == module
 
 
 def group_order(group: str) -> tuple[str, str]:

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
+from .budgets import Recipe
+from .exporters import FORMATS
 from .fetching import Fetch
 from .matrices import Experts
 from .runtime import Target
+from .selection import Rounding
 
 ModelArgument = Annotated[
     str | None,
@@ -17,6 +20,37 @@ ModelArgument = Annotated[
         help="A folder of shards, one .safetensors file, or a repo on the Hub: org/name, org/name@revision.",
     ),
 ]
+BottomPercentOption = Annotated[
+    float | None,
+    typer.Option("--bottom-percent", metavar="P", help="Select the lowest P percent of every group instead."),
+]
+ParamsOption = Annotated[
+    str | None, typer.Option("--params", metavar="N", help="Select as much as trains at most N weights: 2B, 500M.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Select as much as takes at most SIZE by --recipe: weights, gradients, optimiser; no activations.",
+    ),
+]
+RecipeOption = Annotated[Recipe, typer.Option("--recipe", help="How it is trained, for --memory.")]
+GroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="GROUP=P", help="P percent of this group (name or glob); repeat it."),
+]
+RoundOption = Annotated[Rounding, typer.Option("--round", help="How the share of a group is rounded.")]
+MinPerGroupOption = Annotated[
+    int, typer.Option("--min-per-group", metavar="N", help="Select at least N of every group, if it has so many.")
+]
+NormsOption = Annotated[bool, typer.Option("--norms/--no-norms", help="Whether norms may be trained.")]
+EmbeddingsOption = Annotated[
+    bool, typer.Option("--embeddings/--no-embeddings", help="Whether embeddings may be trained.")
+]
+HeadOption = Annotated[bool, typer.Option("--head/--no-head", help="Whether the head may be trained.")]
+FormatOption = Annotated[str, typer.Option("--format", metavar="NAME", help=f"For whom: {', '.join(FORMATS)}.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")]
 ModelNameOption = Annotated[
     str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag.")
 ]
@@ -70,7 +104,7 @@ TargetOption = Annotated[
 NamesFromOption = Annotated[
     Path | None,
     typer.Option(
-        "--names-from", metavar="FILE", help="The names of a trainer's parameters, one a line, to be named by."
+        "--names-from", metavar="FILE", help="The names of all parameters of the model in the trainer, one a line."
     ),
 ]
 ExpertsOption = Annotated[

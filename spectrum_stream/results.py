@@ -7,15 +7,19 @@ Ours appear whole or not at all; those of others are read as far as they can be.
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .durable import write_atomically
 from .errors import ResultError
-from .naming import group_order, model_order, pool_of
-from .store import Record
+from .header import DTYPE_BITS
+from .naming import group_order, is_single_expert, model_order, module_path, pool_of
+from .quantised import parameter_of as stored_parameter
+from .store import Record, read_identity, read_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
@@ -28,6 +32,8 @@ class Scored(NamedTuple):
         parameter: the name of the parameter that it is trained by; None where only a result file is known, which does
             not say. It is then `module`.weight, but for banks of experts, which models hold under their own name.
         numel: how many weights that has; None where it is not known.
+        shares: the module whose parameter this one has as well, as a tied head has the embedding's: one parameter,
+            trained as a whole or not at all, and counted there. None for a parameter of its own.
     """
 
     module: str
@@ -35,6 +41,27 @@ class Scored(NamedTuple):
     snr: float
     parameter: str | None = None
     numel: int | None = None
+    shares: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The module that its weights are counted under."""
+        return self.shares or self.module
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result file, read.
+
+    Attributes:
+        lines: in the file's order; with parameters and sizes where a record beside it knows them.
+        notes: what is odd about it, a sentence each.
+        covered: the share of the checkpoint's bytes that the lines are; None where it is not known.
+    """
+
+    lines: tuple[Scored, ...]
+    notes: tuple[str, ...] = ()
+    covered: float | None = None
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -49,7 +76,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     )
 
 
-def lines_of(records: Iterable[Record]) -> list[Scored]:
+def lines_of(records: Sequence[Record]) -> list[Scored]:
     """The lines of a result: a module each, and one for a whole bank of experts.
 
     A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
@@ -59,6 +86,7 @@ def lines_of(records: Iterable[Record]) -> list[Scored]:
     for record in records:
         name = record.bank or record.module
         units.setdefault(pool_of(name, record.group) or name, []).append(record)
+    owners = _owners(records)
     lines: list[Scored] = []
     for unit in units.values():
         scores = [record.score.snr for record in unit if record.score is not None]
@@ -68,14 +96,89 @@ def lines_of(records: Iterable[Record]) -> list[Scored]:
         for record in unit:
             named.setdefault(record.bank or record.module, []).append(record)
         for name, parts in named.items():
-            first, numel = parts[0], sum(part.n * part.m for part in parts)
-            lines.append(Scored(name, first.group, statistics.median(scores), first.parameter, numel))
+            first, numel, owner = parts[0], sum(part.n * part.m for part in parts), owners[parts[0].tensor]
+            shares = None if owner == name else owner
+            lines.append(Scored(name, first.group, statistics.median(scores), first.parameter, numel, shares))
     return lines
+
+
+def _owners(records: Iterable[Record]) -> dict[str, str]:
+    """What results call the module that each tensor is stored for; where that is not among them, the first."""
+    owners: dict[str, str] = {}
+    for record in records:
+        if record.tensor not in owners or module_path(stored_parameter(record.tensor)) == record.module:
+            owners[record.tensor] = record.bank or record.module
+    return owners
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """In the order of Spectrum's files: groups sorted, the modules of a group as the model has them."""
     return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
+
+
+def parameter_of(line: Scored) -> str:
+    """The name of a line's parameter: the record's, or else the likely one, a bank's own name or `module`.weight."""
+    bank = "experts" in line.module.split(".")[:-1] and not is_single_expert(f"{line.module}.")
+    return line.parameter or (line.module if bank else f"{line.module}.weight")
+
+
+def read_scored(path: Path) -> Result:
+    """A result with all that is known of it: the file, and the record of the scan beside it (`.sqlite`, same stem).
+
+    The file's modules, groups and scores are what counts: it is what was asked for, and what other programs read. The
+    record adds the parameters and sizes, and only if each of the file's lines is in it with the same score; else
+    it is of another scan, and says nothing about this file.
+
+    Args:
+        path: a result file, or the record itself. A record must have its result beside it, which is written when the
+            scan ends: the matrices of a scan that has not are parts of groups, and would be ranked as if they were
+                whole.
+
+    Raises:
+        ResultError: as `read_results` and `store.read_records`, which a result without a usable record does not;
+            unfinished, a record without a result; other_result, a record that disagrees with it.
+    """
+    asked_for_record = path.suffix == ".sqlite"
+    results, record = path.with_suffix(".json"), path.with_suffix(".sqlite")
+    if asked_for_record and not results.exists():
+        read_records(record, spectra=False)
+        raise ResultError(
+            f"{record} has no result beside it, so its scan has not ended", reason="unfinished", hint="run it again"
+        )
+    scored, is_sorted = _read(results if asked_for_record else path)
+    notes = []
+    if is_sorted:
+        notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
+    known: dict[str, Scored] = {}
+    covered = None
+    try:
+        if asked_for_record or (path.suffix == ".json" and record.exists()):
+            records = list(read_records(record, spectra=False).values())
+            known = {line.module: line for line in lines_of(records)}
+            if any((same := known.get(s.module)) is None or same[:3] != s[:3] for s in scored):
+                raise ResultError(f"{record} is the record of another scan than {results}", reason="other_result")
+            covered = _covered(records, {line.module for line in scored}, read_identity(record))
+    except ResultError as error:
+        if asked_for_record:
+            raise
+        notes.append(f"sizes and names of parameters are not known: {error}")
+        known = {}
+    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered)
+
+
+def _covered(records: Iterable[Record], names: Set[str], identity: Mapping[str, Any]) -> float | None:
+    """The share of a checkpoint's bytes that is in the lines of these names."""
+    total = sum(identity.get("shards", {}).values())
+    stored = {r.tensor: r.n * r.m * _bits(r) / 8 for r in records if (r.bank or r.module) in names}
+    return sum(stored.values()) / total if total else None
+
+
+def _bits(record: Record) -> int:
+    """Of one weight as it is stored; a scheme's name has them."""
+    if record.quantised is None:
+        return DTYPE_BITS.get(record.dtype, 0)
+    found = re.search(r"[0-9]+", record.quantised)
+    return int(found[0]) if found else 4
 
 
 def read_results(path: Path) -> list[Scored]:
@@ -88,6 +191,11 @@ def read_results(path: Path) -> list[Scored]:
     Raises:
         ResultError: no_such_result, unreadable, too_large, not_a_result.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Scored], bool]:
+    """The lines, and whether they are in the schema of `_sorted.json`."""
     try:
         if path.stat().st_size > MAX_RESULT_NBYTES:
             raise ResultError(f"{path} is too large for a result", reason="too_large")
@@ -98,10 +206,11 @@ def read_results(path: Path) -> list[Scored]:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    scored = _from_modules(data) or _from_groups(data)
-    if not scored:
-        raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
-    return scored
+    if scored := _from_modules(data):
+        return scored, False
+    if scored := _from_groups(data):
+        return scored, True
+    raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 
 def _from_modules(data: Any) -> list[Scored] | None:

@@ -262,6 +262,72 @@ class Store:
             ) from error
 
 
+def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
+    """All rows of a record that no scan has open, by module. Takes no lock and creates no file.
+
+    A record that is open, or that was left by a scan that was killed, has its last rows in a journal beside it, and
+    SQLite could only read that by writing. It is refused.
+
+    Args:
+        spectra: with the singular values; they are most of a record. Without, they are empty.
+
+    Raises:
+        ResultError: no_such_result, unreadable, corrupt; locked, a scan has it open or did not end.
+    """
+    columns = [name if spectra or name != "singular_values" else "x'' AS singular_values" for name in _COLUMNS]
+    with _reading(path) as db:
+        rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
+        return {record.module: record for record in map(_from_row, rows)}
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What was scanned, as `Store` was told. Reads and raises as `read_records`."""
+    with _reading(path) as db:
+        identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
+        return dict(identity)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    before = _at_rest(path)
+    try:
+        # Immutable: SQLite then neither locks nor looks for a journal. That nothing was written is checked here.
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            if db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+                raise ValueError("another version")
+            yield db
+    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+        _at_rest(path)
+        raise ResultError(
+            f"{path} is damaged or not a record of this version's scans",
+            reason="corrupt",
+            hint="start over with --fresh",
+        ) from error
+    if _at_rest(path) != before:
+        raise _open_elsewhere(path)
+
+
+def _at_rest(path: Path) -> tuple[int, int]:
+    """What changes when the record is written to; raises where that may be going on."""
+    try:
+        found = path.stat()
+        if path.with_name(f"{path.name}-wal").exists():
+            raise _open_elsewhere(path)
+    except FileNotFoundError as error:
+        raise ResultError(f"there is no record at {path}", reason="no_such_result") from error
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _open_elsewhere(path: Path) -> ResultError:
+    return ResultError(
+        f"{path} is in use by a scan, or a scan of it was killed",
+        reason="locked",
+        hint="let the scan end, or run it again",
+    )
+
+
 def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     before, now = (dict(one) for one in (stored, identity))
     versions_before, versions_now = before.pop("versions", {}), now.pop("versions", {})

@@ -10,8 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .budgets import Needs, Recipe
 from .fetching import Way
-from .naming import is_single_expert
+from .naming import is_head, is_single_expert
 from .planning import Plan
 from .results import Scored
 from .selection import Selection, rank
@@ -144,6 +145,20 @@ def score_table(scored: Sequence[Scored], selection: Selection | None) -> Table:
     return table
 
 
+def needs_table(need: Needs) -> Table:
+    """What a selection takes to train: weights, and bytes by each recipe."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(
+        "trains",
+        f"{_si(need.trainable, '').strip()} of {_si(need.total, '').strip()} scored weights, {need.share:.1%}",
+    )
+    for recipe in Recipe:
+        table.add_row(f"by {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")
+    return table
+
+
 def remarks(result: "ScanResult") -> list[str]:
     """What a reader of the scores should know, a sentence each."""
     lines = []
@@ -172,7 +187,11 @@ def remarks(result: "ScanResult") -> list[str]:
 
 def selection_remarks(selection: Selection) -> list[str]:
     """What a reader of a selection should know, a sentence each."""
-    lines = []
+    lines = list(selection.notes)
+    if selection.rule.head != selection.rule.embeddings and (
+        tied := [line for line in selection.lines if line.shares and is_head(line.module)]
+    ):
+        lines.append(f"{tied[0].module} and {tied[0].shares} are one parameter, so neither is trained")
     if not selection.modules:
         lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
     if selection.tied:

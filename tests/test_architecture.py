@@ -39,6 +39,7 @@ ORDER = [
     "store",
     "results",
     "selection",
+    "budgets",
     "exporters",
     "freezing",
     "scanning",

@@ -144,6 +144,8 @@ def test_pooled_experts_are_chosen_together(save: Save) -> None:
         assert len(chosen) == 8 and all(layers.count(layer) == 4 for layer in layers), group
     again = select(Path("model_snr_results/snr_results_x.json"), 50)
     assert again.chosen == pooled.selection.chosen
+    # A percentage that would cut the experts of a layer in two chooses whole layers, rounded down.
+    assert all(len(chosen) == 4 for chosen in select(pooled.scored, 40).chosen.values())
 
 
 def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:

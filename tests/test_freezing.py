@@ -122,3 +122,11 @@ def test_only_the_chosen_weights_move_in_training() -> None:
         optimizer.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"model.layers.3.gate_proj.weight", "model.embed_tokens.weight"}
+
+
+def test_a_module_that_was_not_scanned_is_not_trained_for_its_name() -> None:
+    # `gate` alone is in the result, and is the start of `gate_proj`, which the model has.
+    model = Model(tied=False)
+    lines = [Scored(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
+    report = freeze(model, select(lines, 10))
+    assert {name for name in report.trainable if "layers" in name} == {"model.layers.11.gate.weight"}

@@ -6,29 +6,144 @@ from typing import Annotated
 import typer
 
 from .. import tables
+from ..budgets import Recipe, fit, needs
 from ..durable import write_atomically
-from ..exporters import axolotl
-from ..options import JsonOption, ModulesOption, QuietOption
-from ..selection import select
-from .common import explain, open_output, patterns_of
+from ..errors import UsageError
+from ..exporters import FORMATS
+from ..options import (
+    BottomPercentOption,
+    EmbeddingsOption,
+    FormatOption,
+    GroupOption,
+    HeadOption,
+    JsonOption,
+    MemoryOption,
+    MinPerGroupOption,
+    ModulesOption,
+    NamesFromOption,
+    NormsOption,
+    OutputOption,
+    ParamsOption,
+    QuietOption,
+    RecipeOption,
+    RoundOption,
+    TopPercentOption,
+)
+from ..runtime import read_names
+from ..selection import Rounding, Rule, choose
+from .common import count_of, explain, nbytes_of, open_output, patterns_of, remark_on
+
+_DEFAULT = "axolotl"
+# These train weights of their own beside the chosen ones.
+_ADAPTERS = {"peft"}
 
 
 def select_command(
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A result file: snr_results_….json.")],
-    top_percent: Annotated[
-        float, typer.Option("--top-percent", metavar="P", help="Select the top P percent of every group.")
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT", help="A result file, snr_results_….json, or its record, .sqlite.")
     ],
+    top_percent: TopPercentOption = None,
+    bottom_percent: BottomPercentOption = None,
+    params: ParamsOption = None,
+    memory: MemoryOption = None,
+    recipe: RecipeOption = Recipe.ADAMW,
+    group: GroupOption = None,
     modules: ModulesOption = None,
+    rounding: RoundOption = Rounding.FLOOR,
+    min_per_group: MinPerGroupOption = 0,
+    norms: NormsOption = True,
+    embeddings: EmbeddingsOption = True,
+    head: HeadOption = True,
+    format_name: FormatOption = _DEFAULT,
+    file: OutputOption = None,
+    names_from: NamesFromOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
     output = open_output(as_json, quiet)
-    selection = select(result, top_percent, modules=patterns_of(modules))
-    path = Path(f"{result.stem}_unfrozenparameters_{top_percent:g}percent.yaml")
-    write_atomically(path, axolotl.render(selection))
+    max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
+    budget = max_numel is not None or max_nbytes is not None
+    if (top_percent is not None) + (bottom_percent is not None) + budget != 1:
+        raise UsageError(
+            "how much is to be chosen?",
+            reason="conflicting_options",
+            hint="one of --top-percent, --bottom-percent, or a budget by --params or --memory",
+        )
+    if format_name not in FORMATS:
+        raise UsageError(
+            f"there is no format {format_name!r}", reason="no_such_format", hint=f"one of {', '.join(FORMATS)}"
+        )
+    if format_name in _ADAPTERS and max_nbytes is not None:
+        raise UsageError(
+            "--memory counts the training of the weights themselves, and an adapter trains others",
+            reason="conflicting_options",
+            hint="--params bounds the weights that are adapted",
+        )
+    percent = top_percent if top_percent is not None else bottom_percent
+    patterns = patterns_of(modules)
+    rule = Rule(
+        100 if percent is None else percent,
+        None if patterns is None else tuple(patterns),
+        percents=_percents(group),
+        rounding=rounding,
+        min_per_group=min_per_group,
+        bottom=bottom_percent is not None,
+        norms=norms,
+        embeddings=embeddings,
+        head=head,
+    )
+    if budget:
+        selection = fit(result, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe)
+    else:
+        selection = choose(result, rule)
+    exporter = FORMATS[format_name]
+    text = exporter.render(selection, None if names_from is None else read_names(names_from))
+    path = file or Path(f"{result.stem}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}")
+    if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
+        raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
+    write_atomically(path, text)
+    need = needs(selection)
     output.show(tables.score_table([line for group in selection.ranked.values() for line in group], selection))
-    output.data({"schema_version": 1, "chosen": selection.chosen, "files": [str(path)]})
+    data = {"schema_version": 1, "chosen": selection.chosen, "percent": selection.rule.percent, "files": [str(path)]}
+    if need is not None and format_name not in _ADAPTERS:
+        output.line()
+        output.show(tables.needs_table(need))
+        data |= {"trainable_weights": need.trainable, "total_weights": need.total, "trainable_share": need.share}
+        data["nbytes"] = {str(each): need.nbytes(each) for each in Recipe}
+    output.data(data)
     output.line()
+    if budget:
+        output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
     output.line(f"wrote {path}")
-    explain(output, selection)
+    if format_name == _DEFAULT:
+        explain(output, selection)
+    else:
+        output.line(exporter.ADVICE)
+        remark_on(output, selection)
+    if need is None:
+        output.note("how many weights this trains is not known: the result has no record of a scan beside it")
+
+
+def _percents(groups: list[str] | None) -> dict[str, float]:
+    percents = {}
+    for text in groups or ():
+        name, found, percent = text.rpartition("=")
+        try:
+            percents[name] = float(percent.removesuffix("%"))
+        except ValueError:
+            found = ""
+        if not found:
+            raise UsageError(
+                f"{text!r} is not a group and its percentage",
+                reason="bad_percent",
+                hint="--group mlp.down_proj=25",
+            )
+    return percents
+
+
+def _label(format_name: str, rule: Rule) -> str:
+    """A file's name after the result's: Spectrum's for what Spectrum could have chosen."""
+    what = "unfrozenparameters" if format_name == _DEFAULT else format_name
+    end = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
+    return f"{what}_{end}{'' if rule.is_spectrums or rule.bottom else '_custom'}"

@@ -7,7 +7,6 @@ import shlex
 
 from .. import tables
 from ..errors import UsageError
-from ..exporters import axolotl
 from ..output import LogNotes, Output
 from ..selection import Selection
 
@@ -26,7 +25,13 @@ def open_output(as_json: bool, quiet: bool) -> Output:
 def explain(output: Output, selection: Selection | None) -> None:
     if selection is None:
         return
-    output.line(f"the YAML also trains {' and '.join(axolotl.ALWAYS)}, as Spectrum's always does")
+    if selection.always:
+        always = " and ".join(f"^{module}.weight$" for module in selection.always)
+        output.line(f"the YAML also trains {always}, as Spectrum's always does")
+    remark_on(output, selection)
+
+
+def remark_on(output: Output, selection: Selection) -> None:
     for remark in tables.selection_remarks(selection):
         output.warn(remark)
 
@@ -61,6 +66,16 @@ def nbytes_of(size: str | None, option: str) -> int | None:
         raise UsageError(f"{size!r} is not a size", reason="bad_size", hint=f"{option} 1.5GB")
     exponent = " kMGT".index(match[2].replace("K", "k") or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
+
+
+def count_of(number: str | None, option: str) -> int | None:
+    """`2B`, `1.5M` or a plain number."""
+    if number is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kKMBGT]?)\s*", number)
+    if match is None:
+        raise UsageError(f"{number!r} is not a number of weights", reason="bad_count", hint=f"{option} 2B")
+    return int(float(match[1]) * 1000 ** " kMBT".index(match[2].replace("K", "k").replace("G", "B") or " "))
 
 
 def command_line(*words: str) -> str:

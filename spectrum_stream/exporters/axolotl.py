@@ -3,9 +3,12 @@
 Axolotl trains the parameters whose name matches a pattern of the list and freezes the rest. A pattern is a
 regular expression that has to match from the start of the name, not to its end, in which a dot is a dot
 unless a plus follows; `[a:b]` at its end names rows. (axolotl/utils/freeze.py)
+
+An entry is a module's name, as Spectrum writes it, so that its bias is trained with its weight.
 """
 
 import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,14 @@ from typing import Any
 import yaml
 
 from ..errors import ResultError
+from ..selection import ALWAYS as _ALWAYS
 from ..selection import Selection
+from .targets import Target, Targets, targets_of
 
-# Spectrum always trains these two, whatever the model calls them and whether or not it has them.
-ALWAYS = ("^lm_head.weight$", "^model.embed_tokens.weight$")
+SUFFIX = "yaml"
+ADVICE = "the list is a part of a config of Axolotl; it trains a module's bias with its weight"
+
+ALWAYS = tuple(f"^{module}.weight$" for module in _ALWAYS)
 
 # Unquoted in YAML, unescaped in a regular expression: names of other characters do not mean themselves in both.
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
@@ -24,22 +31,55 @@ _ROWS = re.compile(r"^(.+)\[[0-9]*(?::[0-9]*)?\]$")
 _DOT = re.compile(r"\.(?!\+)")
 
 
-def render(selection: Selection) -> str:
-    """The YAML, byte for byte what Spectrum writes.
+def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
+    """The YAML, byte for byte what Spectrum writes, but for names that would match others as well.
 
     Raises:
-        ResultError: unsafe_name, a name that would mean something else in YAML or as a pattern.
+        ResultError: unsafe_name, a name that would mean something else in YAML or as a pattern; no_such_parameter.
     """
-    lines = ["unfrozen_parameters:", *(f"- {pattern}" for pattern in ALWAYS)]
-    for group, modules in selection.chosen.items():
-        lines.append(f"# {_plain(group)} layers")
-        lines += [f"- {_plain(module)}" for module in modules]
+    targets = targets_of(selection, parameters)
+    by_group: dict[str, list[Target]] = {name: [] for name in selection.chosen}
+    for target in targets.chosen:
+        by_group[target.group].append(target)
+    lines = ["unfrozen_parameters:", *(f"- {pattern}" for pattern in _always(selection))]
+    for group, chosen in by_group.items():
+        lines.append(f"# {plain(group)} layers")
+        lines += [f"- {pattern}" for target in chosen for pattern in entries(target, targets)]
     return "\n".join(lines) + "\n"
 
 
-def patterns(selection: Selection) -> tuple[str, ...]:
+def patterns(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
     """The patterns that `render` writes."""
-    return (*ALWAYS, *(_plain(module) for module in selection.modules))
+    targets = targets_of(selection, parameters)
+    return (*_always(selection), *(pattern for target in targets.chosen for pattern in entries(target, targets)))
+
+
+def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
+    """The parameters that Axolotl trains, given a config with this text."""
+    return matched([Pattern(text) for text in yaml.safe_load(text)["unfrozen_parameters"]], parameter_names)
+
+
+def matched(patterns: Sequence["Pattern"], parameter_names: Iterable[str]) -> set[str]:
+    """The parameters that any of the patterns matches."""
+    return {name for name in parameter_names if any(pattern.matches(name) for pattern in patterns)}
+
+
+def entries(target: Target, targets: Targets) -> tuple[str, ...]:
+    """The entries for a chosen module: its name, or its parameter's, where its own is the start of others'."""
+    module = plain(target.module)
+    if target.tied:
+        # Spectrum writes the head's own name, which then matches nothing; the embedding's pattern trains it.
+        embedding = () if target.parameter in targets.always else (f"{plain(target.parameter)}$",)
+        return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
+    if target.is_bare:
+        # What was read is the whole name. Else it can be the module's, after all.
+        return (f"{module}$",) if target.certain else (module,)
+    own = {name for name in targets.starting_with(f"{module}.") if "." not in name[len(module) + 1 :]}
+    return (module,) if own.issuperset(targets.starting_with(module)) else (f"{plain(target.parameter)}$",)
+
+
+def _always(selection: Selection) -> list[str]:
+    return [f"^{module}.weight$" for module in selection.always]
 
 
 def read_patterns(path: Path) -> tuple[str, ...]:
@@ -78,7 +118,8 @@ class Pattern:
         return re.match(_DOT.sub(r"\\.", rows[1] if rows else self.text), parameter) is not None
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name that means itself, unquoted in YAML and unescaped as a pattern of Axolotl; others are refused."""
     # `2`, `null` and `no` are plain and still no strings in YAML.
     if not _PLAIN.fullmatch(name) or (name and yaml.safe_load(name) != name):
         raise ResultError(f"the name {name!r} cannot be written as a pattern for Axolotl", reason="unsafe_name")

@@ -1,0 +1,42 @@
+"""ms-swift: `trainable_parameters`, a list of names.
+
+With `freeze_parameters_ratio` 1 in full-parameter training everything is frozen, and then the parameters are trained
+whose names start with an entry of the list. (swift/utils/transformers_utils.py, freeze_parameters and
+activate_parameters)
+"""
+
+from collections.abc import Collection, Iterable
+
+import yaml
+
+from ..selection import Selection
+from .targets import inexact, needs_names, targets_of
+
+SUFFIX = "yaml"
+ADVICE = "for full-parameter training; the same keys are options of `swift sft`"
+
+
+def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
+    """The config.
+
+    Raises:
+        ResultError: inexact, a name that others start with; needs_names, where that cannot be known, of banks of
+            experts; no_such_parameter.
+    """
+    targets = targets_of(selection, parameters)
+    names = targets.parameters
+    trained = set(names)
+    for name in names:
+        if others := [other for other in targets.starting_with(name) if other not in trained]:
+            raise inexact(f"{name} would train {others[0]} as well", "--format ms-swift-regex names it exactly")
+    # Beside `experts.down_proj` there can be `experts.down_proj_bias`, which no result lists.
+    if not targets.complete and any(target.is_bare for target in targets.chosen):
+        raise needs_names("a list of names that others can start with")
+    config = {"freeze_parameters_ratio": 1, "trainable_parameters": list(names)}
+    return yaml.safe_dump(config, sort_keys=False, width=10_000)
+
+
+def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
+    """The parameters that ms-swift trains, given a config with this text."""
+    starts = tuple(yaml.safe_load(text)["trainable_parameters"])
+    return {name for name in parameter_names if name.startswith(starts)}

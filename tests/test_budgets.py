@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum_stream.budgets import Needs, Recipe, fit, needs
+from spectrum_stream.errors import ResultError, UsageError
+from spectrum_stream.results import Scored
+from spectrum_stream.selection import Rounding, Rule, choose
+
+from .conftest import GOLDEN
+
+LINES = [Scored(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
+    Scored("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),
+    Scored("lm_head", "lm_head", 3.0, "lm_head.weight", 1000, shares="model.embed_tokens"),
+]
+
+
+def test_a_tied_head_counts_once() -> None:
+    assert needs(choose(LINES, Rule(50))) == Needs(1000 + 4 * 100, 1800)
+    # Also where the result has no line for the embedding.
+    assert needs(choose([*LINES[:8], LINES[9]], Rule(50))) == Needs(1400, 1800)
+
+
+def test_bytes_are_those_of_trained_and_of_frozen_weights() -> None:
+    need = Needs(100, 1100)
+    assert need.nbytes(Recipe.ADAMW) == 100 * 16 + 1000 * 4
+    assert need.nbytes(Recipe.ADAMW_MIXED) == 100 * 16 + 1000 * 2
+    assert need.nbytes(Recipe.ADAMW_BF16) == 100 * 8 + 1000 * 2
+    assert need.nbytes(Recipe.ADAMW_8BIT) == pytest.approx(100 * 6.03125 + 1000 * 2)
+    assert need.share == 1 / 11
+
+
+def test_what_is_always_trained_is_within_the_budget() -> None:
+    assert len(fit(LINES, Rule(100), max_numel=1399).modules) == 3
+    assert len(fit(LINES, Rule(100), max_numel=1400).modules) == 4
+    assert len(fit(LINES, Rule(100, head=False, embeddings=False), max_numel=400).modules) == 4
+
+
+def test_both_budgets_hold_at_once() -> None:
+    nbytes = int(Needs(1200, 1800).nbytes(Recipe.ADAMW_BF16))
+    assert len(fit(LINES, Rule(100), max_numel=1500, max_nbytes=nbytes, recipe=Recipe.ADAMW_BF16).modules) == 2
+
+
+def test_a_budget_for_nothing_is_an_error() -> None:
+    for rule in (Rule(100), Rule(100, percents={"*": 0})):
+        with pytest.raises(UsageError) as error:
+            fit(LINES, rule, max_numel=1099)
+        assert error.value.reason == "over_budget"
+
+
+def test_sizes_that_are_not_known_are_not_guessed() -> None:
+    path: Path = GOLDEN / "snr_results_smollm2.json"
+    assert needs(choose(path, Rule(50))) is None
+    with pytest.raises(ResultError) as error:
+        fit(path, Rule(100), max_numel=10**12)
+    assert error.value.reason == "unknown_sizes"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=30),
+    st.integers(1, 20_000),
+    st.booleans(),
+    st.sampled_from(Rounding),
+    st.sampled_from([0, 2]),
+)
+def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
+    lines: list[tuple[str, float, int]], max_numel: int, bottom: bool, rounding: Rounding, least: int
+) -> None:
+    scored = [Scored(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(lines)]
+    rule = Rule(100, bottom=bottom, rounding=rounding, min_per_group=least)
+    try:
+        selection = fit(scored, rule, max_numel=max_numel)
+    except UsageError as error:
+        assert error.reason == "over_budget"
+        smallest = choose(scored, Rule(0.01, bottom=bottom, rounding=rounding, min_per_group=least))
+        # The first module there is to choose, by percentage, is more than the budget.
+        assert (
+            not smallest.modules or sum(scored[int(m.split(".")[0])].numel or 0 for m in smallest.modules) > max_numel
+        )
+        return
+    need = needs(selection)
+    assert need is not None and need.trainable <= max_numel
+    if (percent := round(selection.rule.percent + 0.01, 2)) <= 100:
+        more = needs(choose(scored, Rule(percent, bottom=bottom, rounding=rounding, min_per_group=least)))
+        assert more is not None and more.trainable > max_numel

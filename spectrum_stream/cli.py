@@ -3,7 +3,7 @@
 Data goes to stdout; progress, notes and errors go to stderr. A command raises our errors and returns; `main`
 turns them into one sentence and an exit code, with which `__main__` ends the process.
 
-    0 done   1 error   2 usage   3 written, but some weights have no score
+    0 done   1 error   2 usage   3 written, but some weights have no score   4 verify found a mismatch
     130 interrupted, 143 terminated; either way resumable
 """
 
@@ -17,6 +17,7 @@ import typer
 from . import __version__
 from .commands.choosing import select_command
 from .commands.scanning import demo_command, plan_command, scan_command
+from .commands.verifying import verify_command
 from .errors import SpectrumStreamError
 from .output import Output
 
@@ -25,7 +26,8 @@ DEBUG_VARIABLE = "SPECTRUM_STREAM_DEBUG"
 app = typer.Typer(
     name="spectrum-stream",
     help="Spectrum SNR scans of safetensors checkpoints, one tensor at a time, without building the model.",
-    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 some weights have no score, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 some weights have no score, 4 a mismatch found by verify, "
+    "130 interrupted, 143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +44,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 app.command("plan")(plan_command)
 app.command("scan")(scan_command)
 app.command("select")(select_command)
+app.command("verify")(verify_command)
 app.command("demo")(demo_command)
 
 

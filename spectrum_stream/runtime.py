@@ -12,7 +12,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -73,7 +73,7 @@ def named(
     if names is not None:
         target = Target.GIVEN
     elif target is Target.AUTO:
-        target = {4: Target.V4, 5: Target.V5}.get(_installed() or 0, Target.CHECKPOINT)
+        target = {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
         # Nobody says what it is.
         target = target if isinstance(family, str) else Target.CHECKPOINT
     if target is Target.CHECKPOINT:
@@ -97,6 +97,24 @@ def named(
             warnings.append(f"{family} is no family whose names in memory are known here; these are the checkpoint's")
             return Named(tuple(matrices), Target.CHECKPOINT, (), tuple(warnings))
     return _renamed(matrices, skipped, parameters, target, warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """What becomes of the names of a checkpoint, and whose they then are, in words."""
+
+    of: Callable[[str], str]
+    whose: str
+
+
+def renaming(config: Mapping[str, Any], target: Target) -> Renaming:
+    """That of a family that is known; else the checkpoint's names stay."""
+    family = config.get("model_type")
+    version = installed_version() if target is Target.AUTO else {Target.V4: 4, Target.V5: 5}.get(target)
+    table = {4: families.V4, 5: families.V5}.get(version or 0, {})
+    if isinstance(family, str) and family in table:
+        return Renaming(families.rename(table[family]), f"of the checkpoint, as transformers {version} renames them")
+    return Renaming(str, "of the checkpoint")
 
 
 def _renamed(
@@ -134,7 +152,7 @@ def _renamed(
     return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings))
 
 
-def _installed() -> int | None:
+def installed_version() -> int | None:
     """The version of transformers that is installed, the first number of it."""
     try:
         return int(importlib.metadata.version("transformers").split(".")[0])
@@ -202,25 +220,11 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
         UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
     """
     try:
-        import torch
-        import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError as error:
-        raise UsageError(
-            "the names of transformers need transformers 5",
-            reason="missing_extra",
-            hint="pip install 'spectrum-stream[verify]'",
-        ) from error
-    model_class, model_config = _classes(transformers, config)
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            # The model's own advice about how to run it.
-            warnings.simplefilter("ignore")
-            model = model_class(model_config)
-    # A config is a stranger's, and every model has its own way to fail at one.
-    except Exception as error:
-        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+        raise _missing() from error
+    model = _model(config)
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
@@ -234,6 +238,50 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
     # The parts of a bank are its experts; parts of a matrix have no score that is the matrix's.
     parts = Counter(found.values())
     return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
+
+
+def model_parameters(config: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every parameter of the model that transformers makes, and the names that are another's as well.
+
+    Raises:
+        UsageError: missing_extra, unknown_architecture.
+    """
+    model = _model(config)
+    every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    own = dict(model.named_parameters())
+    # On the meta device nothing is tied yet; the model says what will be.
+    tied = {
+        k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
+    }
+    tied |= {name: name for name in every.keys() - own.keys() - tied.keys()}
+    return every, tied
+
+
+def _model(config: Mapping[str, Any]) -> Any:
+    """A model without weights."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise _missing() from error
+    model_class, model_config = _classes(transformers, config)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            # The model's own advice about how to run it.
+            warnings.simplefilter("ignore")
+            model = model_class(model_config)
+    # A config is a stranger's, and every model has its own way to fail at one.
+    except Exception as error:
+        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+    return model
+
+
+def _missing() -> UsageError:
+    return UsageError(
+        "the names of transformers need transformers 5",
+        reason="missing_extra",
+        hint="pip install 'spectrum-stream[verify]'",
+    )
 
 
 def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -17,10 +17,14 @@ from .planning import Plan
 from .results import Scored
 from .selection import Selection, rank
 from .store import Record
+from .verifying import Verdict
 
 if TYPE_CHECKING:
     # At run time this would import torch, and a plan is shown without it.
     from .scanning import ScanResult
+
+
+_MAX_FINDINGS = 40
 
 
 def printable(text: str) -> str:
@@ -205,6 +209,27 @@ def selection_remarks(selection: Selection) -> list[str]:
     if infinite:
         lines.append(f"{len(infinite)} scores are NaN or infinite and mean nothing: {_some(infinite)}")
     return lines
+
+
+def verdict_table(verdict: Verdict) -> RenderableType:
+    """What a trainer would make of a file: findings, and how much it would train."""
+    findings = Table(box=None, pad_edge=False)
+    for column in ("", "entry", "what is wrong"):
+        findings.add_column(column, overflow="fold")
+    for finding in verdict.findings[:_MAX_FINDINGS]:
+        kind = f"note: {finding.mistake}" if finding.mistake.is_note else str(finding.mistake)
+        findings.add_row(kind, foreign(finding.entry), foreign(finding.detail))
+    parts: list[RenderableType] = [findings, Text()] if verdict.findings else []
+    if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
+        parts.append(Text(f"and {more} more; --json has them all"))
+    count = counted(verdict.parameters, "parameter", "parameters")
+    whose = f"{count}, {verdict.whose}"
+    if verdict.trained:
+        parts.append(Text(f"trains {len(verdict.trained)} of {whose}"))
+    else:
+        parts.append(Text(f"held against {whose}"))
+    parts.append(Text("as meant" if verdict.is_good else "not as meant"))
+    return Lines(*parts)
 
 
 def _kinds(records: Sequence[Record]) -> str:

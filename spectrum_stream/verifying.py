@@ -1,0 +1,328 @@
+"""A selection or a result held against the parameters of a model, as its trainer will see them, before any training.
+
+A wrong name is silent in a trainer: a pattern that matches nothing freezes what was chosen, one that matches more
+trains what was not, and an empty list trains everything.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import runtime
+from .checkpoint import read_checkpoint
+from .errors import ResultError, UsageError
+from .exporters import FORMATS, axolotl
+from .naming import is_head, module_path
+from .quantised import is_companion, parameter_of
+from .results import parameter_of as parameter_of_line
+from .results import read_scored
+from .runtime import Target
+from .sources import open_source
+
+MAX_SELECTION_NBYTES = 200_000_000
+
+
+class Mistake(StrEnum):
+    """What is wrong, or odd, with an entry or with the whole."""
+
+    NO_MATCH = "no_match"  # it matches no parameter
+    TOO_MANY = "too_many"  # it matches parameters that it does not name: layers.10 for layers.1
+    BAD_PATTERN = "bad_pattern"  # no regular expression of this trainer
+    ALL_FROZEN = "all_frozen"  # nothing would be trained
+    NOTHING_FROZEN = "nothing_frozen"  # everything would be
+    TIED_HEAD = "tied_head"  # the head is the embedding, which is what is trained, or frozen
+    NOT_IN_MODEL = "not_in_model"  # a line of a result is no parameter
+    ROW_RANGE = "row_range"  # rows of a parameter, where the config shards it or they are not there
+    FSDP = "fsdp"  # sharding that cannot freeze a part of what it flattens
+    CHECKPOINTING = "checkpointing"  # gradients that end at the first frozen layer
+    ADAPTER = "adapter"  # an adapter, which trains other weights
+
+    @property
+    def is_note(self) -> bool:
+        """Whether training does what was meant all the same."""
+        return self is Mistake.TIED_HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    mistake: Mistake
+    entry: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trainer would make of it.
+
+    Attributes:
+        whose: where the names of the parameters come from, in words.
+        parameters: how many there are.
+        trained: those that would be trained; empty for a result, which chooses nothing.
+        findings: what is wrong.
+    """
+
+    whose: str
+    parameters: int
+    trained: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_good(self) -> bool:
+        return all(finding.mistake.is_note for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a model by the names of its trainer.
+
+    Attributes:
+        shapes: by name, in the model's order; None for a shape that is not known.
+        whose: where they come from, in words.
+        tied: names that are another parameter.
+    """
+
+    shapes: Mapping[str, tuple[int, ...] | None]
+    whose: str
+    tied: Mapping[str, str]
+
+
+def parameters_of(model: str | None, target: Target, names: Sequence[str] | None) -> Parameters:
+    """The parameters of MODEL: of a list, of the model that transformers makes of config.json, or of the checkpoint.
+
+    Args:
+        names: of a trainer, which then are all that counts.
+
+    Raises:
+        UsageError: no_model; missing_extra, unknown_architecture, for a `target` that cannot be told.
+        SourceError, CheckpointError: MODEL cannot be read.
+    """
+    if names is not None:
+        return Parameters(dict.fromkeys(names), "of the list given", {})
+    if model is None:
+        raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names-from FILE")
+    source = open_source(model)
+    if target in (Target.AUTO, Target.V5) and runtime.installed_version() == 5 and source.config:
+        try:
+            shapes, tied = runtime.model_parameters(source.config)
+            return Parameters(shapes, "of the model that transformers makes of config.json", tied)
+        except UsageError:
+            if target is Target.V5:
+                raise
+    checkpoint = read_checkpoint(source)
+    stored = [
+        (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
+        for _, tensor in checkpoint.tensors
+        if not is_companion(tensor.name)
+    ]
+    renaming = runtime.renaming(source.config, target)
+    renamed: dict[str, tuple[int, ...] | None] = {}
+    for name, shape in stored:
+        there = renaming.of(name)
+        # One of several parts has not the shape of the whole.
+        renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
+    return Parameters(renamed, renaming.whose, {})
+
+
+def verify(path: Path, parameters: Parameters, trainer: str = "axolotl") -> Verdict:
+    """Hold a file against a model's parameters: a result or its record, or a selection in a trainer's words.
+
+    Args:
+        trainer: one of `exporters.FORMATS`, whose way of matching counts.
+
+    Raises:
+        UsageError: no_such_format.
+        ResultError: the file cannot be read; not_a_selection, it is none of this trainer's.
+    """
+    if trainer not in FORMATS:
+        raise UsageError(
+            f"there is no format {trainer!r}", reason="no_such_format", hint=f"one of {', '.join(FORMATS)}"
+        )
+    if (findings := _of_result(path, parameters)) is not None:
+        return Verdict(parameters.whose, len(parameters.shapes), (), tuple(findings))
+    text = _text(path)
+    names = [name for name in parameters.shapes if name not in parameters.tied]
+    try:
+        trained = FORMATS[trainer].matches(text, names)
+        found = _entries(trainer, text)
+    except re.error as error:
+        bad = Finding(Mistake.BAD_PATTERN, str(error.pattern), f"is no regular expression: {error}")
+        return Verdict(parameters.whose, len(names), (), (bad,))
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ResultError(
+            f"{path} is no selection for {trainer}", reason="not_a_selection", hint="--for says whose it is"
+        ) from error
+    findings = [finding for entry, matches in found for finding in _of_entry(entry, matches, names, parameters)]
+    if not trained:
+        findings.append(Finding(Mistake.ALL_FROZEN, "", "no parameter would be trained"))
+    elif len(trained) == len(names) > 1:
+        findings.append(Finding(Mistake.NOTHING_FROZEN, "", f"all {len(names)} parameters would be trained"))
+    if trainer == "axolotl":
+        findings += _of_config(yaml.safe_load(text), [entry for entry, _ in found], parameters)
+    return Verdict(parameters.whose, len(names), tuple(name for name in names if name in trained), tuple(findings))
+
+
+Matcher = Callable[[str], bool]
+
+
+def _entries(trainer: str, text: str) -> list[tuple[str, Matcher]]:
+    """The entries of a selection, each with what it matches; of an inverse list, which has none, nothing."""
+    if trainer == "axolotl":
+        return [(entry, axolotl.Pattern(entry).matches) for entry in yaml.safe_load(text)["unfrozen_parameters"]]
+    if trainer == "soup":
+        return [(e, _found(re.compile(e).search)) for e in yaml.safe_load(text)["training"]["unfrozen_parameters"]]
+    if trainer == "lines":
+        entries = [line.split("- ")[1] for line in text.splitlines() if line.startswith("- ")]
+        return [(entry, _found(re.compile(entry).match)) for entry in entries]
+    if trainer == "ms-swift":
+        return [(entry, partial(_starts, entry)) for entry in yaml.safe_load(text)["trainable_parameters"]]
+    if trainer == "peft":
+        options = json.loads(text)
+        alternatives = str(options["target_modules"]).split("|") if options["target_modules"] else []
+        banks = options.get("target_parameters", ())
+        return [
+            *((e, partial(_adapts, re.compile(e))) for e in alternatives),
+            *((e, partial(_ends, e)) for e in banks),
+        ]
+    return []
+
+
+def _found(search: Callable[[str], object]) -> Matcher:
+    return lambda name: search(name) is not None
+
+
+def _starts(entry: str, name: str) -> bool:
+    return name.startswith(entry)
+
+
+def _ends(entry: str, name: str) -> bool:
+    return f".{name}".endswith(f".{entry}")
+
+
+def _adapts(pattern: re.Pattern[str], name: str) -> bool:
+    module = module_path(name)
+    return module is not None and pattern.fullmatch(module) is not None
+
+
+def _of_entry(entry: str, matches: Matcher, names: Iterable[str], parameters: Parameters) -> list[Finding]:
+    matched = {name for name in names if matches(name)}
+    if not matched:
+        if tied := [(name, other) for name, other in parameters.tied.items() if matches(name)]:
+            name, other = tied[0]
+            return [Finding(Mistake.TIED_HEAD, entry, f"{name} is {other}, and trained with it or not at all")]
+        if entry in axolotl.ALWAYS:
+            # Spectrum writes these two for every model, and a trainer passes over them.
+            return []
+        return [Finding(Mistake.NO_MATCH, entry, f"matches no parameter{_advice(entry, parameters.shapes)}")]
+    plain = _plain(entry)
+    if plain is None:
+        return []
+    # A module's weight and bias, or the parameter itself.
+    meant = {name for name in matched if name == plain or "." not in name.removeprefix(f"{plain}.")}
+    if more := sorted(matched - meant):
+        some = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
+        return [Finding(Mistake.TOO_MANY, entry, f"also matches {some}")]
+    return []
+
+
+def _plain(entry: str) -> str | None:
+    """The name that an entry spells, or None for a pattern that means several."""
+    name = re.sub(r"\[[0-9:]*\]$", "", entry).removeprefix("^").removesuffix("$")
+    name = re.sub(r"^\(\?:(.*)\)$", r"\1", name).replace("\\.", ".").replace("\\-", "-").replace("\\_", "_")
+    return name if re.fullmatch(r"[A-Za-z0-9_.\-]+", name) else None
+
+
+def _advice(entry: str, names: Collection[str]) -> str:
+    if "\\." in entry:
+        return "; a dot is a dot there, and an escaped one none"
+    if ".*" in entry:
+        return "; write .+ instead of .*"
+    plain = _plain(entry)
+    if plain is not None:
+        tail = plain.split(".", 1)[-1]
+        if near := next(
+            (name for name in names if name.endswith((plain, f"{plain}.weight", f"{tail}.weight", tail))), None
+        ):
+            return f"; the model has {near}"
+    return ""
+
+
+def _of_result(path: Path, parameters: Parameters) -> list[Finding] | None:
+    """What is wrong with a result, or None if it is none."""
+    if path.suffix not in (".json", ".sqlite"):
+        return None
+    try:
+        result = read_scored(path)
+    except ResultError as error:
+        if path.suffix == ".json" and error.reason == "not_a_result":
+            return None
+        raise
+    findings = []
+    for line in result.lines:
+        name = parameter_of_line(line)
+        if (
+            name in parameters.tied
+            or line.shares is not None
+            or (is_head(line.module) and name not in parameters.shapes)
+        ):
+            other = parameters.tied.get(name) or line.shares or "the embedding"
+            findings.append(Finding(Mistake.TIED_HEAD, line.module, f"is {other}, and trained with it or not at all"))
+        elif name not in parameters.shapes and line.module not in parameters.shapes:
+            advice = _advice(line.module, parameters.shapes)
+            findings.append(Finding(Mistake.NOT_IN_MODEL, line.module, f"is no parameter of the model{advice}"))
+    return findings
+
+
+def _of_config(config: Any, entries: Sequence[str], parameters: Parameters) -> list[Finding]:
+    """What a whole config of Axolotl says that does not go with frozen parameters."""
+    if not isinstance(config, dict):
+        return []
+    findings = []
+    given = config.get("fsdp_config")
+    fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
+    is_fsdp = bool(config.get("fsdp") or config.get("fsdp_config"))
+    original = fsdp.get("use_orig_params", fsdp.get("fsdp_use_orig_params"))
+    version = config.get("fsdp_version", fsdp.get("fsdp_version", fsdp.get("version", 1)))
+    if is_fsdp and version != 2 and original is False:
+        detail = "frozen and trained weights cannot be flattened into one without use_orig_params: true"
+        findings.append(Finding(Mistake.FSDP, "fsdp_config.use_orig_params", detail))
+    is_sharded = is_fsdp or "zero3" in str(config.get("deepspeed", "")).lower()
+    for entry in entries:
+        rows = re.search(r"\[([0-9]*)(?::([0-9]*))?\]$", entry)
+        if rows is None:
+            continue
+        if is_sharded:
+            findings.append(
+                Finding(Mistake.ROW_RANGE, entry, "rows of a parameter are not there where it is sharded")
+            )
+        matched = [s for name, s in parameters.shapes.items() if s and axolotl.Pattern(entry).matches(name)]
+        last = int(rows[2] or 0) if rows[2] is not None else int(rows[1] or 0) + 1
+        if any(last > shape[0] for shape in matched):
+            findings.append(Finding(Mistake.ROW_RANGE, entry, f"the parameter has {matched[0][0]} rows"))
+    kwargs = config.get("gradient_checkpointing_kwargs")
+    if config.get("gradient_checkpointing") and isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True:
+        detail = "no gradient comes through a frozen layer that is computed again; use_reentrant: false"
+        findings.append(Finding(Mistake.CHECKPOINTING, "gradient_checkpointing_kwargs.use_reentrant", detail))
+    if config.get("adapter"):
+        detail = "an adapter is trained and the weights are not; Axolotl refuses it with peft_layers_to_transform"
+        findings.append(Finding(Mistake.ADAPTER, "adapter", detail))
+    return findings
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_SELECTION_NBYTES:
+            raise ResultError(f"{path} is too large for a selection", reason="too_large")
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ResultError(f"there is no selection at {path}", reason="no_such_result") from error
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is not text", reason="not_a_selection") from error

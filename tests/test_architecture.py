@@ -32,6 +32,7 @@ ORDER = [
     "feed",
     "spectra",
     "snr",
+    "measures",
     "engine",
     "durable",
     "store",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .fetching import Fetch
+from .measures import Metric
 from .runtime import Target
 
 ModelArgument = Annotated[
@@ -63,6 +64,11 @@ TargetOption = Annotated[
     Target,
     typer.Option("--target", help="Whose names: the checkpoint's, or those that transformers gives (extra: verify)."),
 ]
+MetricOption = Annotated[
+    Metric,
+    typer.Option("--metric", help="Rank by another measure, from the record beside the result; nothing is scanned."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of --metric random.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 

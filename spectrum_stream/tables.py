@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group as Lines
@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .diagnosing import Doubts, diagnose
 from .fetching import Way
 from .naming import is_single_expert
 from .planning import Plan
@@ -124,17 +125,37 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
 
 
-def score_table(scored: Sequence[Scored], selection: Selection | None) -> Table:
-    """Per group: how many, the spread of their scores, and how many were chosen."""
-    table = Table(box=None, pad_edge=False)
+_IN_FULL = {"tied": "tied at the cut"}
+
+
+def score_table(
+    scored: Sequence[Scored], selection: Selection | None, doubts: Mapping[str, Doubts] | None = None
+) -> Table:
+    """Per group: how many, the spread of their scores, how many were chosen, and how many are doubtful."""
+    found = {
+        name: {title: n for title, n in d.to_dict().items() if n is not None} for name, d in (doubts or {}).items()
+    }
+    totals = {title: sum(d[title] for d in found.values()) for d in found.values() for title in d}
+    # A column of zeros would only narrow the names.
+    doubtful = [title for title, total in totals.items() if total]
+    table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if selection else [])):
+    for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *doubtful):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in rank(scored).items():
         scores = [line.snr for line in group]
         numbers = (scores[-1], statistics.median(scores), scores[0])
         chosen = [str(len(selection.chosen[name]))] if selection else []
-        table.add_row(foreign(name or "(no name)"), str(len(scores)), *(f"{x:.4g}" for x in numbers), *chosen)
+        table.add_row(
+            foreign(name or "(no name)"),
+            str(len(scores)),
+            *(f"{x:.4g}" for x in numbers),
+            *chosen,
+            *(str(found[name][title] or "") for title in doubtful),
+        )
+    if totals:
+        # Rich folds a caption at the table's width, which a heading of these words would widen.
+        table.caption = ", ".join(f"{_IN_FULL.get(title, title)}: {total}" for title, total in totals.items())
     return table
 
 
@@ -164,13 +185,24 @@ def remarks(result: "ScanResult") -> list[str]:
     return lines
 
 
-def selection_remarks(selection: Selection) -> list[str]:
+def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None = None) -> list[str]:
     """What a reader of a selection should know, a sentence each."""
     lines = []
     if not selection.modules:
         lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
-    if selection.tied:
-        lines.append(f"equal scores at the cut, chosen by their place in the model: {_some(selection.tied)}")
+    doubts = doubts or {}
+    if tied := {name: d.tied for name, d in doubts.items() if d.tied}:
+        groups = [f"{name} ({count} tied)" for name, count in tied.items()]
+        lines.append(
+            f"equal scores at the cut, chosen by their place in the model, in "
+            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
+        )
+    if hanging := {name: d for name, d in doubts.items() if d.chosen_degenerate}:
+        groups = [f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])})" for name, d in hanging.items()]
+        lines.append(
+            f"chosen by a degenerate score, no measure of signal against noise, in "
+            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
+        )
     if experts := [module for module in selection.modules if is_single_expert(module)]:
         lines.append(
             f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
@@ -188,6 +220,7 @@ def _kinds(records: Sequence[Record]) -> str:
 
 def result_data(result: "ScanResult") -> dict[str, object]:
     """A scan's outcome as JSON data."""
+    doubts = diagnose(result.scored, result.selection, result.records)
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
@@ -209,6 +242,7 @@ def result_data(result: "ScanResult") -> dict[str, object]:
             name: {
                 "count": len(group),
                 "chosen": len(result.selection.chosen[name]) if result.selection else None,
+                **doubts[name].to_dict(),
             }
             for name, group in rank(result.scored).items()
         },

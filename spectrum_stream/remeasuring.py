@@ -1,0 +1,110 @@
+"""A result by another measure: its record's singular values in, lines to choose from out; nothing is scanned."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ResultError
+from .measures import MEASURES, Metric, random_value
+from .results import Scored, in_order, lines_of, read_results
+from .store import _COLUMNS, _SCHEMA_VERSION, Record, _from_row
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The record of a scan, as it was when it was read.
+
+    Attributes:
+        identity: what was scanned, as `scanning` says it: `path`, `commit`, `shards`, `engine` and more.
+        records: one a matrix.
+    """
+
+    identity: Mapping[str, Any]
+    records: tuple[Record, ...]
+
+
+def record_path(result: Path) -> Path:
+    """Where the record of a result is, if there is one: beside it."""
+    return result.with_suffix(".sqlite")
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a record, and leave it as it is.
+
+    Raises:
+        ResultError: no_record; locked, a scan is writing it; corrupt.
+    """
+    if not path.exists():
+        raise ResultError(
+            f"there is no record at {path}, and a result alone holds no singular values",
+            reason="no_record",
+            hint="`spectrum-stream scan MODEL` leaves one beside its result",
+        )
+    # With no journal left nobody writes it, and SQLite need not write either, not even in a folder that is read-only.
+    settled = not path.with_name(f"{path.name}-wal").exists()
+    address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if settled else ''}"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
+            if db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+                raise ResultError(f"{path} is the record of another version of this program", reason="corrupt")
+            identity = db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
+            rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
+        return Recorded(json.loads(identity[0]), tuple(map(_from_row, rows)))
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise ResultError(f"{path} is in use by a scan", reason="locked") from error
+        raise ResultError(f"{path} is not a record of a scan: {error}", reason="corrupt") from error
+    except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} is damaged or not a record of a scan", reason="corrupt") from error
+
+
+def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Scored]:
+    """The lines of a result, with what `metric` ranks them by in the place of the score: the largest is chosen first.
+
+    That is the measure, negated where its smaller values are chosen first, and -inf where a matrix has none. A bank
+    has the median of its experts'. Spectrum's own are those of the result, which were computed before the singular
+    values were rounded to float32.
+
+    Args:
+        result: a result file with its record beside it, or the records.
+        seed: of `random`; the others have no use for it.
+
+    Raises:
+        ResultError: what `read_results` and `read_recorded` raise; other_record, the record lacks modules of the
+            result.
+    """
+    if not isinstance(result, Path):
+        return _measured(result, metric, seed)
+    lines = read_results(result)
+    if metric is Metric.SPECTRUM:
+        return lines
+    if metric is Metric.RANDOM:
+        return [line._replace(snr=random_value(seed, line.module)) for line in lines]
+    # A result can have fewer groups than its record, and is what was asked for.
+    found = {line.module: line for line in _measured(read_recorded(record_path(result)).records, metric, seed)}
+    if missing := [line.module for line in lines if line.module not in found]:
+        raise ResultError(
+            f"{record_path(result)} lacks {len(missing)} modules of {result}, {missing[0]} first",
+            reason="other_record",
+            hint="scan the model again with --fresh",
+        )
+    return [found[line.module]._replace(group=line.group) for line in lines]
+
+
+def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Scored]:
+    ordered = in_order(records)
+    if metric is Metric.RANDOM:
+        return [line._replace(snr=random_value(seed, line.module)) for line in lines_of(ordered)]
+    return lines_of(_by(record, metric) for record in ordered)
+
+
+def _by(record: Record, metric: Metric) -> Record:
+    measure = MEASURES[metric]
+    if record.score is None or metric is Metric.SPECTRUM or measure.of_spectrum is None:
+        return record
+    key = measure.rank_key(measure.of_spectrum(record.singular_values, record.n, record.m))
+    return replace(record, score=replace(record.score, snr=key))

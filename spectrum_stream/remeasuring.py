@@ -53,7 +53,10 @@ def read_recorded(path: Path) -> Recorded:
                 raise ResultError(f"{path} is the record of another version of this program", reason="corrupt")
             identity = db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
             rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
-        return Recorded(json.loads(identity[0]), tuple(map(_from_row, rows)))
+        found = json.loads(identity[0])
+        # Those that readers rely on; a KeyError says that one is missing.
+        _ = [found[key] for key in ("path", "commit", "shards", "versions", "engine")]
+        return Recorded(found, tuple(map(_from_row, rows)))
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise ResultError(f"{path} is in use by a scan", reason="locked") from error

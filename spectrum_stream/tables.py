@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .comparing import Comparison
 from .diagnosing import Doubts, diagnose
 from .fetching import Way
 from .naming import is_single_expert
@@ -156,6 +157,19 @@ def score_table(
     if totals:
         # Rich folds a caption at the table's width, which a heading of these words would widen.
         table.caption = ", ".join(f"{_IN_FULL.get(title, title)}: {total}" for title, total in totals.items())
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Per group: how alike two rankings are, and what their selections have in common."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    for column in ("count", "spearman", "kendall", "chosen", "kept", "in", "out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, g in comparison.groups.items():
+        correlations = ("" if x is None else f"{x:.2f}" for x in (g.spearman, g.kendall))
+        numbers = (g.chosen_b, g.kept, len(g.entered), len(g.left))
+        table.add_row(foreign(name or "(no name)"), str(g.count), *correlations, *map(str, numbers))
     return table
 
 

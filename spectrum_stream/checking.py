@@ -131,7 +131,8 @@ def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Fault]:
                 yield Fault(Reason.NEGATIVE, f"{module} has {snr}")
         if group != group_of(module):
             yield Fault(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
-        place = (group_order(group), model_order(module))
+        # By its own group, so that one fault is not two.
+        place = (group_order(group_of(module)), model_order(module))
         if previous is not None and place < previous:
             yield Fault(Reason.WRONG_ORDER, f"{module} is out of its place")
         previous = place

@@ -1,7 +1,7 @@
 """Where a published result comes from: a file beside it, since a reader takes every key of the result for a module.
 
-    snr_results_{slug}.provenance.json   the model and its commit, the shards, the program's version, the methods, and
-                                         the SHA-256 of the result that all of this is said of
+    provenance_{slug}.json   the model and its commit, the shards, the program's version, the methods, and the SHA-256
+                             of the result that all of this is said of
 
 It holds no path of the machine that scanned. A scan of a local copy knows no commit; the SHA-256 of its shards are
 then what says which weights they were: the Hub shows the same numbers for the files of a repo.
@@ -26,7 +26,8 @@ RESULT_PREFIX = "snr_results_"
 
 
 def provenance_path(result: Path) -> Path:
-    return result.with_suffix(".provenance.json")
+    # Not `snr_results_`: who checks all of `snr_results_*.json` means the results.
+    return result.with_name(f"provenance_{result.name.removeprefix(RESULT_PREFIX)}")
 
 
 def slug_of(result: Path) -> str | None:

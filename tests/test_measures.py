@@ -1,16 +1,21 @@
 import math
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from benchmarks.noise import BETAS, noise, table
+from benchmarks.noise import BETAS, against_noise, by_ratio, noise
+from spectrum_stream import scan
 from spectrum_stream.measures import MEASURES, Metric, median_of_law, random_value
 from spectrum_stream.snr import score
+
+from .conftest import Save
 
 OF_SPECTRUM = [metric for metric in Metric if metric is not Metric.RANDOM]
 SCALE_FREE = [metric for metric in OF_SPECTRUM if metric is not Metric.SPECTRUM]
@@ -131,7 +136,8 @@ def test_the_median_gives_gavish_and_donohos_thresholds(beta: float, omega: floa
 @pytest.mark.parametrize("beta", BETAS, ids=str)
 def test_noise_is_no_signal_by_marchenko_pastur_at_any_ratio(beta: Fraction) -> None:
     """Where Spectrum's threshold takes all of it for signal, or none; and one spike of signal is seen in it."""
-    s, long = noise(128, beta, np.random.default_rng(0))
+    long = round(128 / beta)
+    s = noise(128, long, np.random.default_rng(0))
     found = value(Metric.MARCHENKO_PASTUR, s, 128, long)
     assert found is not None and found < 3 / 128
     s[0] *= 10
@@ -141,7 +147,7 @@ def test_noise_is_no_signal_by_marchenko_pastur_at_any_ratio(beta: Fraction) -> 
 
 def test_noise_has_the_values_that_the_formulas_say() -> None:
     """The limits that the docstrings give, within what 128 values differ from them."""
-    rows = {row["beta"]: row for row in table(128, 3, 0)}
+    rows = {row["beta"]: row for row in by_ratio(128, 3, 0)}
     for beta in BETAS:
         row, root = rows[str(beta)], math.sqrt(beta)
         assert row["stable-rank"] == pytest.approx(128 / (1 + root) ** 2, rel=0.06)
@@ -181,3 +187,16 @@ def test_chance_is_the_same_every_time_and_another_for_every_seed() -> None:
     assert abs(np.corrcoef(list(drawn.values()), other)[0, 1]) < 0.1
     assert stats.kstest(list(drawn.values()), "uniform").pvalue > 0.001
     assert 0 <= random_value(0, "\ud800") < 1
+
+
+def test_matrices_are_held_against_noise_of_their_shape(save: Save, working_folder: Path) -> None:
+    """Noise is not more than noise; a spike in it is, by the threshold that sees it."""
+    tensors = {f"layers.{i}.up.weight": torch.randn(24, 96, generator=torch.manual_seed(i)) for i in range(6)}
+    for i in range(3):
+        tensors[f"layers.{i}.up.weight"] += 2
+    result = scan(str(save(tensors)), name="x").written[0]
+    (row,) = against_noise(result, 3, 0)
+    assert row["matrices"] == 6 and row["shape"] == "24 x 96"
+    assert row["Marchenko-Pastur's: noise"] == 0 and row["Marchenko-Pastur's: more than noise"] in (3, 4)
+    # A quarter as wide as long, all of noise is signal to the other, so that nothing can be more.
+    assert row["Spectrum's tau: noise"] == 1 and row["Spectrum's tau: more than noise"] == 0

@@ -199,8 +199,6 @@ def _again(record: Record) -> Record:
     if record.score is None:
         return record
     s = record.singular_values.astype("float64")
-    if len(s) != min(record.n, record.m):
-        return replace(record, score=None)
     return replace(record, score=score(s, record.n, record.m, errors=s * _FLOAT32_STEP))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import ResultError
 from .measures import MEASURES, Metric, random_value
 from .results import Scored, in_order, lines_of, read_results
@@ -53,16 +55,39 @@ def read_recorded(path: Path) -> Recorded:
                 raise ResultError(f"{path} is the record of another version of this program", reason="corrupt")
             identity = db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
             rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
-        found = json.loads(identity[0])
-        # Those that readers rely on; a KeyError says that one is missing.
-        _ = [found[key] for key in ("path", "commit", "shards", "versions", "engine")]
-        return Recorded(found, tuple(map(_from_row, rows)))
+        recorded = Recorded(json.loads(identity[0]), tuple(map(_from_row, rows)))
+        # SQLite keeps a text where a number belongs, and a record can come from a stranger, together with his result.
+        if not _is_identity(recorded.identity) or not all(map(_is_sound, recorded.records)):
+            raise ValueError
+        return recorded
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise ResultError(f"{path} is in use by a scan", reason="locked") from error
         raise ResultError(f"{path} is not a record of a scan: {error}", reason="corrupt") from error
     except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{path} is damaged or not a record of a scan", reason="corrupt") from error
+
+
+def _is_identity(identity: Any) -> bool:
+    return (
+        isinstance(identity, dict)
+        and isinstance(identity.get("path"), str)
+        and isinstance(identity.get("commit", ...), (str, type(None)))
+        and all(isinstance(identity.get(key), dict) for key in ("shards", "versions"))
+        and isinstance(identity.get("engine"), int)
+    )
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether everything that a measure, a line of a result and a diagnosis read is of its type, and finite."""
+    s, score = record.singular_values, record.score
+    return (
+        all(isinstance(text, str) for text in (record.module, record.parameter, record.group, record.tensor))
+        and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
+        and len(s) == (0 if score is None else min(record.n, record.m))
+        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
+        and (score is None or all(isinstance(x, (int, float)) for x in (score.snr, score.error, score.margin)))
+    )
 
 
 def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Scored]:

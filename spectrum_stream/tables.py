@@ -224,7 +224,7 @@ def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None 
         )
     infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
     if infinite:
-        lines.append(f"{len(infinite)} scores are NaN or infinite and mean nothing: {_some(infinite)}")
+        lines.append(f"{len(infinite)} scores are infinite, or there is none (NaN, no measure): {_some(infinite)}")
     return lines
 
 

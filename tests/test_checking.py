@@ -169,9 +169,9 @@ def test_singular_values_that_do_not_come_to_the_score(result: Path) -> None:
     assert reasons(result) == {Reason.WRONG_SCORE}
 
 
-def test_a_spectrum_that_is_not_of_its_matrix(result: Path) -> None:
+def test_a_module_whose_matrix_the_record_lacks(result: Path) -> None:
     with sqlite3.connect(record_path(result)) as db:
-        db.execute("UPDATE matrices SET n = n + 1, m = m + 1 WHERE module = ?", (UP,))
+        db.execute("DELETE FROM matrices WHERE module = ?", (UP,))
     db.close()
     assert reasons(result) == {Reason.NOT_IN_RECORD}
 

@@ -114,3 +114,34 @@ def test_a_record_that_a_scan_holds_is_locked(scanned: Path) -> None:
         refused("locked", scanned)
         db.execute("ROLLBACK")
     db.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE matrices SET n = 'x'",
+        "UPDATE matrices SET n = 0",
+        "UPDATE matrices SET n = n + 1, m = m + 1",
+        "UPDATE matrices SET parameter = NULL",
+        "UPDATE matrices SET group_name = 1",
+        "UPDATE matrices SET snr = 'x'",
+        "UPDATE matrices SET error = NULL",
+        "UPDATE matrices SET status = 'fine'",
+        "UPDATE matrices SET degeneracy = 'a little'",
+        "UPDATE matrices SET singular_values = 'text'",
+        "UPDATE matrices SET singular_values = x'0000'",
+        "UPDATE matrices SET singular_values = zeroblob(length(singular_values) - 4) || x'0000c07f'",
+        "UPDATE source SET value = '[]'",
+        "UPDATE source SET value = '{}'",
+        """UPDATE source SET value = '{"path": 1, "commit": null, "shards": {}, "versions": {}, "engine": 3}'""",
+        "UPDATE source SET value = 'x'",
+        "DELETE FROM source",
+        "DROP TABLE matrices",
+    ],
+)
+def test_a_record_with_what_no_scan_writes(scanned: Path, change: str) -> None:
+    """It may come from a stranger; text where a number belongs must end in a sentence."""
+    with sqlite3.connect(record_path(scanned)) as db:
+        db.execute(change)
+    db.close()
+    refused("corrupt", scanned)

@@ -155,7 +155,6 @@ def score_table(
             *(str(found[name][title] or "") for title in doubtful),
         )
     if totals:
-        # Rich folds a caption at the table's width, which a heading of these words would widen.
         table.caption = ", ".join(f"{_IN_FULL.get(title, title)}: {total}" for title, total in totals.items())
     return table
 

@@ -123,7 +123,7 @@ def condition(singular_values: np.ndarray, n: int, m: int) -> float | None:
     """S[0] / S[k-1], at least 1 (KappaTune, arXiv 2506.16289, chooses by it). None where that is infinite.
 
     On noise (1 + sqrt beta) / (1 - sqrt beta), and of the order of k where beta is 1. The smallest value is the one
-    that a scan knows least exactly: a condition above some 3e3 is only certain by `--precision fp64`.
+    that a scan knows least exactly: what is above some 3e3 has to be from a scan with `--precision fp64`.
     """
     s = _relative(singular_values)
     if s is None or not s[-1]:

@@ -15,6 +15,10 @@ from .measures import MEASURES, Metric, random_value
 from .results import Scored, in_order, lines_of, read_results
 from .store import _COLUMNS, _SCHEMA_VERSION, Record, _from_row
 
+# Squares summed in float32 lose what is smaller, relative to the largest, than the square root of float32's step:
+# a condition above this is rounding.
+_FP32_CONDITION = 2.0**11.5
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -94,8 +98,9 @@ def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> 
     """The lines of a result, with what `metric` ranks them by in the place of the score: the largest is chosen first.
 
     That is the measure, negated where its smaller values are chosen first, and -inf where a matrix has none. A bank
-    has the median of its experts'. Spectrum's own are those of the result, which were computed before the singular
-    values were rounded to float32.
+    has the median of its experts'. A condition above 2900 that was scanned in float32 counts as none, since its
+    smallest singular value is rounding. Spectrum's own are those of the result, which were computed before the
+    singular values were rounded to float32.
 
     Args:
         result: a result file with its record beside it, or the records.
@@ -134,5 +139,8 @@ def _by(record: Record, metric: Metric) -> Record:
     measure = MEASURES[metric]
     if record.score is None or metric is Metric.SPECTRUM or measure.of_spectrum is None:
         return record
-    key = measure.rank_key(measure.of_spectrum(record.singular_values, record.n, record.m))
+    value = measure.of_spectrum(record.singular_values, record.n, record.m)
+    if metric is Metric.CONDITION and record.method == "fp32" and value is not None and value > _FP32_CONDITION:
+        value = None
+    key = measure.rank_key(value)
     return replace(record, score=replace(record.score, snr=key))

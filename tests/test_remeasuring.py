@@ -1,6 +1,8 @@
 import json
+import math
 import sqlite3
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from spectrum_stream.remeasuring import measured, read_recorded, record_path
 from spectrum_stream.results import read_results
 
 from .conftest import Save, llama_tensors
+from .test_store import record
 
 RESULT = Path("model_snr_results/snr_results_x.json")
 
@@ -114,6 +117,16 @@ def test_a_record_that_a_scan_holds_is_locked(scanned: Path) -> None:
         refused("locked", scanned)
         db.execute("ROLLBACK")
     db.close()
+
+
+@pytest.mark.parametrize(("method", "known"), [("fp32", False), ("fp64", True), ("svd", True)])
+def test_a_condition_that_float32_cannot_tell_is_none(method: str, known: bool) -> None:
+    s = np.array([1.0, 0.5, 1e-4], dtype=np.float32)
+    one = replace(record(), n=3, m=4, singular_values=s, method=method)
+    (line,) = measured([one], Metric.CONDITION)
+    assert line.snr == (pytest.approx(-1e4) if known else -math.inf)
+    (line,) = measured([replace(one, singular_values=s[:2], n=2)], Metric.CONDITION)
+    assert line.snr == -2
 
 
 @pytest.mark.parametrize(

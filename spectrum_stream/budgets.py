@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .errors import ResultError, UsageError
-from .results import Scored
+from .results import Result, Scored
 from .selection import Rule, Selection, choose, result_of
 
 # Biases and scales are a few percent of a checkpoint. Less than this, and whole groups were not scanned.
@@ -89,7 +89,7 @@ def needs(selection: Selection) -> Needs | None:
 
 
 def fit(
-    result: str | Path | Iterable[Scored],
+    result: str | Path | Result | Iterable[Scored],
     rule: Rule,
     *,
     max_numel: int | None = None,

@@ -15,7 +15,9 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.checking import check_command
 from .commands.choosing import select_command
+from .commands.comparing import compare_command
 from .commands.scanning import demo_command, plan_command, scan_command
 from .commands.verifying import verify_command
 from .errors import SpectrumStreamError
@@ -45,6 +47,8 @@ app.command("plan")(plan_command)
 app.command("scan")(scan_command)
 app.command("select")(select_command)
 app.command("verify")(verify_command)
+app.command("compare")(compare_command)
+app.command("check")(check_command)
 app.command("demo")(demo_command)
 
 

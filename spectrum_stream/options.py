@@ -10,6 +10,7 @@ from .budgets import Recipe
 from .exporters import FORMATS
 from .fetching import Fetch
 from .matrices import Experts
+from .measures import Metric
 from .runtime import Target
 from .selection import Rounding
 
@@ -113,6 +114,11 @@ ExpertsOption = Annotated[
         "--experts", help="Rank an expert among those of its number, as Spectrum does, or those of a layer as one."
     ),
 ]
+MetricOption = Annotated[
+    Metric,
+    typer.Option("--metric", help="Rank by another measure, from the record beside the result; nothing is scanned."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of --metric random.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 

@@ -130,7 +130,7 @@ def select(
     return choose(result, Rule(top_percent, None if modules is None else tuple(modules)))
 
 
-def choose(result: str | Path | Iterable[Scored], rule: Rule) -> Selection:
+def choose(result: str | Path | Result | Iterable[Scored], rule: Rule) -> Selection:
     """Choose by a rule.
 
     Raises:
@@ -164,12 +164,14 @@ def choose(result: str | Path | Iterable[Scored], rule: Rule) -> Selection:
     )
 
 
-def result_of(result: str | Path | Iterable[Scored]) -> Result:
+def result_of(result: str | Path | Result | Iterable[Scored]) -> Result:
     """A result, from its file or its lines.
 
     Raises:
         ResultError: the file cannot be read.
     """
+    if isinstance(result, Result):
+        return result
     return read_scored(Path(result)) if isinstance(result, (str, Path)) else Result(tuple(result))
 
 

@@ -18,6 +18,8 @@ from enum import StrEnum
 
 import numpy as np
 
+# A score whose estimated relative error is above this is computed again, more exactly, or said to be inexact.
+TOLERANCE = 1e-5
 # Spectrum's width of a normal distribution's interquartile range, in standard deviations.
 _IQR = 1.349
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group as Lines
@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .budgets import Needs, Recipe
+from .comparing import Comparison
+from .diagnosing import Doubts, diagnose
 from .fetching import Way
 from .naming import is_head, is_single_expert
 from .planning import Plan
@@ -135,17 +137,49 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
 
 
-def score_table(scored: Sequence[Scored], selection: Selection | None) -> Table:
-    """Per group: how many, the spread of their scores, and how many were chosen."""
-    table = Table(box=None, pad_edge=False)
+_IN_FULL = {"tied": "tied at the cut"}
+
+
+def score_table(
+    scored: Sequence[Scored], selection: Selection | None, doubts: Mapping[str, Doubts] | None = None
+) -> Table:
+    """Per group: how many, the spread of their scores, how many were chosen, and how many are doubtful."""
+    found = {
+        name: {title: n for title, n in d.to_dict().items() if n is not None} for name, d in (doubts or {}).items()
+    }
+    totals = {title: sum(d[title] for d in found.values()) for d in found.values() for title in d}
+    # A column of zeros would only narrow the names.
+    doubtful = [title for title, total in totals.items() if total]
+    table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if selection else [])):
+    for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *doubtful):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in rank(scored).items():
         scores = [line.snr for line in group]
         numbers = (scores[-1], statistics.median(scores), scores[0])
         chosen = [str(len(selection.chosen[name]))] if selection else []
-        table.add_row(foreign(name or "(no name)"), str(len(scores)), *(f"{x:.4g}" for x in numbers), *chosen)
+        table.add_row(
+            foreign(name or "(no name)"),
+            str(len(scores)),
+            *(f"{x:.4g}" for x in numbers),
+            *chosen,
+            *(str(found[name][title] or "") for title in doubtful),
+        )
+    if totals:
+        table.caption = ", ".join(f"{_IN_FULL.get(title, title)}: {total}" for title, total in totals.items())
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Per group: how alike two rankings are, and what their selections have in common."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    for column in ("count", "spearman", "kendall", "chosen", "kept", "in", "out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, g in comparison.groups.items():
+        correlations = ("" if x is None else f"{x:.2f}" for x in (g.spearman, g.kendall))
+        numbers = (g.chosen_b, g.kept, len(g.entered), len(g.left))
+        table.add_row(foreign(name or "(no name)"), str(g.count), *correlations, *map(str, numbers))
     return table
 
 
@@ -189,17 +223,28 @@ def remarks(result: "ScanResult") -> list[str]:
     return lines
 
 
-def selection_remarks(selection: Selection) -> list[str]:
+def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None = None) -> list[str]:
     """What a reader of a selection should know, a sentence each."""
     lines = list(selection.notes)
     if selection.rule.head != selection.rule.embeddings and (
-        tied := [line for line in selection.lines if line.shares and is_head(line.module)]
+        heads := [line for line in selection.lines if line.shares and is_head(line.module)]
     ):
-        lines.append(f"{tied[0].module} and {tied[0].shares} are one parameter, so neither is trained")
+        lines.append(f"{heads[0].module} and {heads[0].shares} are one parameter, so neither is trained")
     if not selection.modules:
         lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
-    if selection.tied:
-        lines.append(f"equal scores at the cut, chosen by their place in the model: {_some(selection.tied)}")
+    doubts = doubts or {}
+    if tied := {name: d.tied for name, d in doubts.items() if d.tied}:
+        groups = [f"{name} ({count} tied)" for name, count in tied.items()]
+        lines.append(
+            f"equal scores at the cut, chosen by their place in the model, in "
+            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
+        )
+    if hanging := {name: d for name, d in doubts.items() if d.chosen_degenerate}:
+        groups = [f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])})" for name, d in hanging.items()]
+        lines.append(
+            f"chosen by a degenerate score, no measure of signal against noise, in "
+            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
+        )
     if experts := [module for module in selection.modules if is_single_expert(module)]:
         lines.append(
             f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
@@ -207,7 +252,7 @@ def selection_remarks(selection: Selection) -> list[str]:
         )
     infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
     if infinite:
-        lines.append(f"{len(infinite)} scores are NaN or infinite and mean nothing: {_some(infinite)}")
+        lines.append(f"{len(infinite)} scores are infinite, or there is none (NaN, no measure): {_some(infinite)}")
     return lines
 
 
@@ -238,6 +283,7 @@ def _kinds(records: Sequence[Record]) -> str:
 
 def result_data(result: "ScanResult") -> dict[str, object]:
     """A scan's outcome as JSON data."""
+    doubts = diagnose(result.scored, result.selection, result.records)
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
@@ -259,6 +305,7 @@ def result_data(result: "ScanResult") -> dict[str, object]:
             name: {
                 "count": len(group),
                 "chosen": len(result.selection.chosen[name]) if result.selection else None,
+                **doubts[name].to_dict(),
             }
             for name, group in rank(result.scored).items()
         },

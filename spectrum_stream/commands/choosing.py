@@ -1,5 +1,6 @@
 """From a result: select."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,11 @@ import typer
 
 from .. import tables
 from ..budgets import Recipe, fit, needs
+from ..diagnosing import diagnose
 from ..durable import write_atomically
 from ..errors import UsageError
 from ..exporters import FORMATS
+from ..measures import MEASURES, Metric
 from ..options import (
     BottomPercentOption,
     EmbeddingsOption,
@@ -18,6 +21,7 @@ from ..options import (
     HeadOption,
     JsonOption,
     MemoryOption,
+    MetricOption,
     MinPerGroupOption,
     ModulesOption,
     NamesFromOption,
@@ -27,11 +31,14 @@ from ..options import (
     QuietOption,
     RecipeOption,
     RoundOption,
+    SeedOption,
     TopPercentOption,
 )
+from ..remeasuring import measured
+from ..results import Result, read_scored
 from ..runtime import read_names
 from ..selection import Rounding, Rule, choose
-from .common import count_of, explain, nbytes_of, open_output, patterns_of, remark_on
+from .common import count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on
 
 _DEFAULT = "axolotl"
 # These train weights of their own beside the chosen ones.
@@ -54,6 +61,8 @@ def select_command(
     norms: NormsOption = True,
     embeddings: EmbeddingsOption = True,
     head: HeadOption = True,
+    metric: MetricOption = Metric.SPECTRUM,
+    seed: SeedOption = 0,
     format_name: FormatOption = _DEFAULT,
     file: OutputOption = None,
     names_from: NamesFromOption = None,
@@ -93,19 +102,33 @@ def select_command(
         embeddings=embeddings,
         head=head,
     )
+    read = _ranked(result, metric, seed)
     if budget:
-        selection = fit(result, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe)
+        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe)
     else:
-        selection = choose(result, rule)
+        selection = choose(read, rule)
     exporter = FORMATS[format_name]
     text = exporter.render(selection, None if names_from is None else read_names(names_from))
-    path = file or Path(f"{result.stem}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}")
+    path = file or Path(
+        f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"
+    )
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
     write_atomically(path, text)
     need = needs(selection)
-    output.show(tables.score_table([line for group in selection.ranked.values() for line in group], selection))
-    data = {"schema_version": 1, "chosen": selection.chosen, "percent": selection.rule.percent, "files": [str(path)]}
+    scored = [line for group in selection.ranked.values() for line in group]
+    # What is degenerate and inexact is Spectrum's score.
+    records = recorded_of(output, result) if metric is Metric.SPECTRUM else ()
+    doubts = diagnose(scored, selection, records)
+    output.show(tables.score_table(scored, selection, doubts))
+    data = {
+        "schema_version": 1,
+        "metric": str(metric),
+        "chosen": selection.chosen,
+        "percent": selection.rule.percent,
+        "doubts": {name: d.to_dict() for name, d in doubts.items()},
+        "files": [str(path)],
+    }
     if need is not None and format_name not in _ADAPTERS:
         output.line()
         output.show(tables.needs_table(need))
@@ -115,14 +138,32 @@ def select_command(
     output.line()
     if budget:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
+    if metric is not Metric.SPECTRUM:
+        measure = MEASURES[metric]
+        first = "largest first" if measure.larger_first else "smallest first, and shown negated"
+        output.line(f"ranked by {metric}, {first}: {measure.why}")
     output.line(f"wrote {path}")
     if format_name == _DEFAULT:
-        explain(output, selection)
+        explain(output, selection, doubts)
     else:
         output.line(exporter.ADVICE)
-        remark_on(output, selection)
+        remark_on(output, selection, doubts)
     if need is None:
         output.note("how many weights this trains is not known: the result has no record of a scan beside it")
+
+
+def _ranked(result: Path, metric: Metric, seed: int) -> Result:
+    """A result, with what the metric ranks by in the place of the scores."""
+    read = read_scored(result)
+    if metric is Metric.SPECTRUM:
+        return read
+    values = {line.module: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
+    return replace(read, lines=tuple(line._replace(snr=values[line.module]) for line in read.lines))
+
+
+def _suffix(metric: Metric, seed: int) -> str:
+    """What tells the files of other measures from Spectrum's."""
+    return {Metric.SPECTRUM: "", Metric.RANDOM: f"_{metric}-{seed}"}.get(metric, f"_{metric}")
 
 
 def _percents(groups: list[str] | None) -> dict[str, float]:

@@ -4,11 +4,16 @@ import logging
 import os
 import re
 import shlex
+from collections.abc import Mapping
+from pathlib import Path
 
 from .. import tables
-from ..errors import UsageError
+from ..diagnosing import Doubts
+from ..errors import ResultError, UsageError
 from ..output import LogNotes, Output
+from ..remeasuring import read_recorded, record_path
 from ..selection import Selection
+from ..store import Record
 
 
 def open_output(as_json: bool, quiet: bool) -> Output:
@@ -22,18 +27,28 @@ def open_output(as_json: bool, quiet: bool) -> Output:
     return output
 
 
-def explain(output: Output, selection: Selection | None) -> None:
+def explain(output: Output, selection: Selection | None, doubts: Mapping[str, Doubts]) -> None:
     if selection is None:
         return
     if selection.always:
         always = " and ".join(f"^{module}.weight$" for module in selection.always)
         output.line(f"the YAML also trains {always}, as Spectrum's always does")
-    remark_on(output, selection)
+    remark_on(output, selection, doubts)
 
 
-def remark_on(output: Output, selection: Selection) -> None:
-    for remark in tables.selection_remarks(selection):
+def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Doubts]) -> None:
+    for remark in tables.selection_remarks(selection, doubts):
         output.warn(remark)
+
+
+def recorded_of(output: Output, result: Path) -> tuple[Record, ...]:
+    """The record beside a result, where there is one that can be read: a result is of use without."""
+    path = record_path(result)
+    try:
+        return read_recorded(path).records if path.exists() else ()
+    except ResultError as error:
+        output.warn(f"{error}: degenerate and inexact scores are not known")
+        return ()
 
 
 def again(modules: list[str] | None) -> tuple[str, ...]:

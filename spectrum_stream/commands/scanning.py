@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import planning, tables
+from ..diagnosing import diagnose
 from ..errors import UsageError
 from ..fetching import Fetch
 from ..matrices import Experts
@@ -205,14 +206,15 @@ def _run(
         output.note("interrupted: what was scored is recorded, and the same command resumes")
         raise
     assert result is not None
-    output.show(tables.score_table(result.scored, result.selection))
+    doubts = diagnose(result.scored, result.selection, result.records)
+    output.show(tables.score_table(result.scored, result.selection, doubts))
     output.data(tables.result_data(result))
     output.line()
     for path in result.written:
         output.line(f"wrote {path}")
     if result.records:
         output.line(f"the record of how: {plan.outputs.record}")
-    explain(output, result.selection)
+    explain(output, result.selection, doubts)
     for remark in tables.remarks(result):
         output.warn(remark)
     output.note(f"done in {tables.duration(time.monotonic() - started)}")

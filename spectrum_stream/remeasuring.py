@@ -1,0 +1,128 @@
+"""A result by another measure: its record's singular values in, lines to choose from out; nothing is scanned."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ResultError
+from .measures import MEASURES, Metric, random_value
+from .results import Scored, in_order, lines_of, read_results
+from .store import Record, read_identity, read_records
+
+# Squares summed in float32 lose what is smaller, relative to the largest, than the square root of float32's step:
+# a condition above this is rounding.
+_FP32_CONDITION = 2.0**11.5
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The record of a scan, as it was when it was read.
+
+    Attributes:
+        identity: what was scanned, as `scanning` says it: `path`, `commit`, `shards`, `engine` and more.
+        records: one a matrix.
+    """
+
+    identity: Mapping[str, Any]
+    records: tuple[Record, ...]
+
+
+def record_path(result: Path) -> Path:
+    """Where the record of a result is, if there is one: beside it."""
+    return result.with_suffix(".sqlite")
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a record, and leave it as it is.
+
+    Raises:
+        ResultError: no_record; locked, a scan is writing it; corrupt.
+    """
+    if not path.exists():
+        raise ResultError(
+            f"there is no record at {path}, and a result alone holds no singular values",
+            reason="no_record",
+            hint="`spectrum-stream scan MODEL` leaves one beside its result",
+        )
+    recorded = Recorded(read_identity(path), tuple(read_records(path).values()))
+    # SQLite keeps a text where a number belongs, and a record can come from a stranger, together with his result.
+    if not _is_identity(recorded.identity) or not all(map(_is_sound, recorded.records)):
+        raise ResultError(f"{path} is damaged or not a record of a scan", reason="corrupt")
+    return recorded
+
+
+def _is_identity(identity: Any) -> bool:
+    return (
+        isinstance(identity, dict)
+        and isinstance(identity.get("path"), str)
+        and isinstance(identity.get("commit", ...), (str, type(None)))
+        and all(isinstance(identity.get(key), dict) for key in ("shards", "versions"))
+        and isinstance(identity.get("engine"), int)
+    )
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether everything that a measure, a line of a result and a diagnosis read is of its type, and finite."""
+    s, score = record.singular_values, record.score
+    return (
+        all(isinstance(text, str) for text in (record.module, record.parameter, record.group, record.tensor))
+        and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
+        and len(s) == (0 if score is None else min(record.n, record.m))
+        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
+        and (score is None or all(isinstance(x, (int, float)) for x in (score.snr, score.error, score.margin)))
+    )
+
+
+def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Scored]:
+    """The lines of a result, with what `metric` ranks them by in the place of the score: the largest is chosen first.
+
+    That is the measure, negated where its smaller values are chosen first, and -inf where a matrix has none. A bank
+    has the median of its experts'. A condition above 2900 that was scanned in float32 counts as none, since its
+    smallest singular value is rounding. Spectrum's own are those of the result, which were computed before the
+    singular values were rounded to float32.
+
+    Args:
+        result: a result file with its record beside it, or the records.
+        seed: of `random`; the others have no use for it.
+
+    Raises:
+        ResultError: what `read_results` and `read_recorded` raise; other_record, the record lacks modules of the
+            result.
+    """
+    if not isinstance(result, Path):
+        return _measured(result, metric, seed)
+    lines = read_results(result)
+    if metric is Metric.SPECTRUM:
+        return lines
+    if metric is Metric.RANDOM:
+        return [line._replace(snr=random_value(seed, line.module)) for line in lines]
+    # A result can have fewer groups than its record, and is what was asked for.
+    found = {line.module: line for line in _measured(read_recorded(record_path(result)).records, metric, seed)}
+    if missing := [line.module for line in lines if line.module not in found]:
+        raise ResultError(
+            f"{record_path(result)} lacks {len(missing)} modules of {result}, {missing[0]} first",
+            reason="other_record",
+            hint="scan the model again with --fresh",
+        )
+    return [found[line.module]._replace(group=line.group) for line in lines]
+
+
+def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Scored]:
+    ordered = in_order(records)
+    if metric is Metric.RANDOM:
+        return [line._replace(snr=random_value(seed, line.module)) for line in lines_of(ordered)]
+    return lines_of([_by(record, metric) for record in ordered])
+
+
+def _by(record: Record, metric: Metric) -> Record:
+    measure = MEASURES[metric]
+    if record.score is None or metric is Metric.SPECTRUM or measure.of_spectrum is None:
+        return record
+    value = measure.of_spectrum(record.singular_values, record.n, record.m)
+    if metric is Metric.CONDITION and record.method == "fp32" and value is not None and value > _FP32_CONDITION:
+        value = None
+    key = measure.rank_key(value)
+    return replace(record, score=replace(record.score, snr=key))

@@ -1,0 +1,63 @@
+"""`select --metric`, and what is said of a choice, as typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spectrum_stream import scan
+from spectrum_stream.measures import Metric, random_value
+
+from ..conftest import GOLDEN, Save, llama_tensors
+from ..test_cli import cli, reason
+
+RESULT = "model_snr_results/snr_results_x.json"
+
+
+@pytest.fixture(autouse=True)
+def _scanned(save: Save, working_folder: Path) -> None:
+    scan(str(save(llama_tensors(4))), name="x")
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_every_metric_writes_a_file_of_its_own(metric: Metric) -> None:
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", metric, "--json")
+    data = json.loads(done.stdout)
+    names = {Metric.SPECTRUM: "snr_results_x", Metric.RANDOM: "snr_results_x_random-0"}
+    name = f"{names.get(metric, f'snr_results_x_{metric}')}_unfrozenparameters_50percent.yaml"
+    assert data["files"] == [name] and Path(name).exists() and data["metric"] == metric
+    assert len(data["chosen"]["mlp.up_proj"]) == 2
+
+
+def test_a_seed_is_another_choice_by_chance() -> None:
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", "random", "--seed", "3", "--json")
+    drawn = {f"model.layers.{i}.mlp.up_proj": random_value(3, f"model.layers.{i}.mlp.up_proj") for i in range(4)}
+    assert json.loads(done.stdout)["chosen"]["mlp.up_proj"] == sorted(drawn, key=lambda m: -drawn[m])[:2]
+
+
+def test_which_end_comes_first_is_said() -> None:
+    assert "smallest first" in cli("select", RESULT, "--top-percent", "50", "--metric", "condition").stdout
+    assert "largest first" in cli("select", RESULT, "--top-percent", "50", "--metric", "scale-free").stdout
+
+
+def test_a_metric_without_a_record() -> None:
+    args = ("select", GOLDEN / "snr_results_smollm2.json", "--top-percent", "50")
+    assert reason(cli(*args, "--metric", "alpha", code=1)) == "no_record"
+    assert cli(*args).returncode == 0
+
+
+def test_doubtful_scores_are_counted_with_a_record_and_unknown_without() -> None:
+    done = cli("select", RESULT, "--top-percent", "50")
+    assert "tied at the cut: 4" in done.stdout and "inexact: 0" in done.stdout
+    doubts = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)["doubts"]
+    assert doubts["input_layernorm"] == {"degenerate": 0, "tied": 4, "inexact": 0}
+    # A quarter as wide as long, noise alone: nothing is below Spectrum's threshold.
+    assert doubts["lm_head"]["degenerate"] == 1
+    Path(RESULT).with_suffix(".sqlite").unlink()
+    doubts = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)["doubts"]
+    assert doubts["lm_head"] == {"degenerate": None, "tied": 0, "inexact": None}
+
+
+def test_a_damaged_record_is_no_reason_not_to_choose() -> None:
+    Path(RESULT).with_suffix(".sqlite").write_bytes(b"x")
+    assert "not known" in cli("select", RESULT, "--top-percent", "50").stderr

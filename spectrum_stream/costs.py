@@ -7,6 +7,8 @@ import os
 
 # Columns of the long side that are upcast and multiplied at a time.
 BLOCK_COLUMNS = 2048
+# Quantised weights that are multiplied out at a time.
+DECODED_NUMEL = 1 << 20
 # Up to this short side a matrix is one core's work; above, memory counts for more and all cores share one matrix.
 SMALL_SIDE = 4096
 # What Python, numpy and torch take before any weight is read (measured: 0.15 GB on Linux, CPU build), and what
@@ -39,6 +41,12 @@ def gram_nbytes(n: int, m: int, itemsize: int) -> int:
     and one block of columns. The weights themselves are memory-mapped."""
     short, long = min(n, m), max(n, m)
     return itemsize * short * (2 * short + min(long, BLOCK_COLUMNS))
+
+
+def decoding_nbytes(n: int, m: int) -> int:
+    """Memory to multiply out quantised weights, beside the block that comes of it: codes, zero points and scales of a
+    few rows, and the scales and zero points of all, which sixteen weights share at least."""
+    return 24 * DECODED_NUMEL + n * m // 2
 
 
 def svd_nbytes(n: int, m: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .costs import BLOCK_COLUMNS
+from .costs import BLOCK_COLUMNS, DECODED_NUMEL
 from .errors import CheckpointError
 from .quantised import Packing, Quantisation
 
@@ -50,7 +50,18 @@ class Quantised(ABC):
     def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
         (top, bottom, _), (left, right, _) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
-        return self._part(top, bottom, left, right)
+        return self._banded(top, bottom, left, right)
+
+    def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+        height = max(1, DECODED_NUMEL // max(1, right - left))
+        if bottom - top <= height:
+            return self._part(top, bottom, left, right)
+        # What a part takes on its way, several times itself, is then that of a few rows.
+        block = torch.empty(bottom - top, right - left)
+        for first in range(top, bottom, height):
+            last = min(first + height, bottom)
+            block[first - top : last - top] = self._part(first, last, left, right)
+        return block
 
     def any(self) -> bool:
         """Whether any weight is not zero."""
@@ -66,6 +77,9 @@ class _Turned(Quantised):
     @property
     def T(self) -> Quantised:  # noqa: N802
         return self._inner
+
+    def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+        return self._inner._banded(left, right, top, bottom).T
 
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         return self._inner._part(left, right, top, bottom).T
@@ -166,8 +180,13 @@ class Integers(Quantised):
             numbers = unpacked_awq(self._words[top:bottom], left, right)
         rows, columns = self._row_groups[top:bottom], self._column_groups[left:right]
         result = numbers.to(torch.float32)
-        result -= self._zeros[rows][:, columns]
-        result *= self._scales[rows][:, columns]
+        # Along the lines that share no scale first, which makes the smaller of the two.
+        if self._packing is Packing.ROWS:
+            result -= self._zeros[rows][:, columns]
+            result *= self._scales[rows][:, columns]
+        else:
+            result -= self._zeros[:, columns][rows]
+            result *= self._scales[:, columns][rows]
         return result
 
 

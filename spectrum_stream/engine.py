@@ -20,8 +20,8 @@ from typing import Self
 
 import torch
 
-from .costs import cores, gram_nbytes, svd_nbytes
-from .dequantise import Weights
+from .costs import cores, decoding_nbytes, gram_nbytes, svd_nbytes
+from .dequantise import Quantised, Weights
 from .errors import UsageError
 from .matrices import Matrix
 from .snr import TOLERANCE, Score, score
@@ -166,9 +166,10 @@ def _is_exact_enough(result: Measured) -> bool:
 
 def _nbytes(w: Weights, method: Method) -> int:
     n, m = w.shape
+    decoding = decoding_nbytes(n, m) if isinstance(w, Quantised) else 0
     if method is Method.SVD:
-        return svd_nbytes(n, m)
-    return gram_nbytes(n, m, 4 if method is Method.FP32 else 8)
+        return svd_nbytes(n, m) + decoding
+    return gram_nbytes(n, m, 4 if method is Method.FP32 else 8) + decoding
 
 
 def _fitting(ws: Sequence[Weights], method: Method, device: Device, compute: Compute) -> list[Measured]:

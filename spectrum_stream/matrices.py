@@ -124,6 +124,11 @@ class Matrix:
         return costs.work(self.n, self.m)
 
     @property
+    def decoding_nbytes(self) -> int:
+        """Memory to multiply it out, block by block; none for what is stored as it is."""
+        return 0 if self.quantisation is None else costs.decoding_nbytes(self.n, self.m)
+
+    @property
     def is_small(self) -> bool:
         """Whether one core computes it as fast as several would, shared out over as many matrices."""
         return min(self.n, self.m) <= costs.SMALL_SIDE

@@ -167,7 +167,10 @@ class Plan:
         worst = (
             costs.runtime_nbytes(self.workers)
             + self.buffers_nbytes
-            + max(costs.svd_nbytes(w.n, w.m) * (self.workers if w.is_small else 1) for w in self.matrices)
+            + max(
+                (costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes) * (self.workers if w.is_small else 1)
+                for w in self.matrices
+            )
         )
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
 
@@ -354,8 +357,8 @@ def _free_nbytes(folder: Path) -> int:
 def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None, buffers_nbytes: int) -> int:
     def one(w: Matrix) -> int:
         if precision == "svd":
-            return costs.svd_nbytes(w.n, w.m)
-        return costs.gram_nbytes(w.n, w.m, 8 if precision == "fp64" else 4)
+            return costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes
+        return costs.gram_nbytes(w.n, w.m, 8 if precision == "fp64" else 4) + w.decoding_nbytes
 
     return (
         costs.runtime_nbytes(workers)

@@ -186,6 +186,10 @@ def run(
             )
             for module, record in store.records().items()
         }
+        for module, record in store.records().items():
+            # Read with its result, it has to have the names that the result has.
+            if (known[module].group, known[module].parameter) != (record.group, record.parameter):
+                store.add(known[module])
         again = [
             w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
         ]

@@ -31,7 +31,15 @@ def names(save: Save) -> list[str]:
 def test_every_format_is_written_and_says_what_to_do_with_it(names: list[str]) -> None:
     Path("names.txt").write_text("\n".join(names) + "\n")
     for name, exporter in FORMATS.items():
-        command: list[str | Path] = ["select", RESULT, "--top-percent", "50", "--no-norms", "--names-from", "names.txt"]
+        command: list[str | Path] = [
+            "select",
+            RESULT,
+            "--top-percent",
+            "50",
+            "--no-norms",
+            "--names-from",
+            "names.txt",
+        ]
         if name == "llama-factory":
             assert reason(cli(*command, "--format", name, code=1)) == "not_expressible"
             continue

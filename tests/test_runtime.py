@@ -11,6 +11,7 @@ import torch
 
 from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import UsageError
+from spectrum_stream.results import read_scored
 from spectrum_stream.scanning import MatrixScored
 
 from .conftest import Save, llama_tensors, reference_score
@@ -100,8 +101,11 @@ def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
     assert not [e for e in events if isinstance(e, MatrixScored)]
     names = {line.module for line in second.scored}
     assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.scored)
+    path = Path("model_snr_results/snr_results_x.json")
+    assert read_scored(path).lines == tuple(second.scored) and not read_scored(path).notes
     back = scan(str(tmp_path / "saved"), name="x")
     assert back.scored == first.scored
+    assert read_scored(path).lines == tuple(first.scored)
     assert json.loads(Path("model_snr_results/snr_results_x.json").read_text()).keys() == {
         s.module for s in first.scored
     }

@@ -95,6 +95,14 @@ def test_without_head_and_embedding_their_patterns_are_not_written_either(names:
     assert patterns[0] == "^model.embed_tokens.weight$" and not any("lm_head" in pattern for pattern in patterns)
 
 
+def test_entries_that_are_not_as_spectrum_writes_them_are_pointed_at(names: list[str]) -> None:
+    Path("names.txt").write_text("\n".join([*names, "model.layers.1.mlp.up_proj_2.weight"]))
+    command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]
+    assert "end with $" not in cli(*command).stdout
+    done = cli(*command, "--names-from", "names.txt")
+    assert "1 entries end with $" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
+
+
 def test_sizes_that_are_not_known_are_said_so() -> None:
     done = cli("select", FOREIGN, "--top-percent", "50", "--json")
     assert "trainable_weights" not in json.loads(done.stdout) and "not known" in done.stderr

@@ -97,7 +97,8 @@ def select_command(
     else:
         selection = choose(result, rule)
     exporter = FORMATS[format_name]
-    text = exporter.render(selection, None if names_from is None else _names(names_from))
+    names = None if names_from is None else _names(names_from)
+    text = exporter.render(selection, names)
     path = file or Path(f"{result.stem}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}")
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
@@ -116,7 +117,7 @@ def select_command(
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
     output.line(f"wrote {path}")
     if format_name == _DEFAULT:
-        explain(output, selection)
+        explain(output, selection, names)
     else:
         output.line(exporter.ADVICE)
         remark_on(output, selection)

@@ -4,9 +4,11 @@ import logging
 import os
 import re
 import shlex
+from collections.abc import Collection
 
 from .. import tables
 from ..errors import UsageError
+from ..exporters import axolotl
 from ..output import LogNotes, Output
 from ..selection import Selection
 
@@ -22,12 +24,17 @@ def open_output(as_json: bool, quiet: bool) -> Output:
     return output
 
 
-def explain(output: Output, selection: Selection | None) -> None:
+def explain(output: Output, selection: Selection | None, names: Collection[str] | None = None) -> None:
+    """What the YAML for Axolotl says beyond the choice; `names` as it was written with."""
     if selection is None:
         return
     if selection.always:
         always = " and ".join(f"^{module}.weight$" for module in selection.always)
         output.line(f"the YAML also trains {always}, as Spectrum's always does")
+    if whole := axolotl.whole_names(selection, names):
+        output.line(
+            f"{len(whole)} entries end with $, to match nothing else: {whole[0]}{' ...' if whole[1:] else ''}"
+        )
     remark_on(output, selection)
 
 

@@ -54,6 +54,11 @@ def patterns(selection: Selection, parameters: Collection[str] | None = None) ->
     return (*_always(selection), *(pattern for target in targets.chosen for pattern in entries(target, targets)))
 
 
+def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
+    """The entries of `render` that are a parameter's whole name, where Spectrum has the module's."""
+    return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS)
+
+
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that Axolotl trains, given a config with this text."""
     return matched([Pattern(text) for text in yaml.safe_load(text)["unfrozen_parameters"]], parameter_names)

@@ -4,6 +4,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError
@@ -98,6 +100,46 @@ def test_a_damaged_record_is_an_error_and_its_result_is_still_read(scanned: Path
     assert error.value.reason == "corrupt" and reason(RECORD) == "corrupt"
     read = read_scored(scanned)
     assert len(read.notes) == 1 and len(read.lines) == len(read_results(scanned))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE matrices SET n = 'many'",
+        "UPDATE matrices SET tensor = 7, parameter = x'00'",
+        "UPDATE matrices SET status = 'odd'",
+        "UPDATE source SET value = '[1]'",
+        "UPDATE source SET value = '{\"shards\": [1]}'",
+        "DELETE FROM source",
+        "DROP TABLE matrices",
+    ],
+)
+def test_a_record_with_other_contents_is_an_error(scanned: Path, damage: str) -> None:
+    with sqlite3.connect(RECORD) as db:
+        db.execute(damage)
+    db.close()
+    for leftover in RECORD.parent.glob("*.sqlite-*"):
+        leftover.unlink()
+    assert reason(RECORD) == "corrupt"
+    assert len(read_scored(scanned).notes) == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
+def test_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
+    scanned: Path, tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(RECORD.read_bytes())
+    for position, value in changes:
+        content[position % len(content)] = value
+    (tmp_path / "a.json").write_bytes(scanned.read_bytes())
+    (tmp_path / "a.sqlite").write_bytes(content)
+    try:
+        read = read_scored(tmp_path / "a.sqlite")
+    except ResultError as error:
+        assert error.reason in ("corrupt", "other_result")
+    else:
+        assert [line[:3] for line in read.lines] == [line[:3] for line in read_results(scanned)]
 
 
 def test_a_record_of_another_version_is_not_misread(scanned: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError
-from spectrum_stream.results import Scored, parameter_of, read_results, read_scored
+from spectrum_stream.results import Scored, lines_of, parameter_of, read_results, read_scored
 from spectrum_stream.selection import choose, select
 from spectrum_stream.store import Store, read_records
 
@@ -53,6 +53,14 @@ def test_a_record_beside_a_result_names_and_sizes_its_parameters(scanned: Path, 
     assert lines["lm_head"].shares == "model.embed_tokens" and lines["model.embed_tokens"].shares is None
     assert read.covered is not None and 0.9 < read.covered <= 1
     assert state(scanned.parent) == before
+
+
+def test_a_tied_head_shares_the_embeddings_parameter_and_not_the_other_way(scanned: Path) -> None:
+    records = list(read_records(RECORD).values())
+    for order in (records, records[::-1]):
+        assert {line.module: line.shares for line in lines_of(order) if line.shares} == {
+            "lm_head": "model.embed_tokens"
+        }
 
 
 def test_a_bank_is_one_parameter_of_all_its_experts(save: Save) -> None:

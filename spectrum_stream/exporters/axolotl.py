@@ -73,8 +73,9 @@ def entries(target: Target, targets: Targets) -> tuple[str, ...]:
     """The entries for a chosen module: its name, or its parameter's, where its own is the start of others'."""
     module = plain(target.module)
     if target.tied:
-        # Spectrum writes the head's own name, which then matches nothing; the embedding's pattern trains it.
-        embedding = () if target.parameter in targets.always else (f"{plain(target.parameter)}$",)
+        # Spectrum writes the head's own name, which matches nothing; its pattern trains the embedding, or an entry.
+        by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS
+        embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
         return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
     if target.is_bare:
         # What was read is the whole name. Else it can be the module's, after all.

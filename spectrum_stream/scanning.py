@@ -178,15 +178,16 @@ def run(
     with Store(plan.outputs.record, _identity(plan), fresh=fresh, wait=wait) as store:
         # By the names of this plan: whose names they are changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
+        stored = store.records()
         known = {
             module: replace(
                 record,
                 group=groups.get(module, record.group),
                 parameter=plan.parameters.get(module, record.parameter),
             )
-            for module, record in store.records().items()
+            for module, record in stored.items()
         }
-        for module, record in store.records().items():
+        for module, record in stored.items():
             # Read with its result, it has to have the names that the result has.
             if (known[module].group, known[module].parameter) != (record.group, record.parameter):
                 store.add(known[module])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from spectrum_stream import scan
@@ -101,6 +102,15 @@ def test_entries_that_are_not_as_spectrum_writes_them_are_pointed_at(names: list
     assert "end with $" not in cli(*command).stdout
     done = cli(*command, "--names-from", "names.txt")
     assert "1 entries end with $" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
+
+
+def test_a_tied_head_that_spectrums_patterns_miss_is_pointed_at(save: Save) -> None:
+    tensors = {"transformer.wte.weight": torch.randn(64, 16)}
+    tensors |= {f"transformer.h.{i}.mlp.c_fc.weight": torch.randn(16, 64) for i in range(2)}
+    scan(str(save(tensors, config={"architectures": ["GPT2LMHeadModel"]})), name="x")
+    done = cli("select", RESULT, "--top-percent", "50")
+    assert "the head is transformer.wte" in done.stderr
+    assert "the head is" not in cli("select", RESULT, "--top-percent", "50", "--no-head").stderr
 
 
 def test_sizes_that_are_not_known_are_said_so() -> None:

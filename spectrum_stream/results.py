@@ -153,17 +153,27 @@ def read_scored(path: Path) -> Result:
     covered = None
     try:
         if asked_for_record or (path.suffix == ".json" and record.exists()):
-            records = list(read_records(record, spectra=False).values())
-            known = {line.module: line for line in lines_of(records)}
-            if any((same := known.get(s.module)) is None or same[:3] != s[:3] for s in scored):
-                raise ResultError(f"{record} is the record of another scan than {results}", reason="other_result")
-            covered = _covered(records, {line.module for line in scored}, read_identity(record))
+            known, covered = _recorded(record, scored)
     except ResultError as error:
         if asked_for_record:
             raise
         notes.append(f"sizes and names of parameters are not known: {error}")
-        known = {}
     return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered)
+
+
+def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], float | None]:
+    """What a record has of these lines, and the share of the checkpoint's bytes that they are."""
+    records = list(read_records(path, spectra=False).values())
+    identity = read_identity(path)
+    try:
+        known = {line.module: line for line in lines_of(records)}
+        covered = _covered(records, {line.module for line in scored}, identity)
+    except (TypeError, ValueError, AttributeError) as error:
+        # SQLite has no types that it would insist on.
+        raise ResultError(f"{path} is damaged", reason="corrupt", hint="start over with --fresh") from error
+    if any((same := known.get(line.module)) is None or same[:3] != line[:3] for line in scored):
+        raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
+    return known, covered
 
 
 def _covered(records: Iterable[Record], names: Set[str], identity: Mapping[str, Any]) -> float | None:

@@ -191,6 +191,7 @@ def run(
             )
             for module, record in stored.items()
         }
+        # Read with its result, it has to have the names that the result has.
         if moved := [r for r in known.values() if (r.group, r.parameter) != _names(stored[r.module])]:
             store.rename(moved)
         again = [

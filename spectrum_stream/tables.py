@@ -245,6 +245,15 @@ def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None 
             f"chosen by a degenerate score, no measure of signal against noise, in "
             f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
         )
+    owners = {line.module: line.shares for line in selection.lines if line.shares}
+    if (owner := next((o for m in selection.always if (o := owners.get(m))), None)) and owner not in (
+        *selection.always,
+        *selection.modules,
+    ):
+        lines.append(
+            f"the head is {owner}, which no pattern of Spectrum's matches: Axolotl leaves it frozen unless it is "
+            "chosen, freeze() and the other formats train it"
+        )
     if experts := [module for module in selection.modules if is_single_expert(module)]:
         lines.append(
             f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "

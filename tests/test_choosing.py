@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from spectrum_stream import scan
@@ -93,6 +94,23 @@ def test_without_head_and_embedding_their_patterns_are_not_written_either(names:
     assert "^model.embed_tokens.weight$" in done.stdout and "lm_head" not in done.stdout.split("wrote")[1]
     patterns = yaml.safe_load(Path("a.yaml").read_text())["unfrozen_parameters"]
     assert patterns[0] == "^model.embed_tokens.weight$" and not any("lm_head" in pattern for pattern in patterns)
+
+
+def test_entries_that_are_not_as_spectrum_writes_them_are_pointed_at(names: list[str]) -> None:
+    Path("names.txt").write_text("\n".join([*names, "model.layers.1.mlp.up_proj_2.weight"]))
+    command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]
+    assert "end with $" not in cli(*command).stdout
+    done = cli(*command, "--names-from", "names.txt")
+    assert "1 entries end with $" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
+
+
+def test_a_tied_head_that_spectrums_patterns_miss_is_pointed_at(save: Save) -> None:
+    tensors = {"transformer.wte.weight": torch.randn(64, 16)}
+    tensors |= {f"transformer.h.{i}.mlp.c_fc.weight": torch.randn(16, 64) for i in range(2)}
+    scan(str(save(tensors, config={"architectures": ["GPT2LMHeadModel"]})), name="x")
+    done = cli("select", RESULT, "--top-percent", "50")
+    assert "the head is transformer.wte" in done.stderr
+    assert "the head is" not in cli("select", RESULT, "--top-percent", "50", "--no-head").stderr
 
 
 def test_sizes_that_are_not_known_are_said_so() -> None:

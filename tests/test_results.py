@@ -4,10 +4,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError
-from spectrum_stream.results import Scored, parameter_of, read_results, read_scored
+from spectrum_stream.results import Scored, lines_of, parameter_of, read_results, read_scored
 from spectrum_stream.selection import choose, select
 from spectrum_stream.store import Store, read_records
 
@@ -51,6 +53,14 @@ def test_a_record_beside_a_result_names_and_sizes_its_parameters(scanned: Path, 
     assert lines["lm_head"].shares == "model.embed_tokens" and lines["model.embed_tokens"].shares is None
     assert read.covered is not None and 0.9 < read.covered <= 1
     assert state(scanned.parent) == before
+
+
+def test_a_tied_head_shares_the_embeddings_parameter_and_not_the_other_way(scanned: Path) -> None:
+    records = list(read_records(RECORD).values())
+    for order in (records, records[::-1]):
+        assert {line.module: line.shares for line in lines_of(order) if line.shares} == {
+            "lm_head": "model.embed_tokens"
+        }
 
 
 def test_a_bank_is_one_parameter_of_all_its_experts(save: Save) -> None:
@@ -98,6 +108,46 @@ def test_a_damaged_record_is_an_error_and_its_result_is_still_read(scanned: Path
     assert error.value.reason == "corrupt" and reason(RECORD) == "corrupt"
     read = read_scored(scanned)
     assert len(read.notes) == 1 and len(read.lines) == len(read_results(scanned))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE matrices SET n = 'many'",
+        "UPDATE matrices SET tensor = 7, parameter = x'00'",
+        "UPDATE matrices SET status = 'odd'",
+        "UPDATE source SET value = '[1]'",
+        "UPDATE source SET value = '{\"shards\": [1]}'",
+        "DELETE FROM source",
+        "DROP TABLE matrices",
+    ],
+)
+def test_a_record_with_other_contents_is_an_error(scanned: Path, damage: str) -> None:
+    with sqlite3.connect(RECORD) as db:
+        db.execute(damage)
+    db.close()
+    for leftover in RECORD.parent.glob("*.sqlite-*"):
+        leftover.unlink()
+    assert reason(RECORD) == "corrupt"
+    assert len(read_scored(scanned).notes) == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
+def test_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
+    scanned: Path, tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(RECORD.read_bytes())
+    for position, value in changes:
+        content[position % len(content)] = value
+    (tmp_path / "a.json").write_bytes(scanned.read_bytes())
+    (tmp_path / "a.sqlite").write_bytes(content)
+    try:
+        read = read_scored(tmp_path / "a.sqlite")
+    except ResultError as error:
+        assert error.reason in ("corrupt", "other_result")
+    else:
+        assert [line[:3] for line in read.lines] == [line[:3] for line in read_results(scanned)]
 
 
 def test_a_record_of_another_version_is_not_misread(scanned: Path) -> None:

@@ -1,9 +1,7 @@
 """Names in memory: for tiny models that transformers makes and saves, every name of a result is a parameter's."""
 
 import json
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from spectrum_stream import families, freeze, plan, scan
 from spectrum_stream.errors import UsageError
 from spectrum_stream.matrices import Skip
+from spectrum_stream.results import read_scored
 from spectrum_stream.runtime import parameter_names, read_names
 from spectrum_stream.scanning import MatrixScored
 
@@ -92,11 +91,10 @@ def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
     names = {line.module for line in second.scored}
     assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.scored)
     assert json.loads(path.read_text()).keys() == names
-    with closing(sqlite3.connect(path.with_suffix(".sqlite"))) as record:
-        stored = {row[0] for row in record.execute("SELECT parameter FROM matrices")}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in stored
+    assert read_scored(path).lines == tuple(second.scored) and not read_scored(path).notes
     back = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
     assert back.scored == first.scored
+    assert read_scored(path).lines == tuple(first.scored)
     assert json.loads(path.read_text()).keys() == {s.module for s in first.scored}
 
 

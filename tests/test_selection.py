@@ -99,6 +99,11 @@ def test_a_group_has_its_own_percentage_by_name_before_glob_and_by_the_first_glo
         assert error.value.reason == reason
 
 
+def test_a_group_that_is_called_like_a_glob_is_no_glob() -> None:
+    lines = [Scored(f"0.{group}", group, 1.0) for group in ("a?", "ab")]
+    assert choose(lines, Rule(100, percents={"a?": 0})).modules == ("0.ab",)
+
+
 def test_old_scores_that_are_no_numbers_are_not_the_lowest() -> None:
     lines = [Scored("0.a", "a", -math.inf), Scored("1.a", "a", 1.0), Scored("2.a", "a", 0.5), Scored("3.a", "a", 0.5)]
     assert choose(lines, Rule(50, bottom=True)).chosen["a"] == ("2.a", "3.a")

@@ -108,7 +108,8 @@ def select_command(
     else:
         selection = choose(read, rule)
     exporter = FORMATS[format_name]
-    text = exporter.render(selection, None if names_from is None else read_names(names_from))
+    names = None if names_from is None else read_names(names_from)
+    text = exporter.render(selection, names)
     path = file or Path(
         f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"
     )
@@ -144,7 +145,7 @@ def select_command(
         output.line(f"ranked by {metric}, {first}: {measure.why}")
     output.line(f"wrote {path}")
     if format_name == _DEFAULT:
-        explain(output, selection, doubts)
+        explain(output, selection, doubts, names)
     else:
         output.line(exporter.ADVICE)
         remark_on(output, selection, doubts)

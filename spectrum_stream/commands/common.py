@@ -4,12 +4,13 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from .. import tables
 from ..diagnosing import Doubts
 from ..errors import ResultError, UsageError
+from ..exporters import axolotl
 from ..output import LogNotes, Output
 from ..remeasuring import read_recorded, record_path
 from ..selection import Selection
@@ -27,12 +28,22 @@ def open_output(as_json: bool, quiet: bool) -> Output:
     return output
 
 
-def explain(output: Output, selection: Selection | None, doubts: Mapping[str, Doubts]) -> None:
+def explain(
+    output: Output,
+    selection: Selection | None,
+    doubts: Mapping[str, Doubts],
+    names: Collection[str] | None = None,
+) -> None:
+    """What the YAML for Axolotl says beyond the choice; `names` as it was written with."""
     if selection is None:
         return
     if selection.always:
         always = " and ".join(f"^{module}.weight$" for module in selection.always)
         output.line(f"the YAML also trains {always}, as Spectrum's always does")
+    if whole := axolotl.whole_names(selection, names):
+        output.line(
+            f"{len(whole)} entries end with $, to match nothing else: {whole[0]}{' ...' if whole[1:] else ''}"
+        )
     remark_on(output, selection, doubts)
 
 

@@ -54,6 +54,11 @@ def patterns(selection: Selection, parameters: Collection[str] | None = None) ->
     return (*_always(selection), *(pattern for target in targets.chosen for pattern in entries(target, targets)))
 
 
+def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
+    """The entries of `render` that are a parameter's whole name, where Spectrum has the module's."""
+    return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS)
+
+
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that Axolotl trains, given a config with this text."""
     return matched([Pattern(text) for text in yaml.safe_load(text)["unfrozen_parameters"]], parameter_names)
@@ -68,8 +73,9 @@ def entries(target: Target, targets: Targets) -> tuple[str, ...]:
     """The entries for a chosen module: its name, or its parameter's, where its own is the start of others'."""
     module = plain(target.module)
     if target.tied:
-        # Spectrum writes the head's own name, which then matches nothing; the embedding's pattern trains it.
-        embedding = () if target.parameter in targets.always else (f"{plain(target.parameter)}$",)
+        # Spectrum writes the head's own name, which matches nothing; its pattern trains the embedding, or an entry.
+        by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS
+        embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
         return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
     if target.is_bare:
         # What was read is the whole name. Else it can be the module's, after all.

@@ -9,21 +9,31 @@ from collections.abc import Collection, Iterable
 
 import yaml
 
+from ..errors import ResultError
 from ..selection import Selection
 from .targets import exactly, targets_of
 
 SUFFIX = "yaml"
 ADVICE = "for full-parameter training; the same keys are options of `swift sft`"
 
+# ms-swift starts itself again with its config as arguments; Linux takes 32 pages for one.
+_MAX_NBYTES = 131_072
+
 
 def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
     """The config.
 
     Raises:
-        ResultError: no_such_parameter.
+        ResultError: too_large; no_such_parameter.
     """
-    names = targets_of(selection, parameters).parameters
-    config = {"freeze_parameters_ratio": 1, "trainable_parameters_regex": exactly(names)}
+    pattern = exactly(targets_of(selection, parameters).parameters)
+    if len(pattern.encode()) >= _MAX_NBYTES:
+        raise ResultError(
+            f"an expression of {len(pattern)} characters is too long for the command line of ms-swift",
+            reason="too_large",
+            hint="--format ms-swift",
+        )
+    config = {"freeze_parameters_ratio": 1, "trainable_parameters_regex": pattern}
     return yaml.safe_dump(config, sort_keys=False, width=10_000)
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from spectrum_stream.errors import ResultError
-from spectrum_stream.exporters.axolotl import ALWAYS, Pattern, patterns, read_patterns, render
+from spectrum_stream.exporters.axolotl import ALWAYS, Pattern, matches, patterns, read_patterns, render, whole_names
 from spectrum_stream.results import Scored
 from spectrum_stream.selection import select
 
@@ -14,6 +14,31 @@ from ..conftest import GOLDEN
 def test_the_yaml_is_spectrums_byte_for_byte() -> None:
     expected = (GOLDEN / "smollm2_unfrozenparameters_50percent.yaml").read_bytes()
     assert render(select(GOLDEN / "snr_results_smollm2.json", 50)).encode() == expected
+
+
+def test_only_a_name_that_others_start_with_is_written_whole() -> None:
+    names = [f"h.{i}.{module}" for i in (1, 10) for module in ("gate", "gate_proj", "up")]
+    lines = [Scored(name, name.split(".", 2)[2], 1.0) for name in names]
+    selection = select(lines, 100)
+    assert whole_names(selection) == ("h.1.gate.weight$", "h.10.gate.weight$")
+    assert set(patterns(selection)) == {
+        *ALWAYS, "h.1.gate.weight$", "h.10.gate.weight$", "h.1.gate_proj", "h.10.gate_proj", "h.1.up", "h.10.up",
+    }  # fmt: skip
+    # Of what is not in the result only the list of names can tell.
+    assert not whole_names(select([lines[2]], 100))
+    assert whole_names(select([lines[2]], 100), ["h.1.up.weight", "h.1.up.bias"]) == ()
+    assert whole_names(select([lines[2]], 100), ["h.1.up.weight", "h.1.up_proj.weight"]) == ("h.1.up.weight$",)
+
+
+def test_a_tied_head_alone_trains_the_embedding_that_it_is() -> None:
+    wte = Scored("transformer.wte", "wte", 1.0, "transformer.wte.weight")
+    head = Scored("lm_head", "lm_head", 1.0, "lm_head.weight", shares="transformer.wte")
+    # A model has the parameter under the embedding's name, which none of Spectrum's entries is.
+    names = ["transformer.wte.weight", "transformer.wte.weight_scale"]
+    selection = select([wte, head], 100, modules=["lm_head"])
+    assert matches(render(selection), names) == {"transformer.wte.weight"}
+    names.append("lm_head_2.weight")
+    assert matches(render(selection, names), names) == {"transformer.wte.weight"}
 
 
 def test_what_is_rendered_is_yaml_and_reads_back(tmp_path: Path) -> None:

@@ -162,6 +162,18 @@ def test_a_name_with_a_meaning_means_itself_or_is_refused(name: str, module: str
     hold(name, lines, choose(lines, Rule(100)), names, True)
 
 
+def test_what_a_trainer_cannot_take_for_its_size_is_refused() -> None:
+    many = [Scored(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_000)]
+    for name, lines in (
+        ("ms-swift-regex", many[:4000]),
+        ("soup", many),
+        ("soup", [Scored("a" * 600, "g", 1.0)]),
+    ):
+        with pytest.raises(ResultError) as error:
+            FORMATS[name].render(choose(lines, Rule(100)))
+        assert error.value.reason == "too_large"
+
+
 REFUSALS: dict[str, set[str]] = {
     "axolotl": {"unsafe_name"},
     "axolotl-snr": {"inexact", "unsafe_name"},

@@ -16,6 +16,7 @@ import typer
 
 from . import __version__
 from .commands.choosing import select_command
+from .commands.reporting import report_command
 from .commands.scanning import demo_command, plan_command, scan_command
 from .errors import SpectrumStreamError
 from .output import Output
@@ -42,6 +43,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 app.command("plan")(plan_command)
 app.command("scan")(scan_command)
 app.command("select")(select_command)
+app.command("report")(report_command)
 app.command("demo")(demo_command)
 
 

@@ -24,11 +24,9 @@ from .costs import cores, gram_nbytes, svd_nbytes
 from .decode import Weights
 from .errors import UsageError
 from .matrices import Matrix
-from .snr import Score, score
+from .snr import TOLERANCE, Score, score
 from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products, singular_values
 
-# A score is computed again, more exactly, while its estimated relative error is above this.
-TOLERANCE = 1e-5
 # Small matrices wait until there are this many for each core, or no more at hand: the longest is then the first.
 _WAITING_PER_WORKER = 16
 # Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.

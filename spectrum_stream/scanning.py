@@ -12,7 +12,7 @@ import numpy as np
 
 from . import planning
 from .durable import write_atomically
-from .engine import CPU, TOLERANCE, Device, Measured, measure_all, open_device
+from .engine import CPU, Device, Measured, measure_all, open_device
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .feed import Feed, Traffic
@@ -23,6 +23,7 @@ from .quantised import block_size
 from .results import Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
 from .selection import Selection, select
+from .snr import TOLERANCE
 from .sources import LocalShard
 from .spectra import Failure, Method
 from .store import Record, Status, Store

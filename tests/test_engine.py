@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from spectrum_stream.decode import Weights
-from spectrum_stream.engine import CPU, TOLERANCE, Compute, Device, Measured, measure, measure_all, open_device
+from spectrum_stream.engine import CPU, Compute, Device, Measured, measure, measure_all, open_device
 from spectrum_stream.errors import UsageError
 from spectrum_stream.matrices import Matrix
+from spectrum_stream.snr import TOLERANCE
 from spectrum_stream.spectra import Failure, Method, Spectrum, singular_values
 
 from .conftest import reference_score

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.engine import TOLERANCE, one_thread_each
 from spectrum_stream.engine import measure as measure_batch
-from spectrum_stream.snr import Degeneracy, Score, score
+from spectrum_stream.engine import one_thread_each
+from spectrum_stream.snr import TOLERANCE, Degeneracy, Score, score
 from spectrum_stream.spectra import (
     Failure,
     Method,

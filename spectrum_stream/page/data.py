@@ -259,8 +259,11 @@ def quantiles_of(singular_values: np.ndarray, keep: int) -> np.ndarray:
 def _reading(path: Path) -> Iterator[tuple[dict[str, Any], int, Iterator[Record]]]:
     """The identity of what was scanned, how many matrices there are, and these one by one: a large record does not
     fit memory. Nothing is written, and a scan that runs is not disturbed."""
+    # A record that no scan has open is one file. SQLite would put two more beside it, to tell others that it is read.
+    is_open = path.with_name(f"{path.name}-wal").exists()
+    address = f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as db:
             (text,) = db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
             (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
             rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices")

@@ -34,6 +34,13 @@ function setTheme(isDark) {
   if (window.Plotly) { redraw(); if (state.picked) openMatrixFacts(); }
 }
 
+// What is drawn by now, for scripts to wait for and for measuring.
+function tell(what) {
+  document.documentElement.dataset.ready = what;
+  performance.mark(what);
+  requestAnimationFrame(() => setTimeout(() => performance.mark(`${what} painted`)));
+}
+
 function start() {
   const title = `Spectrum scores: ${results.map((result) => shown(result.name)).join(" and ")}`;
   $("title").textContent = document.title = title;
@@ -42,7 +49,7 @@ function start() {
   $("notes").replaceChildren(...results.flatMap((result) => result.notes.map((note) => element("li", `${results.length > 1 ? `${result.letter}: ` : ""}${shown(note)}`))));
   $("facts").replaceChildren(...results.map((result) => {
     const list = element("dl", undefined, { className: "facts" });
-    definitions(list, [...result.facts.map(([label, text]) => [label, shown(text)]), ["page by", `spectrum_stream ${data.version}`]]);
+    definitions(list, [...result.facts.map((pair) => pair.map(shown)), ["page by", `spectrum_stream ${data.version}`]]);
     return list;
   }));
   $("percent").value = $("slider").value = state.percent;
@@ -56,13 +63,14 @@ function start() {
   $("search").addEventListener("input", () => { listing.limit = ROWS_MORE; drawTable(); });
   $("more").addEventListener("click", () => { listing.limit += ROWS_MORE; drawTable(); });
   $("csv").addEventListener("click", downloadCsv);
+  window.addEventListener("scroll", placeTip, { capture: true, passive: true });
   const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
   $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   prefersDark.addEventListener("change", (event) => setTheme(event.matches));
   setTheme(prefersDark.matches);
   listItems();
   redraw();
-  document.documentElement.dataset.ready = "map";
+  tell("map");
 }
 
 start();
@@ -70,5 +78,5 @@ start();
 document.addEventListener("DOMContentLoaded", () => {
   drawSpread();
   drawPair();
-  document.documentElement.dataset.ready = "all";
+  tell("all");
 });

@@ -51,9 +51,9 @@ function build(map) {
       Object.assign(td, { heat: map.cells.at(-1) });
     }
   }
-  // As wide as there is room for, since few layers need not be small; side by side there is half of it.
-  const room = (document.documentElement.clientWidth - 330) / results.length / Math.max(lastColumn - map.firstColumn, 1);
-  table.style.setProperty("--cell", `${Math.max(19, Math.min(28, Math.floor(room) - 1))}px`);
+  const width = cellWidth(lastColumn - map.firstColumn);
+  table.style.setProperty("--cell", `${width}px`);
+  table.classList.toggle("narrow", width < 16);
   map.scroll.replaceChildren(table);
   buildPager(map, lastRow, lastColumn);
   if (map.cells.length) moveCursor(map, map.cells[0], false);
@@ -61,9 +61,16 @@ function build(map) {
   table.addEventListener("pointerleave", hideTip);
   table.addEventListener("focusin", (event) => { const at = heatOf(event); if (at) { moveCursor(map, at, false); showTip(map, at); } });
   table.addEventListener("focusout", hideTip);
-  table.addEventListener("click", (event) => { const at = heatOf(event); if (at) { moveCursor(map, at, false); spec.pick(at.cell, at.r, at.c); } });
+  table.addEventListener("click", (event) => { const at = heatOf(event); if (at) { moveCursor(map, at, false); hideTip(); spec.pick(at.cell, at.r, at.c); } });
   table.addEventListener("keydown", (event) => onKey(map, event));
   paint(map);
+}
+
+// As wide as there is room for; narrow where two maps then stand side by side.
+function cellWidth(count) {
+  const room = Math.min(document.documentElement.clientWidth, 1500) / results.length - (results.length > 1 ? 230 : 330);
+  const fitting = Math.floor(room / Math.max(count, 1)) - 1;
+  return fitting < 11 ? 19 : Math.min(28, results.length > 1 ? fitting : Math.max(19, fitting));
 }
 
 const heatOf = (event) => event.target.closest?.("td")?.heat;
@@ -135,16 +142,23 @@ function paint(map) {
 const isPicked = (result, cell) =>
   state.picked?.result === result && (cell.own === state.picked.i || (cell.own < 0 && cell.parts.includes(state.picked.i)));
 
+let tipped = null;
 function showTip(map, { td, cell, r, c }) {
-  const tip = $("tip"), box = td.getBoundingClientRect();
-  tip.textContent = map.spec.describe(cell, r, c).join("\n");
-  tip.hidden = false;
+  $("tip").textContent = map.spec.describe(cell, r, c).join("\n");
+  $("tip").hidden = false;
+  tipped = td;
+  placeTip();
+}
+
+function placeTip() {
+  if (!tipped) return;
+  const tip = $("tip"), box = tipped.getBoundingClientRect();
   const own = tip.getBoundingClientRect();
   const above = box.bottom + 8 + own.height > window.innerHeight && box.top > own.height + 8;
   tip.style.left = `${Math.max(4, Math.min(box.left, window.innerWidth - own.width - 4))}px`;
   tip.style.top = `${above ? box.top - own.height - 8 : box.bottom + 8}px`;
 }
-function hideTip() { $("tip").hidden = true; }
+function hideTip() { $("tip").hidden = true; tipped = null; }
 
 // Both results are coloured on one scale.
 function rowPairs(row) {

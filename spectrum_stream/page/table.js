@@ -64,7 +64,7 @@ function drawTable() {
   head.replaceChildren(element("tr"));
   for (const column of all) {
     const isSorter = column.name === listing.column;
-    const th = element("th", undefined, { scope: "col" });
+    const th = element("th", undefined, { scope: "col", className: column.isNumber ? "number" : "" });
     const button = element("button", column.name + (isSorter ? (listing.isDown ? " ▾" : " ▴") : ""), { type: "button" });
     button.dataset.column = column.name;
     th.setAttribute("aria-sort", isSorter ? (listing.isDown ? "descending" : "ascending") : "none");

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ import torch
 from spectrum_stream import scan, select
 from spectrum_stream.page.data import Entry, Shown, read_shown
 from spectrum_stream.page.page import render
+from spectrum_stream.results import Scored
 
 from .browser import CHROMIUM, Heard, launched, opened
 from .conftest import Save, llama_tensors
@@ -95,6 +97,29 @@ def test_the_outline_is_the_selection(tab: Any, result: Path) -> None:
         tab.fill("#percent", str(percent))
         assert outlined(tab) == set(select(result, percent).modules), percent
         assert tab.text_content("#summary").startswith(f"{len(select(result, percent).modules)} of ")
+
+
+def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        count = generator.randrange(1, 40)
+        # Few values, so that many are equal; and those that foreign results have.
+        scores = [generator.choice([0.1, 0.1 + 2**-56, 0.3, 7.0, math.inf, -math.inf]) for _ in range(count)]
+        groups = [generator.randrange(4) for _ in range(count)]
+        percent = generator.choice([1, 7, 29, 50, 57, 58, 100, generator.uniform(0.1, 100)])
+        lines = [Scored(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
+        chosen = tab.evaluate(
+            """([groups, scores, percent]) => {
+                const { rank, size } = rankings(groups, scores.map(Number), groups.map(() => 1));
+                return groups.map((_, i) => i).filter((i) => rank[i] <= countChosen(size[i], percent));
+            }""",
+            [groups, list(map(_in_javascript, scores)), percent],
+        )
+        assert {str(i) for i in chosen} == set(select(lines, percent).modules)
+
+
+def _in_javascript(value: float) -> float | str:
+    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def test_percentages_that_are_none_change_nothing(tab: Any) -> None:

@@ -23,11 +23,15 @@ function build(map) {
   table.setAttribute("aria-label", spec.title);
   const lastRow = Math.min(spec.rowLabels.length, map.firstRow + ROWS_AT_ONCE);
   const lastColumn = Math.min(spec.columnLabels.length, map.firstColumn + COLUMNS_AT_ONCE);
+  const width = cellWidth(lastColumn - map.firstColumn);
+  table.style.setProperty("--cell", `${width}px`);
+  table.classList.toggle("narrow", width < 16);
   const head = table.createTHead().insertRow();
   head.append(element("th", ""));
   for (let c = map.firstColumn; c < lastColumn; c++) {
     const label = shown(spec.columnLabels[c]) || "–";
-    head.append(element("th", label.length > 3 ? "…" : label, { scope: "col", title: label }));
+    const isSpared = width < 16 && !/[05]$/.test(label);
+    head.append(element("th", isSpared ? "" : label.length > 3 ? "…" : label, { scope: "col", title: label }));
   }
   map.cells = [];
   const body = table.createTBody();
@@ -40,7 +44,8 @@ function build(map) {
       button.addEventListener("click", spec.expand(r));
       name.append(button);
     }
-    name.append(shortened(label, 60));
+    // From the middle, since groups differ at the end.
+    name.append(shortened(label, isPhone() ? (name.firstChild ? 14 : 22) : results.length > 1 ? 26 : 60));
     line.append(name);
     for (let c = map.firstColumn; c < lastColumn; c++) {
       const td = line.insertCell(), cell = spec.cellAt(r, c);
@@ -51,9 +56,6 @@ function build(map) {
       Object.assign(td, { heat: map.cells.at(-1) });
     }
   }
-  const width = cellWidth(lastColumn - map.firstColumn);
-  table.style.setProperty("--cell", `${width}px`);
-  table.classList.toggle("narrow", width < 16);
   map.scroll.replaceChildren(table);
   buildPager(map, lastRow, lastColumn);
   if (map.cells.length) moveCursor(map, map.cells[0], false);
@@ -238,7 +240,7 @@ function drawMaps() {
   } else maps.slice(results.length).forEach(paint);
   const scale = state.scale === "all" ? scaleOfCells(allPairs()) : null;
   const ends = scale ? [numeral(scale.low), numeral(scale.high)] : ["lowest of its row", "highest of its row"];
-  if (state.measure === RANK) ends.reverse();
+  if (state.measure === RANK) ends.splice(0, 2, "last", "first");
   [$("low").textContent, $("high").textContent] = ends;
   $("legend-note").textContent = scale?.isLog ? "logarithmic; degenerate scores left out of the scale" : "degenerate scores left out of the scale";
 }

@@ -75,9 +75,11 @@ function drawMatrix(result, i) {
 
 const BOXES_AT_ONCE = 60;
 function drawSpread() {
+  // The ranks of every group are spread alike.
+  const measure = state.measure === RANK ? SCORE : state.measure;
   const groupsOf = results.map((result) => {
     const byRow = new Map();
-    const values = result.measures.get(state.measure) || [];
+    const values = result.measures.get(measure) || [];
     result.row.forEach((row, i) => {
       if (values[i] === null || !Number.isFinite(values[i])) return;
       if (!byRow.has(row)) byRow.set(row, []);
@@ -88,7 +90,7 @@ function drawSpread() {
   const wanted = rows.map((_, row) => row).filter((row) => groupsOf.some((byRow) => (byRow.get(row) || []).length > 1));
   const used = wanted.slice(0, BOXES_AT_ONCE);
   const all = used.flatMap((row) => groupsOf.flatMap((byRow) => byRow.get(row) || []));
-  const scale = scaleOf(all);
+  const scale = scaleOf(all, measure);
   $("boxes").hidden = !used.length;
   $("boxes-note").textContent = [
     wanted.length > used.length ? `The first ${used.length} of ${wanted.length} groups.` : "",
@@ -104,12 +106,11 @@ function drawSpread() {
       line: { width: 1.5 }, boxpoints: all.length > 3000 ? false : "outliers", hoverinfo: "x",
     };
   });
-  const isNarrow = window.innerWidth < 600;
   draw("boxes", traces, {
     margin: { l: 56, r: 12, t: results.length > 1 ? 34 : 6, b: 44 },
     height: 90 + used.length * (results.length > 1 ? 38 : 26), boxmode: "group", showlegend: results.length > 1,
-    xaxis: { type: scale.isLog ? "log" : "linear", title: { text: state.measure }, side: "bottom" },
-    yaxis: { tickvals: used.map((_, place) => place), ticktext: used.map((row) => unmarked(rows[row], isNarrow ? 18 : 44)), autorange: "reversed", zeroline: false },
+    xaxis: { type: scale.isLog ? "log" : "linear", title: { text: measure }, side: "bottom" },
+    yaxis: { tickvals: used.map((_, place) => place), ticktext: used.map((row) => unmarked(rows[row], isPhone() ? 18 : 44)), autorange: "reversed", zeroline: false },
   });
 }
 

@@ -28,6 +28,7 @@ function cellsOf(raw) {
   return cells;
 }
 
+const isPhone = () => document.documentElement.clientWidth < 600;
 const flagOf = (result, i) => result.flags[result.flag[i]];
 const isChosen = (result, i) => result.rank[i] > 0 && result.rank[i] <= countChosen(result.size[i], state.percent);
 
@@ -53,11 +54,11 @@ function chosenShare(result, cell) {
 }
 
 // From values to 0..1, on a logarithmic scale where they spread over more than a factor of twenty.
-function scaleOf(values) {
+function scaleOf(values, measure = state.measure) {
   const finite = values.filter(Number.isFinite);
   if (!finite.length) return null;
   const low = finite.reduce((a, b) => Math.min(a, b)), high = finite.reduce((a, b) => Math.max(a, b));
-  const isLog = low > 0 && high / low > 20;
+  const isLog = measure !== RANK && low > 0 && high / low > 20;
   const [from, to] = isLog ? [Math.log(low), Math.log(high)] : [low, high];
   const at = (v) => {
     if (to === from) return 0.5;
@@ -65,7 +66,7 @@ function scaleOf(values) {
     return Math.min(1, Math.max(0, share));
   };
   // The first rank is the best.
-  return { low, high, isLog, at: state.measure === RANK ? (v) => 1 - at(v) : at };
+  return { low, high, isLog, at: measure === RANK ? (v) => 1 - at(v) : at };
 }
 
 // A score that means nothing would stretch the scale of those that do.

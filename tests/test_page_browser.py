@@ -156,6 +156,18 @@ def test_a_click_shows_the_singular_values(tab: Any, result: Path) -> None:
     assert line == pytest.approx(entry.tau, rel=1e-5)
 
 
+def test_an_open_matrix_follows_the_percentage_and_the_theme(tab: Any) -> None:
+    cell(tab, "model.layers.3.self_attn.v_proj").click()
+    colour = "document.getElementById('spectrum').data[0].line.color"
+    before = tab.evaluate(colour)
+    tab.fill("#percent", "100")
+    assert ", chosen" in tab.text_content("#detail-facts")
+    tab.fill("#percent", "0")
+    assert ", not chosen" in tab.text_content("#detail-facts")
+    tab.click("#theme")
+    assert tab.evaluate(colour) != before
+
+
 def test_the_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
     # For n = m / 2: its area is 1, and its median that of a large sample.
     law = tab.evaluate("(({x, f, median, edge}) => ({x, f, median, edge}))(marchenkoPastur(0.5))")
@@ -259,6 +271,19 @@ def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
         assert tab.text_content("#detail-title") == f"{BANK}.0"
         tab.click("#close-experts")
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
+
+
+def test_a_bank_with_a_broken_expert_has_no_score_and_its_other_experts_have(save: Save, show: Show) -> None:
+    weights = tensors(experts=3)
+    weights[BANK][1] = math.nan
+    path = scan(str(save(weights)), name="x").written[0]
+    with show(read_shown(path)) as tab:
+        bank = tab.locator("#maps td[aria-label*='a bank of 3 without a score']")
+        assert bank.text_content() == "×" and "missing" in bank.get_attribute("class")
+        bank.click()
+        assert [td.text_content() for td in tab.locator("#expert-maps td[aria-label^='" + BANK + "']").all()] == [
+            "", "×", "",
+        ]  # fmt: skip
 
 
 def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show: Show) -> None:

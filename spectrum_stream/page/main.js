@@ -8,11 +8,16 @@ function drawSummary() {
   }).join(" · ");
 }
 
-function redraw() {
+// What depends on the percentage, and what on the measure too.
+function drawChoice() {
   drawMaps();
   drawSummary();
   drawTable();
-  if (window.Plotly) { drawSpread(); drawPair(); }
+  if (window.Plotly) drawPair();
+}
+function redraw() {
+  drawChoice();
+  if (window.Plotly) drawSpread();
 }
 
 function setPercent(text) {
@@ -22,16 +27,18 @@ function setPercent(text) {
   state.percent = percent;
   $("slider").value = percent;
   if (document.activeElement !== $("percent")) $("percent").value = percent;
-  if (state.picked) openMatrixFacts();
-  redraw();
+  if (state.picked) drawFacts(state.picked);
+  drawChoice();
 }
-const openMatrixFacts = () => { if (window.Plotly) { const at = window.scrollY; openMatrix(state.picked.result, state.picked.i); window.scrollTo(0, at); } };
 
 function setTheme(isDark) {
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
   $("theme").setAttribute("aria-pressed", String(isDark));
   $("theme").textContent = isDark ? "Light" : "Dark";
-  if (window.Plotly) { redraw(); if (state.picked) openMatrixFacts(); }
+  if (!window.Plotly) return;
+  drawSpread();
+  drawPair();
+  if (!$("spectrum").hidden) drawMatrix(state.picked);
 }
 
 // What is drawn by now, for scripts to wait for and for measuring.

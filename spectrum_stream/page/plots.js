@@ -27,10 +27,7 @@ function singularValues(result, i) {
   });
 }
 
-function openMatrix(result, i) {
-  state.picked = { result, i };
-  $("detail").hidden = false;
-  $("detail-title").textContent = shown(result.module[i]);
+function drawFacts({ result, i }) {
   const facts = [["group", shown(groups[result.group[i]]) || "(no name)"], ["score", numeral(result.snr[i])]];
   if (results.length > 1) facts.unshift(["result", `${result.letter}: ${shown(result.name)}`]);
   if (result.rank[i]) facts.push(["rank", `${result.rank[i]} of ${result.size[i]}${isChosen(result, i) ? ", chosen" : ", not chosen"}`]);
@@ -38,15 +35,22 @@ function openMatrix(result, i) {
   for (const [name, values] of result.measures) if (name !== SCORE && name !== RANK) facts.push([name, numeral(values[i])]);
   if (flagOf(result, i)) facts.push(["mark", meaning(flagOf(result, i))]);
   definitions($("detail-facts"), facts);
+}
+
+function openMatrix(result, i) {
+  state.picked = { result, i };
+  $("detail").hidden = false;
+  $("detail-title").textContent = shown(result.module[i]);
+  drawFacts(state.picked);
   const hasSpectrum = result.points[i] > 1 && result.largest[i] > 0;
   $("spectrum").hidden = $("density").hidden = !hasSpectrum;
-  if (hasSpectrum) drawMatrix(result, i);
+  if (hasSpectrum) drawMatrix(state.picked);
   else $("detail-note").textContent = result.points[i] === 1 ? "One singular value: nothing to draw." : result.points[i] ? "All singular values are zero." : "Its singular values are not here: they are in the record of a scan (.sqlite beside the result).";
   drawMaps();
   $("detail").scrollIntoView({ block: "nearest" });
 }
 
-function drawMatrix(result, i) {
+function drawMatrix({ result, i }) {
   const values = singularValues(result, i), n = result.n[i], m = result.m[i], tau = result.tau[i];
   const count = Math.min(n, m), last = values.length - 1, beta = count / Math.max(n, m);
   const accent = inked("--accent"), second = inked("--second"), threshold = inked("--threshold");

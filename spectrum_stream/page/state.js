@@ -32,9 +32,12 @@ const isPhone = () => document.documentElement.clientWidth < 600;
 const flagOf = (result, i) => result.flags[result.flag[i]];
 const isChosen = (result, i) => result.rank[i] > 0 && result.rank[i] <= countChosen(result.size[i], state.percent);
 
+// A bank of which an expert has no score has none, and no line in the result, whatever its other experts have.
+const isBrokenBank = (result, cell) => cell.own < 0 && !cell.parts.some((i) => result.is_ranked[i]);
+
 function valueOf(result, cell, measure = state.measure) {
   const values = result.measures.get(measure);
-  if (!values) return null;
+  if (!values || isBrokenBank(result, cell)) return null;
   if (cell.own >= 0) return values[cell.own];
   const known = cell.parts.map((i) => values[i]).filter((v) => v !== null && !Number.isNaN(v));
   return known.length ? median(known) : null;
@@ -44,6 +47,7 @@ function valueOf(result, cell, measure = state.measure) {
 function cellFlag(result, cell) {
   if (cell.own >= 0) return flagOf(result, cell.own);
   const flags = new Set(cell.parts.map((i) => flagOf(result, i)));
+  if (isBrokenBank(result, cell)) return [...flags].find(isMissing) || "";
   return flags.size === 1 ? [...flags][0] : "";
 }
 
@@ -111,7 +115,8 @@ function describeCell(result, cell, row, column) {
   if (cell.own >= 0 && !cell.parts.length) return describe(result, cell.own);
   const lines = cell.own >= 0 ? describe(result, cell.own) : [`${shown(rows[row])}, ${layerName(column)}`];
   const flagged = cell.parts.filter((i) => flagOf(result, i)).length;
-  if (cell.own < 0) {
+  if (isBrokenBank(result, cell)) lines.push(`a bank of ${cell.parts.length} without a score`);
+  else if (cell.own < 0) {
     lines.push(`median ${state.measure} ${numeral(valueOf(result, cell))}`);
     lines.push(`${cell.parts.filter((i) => isChosen(result, i)).length} of ${cell.parts.length} chosen`);
   } else lines.push(`a bank of ${cell.parts.length}; its score is their median`);

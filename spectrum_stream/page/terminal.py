@@ -89,15 +89,16 @@ def _cells(entries: Sequence[Entry], places: Sequence[Place], chosen: set[str]) 
         together.setdefault((place.row, place.layer), []).append((entry, place))
     cells = {}
     for key, found in together.items():
-        # A bank's line is its median, and its experts are not to be counted again.
-        own = [entry for entry, place in found if place.index == ""][:1] or [entry for entry, _ in found]
+        # A bank's line is its median, and its experts are not to be counted again. One without a line has no score.
+        own = [entry for entry, place in found if place.index == ""][:1]
+        own = own or [entry for entry, _ in found if entry.bank is None]
         values = [entry.snr for entry in own if entry.snr is not None]
         flags = {entry.flag for entry in own}
         picked = sum(entry.module in chosen for entry in own)
         cells[key] = _Cell(
             statistics.median(values) if values else None,
             "x" if not values else "!" if "" not in flags else " ",
-            "*" if picked == len(own) else "+" if picked else " ",
+            " " if not picked else "*" if picked == len(own) else "+",
         )
     return cells
 

@@ -295,11 +295,14 @@ def test_a_degenerate_score_is_marked_and_does_not_stretch_the_scale() -> None:
     assert row == "up 0 9 !*"
 
 
-@pytest.mark.parametrize("colours", [True, False])
-def test_colours_are_there_on_a_terminal_and_never_needed(tmp_path: Path, colours: bool) -> None:
+@pytest.mark.parametrize(
+    ("system", "no_color"), [("truecolor", False), ("256", False), ("256", True), ("standard", False)]
+)
+def test_colours_are_there_on_a_terminal_and_never_needed(tmp_path: Path, system: Any, no_color: bool) -> None:
     shown = read_shown(published(tmp_path / "a.json", {f"l.{i}.up": ("up", 1.0 + i) for i in range(3)}))
-    text = drawn(shown, ("l.2.up",), force_terminal=True, color_system="truecolor", no_color=not colours)
-    assert ("48;2;" in text) is colours
+    text = drawn(shown, ("l.2.up",), force_terminal=True, color_system=system, no_color=no_color)
+    colours = system != "standard" and not no_color
+    assert bool(re.search(r";48;[25];", text)) is colours
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert rows_of(plain) == ["up      *" if colours else "up 0 5 9*"]
 

@@ -200,6 +200,13 @@ def test_the_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
     assert tab.text_content("#detail-title") == focused
 
 
+def test_a_logarithmic_axis_has_numbers_enough_and_not_too_many(tab: Any) -> None:
+    for low, high in ((1.0, 1.5), (0.02, 106.0), (3e-12, 7e5), (5e-324, 1e308)):
+        ticks = tab.evaluate("([low, high]) => logTicks(low, high, 4)", [low, high])
+        inside = [tick for tick in ticks if low <= tick <= high]
+        assert 1 <= len(inside) <= 16 and ticks == sorted(ticks) and ticks[0] > 0, (low, high)
+
+
 def test_every_control_has_a_name(tab: Any) -> None:
     nameless = tab.eval_on_selector_all(
         "button, input, select",

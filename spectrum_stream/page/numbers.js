@@ -23,6 +23,16 @@ function numeral(value) {
   return size < 1e-4 || size >= 1e6 ? rounded.toExponential().replace("e+", "e") : String(rounded);
 }
 
+// Where a logarithmic axis has its numbers: at 1, 2 and 5 of every decade, or at as many powers of ten as there is room for.
+function logTicks(low, high, decadesDivided) {
+  const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1, decades = last - first - 2;
+  const step = Math.max(1, Math.ceil(decades / 8)), ticks = [];
+  for (let power = first; power <= last; power += step) {
+    for (const digit of decades <= decadesDivided ? [1, 2, 5] : [1]) ticks.push(Number(`${digit}e${power}`));
+  }
+  return ticks.filter((tick) => tick > 0 && tick < Infinity);
+}
+
 function median(values) {
   const sorted = Float64Array.from(values).sort();
   const half = sorted.length >> 1;

@@ -5,13 +5,16 @@ const inked = (name) => getComputedStyle(document.documentElement).getPropertyVa
 function draw(id, traces, layout) {
   const ink = inked("--ink"), line = inked("--line");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, exponentformat: "power" };
-  // Else a logarithmic axis has large powers and small digits between them.
-  const kind = (own) => (own?.type === "log" ? { tickformat: "~g" } : {});
+  // Plotly's own numbers on a logarithmic axis are of two sizes, and run into each other.
+  const finished = ({ span, ...own }) => {
+    const ticks = own.type === "log" ? logTicks(...span, isPhone() ? 2 : 4) : null;
+    return { ...axis, ...(ticks && { tickvals: ticks, ticktext: ticks.map(numeral) }), ...own };
+  };
   const legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } };
   Plotly.react($(id), traces, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12, family: "system-ui, sans-serif" },
     margin: { l: 56, r: 12, t: 34, b: 44 }, legend, hoverlabel: { bgcolor: inked("--sheet"), font: { color: ink } },
-    ...layout, xaxis: { ...axis, ...kind(layout.xaxis), ...layout.xaxis }, yaxis: { ...axis, ...kind(layout.yaxis), ...layout.yaxis },
+    ...layout, xaxis: finished(layout.xaxis), yaxis: finished(layout.yaxis),
   }, { displayModeBar: false, responsive: true });
 }
 
@@ -60,7 +63,7 @@ function drawMatrix({ result, i }) {
     annotations: tau > 0 ? [{ text, showarrow: false, font: { color: threshold }, ...(axis === "y" ? { xref: "paper", x: 1, xanchor: "right", y: Math.log10(tau), yanchor: "bottom" } : { yref: "paper", y: 1, yanchor: "top", x: tau, xanchor: "left" }) }] : [],
   });
   draw("spectrum", [{ x: positions, y: values, mode: "lines+markers", marker: { size: 3 }, line: { color: accent }, hovertemplate: "no. %{x:.0f}: %{y:.4g}<extra></extra>" }], {
-    xaxis: { title: { text: "number, from the largest" } }, yaxis: { type: "log", title: { text: "singular value" } }, ...at("y", `τ = ${numeral(tau)}`),
+    xaxis: { title: { text: "number, from the largest" } }, yaxis: { type: "log", span: [values.findLast((v) => v > 0), values[0]], title: { text: "singular value" } }, ...at("y", `τ = ${numeral(tau)}`),
   });
   const noise = marchenkoPastur(beta), middle = median(values), fitted = middle / noise.median, own = tau / noise.edge;
   const right = Math.min(values[0], 1.25 * Math.max(noise.edge * fitted, tau)) || values[0];
@@ -113,7 +116,7 @@ function drawSpread() {
   draw("boxes", traces, {
     margin: { l: 56, r: 12, t: results.length > 1 ? 34 : 6, b: 44 },
     height: 90 + used.length * (results.length > 1 ? 38 : 26), boxmode: "group", showlegend: results.length > 1,
-    xaxis: { type: scale.isLog ? "log" : "linear", title: { text: measure }, side: "bottom" },
+    xaxis: { type: scale.isLog ? "log" : "linear", span: [scale.low, scale.high], title: { text: measure }, side: "bottom" },
     yaxis: { tickvals: used.map((_, place) => place), ticktext: used.map((row) => unmarked(rows[row], isPhone() ? 18 : 44)), autorange: "reversed", zeroline: false },
   });
 }
@@ -138,9 +141,9 @@ function drawPair() {
   const scale = scaleOf([...x, ...y]);
   $("scatter").hidden = !scale;
   if (!scale) return;
-  const type = scale.isLog ? "log" : "linear";
+  const axis = { type: scale.isLog ? "log" : "linear", span: [scale.low, scale.high] };
   draw("scatter", [
     { x: [scale.low, scale.high], y: [scale.low, scale.high], mode: "lines", line: { color: inked("--faint"), dash: "dot" }, hoverinfo: "skip" },
     { x, y, customdata: names, mode: "markers", marker: { size: 5, color: inked("--accent"), opacity: 0.6 }, hovertemplate: "%{customdata}<br>A %{x:.4g}, B %{y:.4g}<extra></extra>" },
-  ], { height: 460, showlegend: false, xaxis: { type, title: { text: `${state.measure}, A` } }, yaxis: { type, title: { text: `${state.measure}, B` } } });
+  ], { height: 460, showlegend: false, xaxis: { ...axis, title: { text: `${state.measure}, A` } }, yaxis: { ...axis, title: { text: `${state.measure}, B` } } });
 }

@@ -44,7 +44,8 @@ class TerminalMap:
         label_width = min(widest, max(12, options.max_width // 3))
         at_once = max(1, (options.max_width - label_width - 1) // _CELL_WIDTH)
         columns = self._grid.columns
-        has_colour = console.color_system is not None and not console.no_color
+        # Sixteen colours are too few for a scale.
+        has_colour = console.color_system in ("256", "truecolor") and not console.no_color
         for first in range(0, len(columns), at_once):
             band = columns[first : first + at_once]
             yield Text(" " * (label_width + 1) + _heading(band), style="dim")

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -372,8 +373,8 @@ def test_names_that_want_to_be_more_are_text(show: Show) -> None:
         extra = [Entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
         return Shown(names[-1], tuple((name, name) for name in names), tuple(names), (*entries, *extra))
 
-    def visited(names: list[str]) -> tuple[dict[str, int], str]:
-        # Every way that a name can take: all tips, all details, all rows opened, a search, plots of two results.
+    def visited(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
+        # The ways that a name can take: tips, details, rows opened, the table, axes, and what is said of points.
         with show(shown(names), shown(names)) as tab:
             for td in tab.locator("#maps td[aria-label]").all()[::7]:
                 td.focus()
@@ -384,21 +385,65 @@ def test_names_that_want_to_be_more_are_text(show: Show) -> None:
                 tab.click("#more")
             tab.fill("#search", names[0])
             tab.fill("#search", "")
+            # Plotly looks at a point again after 50 ms at the earliest.
+            points = tab.evaluate(
+                """async (names) => {
+                    const texts = [], known = $("scatter").data[1].customdata;
+                    for (const name of names) {
+                        const pointNumber = known.indexOf(unmarked(name, 70));
+                        Plotly.Fx.hover("scatter", [{ curveNumber: 1, pointNumber }]);
+                        await new Promise((done) => setTimeout(done, 120));
+                        texts.push(document.querySelector("#scatter .hoverlayer").textContent);
+                    }
+                    return texts.join("\\n"); }""",
+                names[:6],
+            )
             kinds = tab.evaluate(
                 """() => { const found = {}; for (const e of document.querySelectorAll("*"))
                     found[e.tagName] = (found[e.tagName] || 0) + 1; return found; }"""
             )
-            return kinds, tab.evaluate("document.body.innerText + document.querySelector('#boxes').textContent")
+            axis = tab.text_content("#boxes")
+            return kinds, {"body": tab.evaluate("document.body.innerText"), "axis": axis, "points": points}
 
-    payloads = [*CORPUS.values(), "<b>bold</b>", "<a href='javascript:alert(1)'>x</a>", "$x^2$", "%{y}", "&lt;i&gt;"]
-    kinds, text = visited(payloads)
+    marked = [
+        "<img src=x onerror=alert(1)>",
+        "<b>bold</b>",
+        "$x^2$",
+        "%{y}",
+        "&lt;i&gt;",
+        "<a href='javascript:alert(1)'>",
+    ]
+    payloads = [*marked, *(payload for payload in CORPUS.values() if payload not in marked)]
+    kinds, texts = visited(payloads)
     plain, _ = visited([f"name{i}" for i in range(len(payloads))])
     assert kinds.keys() == plain.keys()
     for kind in ("SCRIPT", "A", "B", "STYLE", "META", "FORM", "INPUT"):
         assert kinds[kind] == plain[kind], kind
-    for payload in ("<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "<b>bold</b>", "&lt;i&gt;"):
-        assert payload in text
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069]", text)
+    for place, text in texts.items():
+        for payload in marked:
+            assert payload in text, place
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069]", text), place
+
+
+def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render([Shown("x", (), (), (Entry("l.0.a", "a", 1.0),))]), "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as server, opened(browser, page) as tab:
+        tab.evaluate(
+            """(address) => {
+                const script = document.createElement("script");
+                script.textContent = "window.owned = 1";
+                document.body.append(script, Object.assign(new Image(), { src: `${address}/x.png` }));
+                document.body.insertAdjacentHTML("beforeend", "<b onclick='window.owned = 1' id=bait>x</b>");
+                bait.click();
+                fetch(address).catch(() => {});
+            }""",
+            f"http://127.0.0.1:{server.getsockname()[1]}",
+        )
+        assert tab.evaluate("window.owned") is None
+        server.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_a_formula_in_the_csv_is_text(show: Show) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 from .errors import ResultError
 from .naming import MAX_SLUG_LENGTH, group_of, group_order, model_order, slug
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
+from .record import Record
 from .remeasuring import Recorded, read_recorded, record_path
 from .results import MAX_RESULT_NBYTES, lines_of
 from .snr import TOLERANCE, score
-from .store import Record
 
 # Of a thousand shards it has 150 kB.
 _MAX_PROVENANCE_NBYTES = 10_000_000

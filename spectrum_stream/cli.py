@@ -18,6 +18,7 @@ from . import __version__
 from .commands.checking import check_command
 from .commands.choosing import select_command
 from .commands.comparing import compare_command
+from .commands.reporting import report_command
 from .commands.scanning import demo_command, plan_command, scan_command
 from .commands.verifying import verify_command
 from .errors import SpectrumStreamError
@@ -49,6 +50,7 @@ app.command("select")(select_command)
 app.command("verify")(verify_command)
 app.command("compare")(compare_command)
 app.command("check")(check_command)
+app.command("report")(report_command)
 app.command("demo")(demo_command)
 
 

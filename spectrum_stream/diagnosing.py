@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .record import Record
 from .results import Scored
 from .selection import Selection, rank
 from .snr import TOLERANCE, Degeneracy
-from .store import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from .errors import ResultError
 from .measures import MEASURES, Metric, random_value
+from .record import Record, read_identity, read_records
 from .results import Scored, in_order, lines_of, read_results
-from .store import Record, read_identity, read_records
 
 # Squares summed in float32 lose what is smaller, relative to the largest, than the square root of float32's step:
 # a condition above this is rounding.
@@ -117,12 +117,19 @@ def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Scor
     return lines_of([_by(record, metric) for record in ordered])
 
 
+def value_of(record: Record, metric: Metric) -> float | None:
+    """A measure of a matrix, from its singular values; None where it has none."""
+    of_spectrum = MEASURES[metric].of_spectrum
+    if record.score is None or of_spectrum is None or not len(record.singular_values):
+        return None
+    value = of_spectrum(record.singular_values, record.n, record.m)
+    return (
+        None if metric is Metric.CONDITION and record.method == "fp32" and (value or 0) > _FP32_CONDITION else value
+    )
+
+
 def _by(record: Record, metric: Metric) -> Record:
-    measure = MEASURES[metric]
-    if record.score is None or metric is Metric.SPECTRUM or measure.of_spectrum is None:
+    if record.score is None or metric is Metric.SPECTRUM or MEASURES[metric].of_spectrum is None:
         return record
-    value = measure.of_spectrum(record.singular_values, record.n, record.m)
-    if metric is Metric.CONDITION and record.method == "fp32" and value is not None and value > _FP32_CONDITION:
-        value = None
-    key = measure.rank_key(value)
+    key = MEASURES[metric].rank_key(value_of(record, metric))
     return replace(record, score=replace(record.score, snr=key))

@@ -19,7 +19,7 @@ from .errors import ResultError
 from .header import DTYPE_BITS
 from .naming import group_order, is_single_expert, model_order, module_path, pool_of
 from .quantised import parameter_of as stored_parameter
-from .store import Record, read_identity, read_records
+from .record import Record, read_identity, read_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000

@@ -19,13 +19,14 @@ from .feed import Feed, Traffic
 from .fetching import Fetch, Way
 from .matrices import Experts, Matrix
 from .planning import RESULTS_FOLDER, Plan
+from .record import Record, Status
 from .results import Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
 from .selection import Selection, select
 from .snr import TOLERANCE
 from .sources import LocalShard
 from .spectra import Failure, Method
-from .store import Record, Status, Store
+from .store import Store
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 3

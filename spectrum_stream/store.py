@@ -13,17 +13,12 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from . import durable
 from .errors import ResultError
-from .naming import bank_of
-from .snr import Degeneracy, Score
+from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
 
 _log = logging.getLogger("spectrum_stream")
 
@@ -31,77 +26,10 @@ _log = logging.getLogger("spectrum_stream")
 _LOCK_WAIT_S = 1.0
 
 
-class Status(StrEnum):
-    """What became of a matrix."""
-
-    OK = "ok"
-    NOT_FINITE = "not_finite"  # the weights hold NaN or Inf
-    OUT_OF_RANGE = "out_of_range"  # finite, but their squares do not fit the method that was asked for
-    NO_CONVERGENCE = "no_convergence"  # LAPACK gave up
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One matrix, scanned.
-
-    Attributes:
-        module, group, tensor: its names; two modules can share a tensor.
-        parameter: the name that a trainer trains it by, alone or as a part of a bank of experts.
-        quantised: how its weights were stored, if not as themselves; the noise of that is in the score.
-        n, m, dtype: its shape and stored dtype.
-        status, detail: what became of it, and a clause about what went wrong.
-        method, device: how and where its singular values were computed; no method where they were not.
-        score: None where there is none.
-        singular_values: float32, (min(n, m),), descending; empty where there are none.
-        compute_s: seconds from the first byte to the score.
-    """
-
-    module: str
-    parameter: str
-    group: str
-    tensor: str
-    n: int
-    m: int
-    dtype: str
-    status: Status
-    detail: str
-    method: str | None
-    device: str
-    score: Score | None
-    singular_values: np.ndarray
-    compute_s: float
-    quantised: str | None = None
-
-    @property
-    def bank(self) -> str | None:
-        """What results call it, together with all of its parameter, where that is not `module`."""
-        return bank_of(self.module, self.parameter)
-
-
-_SCORE_COLUMNS = [field.name for field in fields(Score)]
-_COLUMNS = [
-    "module",
-    "parameter",
-    "quantised",
-    "tensor",
-    "group_name",
-    "n",
-    "m",
-    "dtype",
-    "status",
-    "detail",
-    "method",
-    "device",
-    "compute_s",
-    "singular_values",
-    *_SCORE_COLUMNS,
-]
-# Raise it with any change of the tables.
-_SCHEMA_VERSION = 3
 _SCHEMA = f"""
-PRAGMA user_version = {_SCHEMA_VERSION};
+PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE IF NOT EXISTS source (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS matrices ({", ".join(_COLUMNS)}, PRIMARY KEY (module));
+CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module));
 """
 
 
@@ -167,8 +95,8 @@ class Store:
     def records(self) -> dict[str, Record]:
         """All rows, by module."""
         with self._faults():
-            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM matrices").fetchall()
-            return {record.module: record for record in map(_from_row, rows)}
+            rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM matrices").fetchall()
+            return {record.module: record for record in map(from_row, rows)}
 
     def drop(self, modules: Sequence[str]) -> None:
         """Forget the rows of some modules; they are to be computed again."""
@@ -191,10 +119,10 @@ class Store:
 
     def add(self, record: Record) -> None:
         """Write one row, or replace it; it is there for good when this returns, even if the process dies."""
-        marks = ", ".join("?" * len(_COLUMNS))
+        marks = ", ".join("?" * len(COLUMNS))
         with self._faults():
             durable.before("commit", self.path)
-            self._db.execute(f"INSERT OR REPLACE INTO matrices VALUES ({marks})", _to_row(record))
+            self._db.execute(f"INSERT OR REPLACE INTO matrices VALUES ({marks})", to_row(record))
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +135,7 @@ class Store:
     def _check_version(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version != _SCHEMA_VERSION:
+        if tables and version != SCHEMA_VERSION:
             raise ResultError(
                 f"{self.path} is the record of another version of this program, or of another program",
                 reason="corrupt",
@@ -262,72 +190,6 @@ class Store:
             ) from error
 
 
-def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
-    """All rows of a record that no scan has open, by module. Takes no lock and creates no file.
-
-    A record that is open, or that was left by a scan that was killed, has its last rows in a journal beside it, and
-    SQLite could only read that by writing. It is refused.
-
-    Args:
-        spectra: with the singular values; they are most of a record. Without, they are empty.
-
-    Raises:
-        ResultError: no_such_result, unreadable, corrupt; locked, a scan has it open or did not end.
-    """
-    columns = [name if spectra or name != "singular_values" else "x'' AS singular_values" for name in _COLUMNS]
-    with _reading(path) as db:
-        rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
-        return {record.module: record for record in map(_from_row, rows)}
-
-
-def read_identity(path: Path) -> dict[str, Any]:
-    """What was scanned, as `Store` was told. Reads and raises as `read_records`."""
-    with _reading(path) as db:
-        identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
-        return dict(identity)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    before = _at_rest(path)
-    try:
-        # Immutable: SQLite then neither locks nor looks for a journal. That nothing was written is checked here.
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            if db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
-                raise ValueError("another version")
-            yield db
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-        _at_rest(path)
-        raise ResultError(
-            f"{path} is damaged or not a record of this version's scans",
-            reason="corrupt",
-            hint="start over with --fresh",
-        ) from error
-    if _at_rest(path) != before:
-        raise _open_elsewhere(path)
-
-
-def _at_rest(path: Path) -> tuple[int, int]:
-    """What changes when the record is written to; raises where that may be going on."""
-    try:
-        found = path.stat()
-        if path.with_name(f"{path.name}-wal").exists():
-            raise _open_elsewhere(path)
-    except FileNotFoundError as error:
-        raise ResultError(f"there is no record at {path}", reason="no_such_result") from error
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
-    return found.st_size, found.st_mtime_ns
-
-
-def _open_elsewhere(path: Path) -> ResultError:
-    return ResultError(
-        f"{path} is in use by a scan, or a scan of it was killed",
-        reason="locked",
-        hint="let the scan end, or run it again",
-    )
-
-
 def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     before, now = (dict(one) for one in (stored, identity))
     versions_before, versions_now = before.pop("versions", {}), now.pop("versions", {})
@@ -336,53 +198,3 @@ def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bo
     if now.get("commit") is None:
         return bool(versions_before == versions_now)
     return all(versions_before[name] == versions_now[name] for name in versions_before.keys() & versions_now.keys())
-
-
-def _to_row(record: Record) -> tuple[Any, ...]:
-    score = record.score
-    return (
-        record.module,
-        record.parameter,
-        record.quantised,
-        record.tensor,
-        record.group,
-        record.n,
-        record.m,
-        record.dtype,
-        str(record.status),
-        record.detail,
-        record.method,
-        record.device,
-        record.compute_s,
-        record.singular_values.astype("<f4").tobytes(),
-        # SQLite stores infinities, and an enum is a str.
-        *(None if score is None else getattr(score, name) for name in _SCORE_COLUMNS),
-    )
-
-
-def _from_row(row: tuple[Any, ...]) -> Record:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    score = None
-    if values["snr"] is not None:
-        degeneracy = values["degeneracy"]
-        score = Score(
-            **{name: values[name] for name in _SCORE_COLUMNS if name != "degeneracy"},
-            degeneracy=None if degeneracy is None else Degeneracy(degeneracy),
-        )
-    return Record(
-        module=values["module"],
-        parameter=values["parameter"],
-        quantised=values["quantised"],
-        group=values["group_name"],
-        tensor=values["tensor"],
-        n=values["n"],
-        m=values["m"],
-        dtype=values["dtype"],
-        status=Status(values["status"]),
-        detail=values["detail"],
-        method=values["method"],
-        device=values["device"],
-        score=score,
-        singular_values=np.frombuffer(values["singular_values"], dtype="<f4"),
-        compute_s=values["compute_s"],
-    )

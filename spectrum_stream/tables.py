@@ -16,9 +16,9 @@ from .diagnosing import Doubts, diagnose
 from .fetching import Way
 from .naming import is_head, is_single_expert
 from .planning import Plan
+from .record import Record
 from .results import Scored
 from .selection import Selection, rank
-from .store import Record
 from .verifying import Verdict
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from spectrum_stream.diagnosing import Doubts, diagnose
+from spectrum_stream.record import Record
 from spectrum_stream.results import Scored, lines_of
 from spectrum_stream.selection import Selection, select
 from spectrum_stream.snr import score
-from spectrum_stream.store import Record
 from spectrum_stream.tables import selection_remarks
 
 from .test_store import record

@@ -24,9 +24,9 @@ from spectrum_stream.fetching import Way
 from spectrum_stream.matrices import Matrix
 from spectrum_stream.output import LogNotes
 from spectrum_stream.planning import plan
+from spectrum_stream.record import Record
 from spectrum_stream.sources import http, open_source
 from spectrum_stream.sources.faults import explaining
-from spectrum_stream.store import Record
 
 from . import hub_server
 from .conftest import Save, llama_tensors

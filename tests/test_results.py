@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError
+from spectrum_stream.record import read_records
 from spectrum_stream.results import Scored, lines_of, parameter_of, read_results, read_scored
 from spectrum_stream.selection import choose, select
-from spectrum_stream.store import Store, read_records
+from spectrum_stream.store import Store
 
 from .conftest import GOLDEN, Save, llama_tensors
 from .test_experts import BANK, tensors

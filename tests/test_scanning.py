@@ -7,10 +7,10 @@ import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
+from spectrum_stream.record import Status
 from spectrum_stream.results import Scored
 from spectrum_stream.scanning import Event, run
 from spectrum_stream.snr import Degeneracy
-from spectrum_stream.store import Status
 
 from .conftest import Save, llama_tensors, reference_score
 

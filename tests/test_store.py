@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from spectrum_stream import durable
 from spectrum_stream.durable import write_atomically
 from spectrum_stream.errors import ResultError
+from spectrum_stream.record import Record, Status
 from spectrum_stream.results import Scored, in_order, read_results, write_results
 from spectrum_stream.snr import score
-from spectrum_stream.store import Record, Status, Store
+from spectrum_stream.store import Store
 
 IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
 

@@ -12,9 +12,9 @@ from ..diagnosing import Doubts
 from ..errors import ResultError, UsageError
 from ..exporters import axolotl
 from ..output import LogNotes, Output
+from ..record import Record
 from ..remeasuring import read_recorded, record_path
 from ..selection import Selection
-from ..store import Record
 
 
 def open_output(as_json: bool, quiet: bool) -> Output:

@@ -1,0 +1,125 @@
+// What is shown: the data as it came, and what the reader chose.
+
+const $ = (id) => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const { rows, columns, groups } = data;
+const state = { measure: "score", scale: "row", percent: data.top_percent, opened: null, picked: null };
+
+const SCORE = "score", RANK = "rank";
+const results = data.results.map((raw, number) => {
+  const numbers = (values) => values.map((v) => (v === null ? null : Number(v)));
+  const snr = numbers(raw.snr);
+  const { rank, size } = rankings(raw.group, snr, raw.is_ranked);
+  const measures = new Map([[SCORE, snr], [RANK, Array.from(rank, (r) => r || null)]]);
+  for (const [name, values] of Object.entries(raw.measures)) measures.set(name, numbers(values));
+  return { ...raw, number, snr, rank, size, measures, letter: "AB"[number], cells: cellsOf(raw) };
+});
+
+// A cell has a matrix of its own, or parts: experts, which share it. A bank of experts has both.
+function cellsOf(raw) {
+  const cells = new Map();
+  for (let i = 0; i < raw.module.length; i++) {
+    const key = raw.row[i] * columns.length + raw.column[i];
+    let cell = cells.get(key);
+    if (!cell) cells.set(key, (cell = { own: -1, parts: [] }));
+    if (raw.index[i] === "" && cell.own < 0) cell.own = i;
+    else cell.parts.push(i);
+  }
+  return cells;
+}
+
+const isPhone = () => document.documentElement.clientWidth < 600;
+const flagOf = (result, i) => result.flags[result.flag[i]];
+const isChosen = (result, i) => result.rank[i] > 0 && result.rank[i] <= countChosen(result.size[i], state.percent);
+
+// A bank of which an expert has no score has none, and no line in the result, whatever its other experts have.
+const isBrokenBank = (result, cell) => cell.own < 0 && !cell.parts.some((i) => result.is_ranked[i]);
+
+function valueOf(result, cell, measure = state.measure) {
+  const values = result.measures.get(measure);
+  if (!values || isBrokenBank(result, cell)) return null;
+  if (cell.own >= 0) return values[cell.own];
+  const known = cell.parts.map((i) => values[i]).filter((v) => v !== null && !Number.isNaN(v));
+  return known.length ? median(known) : null;
+}
+
+// The flag of a cell is that of its matrix, or of all of its parts.
+function cellFlag(result, cell) {
+  if (cell.own >= 0) return flagOf(result, cell.own);
+  const flags = new Set(cell.parts.map((i) => flagOf(result, i)));
+  if (isBrokenBank(result, cell)) return [...flags].find(isMissing) || "";
+  return flags.size === 1 ? [...flags][0] : "";
+}
+
+// 1 chosen, 0 not, and between them a cell of which some are.
+function chosenShare(result, cell) {
+  if (cell.own >= 0) return isChosen(result, cell.own) ? 1 : 0;
+  return cell.parts.filter((i) => isChosen(result, i)).length / cell.parts.length;
+}
+
+// From values to 0..1, on a logarithmic scale where they spread over more than a factor of twenty.
+function scaleOf(values, measure = state.measure) {
+  const finite = values.filter(Number.isFinite);
+  if (!finite.length) return null;
+  const low = finite.reduce((a, b) => Math.min(a, b)), high = finite.reduce((a, b) => Math.max(a, b));
+  const isLog = measure !== RANK && low > 0 && high / low > 20;
+  const [from, to] = isLog ? [Math.log(low), Math.log(high)] : [low, high];
+  const at = (v) => {
+    if (to === from) return 0.5;
+    const share = ((isLog ? Math.log(Math.max(v, low)) : v) - from) / (to - from);
+    return Math.min(1, Math.max(0, share));
+  };
+  // The first rank is the best.
+  return { low, high, isLog, at: measure === RANK ? (v) => 1 - at(v) : at };
+}
+
+// A score that means nothing would stretch the scale of those that do.
+function scaleOfCells(pairs) {
+  const meant = pairs.filter(([result, cell]) => !cellFlag(result, cell)).map(([result, cell]) => valueOf(result, cell));
+  return scaleOf(meant.filter((v) => v !== null)) || scaleOf(pairs.map(([r, c]) => valueOf(r, c)).filter((v) => v !== null));
+}
+
+const stops = data.colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+function colourAt(share) {
+  const at = Math.min(stops.length - 1.000001, Math.max(0, share * (stops.length - 1))), i = Math.floor(at);
+  return stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (at - i)));
+}
+const isLight = ([r, g, b]) => 0.299 * r + 0.587 * g + 0.114 * b > 128;
+
+function element(tag, text, properties = {}) {
+  const made = Object.assign(document.createElement(tag), properties);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function definitions(target, pairs) {
+  target.replaceChildren(...pairs.map(([label, text]) => {
+    const pair = element("div");
+    pair.append(element("dt", label), element("dd", text));
+    return pair;
+  }));
+}
+
+const layerName = (column) => (columns[column] === "" ? "no layer" : `layer ${shown(columns[column])}`);
+
+function describe(result, i) {
+  const lines = [shown(result.module[i]), `score ${numeral(result.snr[i])}`];
+  if (result.rank[i]) lines.push(`rank ${result.rank[i]} of ${result.size[i]} in its group${isChosen(result, i) ? ", chosen" : ", not chosen"}`);
+  if (result.n[i] !== null) lines.push(`${result.n[i]} × ${result.m[i]}, ${numeral(result.above[i])} above τ`);
+  if (flagOf(result, i)) lines.push(meaning(flagOf(result, i)));
+  if (state.measure !== SCORE && state.measure !== RANK) lines.push(`${state.measure} ${numeral(result.measures.get(state.measure)?.[i])}`);
+  return lines;
+}
+
+function describeCell(result, cell, row, column) {
+  if (cell.own >= 0 && !cell.parts.length) return describe(result, cell.own);
+  const lines = cell.own >= 0 ? describe(result, cell.own) : [`${shown(rows[row])}, ${layerName(column)}`];
+  const flagged = cell.parts.filter((i) => flagOf(result, i)).length;
+  if (isBrokenBank(result, cell)) lines.push(`a bank of ${cell.parts.length} without a score`);
+  else if (cell.own < 0) {
+    lines.push(`median ${state.measure} ${numeral(valueOf(result, cell))}`);
+    lines.push(`${cell.parts.filter((i) => isChosen(result, i)).length} of ${cell.parts.length} chosen`);
+  } else lines.push(`a bank of ${cell.parts.length}; its score is their median`);
+  if (flagged) lines.push(`${flagged} without a meaningful score`);
+  return lines;
+}

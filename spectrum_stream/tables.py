@@ -118,7 +118,7 @@ def _facts(plan: Plan) -> Table:
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", foreign(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
-    facts.add_row("names", _whose(plan))
+    facts.add_row("names", whose(plan))
     outputs = [plan.outputs.results, plan.outputs.record, plan.outputs.sorted]
     if plan.top_percent is not None:
         outputs.append(plan.outputs.unfrozen(plan.top_percent))
@@ -127,7 +127,7 @@ def _facts(plan: Plan) -> Table:
     return facts
 
 
-def _whose(plan: Plan) -> str:
+def whose(plan: Plan) -> str:
     """Whose names these are, in words."""
     names = {"checkpoint": "of the checkpoint", "given": "of the list given"}
     return names.get(plan.target, f"of the parameters of {plan.target.replace('-v', ' ')}")
@@ -290,13 +290,16 @@ def _kinds(records: Sequence[Record]) -> str:
     return ", ".join(dict.fromkeys(str(r.score.degeneracy) for r in records if r.score))
 
 
-def result_data(result: "ScanResult") -> dict[str, object]:
-    """A scan's outcome as JSON data."""
+def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
+    """A scan's outcome as JSON data, with what its selection takes to train."""
     doubts = diagnose(result.scored, result.selection, result.records)
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
         "complete": result.complete,
+        "target": result.plan.target,
+        "trainable_weights": None if need is None else need.trainable,
+        "trainable_share": None if need is None else need.share,
         "matrices": len(result.scored),
         "failed": [{"module": r.module, "status": str(r.status), "detail": r.detail} for r in result.failed],
         "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],

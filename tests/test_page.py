@@ -32,6 +32,7 @@ from spectrum_stream.page.page import island, page_data, render
 from spectrum_stream.page.terminal import TerminalMap
 
 from .conftest import Save, llama_tensors
+from .families import tiny
 from .test_experts import BANK, tensors
 from .test_injection import CORPUS, inert
 
@@ -381,3 +382,11 @@ def test_every_asset_is_used_and_is_package_data() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["spectrum_stream.page"]
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in wanted)
+
+
+def test_a_matrix_by_another_name_in_memory_is_shown_with_its_spectrum(working_folder: Path) -> None:
+    tiny("llava").save_pretrained(working_folder / "saved")
+    result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
+    shown = read_shown(result.written[0])
+    assert not shown.notes and {entry.module for entry in shown.entries} == {line.module for line in result.scored}
+    assert all(entry.bank is None and entry.quantiles is not None and entry.n for entry in shown.entries)

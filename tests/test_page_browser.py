@@ -22,7 +22,7 @@ from spectrum_stream.results import Scored
 
 from .browser import CHROMIUM, Heard, launched, opened
 from .conftest import Save, llama_tensors
-from .test_experts import BANK, tensors
+from .test_experts import BANK, apart, tensors
 from .test_injection import CORPUS
 from .test_peers import executable
 
@@ -111,7 +111,8 @@ def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
         lines = [Scored(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
         chosen = tab.evaluate(
             """([groups, scores, percent]) => {
-                const { rank, size } = rankings(groups, scores.map(Number), groups.map(() => 1));
+                const all = (value) => groups.map(() => value);
+                const { rank, size } = rankings(groups, scores.map(Number), all(1), all(-1));
                 return groups.map((_, i) => i).filter((i) => rank[i] <= countChosen(size[i], percent));
             }""",
             [groups, list(map(_in_javascript, scores)), percent],
@@ -470,3 +471,12 @@ def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
         tab.select_option("#scale", "all")
         tab.select_option("#measure", "rank")
         assert tab.text_content("#summary") == "500 of 1202 chosen"
+
+
+def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, save: Save) -> None:
+    path = scan(str(save(apart())), name="pooled", experts="pooled").written[0]
+    with show(read_shown(path)) as page:
+        for percent in (25, 40, 50, 99, 100):
+            page.fill("#percent", str(percent))
+            chosen = page.evaluate("() => results[0].module.filter((_, i) => isChosen(results[0], i))")
+            assert set(chosen) == set(select(path, percent).modules), percent

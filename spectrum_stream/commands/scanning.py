@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import planning, tables
+from ..budgets import needs
 from ..diagnosing import diagnose
 from ..errors import UsageError
 from ..fetching import Fetch
@@ -193,7 +194,7 @@ def _run(
     method = None if precision is Precision.AUTO else Method(precision)
     output.note(
         f"{plan.source}: {tables.counted(len(plan.matrices), 'matrix', 'matrices')}, "
-        f"{tables.si_bytes(plan.read_nbytes)} to read, on {device}"
+        f"{tables.si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.whose(plan)}"
     )
     result: ScanResult | None = None
     try:
@@ -208,7 +209,11 @@ def _run(
     assert result is not None
     doubts = diagnose(result.scored, result.selection, result.records)
     output.show(tables.score_table(result.scored, result.selection, doubts))
-    output.data(tables.result_data(result))
+    need = needs(result.selection) if result.selection else None
+    if need is not None:
+        output.line()
+        output.show(tables.needs_table(need))
+    output.data(tables.result_data(result, need))
     output.line()
     for path in result.written:
         output.line(f"wrote {path}")

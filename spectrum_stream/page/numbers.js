@@ -39,8 +39,8 @@ function median(values) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-// Spectrum's rule: every group by score, equal ones in the file's order.
-function rankings(groups, scores, isRanked) {
+// Spectrum's rule: every group by score, equal ones in the file's order. Experts that are pooled have one rank together.
+function rankings(groups, scores, isRanked, pools) {
   const members = new Map();
   for (let i = 0; i < groups.length; i++) {
     if (!isRanked[i]) continue;
@@ -50,7 +50,10 @@ function rankings(groups, scores, isRanked) {
   const rank = new Int32Array(groups.length), size = new Int32Array(groups.length);
   for (const own of members.values()) {
     own.sort((a, b) => (scores[a] < scores[b] ? 1 : scores[a] > scores[b] ? -1 : 0));
-    own.forEach((i, place) => { rank[i] = place + 1; size[i] = own.length; });
+    const units = new Map();
+    const unit = (i) => (pools[i] < 0 ? `single ${i}` : pools[i]);
+    for (const i of own) if (!units.has(unit(i))) units.set(unit(i), units.size + 1);
+    for (const i of own) { rank[i] = units.get(unit(i)); size[i] = units.size; }
   }
   return { rank, size };
 }

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import UsageError
+from ..naming import pool_of
 from .data import Entry, Shown
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
@@ -89,6 +90,8 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
     line_of = {entry.module: i for i, entry in enumerate(entries) if entry.bank is None}
     flags = list(dict.fromkeys(entry.flag for entry in entries))
     by_flag = {flag: i for i, flag in enumerate(flags)}
+    pools = [pool_of(entry.module, entry.group) if entry.is_ranked else None for entry in entries]
+    by_pool = {pool: i for i, pool in enumerate(dict.fromkeys(pools)) if pool is not None}
     return {
         "name": shown.name,
         "facts": shown.facts,
@@ -101,6 +104,7 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
         # Ranks must not change in the page, so these are exact; what is only shown has six digits.
         "snr": [_number(entry.snr) for entry in entries],
         "line": [-1 if entry.bank is None else line_of.get(entry.bank, -1) for entry in entries],
+        "pool": [-1 if pool is None else by_pool[pool] for pool in pools],
         "is_ranked": [int(entry.is_ranked) for entry in entries],
         "flags": flags,
         "flag": [by_flag[entry.flag] for entry in entries],

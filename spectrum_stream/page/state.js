@@ -9,7 +9,7 @@ const SCORE = "score", RANK = "rank";
 const results = data.results.map((raw, number) => {
   const numbers = (values) => values.map((v) => (v === null ? null : Number(v)));
   const snr = numbers(raw.snr);
-  const { rank, size } = rankings(raw.group, snr, raw.is_ranked);
+  const { rank, size } = rankings(raw.group, snr, raw.is_ranked, raw.pool);
   const measures = new Map([[SCORE, snr], [RANK, Array.from(rank, (r) => r || null)]]);
   for (const [name, values] of Object.entries(raw.measures)) measures.set(name, numbers(values));
   return { ...raw, number, snr, rank, size, measures, letter: "AB"[number], cells: cellsOf(raw) };

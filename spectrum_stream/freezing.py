@@ -94,5 +94,5 @@ def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:
         )
     try:
         return {name: parameter for name, parameter in parameters if pattern.matches(name)}
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise FreezeError(f"{text!r} is not a regular expression: {error}", reason="bad_pattern") from error

@@ -22,8 +22,6 @@ import numpy as np
 TOLERANCE = 1e-5
 # Spectrum's width of a normal distribution's interquartile range, in standard deviations.
 _IQR = 1.349
-# A score is computed again, more exactly, while its estimated relative error is above this.
-TOLERANCE = 1e-5
 
 
 class Degeneracy(StrEnum):

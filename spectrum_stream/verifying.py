@@ -6,10 +6,9 @@ trains what was not, and an empty list trains everything.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,18 @@ import yaml
 from . import runtime
 from .checkpoint import read_checkpoint
 from .errors import ResultError, UsageError
-from .exporters import FORMATS, axolotl
-from .naming import is_head, module_path
+from .exporters import FORMATS, axolotl, python
+from .exporters.matching import Names, alternatives
+from .naming import is_head
 from .quantised import is_companion, parameter_of
 from .results import parameter_of as parameter_of_line
 from .results import read_scored
 from .runtime import Target
+from .selection import ALWAYS
 from .sources import open_source
 
 MAX_SELECTION_NBYTES = 200_000_000
+_ALWAYS_NAMES = {f"{module}.weight" for module in ALWAYS}
 
 
 class Mistake(StrEnum):
@@ -144,91 +146,108 @@ def verify(path: Path, parameters: Parameters, trainer: str = "axolotl") -> Verd
         raise UsageError(
             f"there is no format {trainer!r}", reason="no_such_format", hint=f"one of {', '.join(FORMATS)}"
         )
-    if (findings := _of_result(path, parameters)) is not None:
-        return Verdict(parameters.whose, len(parameters.shapes), (), tuple(findings))
+    # What this format is has the schema of a result, and is a list of patterns.
+    if trainer != "axolotl-snr" and (found := _of_result(path, parameters)) is not None:
+        return Verdict(parameters.whose, len(parameters.shapes), (), tuple(found))
     text = _text(path)
     names = [name for name in parameters.shapes if name not in parameters.tied]
     try:
         trained = FORMATS[trainer].matches(text, names)
-        found = _entries(trainer, text)
+        entries = _entries(trainer, text)
     except re.error as error:
         bad = Finding(Mistake.BAD_PATTERN, str(error.pattern), f"is no regular expression: {error}")
         return Verdict(parameters.whose, len(names), (), (bad,))
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (
+        *(yaml.YAMLError, SyntaxError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise ResultError(
             f"{path} is no selection for {trainer}", reason="not_a_selection", hint="--for says whose it is"
         ) from error
-    findings = [finding for entry, matches in found for finding in _of_entry(entry, matches, names, parameters)]
+    sorted_names, tied = Names(names), Names(parameters.tied)
+    findings = [finding for entry in entries for finding in _of_entry(entry, sorted_names, tied, parameters)]
     if not trained:
         findings.append(Finding(Mistake.ALL_FROZEN, "", "no parameter would be trained"))
     elif len(trained) == len(names) > 1:
         findings.append(Finding(Mistake.NOTHING_FROZEN, "", f"all {len(names)} parameters would be trained"))
-    if trainer == "axolotl":
-        findings += _of_config(yaml.safe_load(text), [entry for entry, _ in found], parameters)
+    findings += _of_config(trainer, text, [entry.text for entry in entries], parameters)
     return Verdict(parameters.whose, len(names), tuple(name for name in names if name in trained), tuple(findings))
 
 
-Matcher = Callable[[str], bool]
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a selection, as its trainer understands it.
+
+    Attributes:
+        anchored: whether it has to match from the start of a name.
+    """
+
+    text: str
+    pattern: re.Pattern[str]
+    anchored: bool = True
 
 
-def _entries(trainer: str, text: str) -> list[tuple[str, Matcher]]:
-    """The entries of a selection, each with what it matches; of an inverse list, which has none, nothing."""
-    if trainer == "axolotl":
-        return [(entry, axolotl.Pattern(entry).matches) for entry in yaml.safe_load(text)["unfrozen_parameters"]]
-    if trainer == "soup":
-        return [(e, _found(re.compile(e).search)) for e in yaml.safe_load(text)["training"]["unfrozen_parameters"]]
+def _entries(trainer: str, text: str) -> list[Entry]:
+    """The entries of a selection; of a list of what is frozen, what it leaves out."""
+    if trainer == "axolotl-snr":
+        return [Entry(entry, axolotl.Pattern(entry).compiled) for entry in json.loads(text)]
+    if trainer in ("json", "python"):
+        lists = python.lists_of(text).values() if trainer == "python" else [json.loads(text)["parameters"]]
+        return [Entry(name, re.compile(rf"{re.escape(name)}\Z")) for names in lists for name in names]
     if trainer == "lines":
-        entries = [line.split("- ")[1] for line in text.splitlines() if line.startswith("- ")]
-        return [(entry, _found(re.compile(entry).match)) for entry in entries]
-    if trainer == "ms-swift":
-        return [(entry, partial(_starts, entry)) for entry in yaml.safe_load(text)["trainable_parameters"]]
+        lines = [line.split("- ")[1] for line in text.splitlines() if line.startswith("- ")]
+        return [Entry(entry, re.compile(entry)) for entry in lines]
     if trainer == "peft":
         options = json.loads(text)
-        alternatives = str(options["target_modules"]).split("|") if options["target_modules"] else []
-        banks = options.get("target_parameters", ())
+        modules, banks = options.get("target_modules") or [], options.get("target_parameters") or []
+        if isinstance(modules, str):
+            wholes = [Entry(part, re.compile(rf"(?:{part})\.weight\Z")) for part in alternatives(modules)]
+        else:
+            wholes = [Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\.weight\Z")) for end in modules]
+        return [*wholes, *(Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\Z")) for end in banks)]
+    config = yaml.safe_load(text)
+    if trainer == "axolotl":
+        return [Entry(entry, axolotl.Pattern(entry).compiled) for entry in config["unfrozen_parameters"]]
+    if trainer == "soup":
+        return [Entry(entry, re.compile(entry), False) for entry in config["training"]["unfrozen_parameters"]]
+    if trainer == "ms-swift":
+        return [Entry(start, re.compile(re.escape(start))) for start in config["trainable_parameters"]]
+    if trainer == "ms-swift-regex":
+        whole = config["trainable_parameters_regex"]
+        return [Entry(part, re.compile(part), False) for part in alternatives(whole)]
+    if trainer == "llama-factory":
+        kinds = config["freeze_trainable_modules"].split(",")
+        extra = [kind for kind in config.get("freeze_extra_modules", "").split(",") if kind]
         return [
-            *((e, partial(_adapts, re.compile(e))) for e in alternatives),
-            *((e, partial(_ends, e)) for e in banks),
+            *(Entry(kind, re.compile(rf"\.[0-9]+\.{re.escape(kind)}"), False) for kind in kinds if kind != "all"),
+            *(Entry(kind, re.compile(re.escape(kind)), False) for kind in extra),
         ]
-    return []
+    spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", entry) for entry in config["frozen_res"]]
+    return [Entry(part, re.compile(part)) for found in spared if found for part in alternatives(found[1])]
 
 
-def _found(search: Callable[[str], object]) -> Matcher:
-    return lambda name: search(name) is not None
-
-
-def _starts(entry: str, name: str) -> bool:
-    return name.startswith(entry)
-
-
-def _ends(entry: str, name: str) -> bool:
-    return f".{name}".endswith(f".{entry}")
-
-
-def _adapts(pattern: re.Pattern[str], name: str) -> bool:
-    module = module_path(name)
-    return module is not None and pattern.fullmatch(module) is not None
-
-
-def _of_entry(entry: str, matches: Matcher, names: Iterable[str], parameters: Parameters) -> list[Finding]:
-    matched = {name for name in names if matches(name)}
-    if not matched:
-        if tied := [(name, other) for name, other in parameters.tied.items() if matches(name)]:
-            name, other = tied[0]
-            return [Finding(Mistake.TIED_HEAD, entry, f"{name} is {other}, and trained with it or not at all")]
-        if entry in axolotl.ALWAYS:
+def _of_entry(entry: Entry, names: Names, tied: Names, parameters: Parameters) -> list[Finding]:
+    matches = list(names.found(entry.pattern, anchored=entry.anchored))
+    if not matches:
+        if (other := next(tied.found(entry.pattern, anchored=entry.anchored), None)) is not None:
+            detail = f"{other.string} is {parameters.tied[other.string]}, and trained with it or not at all"
+            return [Finding(Mistake.TIED_HEAD, entry.text, detail)]
+        if entry.text in axolotl.ALWAYS or _plain(entry.text) in _ALWAYS_NAMES:
             # Spectrum writes these two for every model, and a trainer passes over them.
             return []
-        return [Finding(Mistake.NO_MATCH, entry, f"matches no parameter{_advice(entry, parameters.shapes)}")]
-    plain = _plain(entry)
-    if plain is None:
-        return []
-    # A module's weight and bias, or the parameter itself.
-    meant = {name for name in matched if name == plain or "." not in name.removeprefix(f"{plain}.")}
-    if more := sorted(matched - meant):
+        detail = f"matches no parameter{_advice(entry.text, parameters.shapes)}"
+        return [Finding(Mistake.NO_MATCH, entry.text, detail)]
+    if more := sorted(match.string for match in matches if not _is_whole(match)):
         some = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
-        return [Finding(Mistake.TOO_MANY, entry, f"also matches {some}")]
+        return [Finding(Mistake.TOO_MANY, entry.text, f"also matches {some}")]
     return []
+
+
+def _is_whole(match: re.Match[str]) -> bool:
+    """Whether what matched is whole parts of a name: `layers.1` of `layers.1.mlp` and not of `layers.10.mlp`."""
+    name, start, end = match.string, match.start(), match.end()
+    begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
+    return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
 
 
 def _plain(entry: str) -> str | None:
@@ -240,15 +259,14 @@ def _plain(entry: str) -> str | None:
 
 def _advice(entry: str, names: Collection[str]) -> str:
     if "\\." in entry:
-        return "; a dot is a dot there, and an escaped one none"
+        return "; for Axolotl a dot is a dot, and an escaped one none"
     if ".*" in entry:
-        return "; write .+ instead of .*"
+        return "; for Axolotl .+ is any characters, and .* is not"
     plain = _plain(entry)
     if plain is not None:
         tail = plain.split(".", 1)[-1]
-        if near := next(
-            (name for name in names if name.endswith((plain, f"{plain}.weight", f"{tail}.weight", tail))), None
-        ):
+        ends = (plain, f"{plain}.weight", f"{tail}.weight", tail)
+        if near := next((name for name in names if name.endswith(ends)), None):
             return f"; the model has {near}"
     return ""
 
@@ -279,10 +297,21 @@ def _of_result(path: Path, parameters: Parameters) -> list[Finding] | None:
     return findings
 
 
-def _of_config(config: Any, entries: Sequence[str], parameters: Parameters) -> list[Finding]:
-    """What a whole config of Axolotl says that does not go with frozen parameters."""
-    if not isinstance(config, dict):
+def _of_config(trainer: str, text: str, entries: Sequence[str], parameters: Parameters) -> list[Finding]:
+    """What the rest of a config says that does not go with frozen parameters."""
+    if trainer == "axolotl":
+        return _of_axolotl(yaml.safe_load(text), entries, parameters)
+    keys = {"ms-swift": "tuner_type", "ms-swift-regex": "tuner_type", "llama-factory": "finetuning_type"}
+    if (key := keys.get(trainer)) is None:
         return []
+    config = yaml.safe_load(text)
+    kind = config.get(key, config.get("train_type", "full"))
+    if kind in ("full", "freeze"):
+        return []
+    return [Finding(Mistake.ADAPTER, f"{key}: {kind}", "an adapter is trained, and the weights are not")]
+
+
+def _of_axolotl(config: Mapping[str, Any], entries: Sequence[str], parameters: Parameters) -> list[Finding]:
     findings = []
     given = config.get("fsdp_config")
     fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
@@ -292,19 +321,21 @@ def _of_config(config: Any, entries: Sequence[str], parameters: Parameters) -> l
     if is_fsdp and version != 2 and original is False:
         detail = "frozen and trained weights cannot be flattened into one without use_orig_params: true"
         findings.append(Finding(Mistake.FSDP, "fsdp_config.use_orig_params", detail))
-    is_sharded = is_fsdp or "zero3" in str(config.get("deepspeed", "")).lower()
     for entry in entries:
-        rows = re.search(r"\[([0-9]*)(?::([0-9]*))?\]$", entry)
+        rows = re.search(r"\[([0-9]{0,15})(?:(:)([0-9]{0,15}))?\]$", entry)
         if rows is None:
             continue
-        if is_sharded:
+        if is_fsdp or _is_zero3(config.get("deepspeed")):
             findings.append(
                 Finding(Mistake.ROW_RANGE, entry, "rows of a parameter are not there where it is sharded")
             )
-        matched = [s for name, s in parameters.shapes.items() if s and axolotl.Pattern(entry).matches(name)]
-        last = int(rows[2] or 0) if rows[2] is not None else int(rows[1] or 0) + 1
-        if any(last > shape[0] for shape in matched):
-            findings.append(Finding(Mistake.ROW_RANGE, entry, f"the parameter has {matched[0][0]} rows"))
+            continue
+        pattern = axolotl.Pattern(entry)
+        counts = [s[0] for name, s in parameters.shapes.items() if s and pattern.matches(name)]
+        first = int(rows[1] or 0)
+        last = int(rows[3]) if rows[3] else None if rows[2] else first + 1
+        if wrong := [count for count in counts if not first < (count if last is None else last) <= count]:
+            findings.append(Finding(Mistake.ROW_RANGE, entry, f"the parameter has {wrong[0]} rows"))
     kwargs = config.get("gradient_checkpointing_kwargs")
     if config.get("gradient_checkpointing") and isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True:
         detail = "no gradient comes through a frozen layer that is computed again; use_reentrant: false"
@@ -313,6 +344,14 @@ def _of_config(config: Any, entries: Sequence[str], parameters: Parameters) -> l
         detail = "an adapter is trained and the weights are not; Axolotl refuses it with peft_layers_to_transform"
         findings.append(Finding(Mistake.ADAPTER, "adapter", detail))
     return findings
+
+
+def _is_zero3(deepspeed: Any) -> bool:
+    """Whether a config of DeepSpeed, or the name of its file, says that parameters are sharded."""
+    if isinstance(deepspeed, dict):
+        zero = deepspeed.get("zero_optimization")
+        return isinstance(zero, dict) and zero.get("stage") == 3
+    return "zero3" in str(deepspeed).lower()
 
 
 def _text(path: Path) -> str:

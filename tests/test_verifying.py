@@ -1,6 +1,7 @@
 """Selections against models: every mistake, planted, is found, and what is right passes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,34 @@ def mistakes(path: Path, trainer: str = "axolotl", parameters: Parameters = PARA
         (["model.layers.*.mlp.up_proj"], [Mistake.NO_MATCH]),
         (["language_model.model.layers.3.mlp.up_proj"], [Mistake.NO_MATCH]),
         (["model.layers.1"], [Mistake.TOO_MANY]),
+        (["model.layers.3.mlp"], []),
+        (["model.layers.(?:1|3).mlp.gate"], [Mistake.TOO_MANY]),
+        (["model.layers.(?:1|3).mlp.gate.weight$"], []),
+        (["a{99999999999999999999}"], None),
         (["model.layers.3.mlp.gate"], [Mistake.TOO_MANY]),
         (["model.layers.3.mlp.gate.weight$"], []),
         (["model.layers.3.mlp.up_proj["], [Mistake.BAD_PATTERN]),
         (["model.+"], []),
     ],
 )
-def test_mistakes_of_axolotls_patterns_are_found(tmp_path: Path, entries: list[str], found: list[Mistake]) -> None:
+def test_mistakes_of_axolotls_patterns_are_found(
+    tmp_path: Path, entries: list[str], found: list[Mistake] | None
+) -> None:
     # One that is right beside it, so that something is trained.
     path = written(tmp_path / "a.yaml", *entries, "model.layers.5.mlp.down_proj")
-    assert mistakes(path) == found
+    if found is None:
+        with pytest.raises(SpectrumStreamError) as error:
+            verify(path, PARAMETERS)
+        assert error.value.reason == "not_a_selection"
+    else:
+        assert mistakes(path) == found
 
 
 def test_nothing_trained_and_nothing_frozen_are_found(tmp_path: Path) -> None:
     assert Mistake.ALL_FROZEN in mistakes(written(tmp_path / "a.yaml", "layers.1.mlp"))
     assert mistakes(written(tmp_path / "a.yaml", ".+")) == [Mistake.NOTHING_FROZEN]
+    # An empty list is none to Axolotl.
+    assert mistakes(written(tmp_path / "a.yaml")) == [Mistake.NOTHING_FROZEN]
     # Spectrum's two patterns alone, in a model that has neither.
     other = Parameters({"a.weight": (3, 4), "b.weight": (3, 4)}, "given", {})
     path = written(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
@@ -108,6 +122,11 @@ def test_a_config_that_does_not_go_with_frozen_weights_is_found(
         ("[63]", {}, []),
         ("[:65]", {}, [Mistake.ROW_RANGE]),
         ("[64]", {}, [Mistake.ROW_RANGE]),
+        ("[9:3]", {}, [Mistake.ROW_RANGE]),
+        ("[70:]", {}, [Mistake.ROW_RANGE]),
+        ("[7:]", {}, []),
+        ("[0:32]", {"deepspeed": {"zero_optimization": {"stage": 3}}}, [Mistake.ROW_RANGE]),
+        ("[0:32]", {"deepspeed": {"zero_optimization": {"stage": 1}}}, []),
         ("[0:32]", {"fsdp_version": 2, "fsdp_config": {"a": 1}}, [Mistake.ROW_RANGE]),
         ("[0:32]", {"deepspeed": "configs/zero3_bf16.json"}, [Mistake.ROW_RANGE]),
         ("[0:32]", {"deepspeed": "configs/zero1.json"}, []),
@@ -123,8 +142,17 @@ def test_rows_that_are_not_there_are_found(
 PLANT: dict[str, Callable[[str], str]] = {
     "lines": lambda name: f"unfrozen_parameters:\n- {name}\n",
     "soup": lambda name: yaml.safe_dump({"training": {"unfrozen_parameters": [name]}}),
-    "ms-swift": lambda name: yaml.safe_dump({"trainable_parameters": [name]}),
-    "peft": lambda name: json.dumps({"target_modules": name, "target_parameters": []}),
+    "ms-swift": lambda name: yaml.safe_dump({"freeze_parameters_ratio": 1, "trainable_parameters": [name]}),
+    "ms-swift-regex": lambda name: yaml.safe_dump(
+        {"freeze_parameters_ratio": 1, "trainable_parameters_regex": f"^(?:{re.escape(name)}|lm_head)"}
+    ),
+    "peft": lambda name: json.dumps({"target_modules": f"(?:{name})|lm_head", "target_parameters": []}),
+    "json": lambda name: json.dumps({"parameters": [f"{name}.weight", "lm_head.weight"]}),
+    "python": lambda name: f"TRAINED = ['{name}.weight', 'lm_head.weight']\nTRAINED_IF_THERE = []\n",
+    "distillkit": lambda name: yaml.safe_dump(
+        {"frozen_res": [rf"^(?!(?:{re.escape(name)}\.weight|lm_head\.weight)$)"]}
+    ),
+    "axolotl-snr": lambda name: json.dumps({name: {"snr": 1.0, "type": "a"}}),
 }
 
 
@@ -132,19 +160,59 @@ PLANT: dict[str, Callable[[str], str]] = {
 def test_a_name_of_another_model_is_found_in_every_dialect(tmp_path: Path, trainer: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(PLANT[trainer]("transformer.h.3.mlp.c_fc"))
-    assert mistakes(path, trainer) == [Mistake.NO_MATCH, Mistake.ALL_FROZEN]
+    assert set(mistakes(path, trainer)) - {Mistake.ALL_FROZEN} == {Mistake.NO_MATCH}
     path.write_text(PLANT[trainer]("model.layers.3.mlp.up_proj"))
     assert mistakes(path, trainer) == []
 
 
-@pytest.mark.parametrize("trainer", ["lines", "soup", "ms-swift"])
+@pytest.mark.parametrize("trainer", ["lines", "soup", "ms-swift", "ms-swift-regex", "axolotl-snr"])
 def test_a_name_that_is_the_start_of_another_is_found_in_every_dialect(tmp_path: Path, trainer: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(PLANT[trainer]("model.layers.3.mlp.gate"))
     assert mistakes(path, trainer) == [Mistake.TOO_MANY]
 
 
-@pytest.mark.parametrize("trainer", sorted(set(FORMATS) - {"llama-factory", "axolotl-snr"}))
+@pytest.mark.parametrize(
+    ("trainer", "config", "found"),
+    [
+        ("ms-swift", {"trainable_parameters": ["model.layers.1."]}, [Mistake.NOTHING_FROZEN]),
+        ("ms-swift", {"trainable_parameters": ["model.layers.1."], "freeze_parameters_ratio": 1}, []),
+        ("ms-swift", {"trainable_parameters": ["model.layers.1."], "freeze_parameters_ratio": 1,
+                      "tuner_type": "lora"}, [Mistake.ADAPTER]),
+        ("ms-swift-regex", {"trainable_parameters_regex": r"layers\.1\."}, [Mistake.NOTHING_FROZEN]),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 2,
+                           "freeze_trainable_modules": "mlp"}, []),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 2,
+                           "freeze_trainable_modules": "mlp,nonsense"}, [Mistake.NO_MATCH]),
+        ("llama-factory", {"finetuning_type": "lora", "freeze_trainable_layers": 2,
+                           "freeze_trainable_modules": "mlp"}, [Mistake.ALL_FROZEN, Mistake.ADAPTER]),
+        ("peft", {"target_modules": r"model\.layers\.(?:3|7)\.mlp\.down_proj"}, []),
+        ("peft", {"target_modules": ["q_proj", "up_proj"]}, []),
+        ("peft", {"target_modules": ["q_proj", "nonsense"]}, [Mistake.NO_MATCH]),
+        ("peft", {"target_modules": ["down_proj"], "exclude_modules": ["down_proj"]}, [Mistake.ALL_FROZEN]),
+    ],
+)  # fmt: skip
+def test_what_else_a_config_says_counts(
+    tmp_path: Path, trainer: str, config: dict[str, Any], found: list[Mistake]
+) -> None:
+    path = tmp_path / "a.json"
+    # JSON is YAML as well.
+    path.write_text(json.dumps(config))
+    assert mistakes(path, trainer) == found
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "def f(:", "\0", "{" * 5_000, "a: &a [*a]"])
+@pytest.mark.parametrize("trainer", FORMATS)
+def test_hostile_text_is_one_sentence(tmp_path: Path, text: str, trainer: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    try:
+        verify(path, PARAMETERS, trainer)
+    except SpectrumStreamError as error:
+        assert error.reason == "not_a_selection"
+
+
+@pytest.mark.parametrize("trainer", sorted(set(FORMATS) - {"llama-factory"}))
 def test_what_select_writes_passes_for_its_trainer(save: Save, tmp_path: Path, trainer: str) -> None:
     result = scan(str(save(llama_tensors(4), config={"model_type": "llama"})), name="x")
     names = [f"{line.module}.weight" for line in result.scored]

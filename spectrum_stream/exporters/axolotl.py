@@ -18,6 +18,7 @@ import yaml
 from ..errors import ResultError
 from ..selection import ALWAYS as _ALWAYS
 from ..selection import Selection
+from .matching import Names
 from .targets import Target, Targets, targets_of
 
 SUFFIX = "yaml"
@@ -66,7 +67,11 @@ def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
 
 def matched(patterns: Sequence["Pattern"], parameter_names: Iterable[str]) -> set[str]:
     """The parameters that any of the patterns matches."""
-    return {name for name in parameter_names if any(pattern.matches(name) for pattern in patterns)}
+    names = Names(parameter_names)
+    # An empty list is none: everything is trained then. (axolotl/train.py, `if cfg.unfrozen_parameters`)
+    if not patterns:
+        return set(names.all)
+    return {match.string for pattern in patterns for match in names.found(pattern.compiled, anchored=True)}
 
 
 def entries(target: Target, targets: Targets) -> tuple[str, ...]:
@@ -100,7 +105,7 @@ def read_patterns(path: Path) -> tuple[str, ...]:
         raise ResultError(f"there is no selection at {path}", reason="no_such_result") from error
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not YAML", reason="not_a_selection") from error
     found = data.get("unfrozen_parameters") if isinstance(data, dict) else None
     if not isinstance(found, list) or not found or not all(isinstance(p, str) for p in found):
@@ -119,9 +124,14 @@ class Pattern:
         """Whether it picks rows of a parameter, which takes gradient hooks and not `requires_grad`."""
         return _ROWS.match(self.text) is not None
 
-    def matches(self, parameter: str) -> bool:
+    @property
+    def compiled(self) -> re.Pattern[str]:
+        """What has to match from a name's start. Raises re.error, OverflowError or RecursionError."""
         rows = _ROWS.match(self.text)
-        return re.match(_DOT.sub(r"\\.", rows[1] if rows else self.text), parameter) is not None
+        return re.compile(_DOT.sub(r"\\.", rows[1] if rows else self.text))
+
+    def matches(self, parameter: str) -> bool:
+        return self.compiled.match(parameter) is not None
 
 
 def plain(name: str) -> str:

@@ -43,5 +43,5 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that Axolotl trains, given this file and a fraction of 1."""
-    patterns = [axolotl.Pattern(text) for text in (*axolotl.ALWAYS, *json.loads(text))]
+    patterns = [axolotl.Pattern(entry) for entry in (*axolotl.ALWAYS, *json.loads(text))]
     return axolotl.matched(patterns, parameter_names)

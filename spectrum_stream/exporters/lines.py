@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 from ..selection import Selection
 from .axolotl import plain
+from .matching import Names
 from .targets import targets_of
 
 SUFFIX = "yaml"
@@ -30,4 +31,5 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that these readers train, given this text."""
     patterns = [re.compile(line.split("- ")[1]) for line in text.splitlines() if line.startswith("- ")]
-    return {name for name in parameter_names if any(pattern.match(name) for pattern in patterns)}
+    names = Names(parameter_names)
+    return {match.string for pattern in patterns for match in names.found(pattern, anchored=True)}

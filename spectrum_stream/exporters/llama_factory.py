@@ -57,6 +57,8 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that LLaMA-Factory trains, given a config with this text."""
     config, names = yaml.safe_load(text), list(parameter_names)
+    if config.get("finetuning_type", "lora") != "freeze":
+        return set(names) if config.get("finetuning_type") == "full" else set()
     count, n = _layer_count(names) or 0, config["freeze_trainable_layers"]
     layers = range(max(0, count - n), count) if n > 0 else range(min(-n, count))
     parts = [f".{layer}.{kind}" for kind in config["freeze_trainable_modules"].split(",") for layer in layers]

@@ -5,11 +5,12 @@ whose names start with an entry of the list. (swift/utils/transformers_utils.py,
 activate_parameters)
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import yaml
 
 from ..selection import Selection
+from .matching import Names
 from .targets import inexact, needs_names, targets_of
 
 SUFFIX = "yaml"
@@ -38,5 +39,14 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that ms-swift trains, given a config with this text."""
-    starts = tuple(yaml.safe_load(text)["trainable_parameters"])
-    return {name for name in parameter_names if name.startswith(starts)}
+    config, names = yaml.safe_load(text), Names(parameter_names)
+    starts = config["trainable_parameters"]
+    if not freezes_all(config):
+        return set(names.all)
+    return {name for start in starts for name in names.starting_with(start)}
+
+
+def freezes_all(config: Mapping[str, object]) -> bool:
+    """Whether everything is frozen before the chosen ones are trained; else they are trained beside the others."""
+    ratio = config.get("freeze_parameters_ratio", 0)
+    return isinstance(ratio, (int, float)) and ratio >= 1

@@ -11,6 +11,7 @@ import yaml
 
 from ..errors import ResultError
 from ..selection import Selection
+from .ms_swift import freezes_all
 from .targets import exactly, targets_of
 
 SUFFIX = "yaml"
@@ -39,5 +40,6 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that ms-swift trains, given a config with this text."""
-    pattern = re.compile(yaml.safe_load(text)["trainable_parameters_regex"])
-    return {name for name in parameter_names if pattern.search(name)}
+    config, names = yaml.safe_load(text), list(parameter_names)
+    pattern = re.compile(config["trainable_parameters_regex"])
+    return {name for name in names if pattern.search(name)} if freezes_all(config) else set(names)

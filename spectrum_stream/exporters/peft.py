@@ -15,7 +15,7 @@ since PEFT 0.21 says of their keys that it ignores them.
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from ..errors import ResultError
@@ -74,15 +74,24 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The weights that get an adapter."""
     options = json.loads(text)
-    banks = tuple(options.get("target_parameters", ()))
-    pattern = options["target_modules"] or None
+    banks = tuple(options.get("target_parameters") or ())
+    wanted, left_out = (_matcher(options.get(key)) for key in ("target_modules", "exclude_modules"))
     return {
         name
         for name in parameter_names
-        if (pattern and name.endswith(".weight") and re.fullmatch(pattern, name.removesuffix(".weight")))
+        if ((module := name.removesuffix(".weight")) != name and wanted(module) and not left_out(module))
         or name in banks
         or name.endswith(tuple(f".{bank}" for bank in banks))
     }
+
+
+def _matcher(modules: object) -> Callable[[str], object]:
+    """A text has to match a module's whole name; of a list, one is the whole name or its end after a dot."""
+    if isinstance(modules, str):
+        return re.compile(modules).fullmatch
+    names = [name for name in modules if isinstance(name, str)] if isinstance(modules, list) else []
+    ends = tuple(f".{name}" for name in names)
+    return lambda module: f".{module}".endswith(ends)
 
 
 def _module(target: Target) -> str:

@@ -41,12 +41,18 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that are trained; the source is read and not run."""
+    lists = lists_of(text)
+    return set(parameter_names) & {*lists["TRAINED"], *lists["TRAINED_IF_THERE"]}
+
+
+def lists_of(text: str) -> dict[str, list[str]]:
+    """The two lists of names of the source."""
     lists = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    return set(parameter_names) & {*lists["TRAINED"], *lists["TRAINED_IF_THERE"]}
+    return {name: lists[name] for name in ("TRAINED", "TRAINED_IF_THERE")}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from ..errors import ResultError
 from ..selection import Selection
+from .matching import Names
 from .targets import exactly, targets_of
 
 SUFFIX = "yaml"
@@ -37,4 +38,5 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
 def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
     """The parameters that Soup trains, given a config with this text."""
     patterns = [re.compile(entry) for entry in yaml.safe_load(text)["training"]["unfrozen_parameters"]]
-    return {name for name in parameter_names if any(pattern.search(name) for pattern in patterns)}
+    names = Names(parameter_names)
+    return {match.string for pattern in patterns for match in names.found(pattern, anchored=False)}

@@ -1,0 +1,88 @@
+"""Patterns over many names: a pattern looks at those names only that start as it does."""
+
+import bisect
+import re
+from collections.abc import Iterable, Iterator
+
+# What stands for itself in a regular expression.
+_LITERAL = re.compile(r"[A-Za-z0-9_\-]|\\[^A-Za-z0-9]")
+_REPEATS = ("*", "?", "{", "|")
+
+
+class Names:
+    """Names of parameters, sorted."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.all = sorted(set(names))
+
+    def starting_with(self, prefix: str) -> tuple[str, ...]:
+        first = last = bisect.bisect_left(self.all, prefix)
+        while last < len(self.all) and self.all[last].startswith(prefix):
+            last += 1
+        return tuple(self.all[first:last])
+
+    def found(self, pattern: re.Pattern[str], *, anchored: bool) -> Iterator[re.Match[str]]:
+        """The match in every name that has one; an anchored pattern has to match from a name's start."""
+        prefix = literal_prefix(pattern.pattern) if anchored or pattern.pattern.startswith("^") else ""
+        look = pattern.match if anchored else pattern.search
+        return (match for name in self.starting_with(prefix) if (match := look(name)) is not None)
+
+
+def literal_prefix(pattern: str) -> str:
+    """What every name starts with that matches from its start; "" where that cannot be said."""
+    inner = pattern.removeprefix("^")
+    if alternatives(pattern) != [pattern]:
+        return ""
+    if (whole := re.fullmatch(r"\(\?:(.*)\)(\$|\\Z)?", inner, re.DOTALL)) and _closes_at_its_end(inner):
+        inner = whole[1]
+    prefix, position = [], 0
+    while (literal := _LITERAL.match(inner, position)) is not None:
+        position = literal.end()
+        if inner.startswith(_REPEATS, position):
+            break
+        prefix.append(literal[0].removeprefix("\\"))
+    return "".join(prefix)
+
+
+def alternatives(pattern: str) -> list[str]:
+    """The parts of `a|b`, and of `^(?:a|b)$` with what is around them; the pattern itself where it has none."""
+    before, inner, after = "", pattern, ""
+    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$?)", pattern, re.DOTALL)) and _closes_at_its_end(pattern):
+        before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3]}"
+    parts, depth, start, in_class, position = [], 0, 0, False, 0
+    while position < len(inner):
+        character = inner[position]
+        if character == "\\":
+            position += 1
+        elif in_class:
+            in_class = character != "]"
+        elif character == "[":
+            in_class = True
+        elif character in "()":
+            depth += 1 if character == "(" else -1
+        elif character == "|" and depth == 0:
+            parts.append(inner[start:position])
+            start = position + 1
+        position += 1
+    parts.append(inner[start:])
+    return [f"{before}{part}{after}" for part in parts] if len(parts) > 1 else [pattern]
+
+
+def _closes_at_its_end(pattern: str) -> bool:
+    """Whether the group that a pattern begins with is closed by the last parenthesis that it has."""
+    depth, in_class, position, closed = 0, False, 0, False
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "\\":
+            position += 1
+        elif in_class:
+            in_class = character != "]"
+        elif character == "[":
+            in_class = True
+        elif character in "()":
+            if closed:
+                return False
+            depth += 1 if character == "(" else -1
+            closed = depth == 0
+        position += 1
+    return closed

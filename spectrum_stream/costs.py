@@ -9,6 +9,8 @@ import os
 BLOCK_COLUMNS = 2048
 # Quantised weights that are multiplied out at a time.
 DECODED_NUMEL = 1 << 20
+# What scales and the like may take in memory that are read and not used up yet.
+PARTS_AHEAD_NBYTES = 32_000_000
 # Up to this short side a matrix is one core's work; above, memory counts for more and all cores share one matrix.
 SMALL_SIDE = 4096
 # What Python, numpy and torch take before any weight is read (measured: 0.15 GB on Linux, CPU build), and what
@@ -43,10 +45,10 @@ def gram_nbytes(n: int, m: int, itemsize: int) -> int:
     return itemsize * short * (2 * short + min(long, BLOCK_COLUMNS))
 
 
-def decoding_nbytes(n: int, m: int) -> int:
+def decoding_nbytes(scales: int) -> int:
     """Memory to multiply out quantised weights, beside the block that comes of it: codes, zero points and scales of a
-    few rows, and the scales and zero points of all, which sixteen weights share at least."""
-    return 24 * DECODED_NUMEL + n * m // 2
+    few rows, and all scales and zero points as they are stored, read and in float32."""
+    return 24 * DECODED_NUMEL + 24 * scales
 
 
 def svd_nbytes(n: int, m: int) -> int:

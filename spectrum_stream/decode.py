@@ -8,7 +8,7 @@ import contextlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,9 @@ class ShardReader:
         with self._readable():
             stored: torch.Tensor = self._file.get_tensor(matrix.tensor)
         if matrix.expert is not None:
-            stored = stored[matrix.expert]
+            # One of a stack, or of those that lie one above the other.
+            rows = slice(matrix.expert * matrix.n, (matrix.expert + 1) * matrix.n)
+            stored = stored[matrix.expert] if stored.ndim > 2 else stored[rows]
         # A vector is a row, and the blocks of a row in MXFP4 are one after another.
         stored = stored.unsqueeze(0) if stored.ndim == 1 else stored.flatten(1)
         if stored.shape != matrix.stored_shape:
@@ -129,9 +131,17 @@ class PartReader:
     Args:
         shards: by name; the parts may be in another one.
         here: the shard of the matrices, where it can be read now.
+        count: told how many bytes came over the network.
     """
 
-    def __init__(self, shards: Mapping[str, Shard], here: Shard, matrices: Sequence[Matrix]) -> None:
+    def __init__(
+        self,
+        shards: Mapping[str, Shard],
+        here: Shard,
+        matrices: Sequence[Matrix],
+        count: Callable[[int], None] = lambda nbytes: None,
+    ) -> None:
+        self._count = count
         self._shards = shards
         self._here = here
         self._left = deque((w.key, w.quantisation.parts) for w in matrices if w.quantisation is not None)
@@ -157,6 +167,8 @@ class PartReader:
             shard = self._here if name == self._here.name else self._shards[name]
             extents = requests([(p.start, p.start + p.nbytes) for _, p in mine])
             read = [(start, stop, shard.read(start, stop)) for start, stop in extents]
+            if not isinstance(shard, LocalShard):
+                self._count(sum(len(body) for _, _, body in read))
             for key, p in mine:
                 body = b"".join(
                     chunk[max(p.start, start) - start : min(p.start + p.nbytes, stop) - start]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -35,8 +36,9 @@ class Quantised(ABC):
 
     dtype = torch.float32
 
-    def __init__(self, n: int, m: int) -> None:
+    def __init__(self, n: int, m: int, scales: int) -> None:
         self.shape = torch.Size((n, m))
+        self.scales = scales
 
     @property
     def T(self) -> "Quantised":  # noqa: N802
@@ -71,7 +73,7 @@ class Quantised(ABC):
 
 class _Turned(Quantised):
     def __init__(self, inner: Quantised) -> None:
-        super().__init__(inner.shape[1], inner.shape[0])
+        super().__init__(inner.shape[1], inner.shape[0], inner.scales)
         self._inner = inner
 
     @property
@@ -95,7 +97,7 @@ class Scaled(Quantised):
     """
 
     def __init__(self, stored: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
-        super().__init__(*stored.shape)
+        super().__init__(stored.shape[0], stored.shape[1], scales.numel())
         self._stored, self._scales, self._block = stored, scales, block
 
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
@@ -124,7 +126,7 @@ class Fp4(Quantised):
     _PAIRS = torch.stack([_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16)], 1)
 
     def __init__(self, stored: torch.Tensor, scales: torch.Tensor, columns: int, factor: float = 1.0) -> None:
-        super().__init__(stored.shape[0], 2 * stored.shape[1])
+        super().__init__(stored.shape[0], 2 * stored.shape[1], scales.numel())
         self._stored, self._scales, self._columns, self._factor = stored, scales, columns, factor
 
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
@@ -166,7 +168,7 @@ class Integers(Quantised):
         row_groups: torch.Tensor,
         column_groups: torch.Tensor,
     ) -> None:
-        super().__init__(*shape)
+        super().__init__(shape[0], shape[1], scales.numel())
         self._words, self._packing, self._bits = words, packing, bits
         self._scales, self._zeros = scales, zeros
         self._row_groups, self._column_groups = row_groups, column_groups
@@ -191,6 +193,24 @@ class Integers(Quantised):
 
 
 Weights = torch.Tensor | Quantised
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A quantised matrix as it was read, with the bytes of what it needs; its scales are not spread out yet.
+
+    Attributes:
+        stored: its numbers, of `how.stored_shape`.
+        parts: the bytes of each of `how.parts`, by role.
+    """
+
+    stored: torch.Tensor
+    how: Quantisation
+    parts: Mapping[str, bytes]
+
+    def opened(self) -> Quantised:
+        """Raises CheckpointError: bad_scales, what the companions hold does not fit the weight."""
+        return multiplied_out(self.stored, self.how, self.parts)
 
 
 def unpacked(words: torch.Tensor, bits: int, start: int, stop: int, dim: int) -> torch.Tensor:
@@ -245,7 +265,7 @@ def _integers(
     words: torch.Tensor, how: Quantisation, found: Mapping[str, torch.Tensor], scales: torch.Tensor
 ) -> Quantised:
     if "shape" in found and tuple(found["shape"].tolist()) != how.shape:
-        raise _unfit(how, f"a shape of {found['shape'].tolist()} where the words hold {list(how.shape)}")
+        raise _unfit(how, f"its true shape is {found['shape'].tolist()}, and its words hold {list(how.shape)}")
     zeros = torch.full_like(scales, 1 << (how.bits - 1))
     if "zeros" in found:
         packed = found["zeros"]

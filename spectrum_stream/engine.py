@@ -21,8 +21,8 @@ from typing import Self
 import torch
 
 from .costs import cores, decoding_nbytes, gram_nbytes, svd_nbytes
-from .dequantise import Quantised, Weights
-from .errors import UsageError
+from .dequantise import Packed, Quantised, Weights
+from .errors import CheckpointError, UsageError
 from .matrices import Matrix
 from .snr import TOLERANCE, Score, score
 from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products, singular_values
@@ -32,7 +32,7 @@ _WAITING_PER_WORKER = 16
 # Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
 _BATCH_SHARE = 0.25
 
-Item = tuple[Matrix, Weights]
+Item = tuple[Matrix, Weights | Packed]
 Compute = Callable[[Sequence[Weights], Method, torch.device, bool], list[Spectrum | Failure]]
 
 
@@ -67,6 +67,7 @@ class Measured:
         device: where it was computed.
         not_finite: how many NaN and infinite weights it has, if that is why there is no spectrum.
         compute_s: seconds, a batch's shared equally.
+        detail: what is wrong with how it is stored, if that is why there is no spectrum.
     """
 
     spectrum: Spectrum | Failure
@@ -74,6 +75,7 @@ class Measured:
     device: str
     not_finite: int = 0
     compute_s: float = 0.0
+    detail: str = ""
 
 
 def open_device(name: str = "auto") -> Device:
@@ -166,7 +168,7 @@ def _is_exact_enough(result: Measured) -> bool:
 
 def _nbytes(w: Weights, method: Method) -> int:
     n, m = w.shape
-    decoding = decoding_nbytes(n, m) if isinstance(w, Quantised) else 0
+    decoding = decoding_nbytes(w.scales) if isinstance(w, Quantised) else 0
     if method is Method.SVD:
         return svd_nbytes(n, m) + decoding
     return gram_nbytes(n, m, 4 if method is Method.FP32 else 8) + decoding
@@ -224,10 +226,19 @@ def measure_all(
     workers = min(workers or cores(), torch.get_num_threads())
 
     def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Measured]]:
-        ws = [w for _, w in batch]
-        limit = None if limit_nbytes is None else limit_nbytes // at_once
-        measured = measure(ws, method=method, device=device, limit_nbytes=limit, compute=compute)
-        return [(matrix, result) for (matrix, _), result in zip(batch, measured, strict=True)]
+        readable: list[tuple[Matrix, Weights]] = []
+        results: list[tuple[Matrix, Measured]] = []
+        for matrix, w in batch:
+            try:
+                readable.append((matrix, w.opened() if isinstance(w, Packed) else w))
+            except CheckpointError as error:
+                results.append((matrix, Measured(Failure.BAD_SCALES, None, "cpu", detail=str(error))))
+        if readable:
+            limit = None if limit_nbytes is None else limit_nbytes // at_once
+            ws = [w for _, w in readable]
+            measured = measure(ws, method=method, device=device, limit_nbytes=limit, compute=compute)
+            results += [(matrix, result) for (matrix, _), result in zip(readable, measured, strict=True)]
+        return results
 
     # On a CPU the small ones wait for a core; on a device for others of one shape and dtype.
     pool = _Pool(lambda item: run([item], workers), workers)

@@ -147,8 +147,9 @@ def rename(rules: Rules) -> Callable[[str], str]:
 
 def expert_count(config: Mapping[str, Any]) -> int | None:
     """How many routed experts each sparse layer has by config.json, or None where that does not say."""
-    text = config.get("text_config")
-    for settings in (text if isinstance(text, Mapping) else {}, config):
+    # DBRX has them with its feed-forward part.
+    inner = [found for name in ("text_config", "ffn_config") if isinstance(found := config.get(name), Mapping)]
+    for settings in (*inner, config):
         for name in _EXPERT_COUNTS:
             if type(count := settings.get(name)) is int and count > 0:
                 return count

@@ -20,8 +20,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from . import costs
 from .decode import PartReader, ShardReader, empty_matrix
-from .dequantise import Weights, multiplied_out
+from .dequantise import Packed
 from .errors import SourceError
 from .fetching import AHEAD_NBYTES, SHARDS_ON_DISK, Way, requests
 from .matrices import Matrix
@@ -30,7 +31,7 @@ from .sources import LocalShard, RangesIgnored, RemoteShard, Shard
 if TYPE_CHECKING:
     import torch
 
-Item = tuple[Matrix, Weights]
+Item = tuple[Matrix, "torch.Tensor | Packed"]
 
 _log = logging.getLogger("spectrum_stream")
 
@@ -97,6 +98,7 @@ class Feed:
         self._fetched = _Budget(ahead_nbytes)
         self._on_disk = _Budget(SHARDS_ON_DISK)
         self._disk = _Budget(max_disk_nbytes)
+        self._parts = _Budget(costs.PARTS_AHEAD_NBYTES)
         self._on_release: dict[str, Callable[[], None]] = {}
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -111,7 +113,7 @@ class Feed:
 
     def __exit__(self, *exc: object) -> None:
         self._halt.set()
-        for budget in (self._mapped, self._fetched, self._on_disk, self._disk):
+        for budget in (self._mapped, self._fetched, self._on_disk, self._disk, self._parts):
             budget.close()
         self._thread.join(_JOIN_S)
         if self._pool is not None:
@@ -186,7 +188,7 @@ class Feed:
 
     def _map(self, shard: LocalShard, matrices: Sequence[Matrix]) -> None:
         scratch = memoryview(bytearray(_READ_NBYTES))
-        parts = PartReader(self._shards, shard, matrices)
+        parts = PartReader(self._shards, shard, matrices, self._count)
         # A tensor keeps the map that it is a view of.
         with ShardReader(shard) as reader:
             for matrix in matrices:
@@ -230,7 +232,7 @@ class Feed:
 
     def _fetch(self, shard: RemoteShard, matrices: Sequence[Matrix]) -> list[Matrix]:
         """Fetch matrices by range; returns those that are left when the server stops to send ranges."""
-        parts = PartReader(self._shards, shard, matrices)
+        parts = PartReader(self._shards, shard, matrices, self._count)
         pending: deque[tuple[Future[None], list[_Buffer]]] = deque()
         undelivered = {w.key: w for w in matrices}
         taken: dict[str, int] = {}
@@ -273,8 +275,20 @@ class Feed:
 
     def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", parts: "PartReader") -> None:
         how = matrix.quantisation
-        w = stored if how is None else multiplied_out(stored, how, parts.of(matrix))
-        self._ready.put((matrix, w))
+        if how is None:
+            self._ready.put((matrix, stored))
+            return
+        # Unlike the matrix itself, its scales are in memory of the process's own.
+        self._parts.take(how.parts_nbytes)
+        before = self._on_release.get(matrix.key)
+
+        def release() -> None:
+            self._parts.give(how.parts_nbytes)
+            if before is not None:
+                before()
+
+        self._on_release[matrix.key] = release
+        self._ready.put((matrix, Packed(stored, how, parts.of(matrix))))
 
     def _request(self, shard: RemoteShard, start: int, stop: int, buffers: Sequence["_Buffer"]) -> Future[None]:
         def write(position: int, chunk: bytes) -> None:

@@ -1,7 +1,7 @@
 """Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -19,12 +19,16 @@ from .naming import (
     group_order,
     is_expert_bank,
     is_extra_layer,
+    is_flat_expert_bank,
+    layer_count,
     model_order,
     module_path,
     tied_head,
     tower_of,
+    without_expert,
 )
-from .quantised import Quantisation, QuantisationIndex, Unreadable, is_companion, parameter_of
+from .quantised import Quantisation, Unreadable, is_companion, parameter_of
+from .schemes import QuantisationIndex
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -39,13 +43,20 @@ class Skip(StrEnum):
     UNSUPPORTED_DTYPE = "unsupported_dtype"  # quantised or integer: its numbers are not the weights
     MISSING_SCALES = "missing_scales"  # quantised, without the scales that make weights of its numbers
     BAD_SCALES = "bad_scales"  # quantised, with scales that do not fit it
+    STORED_TWICE = "stored_twice"  # another tensor holds the same weight
     MISSING_EXPERTS = "missing_experts"  # not a tensor: the experts of a layer of which some are not there
     NOT_LOADED = "not_loaded"  # a layer that predicts further tokens, which transformers leaves out of its model
 
     @property
     def is_failure(self) -> bool:
         """Whether the user would expect a score here, so that the scan is not complete without it."""
-        return self in (Skip.UNSUPPORTED_DTYPE, Skip.MISSING_SCALES, Skip.BAD_SCALES, Skip.MISSING_EXPERTS)
+        return self in (
+            Skip.UNSUPPORTED_DTYPE,
+            Skip.MISSING_SCALES,
+            Skip.BAD_SCALES,
+            Skip.STORED_TWICE,
+            Skip.MISSING_EXPERTS,
+        )
 
 
 class Experts(StrEnum):
@@ -63,11 +74,18 @@ class Skipped:
     why: Skip
     detail: str = ""
 
-    @property
-    def group(self) -> str:
-        """The group that it would be ranked in."""
+    def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
+        """Whether it would be ranked in one of these groups, or in one that a pattern names.
+
+        Experts that are not there have the groups of those that are: with their numbers, or pooled.
+        """
         parameter = parameter_of(self.tensor)
-        return group_of(module_path(parameter) or parameter)
+        module = module_path(parameter) or parameter
+        own = {group_of(module), group_of(expert_bank_of(module) or module)}
+        known = {without_expert(group) for group in groups} | set(groups)
+        # A tower, or what else a group is kept apart by, is in front of its name.
+        names = own | {group for group in known if group.endswith(tuple(f".{name}" for name in own))}
+        return bool(names & known) or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,7 @@ class Matrix:
     @property
     def decoding_nbytes(self) -> int:
         """Memory to multiply it out, block by block; none for what is stored as it is."""
-        return 0 if self.quantisation is None else costs.decoding_nbytes(self.n, self.m)
+        return 0 if self.quantisation is None else costs.decoding_nbytes(self.quantisation.scales)
 
     @property
     def is_small(self) -> bool:
@@ -147,7 +165,9 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
         elif found is not None:
             matrices += _quantised(tensor, shard.name, found)
         elif _is_bank(tensor):
-            matrices += _experts(tensor, shard.name)
+            matrices += _experts(tensor, shard.name, tensor.shape[0])
+        elif (count := _flat_experts(tensor, checkpoint.source.config)) is not None:
+            matrices += _experts(tensor, shard.name, count)
         elif (why := _skip_reason(tensor)) is not None:
             skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why))
         else:
@@ -164,10 +184,27 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
                     tied_to=embedding.module,
                 )
             )
-    matrices = _kept_apart(matrices, _layers(checkpoint.source.config))
-    skipped += _missing_experts(matrices, skipped, expert_count(checkpoint.source.config))
+    matrices, twice = _stored_once(matrices)
+    config = checkpoint.source.config
+    matrices = _kept_apart(matrices, layer_count(config))
+    missing = _missing_experts(matrices, skipped, expert_count(config))
+    # A tensor that is no whole bank is not what the config says, whichever of its experts it has.
+    short = {s.tensor for s in missing}
+    matrices = [w for w in matrices if w.expert is None or _bank(w) not in short]
+    skipped += twice + missing
     skipped.sort(key=lambda s: model_order(s.tensor))
     return matrices, skipped
+
+
+def _stored_once(matrices: list[Matrix]) -> tuple[list[Matrix], list[Skipped]]:
+    """Without weights that two tensors hold, packed and plain: nothing says which of them counts."""
+    tensors: dict[str, set[str]] = {}
+    for w in matrices:
+        tensors.setdefault(w.module, set()).add(w.tensor)
+    twice = {module for module, found in tensors.items() if len(found) > 1}
+    dropped = {w.tensor: w for w in matrices if w.module in twice}
+    skipped = [Skipped(name, w.dtype, (w.n, w.m), Skip.STORED_TWICE) for name, w in dropped.items()]
+    return [w for w in matrices if w.tensor not in dropped], skipped
 
 
 def _kept_apart(matrices: list[Matrix], layers: int | None) -> list[Matrix]:
@@ -185,26 +222,36 @@ def _kept_apart(matrices: list[Matrix], layers: int | None) -> list[Matrix]:
 
 
 def _missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
-    names = [w.module for w in matrices]
+    """The banks of experts that are not whole: some of the experts, or all of one projection, are not there."""
     # Those that are there and cannot be read have a reason of their own.
-    names += [module_path(parameter_of(s.tensor)) or s.tensor for s in skipped if s.why.is_failure]
-    present = Counter(bank for name in names if (bank := expert_bank_of(name)) is not None)
+    failed = {module_path(parameter_of(s.tensor)) or parameter_of(s.tensor) for s in skipped if s.why.is_failure}
+    present = Counter(bank for w in matrices if (bank := _bank(w)) is not None)
+    present.update(bank for name in failed if (bank := expert_bank_of(name)) is not None)
     most: dict[str, int] = {}
     for bank, found in present.items():
         most[group_of(bank)] = max(most.get(group_of(bank), count or 0), found)
+    short = {bank: found for bank, found in present.items() if found < most[group_of(bank)]}
+    # What the experts of any layer have, those of each must have.
+    owners: dict[str, dict[str, None]] = {}
+    for bank in present:
+        owner, _, projection = bank.rpartition(".")
+        owners.setdefault(owner, {})[projection] = None
+    every: dict[str, dict[str, None]] = {}
+    for owner, projections in owners.items():
+        every.setdefault(group_of(owner), {}).update(projections)
+    for owner, projections in owners.items():
+        for projection in every[group_of(owner)].keys() - projections.keys():
+            if (bank := f"{owner}.{projection}") not in failed:
+                short[bank] = 0
     return [
         Skipped(bank, "", (), Skip.MISSING_EXPERTS, f"{found} of {most[group_of(bank)]} experts")
-        for bank, found in present.items()
-        if found < most[group_of(bank)]
+        for bank, found in short.items()
     ]
 
 
-def _layers(config: Mapping[str, Any]) -> int | None:
-    text = config.get("text_config")
-    for settings in (text if isinstance(text, Mapping) else {}, config):
-        if type(layers := settings.get("num_hidden_layers")) is int:
-            return layers
-    return None
+def _bank(w: Matrix) -> str | None:
+    """The bank that an expert is in, however that is stored."""
+    return expert_bank_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
 
 
 def _is_bank(tensor: TensorInfo) -> bool:
@@ -219,8 +266,16 @@ def _is_bank(tensor: TensorInfo) -> bool:
     )
 
 
-def _experts(tensor: TensorInfo, shard: str) -> list[Matrix]:
-    count, n, m = tensor.shape
+def _flat_experts(tensor: TensorInfo, config: Mapping[str, Any]) -> int | None:
+    """How many experts lie one above the other in a tensor of two dimensions; None where it is no such bank."""
+    if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_DTYPES or not is_flat_expert_bank(tensor.name):
+        return None
+    count = expert_count(config)
+    return count if count is not None and 0 not in tensor.shape and tensor.shape[0] % count == 0 else None
+
+
+def _experts(tensor: TensorInfo, shard: str, count: int) -> list[Matrix]:
+    n, m = tensor.shape[1:] if len(tensor.shape) == 3 else (tensor.shape[0] // count, tensor.shape[1])
     return [_expert(tensor, shard, e, count, (n, m), None) for e in range(count)]
 
 
@@ -266,11 +321,16 @@ def _matrix(tensor: TensorInfo, shard: str) -> Matrix:
     )
 
 
-def pooled(matrices: Sequence[Matrix]) -> list[Matrix]:
-    """With the experts of a layer, where they are parameters of their own, in one group for all numbers."""
+def pooled(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matrix]:
+    """With the experts of a layer, where they are parameters of their own, in one group for all numbers.
+
+    Experts of a layer of which some have no score cannot be ranked as one; they stay as they are.
+    """
+    failed = {module_path(parameter_of(s.tensor)) or s.tensor for s in skipped if s.why.is_failure}
+    broken = failed | {bank for name in failed if (bank := expert_bank_of(name)) is not None}
     return [
         replace(w, group=w.group.removesuffix(group_of(w.bank or w.module)) + group_of(bank))
-        if (bank := expert_bank_of(w.bank or w.module)) is not None
+        if (bank := expert_bank_of(w.bank or w.module)) is not None and expert_bank_of(w.module) not in broken
         else w
         for w in matrices
     ]

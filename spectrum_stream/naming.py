@@ -13,8 +13,13 @@ WEIGHT_SUFFIX = ".weight"
 MAX_SLUG_LENGTH = 200
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+_TOPS = ("", "model", "transformer", "language_model", "language_model.model")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
 _EXPERT = re.compile(r"(^|\.)((?:local_)?experts)\.[0-9]+\.")
+# Of the language model; what else is called so can have more.
+_LAYER = re.compile(
+    r"(?:model\.|language_model\.|model\.language_model\.|language_model\.model\.)?layers\.([0-9]{1,9})\."
+)
 _TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
 _NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
 _EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", re.IGNORECASE)
@@ -55,13 +60,22 @@ def group_of(module: str) -> str:
 def is_expert_bank(module: str) -> bool:
     """Whether a tensor of three dimensions by this name holds one matrix for each expert.
 
-    `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), and the `input_linear` and
-    `output_linear` of Granite and JetMoE.
+    `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
+    `output_linear` of Granite and JetMoE, and `moe.gate_proj` (Step3).
     """
     parts = module.split(".")
-    # With a number behind it, it is one expert's own, and a convolution.
-    bank = "experts" in parts[:-1] and not parts[parts.index("experts") + 1].isdecimal()
-    return bank or parts[-1] in ("input_linear", "output_linear")
+    if "conv" in parts[-1]:
+        return False
+    owner = next((i for i, part in enumerate(parts[:-1]) if part in ("experts", "local_experts")), None)
+    # With a number behind it, it is one expert's own.
+    bank = owner is not None and not parts[owner + 1].isdecimal()
+    step3 = parts[-2:-1] == ["moe"] and parts[-1] in ("gate_proj", "up_proj", "down_proj")
+    return bank or step3 or parts[-1] in ("input_linear", "output_linear")
+
+
+def is_flat_expert_bank(module: str) -> bool:
+    """Whether a tensor of two dimensions by this name holds all experts, one above the other: DBRX."""
+    return module.endswith((".experts.mlp.w1", ".experts.mlp.v1", ".experts.mlp.w2"))
 
 
 def is_single_expert(module: str) -> bool:
@@ -72,6 +86,11 @@ def is_single_expert(module: str) -> bool:
 def expert_bank_of(module: str) -> str | None:
     """What the experts of a layer are called together: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
     return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
+
+
+def without_expert(group: str) -> str:
+    """The group of the experts of all numbers: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    return _EXPERT.sub(r"\1\2.", group, count=1)
 
 
 def pool_of(module: str, group: str) -> str | None:
@@ -92,15 +111,30 @@ def tower_of(module: str) -> str:
 
 
 def is_extra_layer(module: str, layers: int | None) -> bool:
-    """Whether it is a layer that predicts tokens further ahead, behind the model's own; many trainers drop those.
+    """Whether it is of a layer that predicts tokens further ahead, behind the model's own; many trainers drop those.
+
+    `mtp.layers.0` (Qwen3-Next), `model.mtp_block.0` (ERNIE), `model.mtp_layers.0` (MiMo), and in DeepSeek-V3 and GLM
+    the layer behind the last.
 
     Args:
         layers: how many the model has, by its config.json.
     """
-    if module.split(".", 1)[0] == "mtp" or module.startswith("model.mtp."):
-        return True
-    found = re.match(r"model\.layers\.([0-9]{1,9})\.", module)
+    for part in module.split("."):
+        if part.isdecimal():
+            break
+        if part == "mtp" or part.startswith("mtp_"):
+            return True
+    found = _LAYER.match(module)
     return found is not None and layers is not None and int(found[1]) >= layers
+
+
+def layer_count(config: Mapping[str, Any]) -> int | None:
+    """How many layers a model has, or the language model within, by its config.json."""
+    text = config.get("text_config")
+    for settings in (text if isinstance(text, Mapping) else {}, config):
+        if type(layers := settings.get("num_hidden_layers")) is int:
+            return layers
+    return None
 
 
 def is_norm(module: str) -> bool:
@@ -115,7 +149,9 @@ def is_embedding(module: str) -> bool:
 
 def is_head(module: str) -> bool:
     """Whether a module is a language model's head by its name: `lm_head`, outside of any layer."""
-    return module.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(module) == module
+    path, _, name = module.rpartition(".")
+    # An `output` is a head at the top, and a projector's somewhere else.
+    return name in _HEAD_NAMES and group_of(module) == module and (name != "output" or path in _TOPS)
 
 
 def group_order(group: str) -> tuple[str, str]:
@@ -169,7 +205,7 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
         return None
     modules = {m: t for t in tensors if (m := module_path(t)) is not None}
     # The head of a language model that is a part of the whole has its name in front.
-    if any(m.rsplit(".", 1)[-1] in _HEAD_NAMES and group_of(m) == m and not tower_of(m) for m in modules):
+    if any(is_head(m) and not tower_of(m) for m in modules):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
     return ("lm_head", modules[embeddings[0]]) if len(embeddings) == 1 else None

@@ -167,6 +167,7 @@ class Plan:
         worst = (
             costs.runtime_nbytes(self.workers)
             + self.buffers_nbytes
+            + (costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in self.matrices) else 0)
             + max(
                 (costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes) * (self.workers if w.is_small else 1)
                 for w in self.matrices
@@ -284,7 +285,7 @@ def plan(
     skipped += [Skipped(w.key, w.dtype, (w.n, w.m), Skip.NOT_LOADED) for w in named.not_loaded]
     warnings += named.warnings
     if experts == Experts.POOLED:
-        matrices = pooled(matrices)
+        matrices = pooled(matrices, skipped)
     parameters = {w.module: w.parameter for w in matrices}
     members: dict[str, set[str]] = {}
     for matrix in matrices:
@@ -300,7 +301,7 @@ def plan(
         skipped = [
             replace(s, why=Skip.NOT_CHOSEN)
             # By the names of another, its group is not known here; it may have been asked for.
-            if s.why.is_failure and s.group not in chosen and named.target == Target.CHECKPOINT
+            if s.why.is_failure and named.target == Target.CHECKPOINT and not s.is_among(chosen, modules)
             else s
             for s in skipped
         ]
@@ -363,6 +364,7 @@ def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None
     return (
         costs.runtime_nbytes(workers)
         + buffers_nbytes
+        + (costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in matrices) else 0)
         + max(one(w) * (workers if w.is_small else 1) for w in matrices)
     )
 

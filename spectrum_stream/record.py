@@ -23,6 +23,7 @@ class Status(StrEnum):
     NOT_FINITE = "not_finite"  # the weights hold NaN or Inf
     OUT_OF_RANGE = "out_of_range"  # finite, but their squares do not fit the method that was asked for
     NO_CONVERGENCE = "no_convergence"  # LAPACK gave up
+    BAD_SCALES = "bad_scales"  # what a quantised weight needs beside its numbers contradicts them
 
 
 @dataclass(frozen=True, slots=True)

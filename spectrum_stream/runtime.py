@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import families
 from .errors import UsageError
 from .matrices import Matrix, Skip, Skipped
-from .naming import bank_of, expert_bank_of, group_of, module_path
+from .naming import bank_of, expert_bank_of, group_of, is_extra_layer, layer_count, module_path
 from .quantised import parameter_of
 
 
@@ -78,7 +79,7 @@ def named(
         target = target if isinstance(family, str) else Target.CHECKPOINT
     if target is Target.CHECKPOINT:
         return Named(tuple(matrices), target, (), ())
-    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *(parameter_of(s.tensor) for s in skipped)]))
+    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
     table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
     warnings: list[str] = []
     if names is not None:
@@ -96,7 +97,7 @@ def named(
                 raise
             warnings.append(f"{family} is no family whose names in memory are known here; these are the checkpoint's")
             return Named(tuple(matrices), Target.CHECKPOINT, (), tuple(warnings))
-    return _renamed(matrices, skipped, parameters, target, warnings)
+    return _renamed(matrices, skipped, parameters, target, layer_count(config), warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,10 @@ def _renamed(
     skipped: Sequence[Skipped],
     parameters: Mapping[str, str],
     target: Target,
+    layers: int | None,
     warnings: list[str],
 ) -> Named:
-    incomplete = {parameters.get(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
+    incomplete = {parameters.get(_stands_for(s)) for s in skipped if s.why.is_failure}
     short = {s.tensor for s in skipped if s.why is Skip.MISSING_EXPERTS}
     incomplete |= {parameters.get(w.parameter) for w in matrices if expert_bank_of(w.module) in short}
     kept: list[Matrix] = []
@@ -132,7 +134,7 @@ def _renamed(
     unknown: dict[str, None] = {}
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if w.group.startswith("mtp.") and target is not Target.GIVEN:
+        if is_extra_layer(w.module, layers) and target is not Target.GIVEN:
             not_loaded.append(w)
         elif w.tied_to is not None:
             kept.append(w)
@@ -150,6 +152,12 @@ def _renamed(
         some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
     return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings))
+
+
+def _stands_for(s: Skipped) -> str:
+    """The parameter that was skipped; of experts that are not there, one of them."""
+    owner, _, projection = s.tensor.rpartition(".")
+    return f"{owner}.0.{projection}.weight" if s.why is Skip.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
 def installed_version() -> int | None:
@@ -176,18 +184,21 @@ def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[
         plain[short] = name
     rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
     best: dict[str, str] = {}
+    # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
+    ways: list[Callable[[str], str]] = [lambda name: name]
+    for prefix in ("model.", "transformer.", "language_model."):
+        ways += [partial(str.__add__, prefix), partial(_without, prefix)]
     for rename in map(families.rename, rules):
-        for prefix in ("", "model.", "transformer.", "language_model."):
-            found = {
-                name: plain[there]
-                for name in stored
-                for there in (rename(name), prefix + rename(name), rename(name).removeprefix(prefix))
-                if there in plain
-            }
+        for way in ways:
+            found = {name: plain[there] for name in stored if (there := way(rename(name))) in plain}
             best = found if len(found) > len(best) else best
     if not best:
         raise UsageError("none of the names given is one of this checkpoint's weights", reason="no_such_name")
     return best
+
+
+def _without(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -224,6 +235,10 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError as error:
         raise _missing() from error
+    tensors = list(tensors)
+    # A model takes memory and time by its layers, and a config is a stranger's.
+    if (layer_count(config) or 0) > len(tensors):
+        raise _unknown(f"{layer_count(config)} layers, and {len(tensors)} weights")
     model = _model(config)
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]

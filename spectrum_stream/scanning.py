@@ -289,6 +289,8 @@ def _record(matrix: Matrix, measured: Measured) -> Record:
         detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
     elif spectrum is Failure.NOT_CONVERGED:
         status, detail = Status.NO_CONVERGENCE, "the singular values did not converge"
+    elif spectrum is Failure.BAD_SCALES:
+        status, detail = Status.BAD_SCALES, measured.detail
     return Record(
         module=matrix.module,
         group=matrix.group,

@@ -79,6 +79,7 @@ class Failure(StrEnum):
 
     OUT_OF_RANGE = "out_of_range"  # NaN or Inf in W, or squares too large or too small for the method
     NOT_CONVERGED = "not_converged"  # LAPACK gave up
+    BAD_SCALES = "bad_scales"  # what a quantised W needs beside its numbers contradicts them
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ ORDER = [
     "costs",
     "families",
     "quantised",
+    "schemes",
     "matrices",
     "fetching",
     "runtime",

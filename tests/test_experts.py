@@ -181,3 +181,68 @@ def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
     names = {line.module for line in result.scored}
     assert "model.layers.1.mlp.experts.gate_up_proj" in names
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
+
+
+def test_a_stored_bank_that_lacks_experts_is_a_reason_and_no_score(save: Save) -> None:
+    stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
+    result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
+    assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
+    assert [line.module for line in result.scored] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
+
+
+def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
+    result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", target="transformers-v5")
+    assert [(s.tensor, s.detail) for s in result.plan.failures] == [
+        ("model.layers.1.mlp.experts.up_proj", "0 of 4 experts")
+    ]
+    assert "model.layers.1.mlp.experts.gate_up_proj" not in {line.module for line in result.scored}
+
+
+@pytest.mark.parametrize("modules", ["mlp.experts.*.up_proj", "mlp.experts.3.up_proj"])
+def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules: str) -> None:
+    tensors = apart()
+    del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
+    folder = str(save(tensors))
+    assert [s.why for s in plan(folder, modules=[modules]).failures] == [Skip.MISSING_EXPERTS]
+    assert plan(folder, modules=["mlp.experts.*.down_proj"]).failures == ()
+
+
+def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Save) -> None:
+    tensors = apart()
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    a_plan = plan(str(save(tensors)), experts="pooled", modules=["mlp.experts.up_proj"])
+    assert [s.why for s in a_plan.failures] == [Skip.MISSING_SCALES]
+    assert {w.module.split(".")[2] for w in a_plan.matrices} == {"0", "2", "3"}
+
+
+def test_a_weight_of_a_tower_that_was_asked_for_stays_a_failure(save: Save) -> None:
+    tensors = {
+        "vision_tower.layers.0.q.weight": torch.randn(6, 9),
+        "vision_tower.layers.1.q.weight": torch.randn(6, 9).to(torch.float8_e4m3fn),
+        "model.layers.0.q.weight": torch.randn(6, 9),
+    }
+    folder = str(save(tensors))
+    assert len(plan(folder, modules=["vision.q"]).failures) == 1
+
+
+def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
+    """DBRX: (experts x width, hidden)."""
+    flat = torch.randn(4 * 12, 16, generator=torch.Generator().manual_seed(0))
+    name = "transformer.blocks.0.ffn.experts.mlp.w1"
+    result = scan(str(save({name: flat}, config={"ffn_config": {"moe_num_experts": 4}})), name="x")
+    scores = [r.score.snr for r in result.records if r.score]
+    assert scores == pytest.approx([reference_score(w) for w in flat.reshape(4, 12, 16)], rel=1e-5)
+    assert [(line.module, line.parameter) for line in result.scored] == [(name, name)]
+
+
+@pytest.mark.parametrize("name", ["layers.0.local_experts.up_proj", "layers.0.moe.gate_proj.weight"])
+def test_other_names_of_banks_are_known(save: Save, name: str) -> None:
+    assert [w.expert for w in plan(str(save({name: torch.randn(2, 6, 9)}))).matrices] == [0, 1]
+
+
+def test_a_convolution_among_experts_is_no_bank(save: Save) -> None:
+    a_plan = plan(str(save({"m.experts.conv.weight": torch.randn(8, 9, 3), "a.weight": torch.randn(3, 4)})))
+    assert [s.why for s in a_plan.skipped] == [Skip.NOT_A_MATRIX]

@@ -108,3 +108,10 @@ def test_a_head_is_tied_only_where_a_causal_model_stores_none(
     tensors: list[str], config: dict[str, Any], expected: tuple[str, str] | None
 ) -> None:
     assert tied_head(tensors, config) == expected
+
+
+def test_an_output_of_a_projector_is_no_head() -> None:
+    config = {"architectures": ["XForConditionalGeneration"], "text_config": {"tie_word_embeddings": True}}
+    names = ["model.embed_tokens.weight", "multi_modal_projector.output.weight"]
+    assert tied_head(names, config) == ("lm_head", "model.embed_tokens.weight")
+    assert tied_head([*names, "output.weight"], config) is None

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum_stream import decode, plan, scan
+from spectrum_stream import costs, decode, plan, scan
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.matrices import Skip
+from spectrum_stream.record import Status
 
 from .conftest import Save, reference_score
 from .hub_server import HubServer
@@ -465,16 +466,21 @@ def test_packed_numbers_are_never_scored_as_weights(save: Save) -> None:
     "change",
     [{"layers.0.up.weight_shape": torch.tensor([70, 95])}, {"layers.0.up.weight_g_idx": torch.full((96,), 3)}],
 )
-def test_companions_that_contradict_the_weight_end_the_scan_with_a_reason(
-    save: Save, change: dict[str, torch.Tensor]
+def test_companions_that_contradict_the_weight_are_its_reason_and_the_others_are_scored(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, torch.Tensor]
 ) -> None:
     weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
     config = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True, "group_size": 32}
     _, tensors = compressed(weight, config, weight_scale=weight.reshape(70, 3, 32).abs().amax(2) / 8)
     hub = {"config_groups": {"group_0": {"weights": config}}}
-    with pytest.raises(SpectrumStreamError) as error:
-        scan(str(save(tensors | change, config={"quantization_config": hub})), name="x")
-    assert error.value.reason == "bad_scales"
+    other = {"layers.0.down.weight": torch.randn(8, 9)}
+    folder = save(tensors | change | other, config={"quantization_config": hub})
+    # A repo's, since the width of a local one is known from the start.
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        result = scan(REPO, fetch="range")
+    assert [(r.module, r.status) for r in result.failed] == [("layers.0.up", Status.BAD_SCALES)]
+    assert [line.module for line in result.scored] == ["layers.0.down"] and not result.complete
 
 
 @pytest.mark.parametrize("fetch", ["range", "shard"])
@@ -486,3 +492,92 @@ def test_remote_packed_weights_are_the_same(
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         assert values(scan(REPO, fetch=fetch)) == values(scan(str(folder), name="local"))
+
+
+@pytest.mark.parametrize("width", [93, 96, 100])
+def test_a_width_that_fills_no_word_is_known(save: Save, width: int) -> None:
+    weight = torch.randn(70, width, generator=torch.Generator().manual_seed(0))
+    config = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
+    theirs, tensors = compressed(weight, config, weight_scale=weight.abs().amax(1, keepdim=True) / 7.5)
+    hub = {"config_groups": {"group_0": {"weights": config}}}
+    assert one_score(save, tensors, hub, "int4") == pytest.approx(reference_score(theirs.float()), rel=1e-5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_blocks_are_those_that_the_config_says_wherever_it_does(save: Save, nested: bool) -> None:
+    stored = (torch.randn(192, 192, generator=torch.Generator().manual_seed(0)) * 40).to(FP8)
+    scales = torch.rand(2, 2, generator=torch.Generator().manual_seed(1)) * 0.01 + 0.001
+    whole = stored.float() * scales.repeat_interleave(96, 0).repeat_interleave(96, 1)
+    groups = {"g": {"weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [96, 96]}}}
+    of_text = {"text_config": {"quantization_config": {"weight_block_size": [96, 96]}}}
+    config = of_text if nested else {"quantization_config": {"config_groups": groups}}
+    folder = save({"a.weight": stored, "a.weight_scale_inv": scales}, config=config)
+    result = scan(str(folder), name="x")
+    assert result.records[0].score is not None
+    assert result.records[0].score.snr == pytest.approx(reference_score(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [10**12, 10**30])
+def test_a_block_beyond_all_bounds_takes_no_memory(save: Save, size: int) -> None:
+    stored, _, _ = by_block(64, 48)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, size]}}
+    scales = torch.rand(2, 1) + 1
+    result = scan(str(save({"a.weight": stored, "a.weight_scale_inv": scales}, config=config)), name="x")
+    assert result.records[0].score is not None
+    whole = stored.float() * scales.repeat_interleave(32, 0)
+    assert result.records[0].score.snr == pytest.approx(reference_score(whole), rel=1e-4)
+
+
+def test_a_group_beyond_all_bounds_is_the_whole(save: Save) -> None:
+    tensors, weight = gptq(4, None, True, size=96)
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 10**30}
+    assert one_score(save, tensors, config, "gptq, 4 bits") == pytest.approx(reference_score(weight), rel=1e-5)
+
+
+def test_awq_without_zero_points_counts_from_the_middle(save: Save) -> None:
+    tensors, _ = awq()
+    zeros = tensors.pop("layers.0.up.qzeros")
+    eights = tensors | {"layers.0.up.qzeros": torch.full_like(zeros, -2004318072)}  # 0x88888888
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": False}
+    assert one_score(save, tensors, config, "awq") == pytest.approx(one_score(save, eights, config, "awq"), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.0.up.B", "layers.0.up.weight:qdata", "layers.0.up.W_q", "layers.0.up.weight._data"]
+)
+def test_schemes_that_are_not_read_are_refused_whatever_they_call_their_numbers(save: Save, name: str) -> None:
+    tensors = {name: torch.ones(8, 16, dtype=torch.uint8), "layers.0.norm.weight": torch.ones(8)}
+    config = {"quantization_config": {"quant_method": "marlin"}}
+    result = scan(str(save(tensors, config=config)), name="x")
+    assert [(s.tensor, s.why, s.detail) for s in result.plan.failures] == [(name, Skip.UNSUPPORTED_DTYPE, "marlin")]
+
+
+def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
+    tensors = awq()[0] | {"layers.0.up.weight": torch.randn(64, 96), "layers.0.norm.weight": torch.ones(8)}
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
+    result = scan(str(save(tensors, config=config)), name="x")
+    assert {s.tensor for s in result.plan.failures} == {"layers.0.up.weight", "layers.0.up.qweight"}
+    assert {s.why for s in result.plan.failures} == {Skip.STORED_TWICE}
+    assert [line.module for line in result.scored] == ["layers.0.norm"]
+
+
+def test_a_buffer_of_integers_is_no_weight(save: Save) -> None:
+    config = {"quantization_config": {"quant_method": "awq"}}
+    tensors = {
+        "a.weight": torch.ones(3, 4),
+        "position_ids": torch.arange(6).reshape(1, 6),
+        "max_blocks": torch.arange(3),
+    }
+    assert not plan(str(save(tensors, config=config))).failures
+
+
+def test_scales_that_are_read_ahead_are_bounded(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for i in range(40):
+        stored, scales, _ = by_block(64, 40, seed=i)
+        tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
+    folder = str(save(tensors, config=CONFIG))
+    whole = scan(folder, name="x")
+    # One matrix's at a time, which nobody may wait for forever.
+    monkeypatch.setattr(costs, "PARTS_AHEAD_NBYTES", 1)
+    assert values(scan(folder, name="y")) == values(whole)

@@ -11,6 +11,7 @@ import torch
 from spectrum_stream import families, freeze, plan, scan
 from spectrum_stream.errors import UsageError
 from spectrum_stream.matrices import Skip
+from spectrum_stream.naming import is_extra_layer
 from spectrum_stream.results import read_scored
 from spectrum_stream.runtime import parameter_names, read_names
 from spectrum_stream.scanning import MatrixScored
@@ -257,3 +258,35 @@ def test_a_hostile_config_is_one_sentence(save: Save, config: dict[str, Any]) ->
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1), config=config)), target="transformers-v5")
     assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)
+
+
+def test_two_tensors_do_not_become_one_parameter_of_a_list(save: Save) -> None:
+    tensors = {"model.layers.0.q.weight": torch.randn(8, 9), "layers.0.q.weight": torch.randn(30, 40)}
+    a_plan = plan(str(save(tensors)), names=["model.layers.0.q.weight"])
+    assert len({w.parameter for w in a_plan.matrices}) == 2 and a_plan.warnings
+
+
+def test_a_config_of_more_layers_than_weights_builds_no_model(save: Save) -> None:
+    config = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 10**6}
+    a_plan = plan(str(save(llama_tensors(1), config=config)))
+    assert a_plan.target == "checkpoint" and a_plan.warnings
+
+
+@pytest.mark.parametrize(
+    ("module", "layers", "is_extra"),
+    [
+        ("model.layers.61.eh_proj", 61, True),
+        ("model.layers.60.mlp.up_proj", 61, False),
+        ("model.language_model.layers.46.mlp.up_proj", 46, True),
+        ("language_model.model.layers.3.mlp.up_proj", 4, False),
+        ("model.mtp_block.0.self_attn.q_proj", None, True),
+        ("model.mtp_layers.0.self_attn.q_proj", None, True),
+        ("mtp.layers.0.mlp.up_proj", None, True),
+        ("model.layers.0.mtp.fc", 4, False),
+        ("vision_tower.layers.30.mlp.fc1", 12, False),
+    ],
+)
+def test_layers_behind_the_models_own_are_told_by_name_and_number(
+    module: str, layers: int | None, is_extra: bool
+) -> None:
+    assert is_extra_layer(module, layers) is is_extra

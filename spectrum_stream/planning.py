@@ -83,7 +83,7 @@ class Plan:
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
     parameters: Mapping[str, str]
-    target: Target
+    target: str
     skipped: tuple[Skipped, ...]
     fetch: Fetch
     ways: Mapping[str, Way]

@@ -33,7 +33,10 @@ class Target(StrEnum):
     CHECKPOINT = "checkpoint"
     V4 = "transformers-v4"
     V5 = "transformers-v5"
-    GIVEN = "given"  # of a list of names
+
+
+# Whose names a list has that was given.
+GIVEN = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,13 @@ class Named:
     """Matrices by the names of their parameters.
 
     Attributes:
-        target: whose names they are.
+        target: whose names they are, a `Target` or GIVEN.
         not_loaded: those that the model leaves out.
         warnings: what is odd about the names, a sentence each.
     """
 
     matrices: tuple[Matrix, ...]
-    target: Target
+    target: str
     not_loaded: tuple[Matrix, ...]
     warnings: tuple[str, ...]
 
@@ -71,20 +74,18 @@ def named(
             no_such_name.
     """
     family, asked = config.get("model_type"), target
+    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
     if names is not None:
-        target = Target.GIVEN
-    elif target is Target.AUTO:
+        return _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layer_count(config), [])
+    if target is Target.AUTO:
         target = {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
         # Nobody says what it is.
         target = target if isinstance(family, str) else Target.CHECKPOINT
     if target is Target.CHECKPOINT:
         return Named(tuple(matrices), target, (), ())
-    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
     table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
     warnings: list[str] = []
-    if names is not None:
-        parameters = _among(names, stored, family)
-    elif isinstance(family, str) and family in table:
+    if isinstance(family, str) and family in table:
         rename = families.rename(table[family])
         parameters = {name: rename(name) for name in stored}
     else:
@@ -122,7 +123,7 @@ def _renamed(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
     parameters: Mapping[str, str],
-    target: Target,
+    target: str,
     layers: int | None,
     warnings: list[str],
 ) -> Named:
@@ -134,7 +135,7 @@ def _renamed(
     unknown: dict[str, None] = {}
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if is_extra_layer(w.module, layers) and target is not Target.GIVEN:
+        if is_extra_layer(w.module, layers) and target != GIVEN:
             not_loaded.append(w)
         elif w.tied_to is not None:
             kept.append(w)
@@ -284,6 +285,7 @@ def _model(config: Mapping[str, Any]) -> Any:
         with torch.device("meta"), warnings.catch_warnings():
             # The model's own advice about how to run it.
             warnings.simplefilter("ignore")
+            transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             model = model_class(model_config)
     # A config is a stranger's, and every model has its own way to fail at one.
     except Exception as error:

@@ -19,7 +19,7 @@ from .checkpoint import read_checkpoint
 from .errors import ResultError, UsageError
 from .exporters import FORMATS, axolotl, python
 from .exporters.matching import Names, alternatives
-from .naming import is_head
+from .naming import is_expert_bank, is_head
 from .quantised import is_companion, parameter_of
 from .results import parameter_of as parameter_of_line
 from .results import read_scored
@@ -106,6 +106,8 @@ def parameters_of(model: str | None, target: Target, names: Sequence[str] | None
         SourceError, CheckpointError: MODEL cannot be read.
     """
     if names is not None:
+        if model is not None:
+            raise UsageError("--model and --names-from exclude each other", reason="conflicting_options")
         return Parameters(dict.fromkeys(names), "of the list given", {})
     if model is None:
         raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names-from FILE")
@@ -148,19 +150,21 @@ def verify(path: Path, parameters: Parameters, trainer: str = "axolotl") -> Verd
         )
     # What this format is has the schema of a result, and is a list of patterns.
     if trainer != "axolotl-snr" and (found := _of_result(path, parameters)) is not None:
-        return Verdict(parameters.whose, len(parameters.shapes), (), tuple(found))
+        return Verdict(parameters.whose, len(parameters.shapes) - len(parameters.tied), (), tuple(found))
     text = _text(path)
     names = [name for name in parameters.shapes if name not in parameters.tied]
     try:
         trained = FORMATS[trainer].matches(text, names)
         entries = _entries(trainer, text)
     except re.error as error:
-        bad = Finding(Mistake.BAD_PATTERN, str(error.pattern), f"is no regular expression: {error}")
+        # As the trainer compiles it: Axolotl escapes the dots.
+        pattern = str(error.pattern).replace("\\.", ".") if trainer == "axolotl" else str(error.pattern)
+        bad = Finding(Mistake.BAD_PATTERN, pattern, f"is no regular expression: {error.msg}")
         return Verdict(parameters.whose, len(names), (), (bad,))
-    except (
-        *(yaml.YAMLError, SyntaxError, ValueError, KeyError, TypeError, AttributeError, IndexError),
-        *(OverflowError, RecursionError),
-    ) as error:
+    except (yaml.YAMLError, SyntaxError, json.JSONDecodeError, RecursionError) as error:
+        what = {"python": "Python", "peft": "JSON", "json": "JSON", "axolotl-snr": "JSON"}.get(trainer, "YAML")
+        raise ResultError(f"{path} is no {what}, which {trainer} takes", reason="not_a_selection") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ResultError(
             f"{path} is no selection for {trainer}", reason="not_a_selection", hint="--for says whose it is"
         ) from error
@@ -207,11 +211,12 @@ def _entries(trainer: str, text: str) -> list[Entry]:
         return [*wholes, *(Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\Z")) for end in banks)]
     config = yaml.safe_load(text)
     if trainer == "axolotl":
-        return [Entry(entry, axolotl.Pattern(entry).compiled) for entry in config["unfrozen_parameters"]]
+        return [Entry(entry, axolotl.Pattern(entry).compiled) for entry in _listed(config["unfrozen_parameters"])]
     if trainer == "soup":
-        return [Entry(entry, re.compile(entry), False) for entry in config["training"]["unfrozen_parameters"]]
+        entries = _listed(config["training"]["unfrozen_parameters"])
+        return [Entry(entry, re.compile(entry), False) for entry in entries]
     if trainer == "ms-swift":
-        return [Entry(start, re.compile(re.escape(start))) for start in config["trainable_parameters"]]
+        return [Entry(start, re.compile(re.escape(start))) for start in _listed(config["trainable_parameters"])]
     if trainer == "ms-swift-regex":
         whole = config["trainable_parameters_regex"]
         return [Entry(part, re.compile(part), False) for part in alternatives(whole)]
@@ -224,6 +229,13 @@ def _entries(trainer: str, text: str) -> list[Entry]:
         ]
     spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", entry) for entry in config["frozen_res"]]
     return [Entry(part, re.compile(part)) for found in spared if found for part in alternatives(found[1])]
+
+
+def _listed(entries: Any) -> list[str]:
+    """Raises TypeError for a text, whose letters would be taken for entries, and for what are no texts."""
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise TypeError
+    return entries
 
 
 def _of_entry(entry: Entry, names: Names, tied: Names, parameters: Parameters) -> list[Finding]:
@@ -259,7 +271,7 @@ def _plain(entry: str) -> str | None:
 
 def _advice(entry: str, names: Collection[str]) -> str:
     if "\\." in entry:
-        return "; for Axolotl a dot is a dot, and an escaped one none"
+        return "; for Axolotl a dot is a dot, and an escaped one none (--for lines reads those)"
     if ".*" in entry:
         return "; for Axolotl .+ is any characters, and .* is not"
     plain = _plain(entry)
@@ -299,6 +311,14 @@ def _of_result(path: Path, parameters: Parameters) -> list[Finding] | None:
 
 def _of_config(trainer: str, text: str, entries: Sequence[str], parameters: Parameters) -> list[Finding]:
     """What the rest of a config says that does not go with frozen parameters."""
+    if trainer == "peft":
+        is_mixture = any(is_expert_bank(name) and not name.endswith(".weight") for name in parameters.shapes)
+        if not is_mixture or not isinstance(json.loads(text).get("target_modules"), str):
+            return []
+        detail = (
+            "for mixtures of experts PEFT takes a text apart to last parts of names, of all layers; give it a list"
+        )
+        return [Finding(Mistake.TOO_MANY, "target_modules", detail)]
     if trainer == "axolotl":
         return _of_axolotl(yaml.safe_load(text), entries, parameters)
     keys = {"ms-swift": "tuner_type", "ms-swift-regex": "tuner_type", "llama-factory": "finetuning_type"}

@@ -388,5 +388,6 @@ def test_a_matrix_by_another_name_in_memory_is_shown_with_its_spectrum(working_f
     tiny("llava").save_pretrained(working_folder / "saved")
     result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
     shown = read_shown(result.written[0])
+    assert shown.name == result.written[0].name
     assert not shown.notes and {entry.module for entry in shown.entries} == {line.module for line in result.scored}
     assert all(entry.bank is None and entry.quantiles is not None and entry.n for entry in shown.entries)

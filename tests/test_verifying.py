@@ -283,3 +283,26 @@ def test_a_model_is_asked_for() -> None:
     with pytest.raises(SpectrumStreamError) as error:
         parameters_of(None, Target.AUTO, None)
     assert error.value.reason == "no_model"
+
+
+def test_a_text_in_the_place_of_a_list_is_no_selection(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("unfrozen_parameters: model.layers")
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(path, PARAMETERS)
+    assert error.value.reason == "not_a_selection"
+
+
+def test_a_text_for_peft_is_too_much_for_a_mixture_of_experts(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    mixture = Parameters({"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, "", {})
+    path.write_text(json.dumps({"target_modules": r"layers\.0\.q"}))
+    assert mistakes(path, "peft", mixture) == [Mistake.TOO_MANY]
+    path.write_text(json.dumps({"target_modules": ["layers.0.q"]}))
+    assert mistakes(path, "peft", mixture) == []
+
+
+def test_a_model_and_a_list_of_names_exclude_each_other() -> None:
+    with pytest.raises(SpectrumStreamError) as error:
+        parameters_of("model", Target.AUTO, ["a.weight"])
+    assert error.value.reason == "conflicting_options"

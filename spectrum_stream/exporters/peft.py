@@ -5,7 +5,10 @@ entry is a parameter's whole name, or its end after a dot: banks of experts, whi
 key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank. (peft/tuners/tuners_utils.py,
 check_target_module_exists and _inject_parameters; peft/utils/other.py, get_pattern_key)
 
-PEFT itself refuses a module that is no Linear, Embedding or convolution, such as the router of some mixtures.
+For mixtures of experts PEFT takes a text apart to the last parts of the names that it matches, and forgets the
+layers; and it takes `gate`, `up_proj` and others, whatever they are in, for what transformers 4 called the experts.
+So they get a list of whole names, and what it would take for experts is refused, as are routers, which are no Linear.
+(peft/utils/transformers_weight_conversion.py, _convert_peft_config_moe)
 
 An adapter is no training of the weight itself, so the head and the embedding, which Spectrum always trains, are
 adapted only if they were chosen. The better half of what was chosen of a group has twice the rank of the rest. That
@@ -19,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from ..errors import ResultError
-from ..naming import is_norm
+from ..naming import group_of, is_expert_bank, is_norm
 from ..selection import Selection
 from .targets import Target, inexact, targets_of
 
@@ -27,6 +30,7 @@ SUFFIX = "json"
 ADVICE = "LoraConfig(**json.load(open(FILE))); the model's other weights stay frozen"
 
 RANK = 16
+_TAKEN_FOR_EXPERTS = ("gate", "router", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
 
 def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
@@ -54,6 +58,13 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
             raise inexact(f"{target.parameter} would adapt {others[0]} as well", "leave it out with --modules")
     banks = [target.parameter for target in targets.chosen if target.is_bare]
     modules = [_module(target) for target in targets.chosen if not target.is_bare]
+    is_mixture = any(is_expert_bank(name) and not name.endswith(".weight") for name in (*targets.known, *banks))
+    if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
+        raise ResultError(
+            f"PEFT adapts no router, and takes modules called so for experts: {taken[0]}",
+            reason="not_adaptable",
+            hint=f"leave such groups out, by --group '{group_of(taken[0])}=0'",
+        )
     ranks = {
         f"^{re.escape(_module(target))}": 2 * RANK
         for _, group in groupby(targets.chosen, key=lambda target: target.group)
@@ -65,7 +76,7 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
         "lora_alpha": 2 * RANK,
         # With target_parameters PEFT knows no dropout.
         "lora_dropout": 0.0,
-        "target_modules": "|".join(re.escape(module) for module in modules) if modules else [],
+        "target_modules": modules if is_mixture or not modules else "|".join(map(re.escape, modules)),
         "rank_pattern": ranks,
     }
     return json.dumps(options | ({"target_parameters": banks} if banks else {}), indent=2)

@@ -143,13 +143,13 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
                 if pool_of(line.module, line.group) is None and line.snr != record.score.snr:
                     raise _Unfit("the record beside the result is of other scores")
                 entries[record.module] = replace(entry, snr=line.snr)
-    for name in [name for name, parts in experts.items() if len(parts) == 1]:
+    for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
         # No bank, but a parameter of another name than the checkpoint's.
-        (entry,) = experts.pop(name)
+        (entry,) = experts.pop(parameter)
         if entry.snr is None:
             failed.append(entry)
-        elif name in wanted:
-            entries[name] = replace(entry, module=name, bank=None)
+        elif parameter in wanted:
+            entries[parameter] = replace(entry, module=parameter, bank=None)
     shown = [entries.get(line.module) or _bank(line, experts.get(line.module, [])) for line in lines]
     members = [entry for line in lines for entry in sorted(experts.get(line.module, []), key=_by_number)]
     failed += [entry for bank in experts.keys() - wanted.keys() for entry in experts[bank]]

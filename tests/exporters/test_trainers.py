@@ -24,6 +24,8 @@ from spectrum_stream.naming import group_of
 from spectrum_stream.results import Scored
 from spectrum_stream.selection import Rule, Selection, choose
 
+from ..families import tiny
+
 transformers = pytest.importorskip("transformers")
 
 SIZE = {
@@ -280,3 +282,33 @@ def test_peft_adapts_what_was_chosen_with_the_ranks_it_was_given(make: Make) -> 
         group = [other for other in chosen if snr[other][0] == snr[name][0]]
         better = sum(snr[other][1] > snr[name][1] for other in group) < len(group) // 2
         assert rank == (32 if better and ".experts." not in name else 16), name
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # PEFT's use of transformers
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_peft_adapts_single_layers_of_a_mixture_of_experts(family: str) -> None:
+    """It rewrites the targets of such models, by the last parts of their names."""
+    peft = pytest.importorskip("peft")
+    model = tiny(family)
+    lines = [line for line in lines_of(model) if line.group not in ("mlp.gate", "mlp.router")]
+    lines = [line for line in lines if not line.module.endswith(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))]
+    lines = [line for line in lines if "shared_experts" not in line.module]
+    selection = choose(lines, Rule(50, norms=False, head=False, embeddings=False))
+    text = FORMATS["peft"].render(selection, names_of(model))
+    chosen = {str(line.parameter) for line in lines if line.module in selection.modules}
+    assert chosen == FORMATS["peft"].matches(text, names_of(model))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**json.loads(text)))
+    found = set()
+    for name, module in adapted.base_model.model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            parameter = getattr(module, "parameter_name", None)
+            found.add(f"{name.replace('.base_layer', '')}.{parameter or 'weight'}")
+    assert found == chosen
+
+
+def test_what_peft_takes_for_experts_is_refused() -> None:
+    model = tiny("mixtral")
+    selection = choose(lines_of(model), Rule(50, norms=False, head=False, embeddings=False))
+    with pytest.raises(ResultError) as error:
+        FORMATS["peft"].render(selection, names_of(model))
+    assert error.value.reason == "not_adaptable"

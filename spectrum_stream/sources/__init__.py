@@ -38,4 +38,12 @@ def open_source(model: str) -> Source:
             reason="no_such_path",
             hint="give a path, or org/name",
         )
-    return open_hub(model, address)
+    try:
+        return open_hub(model, address)
+    except SourceError as error:
+        if "://" in model:
+            raise
+        # Who mistyped a path should not look for the fault in the network.
+        raise SourceError(
+            f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint
+        ) from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import UsageError
 from .results import Scored
 from .selection import Selection, select
 
@@ -41,7 +42,7 @@ class GroupComparison:
     @property
     def is_decided(self) -> bool:
         """Whether scores, and not the places in the model alone, make both rankings."""
-        return self.spearman is not None
+        return self.spearman is not None or self.count < 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,14 @@ def compare(
         top_percent: what is chosen of every group of A, and of B unless `top_percent_b` says otherwise.
 
     Raises:
-        UsageError: bad_percent.
+        UsageError: bad_percent; nothing_in_common, they have no module in common.
     """
+    if {line.module for line in a}.isdisjoint(line.module for line in b):
+        raise UsageError(
+            "the two results have no module in common",
+            reason="nothing_in_common",
+            hint="are they of one model, and by the same names (--target)?",
+        )
     chosen_a = select(a, top_percent)
     chosen_b = select(b, top_percent if top_percent_b is None else top_percent_b)
     in_a, in_b = ({line.module: line.snr for line in lines} for lines in (a, b))
@@ -89,8 +96,12 @@ def compare(
     for line in a:
         if line.module in in_b:
             names[line.group].append(line.module)
+    everywhere = frozenset(chosen_a.modules), frozenset(chosen_b.modules)
     return Comparison(
-        {group: _group(group, modules, in_a, in_b, chosen_a, chosen_b) for group, modules in names.items()},
+        {
+            group: _group(group, modules, in_a, in_b, chosen_a, chosen_b, everywhere)
+            for group, modules in names.items()
+        },
         tuple(module for module in in_a if module not in in_b),
         tuple(module for module in in_b if module not in in_a),
     )
@@ -103,6 +114,7 @@ def _group(
     in_b: dict[str, float],
     chosen_a: Selection,
     chosen_b: Selection,
+    everywhere: tuple[frozenset[str], frozenset[str]],
 ) -> GroupComparison:
     x, y = (np.array([scores[module] for module in modules]) for scores in (in_a, in_b))
     first, second = chosen_a.chosen.get(group, ()), chosen_b.chosen.get(group, ())
@@ -112,8 +124,9 @@ def _group(
         kendall=kendall(x, y),
         chosen_a=len(first),
         chosen_b=len(second),
-        entered=tuple(module for module in second if module not in set(first)),
-        left=tuple(module for module in first if module not in set(second)),
+        # In whatever group: experts can be pooled in one result and apart in the other.
+        entered=tuple(module for module in second if module not in everywhere[0]),
+        left=tuple(module for module in first if module not in everywhere[1]),
     )
 
 

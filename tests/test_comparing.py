@@ -97,3 +97,22 @@ def test_the_two_differences_turn_one_selection_into_the_other(
     assert (first - left) | entered == second and left <= first and not entered & first
     share = overlap(found.groups.values())
     assert share is None if not first | second else share == len(first & second) / max(len(first), len(second))
+
+
+def test_what_is_chosen_in_another_group_has_not_left() -> None:
+    a = [Scored("layers.0.experts.1.up", "experts.1.up", 2.0), Scored("layers.1.experts.1.up", "experts.1.up", 1.0)]
+    b = [line._replace(group="experts.up") for line in a]
+    found = compare(a, b, 50)
+    assert not [g for g in found.groups.values() if g.entered or g.left] and found.overlap == 1.0
+
+
+def test_groups_that_only_one_has_count_against_what_is_in_common() -> None:
+    a = [Scored(f"layers.{i}.up", "up", float(i)) for i in range(4)]
+    found = compare(a, [*a, *(Scored(f"layers.{i}.down", "down", float(i)) for i in range(4))], 50)
+    assert found.overlap == 0.5
+
+
+def test_results_of_two_models_are_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        compare(lines(1), [Scored("other", "other", 1.0)], 50)
+    assert error.value.reason == "nothing_in_common"

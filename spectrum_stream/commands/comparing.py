@@ -43,6 +43,9 @@ def compare_command(
     first_by = Metric.SPECTRUM if b is None else metric
     lines = measured(a, first_by, seed), measured(second, metric, seed)
     result = compare(*lines, top_percent, top_percent_b)
+    common, smaller = sum(g.count for g in result.groups.values()), min(map(len, lines))
+    if common < smaller / 2:
+        output.warn(f"only {common} of {smaller} modules are in both results: are they of one model?")
     output.show(tables.comparison_table(result))
     output.data(_data(result, (str(a), str(first_by)), (str(second), str(metric))))
     output.line()

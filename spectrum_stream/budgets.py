@@ -82,9 +82,14 @@ class Needs:
         return self.trainable * cost.trainable + (self.total - self.trainable) * cost.frozen
 
 
-def needs(selection: Selection) -> Needs | None:
-    """What a selection takes; None where a size is not known, as of a result without its record."""
-    trainable, total = _numel(selection.trained), _numel(selection.lines)
+def needs(selection: Selection, *, by_patterns: bool = False) -> Needs | None:
+    """What a selection takes; None where a size is not known, as of a result without its record.
+
+    Args:
+        by_patterns: as Axolotl trains it, see `Selection.trained_by_patterns`.
+    """
+    trained = selection.trained_by_patterns if by_patterns else selection.trained
+    trainable, total = _numel(trained), _numel(selection.lines)
     return None if trainable is None or total is None else Needs(trainable, total)
 
 

@@ -97,8 +97,19 @@ class Selection:
     @property
     def trained(self) -> tuple[Scored, ...]:
         """The lines of the parameters that are trained, those of `always` first; each parameter once."""
+        return self._lines_of((*self.always, *self.modules))
+
+    @property
+    def trained_by_patterns(self) -> tuple[Scored, ...]:
+        """The same where Spectrum's two patterns are all that is said of head and embedding, as in Axolotl: they find
+        no head that is an embedding of another name."""
+        shares = {line.module: line.shares for line in self.lines}
+        found = [module for module in self.always if shares.get(module) is None or shares[module] in self.always]
+        return self._lines_of((*found, *self.modules))
+
+    def _lines_of(self, modules: Iterable[str]) -> tuple[Scored, ...]:
         lines = {line.module: line for line in self.lines}
-        chosen = [lines[module] for module in (*self.always, *self.modules) if module in lines]
+        chosen = [lines[module] for module in modules if module in lines]
         # The owner itself can be missing from a result that has some groups only.
         return tuple({line.owner: lines.get(line.owner, line) for line in chosen}.values())
 

@@ -10,7 +10,7 @@ from .. import tables
 from ..budgets import Recipe, fit, needs
 from ..diagnosing import diagnose
 from ..durable import write_atomically
-from ..errors import UsageError
+from ..errors import ResultError, UsageError
 from ..exporters import FORMATS
 from ..measures import MEASURES, Metric
 from ..options import (
@@ -34,15 +34,17 @@ from ..options import (
     SeedOption,
     TopPercentOption,
 )
+from ..record import read_identity
 from ..remeasuring import measured
 from ..results import Result, read_scored
 from ..runtime import read_names
 from ..selection import Rounding, Rule, choose
-from .common import count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on
+from .common import command_line, count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on
 
 _DEFAULT = "axolotl"
 # These train weights of their own beside the chosen ones.
 _ADAPTERS = {"peft"}
+_BY_PATTERNS = {"axolotl", "axolotl-snr"}
 
 
 def select_command(
@@ -116,7 +118,7 @@ def select_command(
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
     write_atomically(path, text)
-    need = needs(selection)
+    need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
     scored = [line for group in selection.ranked.values() for line in group]
     # What is degenerate and inexact is Spectrum's score.
     records = recorded_of(output, result) if metric is Metric.SPECTRUM else ()
@@ -148,9 +150,16 @@ def select_command(
         explain(output, selection, doubts, names)
     else:
         output.line(exporter.ADVICE)
+        if format_name not in _ADAPTERS and selection.always:
+            output.line(
+                f"it also trains {' and '.join(selection.always)}, where the model has them, as Spectrum's does; "
+                "--no-head and --no-embeddings leave them out"
+            )
         remark_on(output, selection, doubts)
     if need is None:
         output.note("how many weights this trains is not known: the result has no record of a scan beside it")
+    model = _scanned(result) or "MODEL"
+    output.line(f"next: {command_line('verify', str(path), '--model', model, '--for', format_name)}")
 
 
 def _ranked(result: Path, metric: Metric, seed: int) -> Result:
@@ -160,6 +169,14 @@ def _ranked(result: Path, metric: Metric, seed: int) -> Result:
         return read
     values = {line.module: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
     return replace(read, lines=tuple(line._replace(snr=values[line.module]) for line in read.lines))
+
+
+def _scanned(result: Path) -> str | None:
+    """The model that a result is of, if its record is there."""
+    try:
+        return str(read_identity(result.with_suffix(".sqlite"))["path"])
+    except (ResultError, KeyError):
+        return None
 
 
 def _suffix(metric: Metric, seed: int) -> str:

@@ -209,7 +209,7 @@ def _run(
     assert result is not None
     doubts = diagnose(result.scored, result.selection, result.records)
     output.show(tables.score_table(result.scored, result.selection, doubts))
-    need = needs(result.selection) if result.selection else None
+    need = needs(result.selection, by_patterns=True) if result.selection else None
     if need is not None:
         output.line()
         output.show(tables.needs_table(need))

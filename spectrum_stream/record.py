@@ -107,11 +107,13 @@ class Stored:
 
     Attributes:
         identity: what was scanned, as `Store` was told.
+        names: of all of the model's weights that its headers tell, scanned or not; empty where no scan left them.
         count: of its rows.
         records: those, one by one: a large record does not fit memory. Within the context, and once.
     """
 
     identity: Mapping[str, Any]
+    names: tuple[str, ...]
     count: int
     records: Iterator[Record]
 
@@ -124,7 +126,15 @@ def stored_records(path: Path, *, spectra: bool = True) -> Iterator[Stored]:
         identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
         (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
         rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
-        yield Stored(dict(identity), count, map(from_row, rows))
+        yield Stored(dict(identity), _names(db), count, map(from_row, rows))
+
+
+def _names(db: sqlite3.Connection) -> tuple[str, ...]:
+    row = db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
+    names = json.loads(row[0]) if row else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("names that are none")
+    return tuple(names)
 
 
 def read_identity(path: Path) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Selection:
         lines: all of the result, of other groups as well.
         always: modules that are trained whatever was chosen, where the model has them.
         notes: what is odd about the result, a sentence each.
+        names: of the model's parameters, as `Result` has them.
     """
 
     rule: Rule
@@ -74,6 +75,7 @@ class Selection:
     lines: tuple[Scored, ...]
     always: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def top_percent(self) -> float:
@@ -112,7 +114,7 @@ def rank(scored: Iterable[Scored]) -> dict[str, tuple[Scored, ...]]:
 
 
 def select(
-    result: str | Path | Iterable[Scored],
+    result: str | Path | Result | Iterable[Scored],
     top_percent: float,
     *,
     modules: Sequence[str] | None = None,
@@ -161,6 +163,7 @@ def choose(result: str | Path | Result | Iterable[Scored], rule: Rule) -> Select
         lines,
         tuple(m for m in ALWAYS if m not in excluded_always and owners.get(m, m) not in excluded),
         read.notes,
+        read.names,
     )
 
 

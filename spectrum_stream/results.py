@@ -23,6 +23,7 @@ from .record import Record, read_records, stored_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Scored(NamedTuple):
@@ -223,10 +224,10 @@ def _read(path: Path) -> tuple[list[Scored], bool]:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    if scored := _from_modules(data):
-        return scored, False
-    if scored := _from_groups(data):
-        return scored, True
+    for read, is_sorted in ((_from_modules, False), (_from_groups, True)):
+        # No file and no terminal takes a half of a pair of UTF-16.
+        if (scored := read(data)) and not any(_SURROGATE.search(f"{line.module}{line.group}") for line in scored):
+            return scored, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 

@@ -82,15 +82,18 @@ class Selection:
         return self.rule.percent
 
     @property
-    def tied(self) -> tuple[str, ...]:
-        """Groups whose last chosen module has the score of the first that was not: position decided."""
-        return tuple(
-            name
+    def tied(self) -> Mapping[str, int]:
+        """Groups whose last chosen module has the score of the first that was not, since position decided there.
+
+        And how many modules have that score.
+        """
+        return {
+            name: sum(line.snr == group[count].snr for line in group)
             for name, ranked in self.ranked.items()
             if (group := _in_order_of_choice(ranked, self.rule))
             and 0 < (count := len(self.chosen[name])) < len(group)
             and group[count - 1].snr == group[count].snr
-        )
+        }
 
     @property
     def modules(self) -> tuple[str, ...]:

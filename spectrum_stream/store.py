@@ -194,7 +194,7 @@ class Store:
             ) from error
         except OSError as error:
             raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error
-        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ResultError(
                 f"{self.path} is damaged or not a record of a scan",
                 reason="corrupt",

@@ -119,7 +119,7 @@ def select_command(
     need = needs(selection)
     scored = [line for group in selection.ranked.values() for line in group]
     # What is degenerate and inexact is Spectrum's score.
-    records = recorded_of(output, result) if metric is Metric.SPECTRUM else ()
+    records = recorded_of(output, result, read.lines) if metric is Metric.SPECTRUM else ()
     doubts = diagnose(scored, selection, records)
     output.show(tables.score_table(scored, selection, doubts))
     data = {

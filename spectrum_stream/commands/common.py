@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from .. import tables
@@ -14,6 +14,7 @@ from ..exporters import axolotl
 from ..output import LogNotes, Output
 from ..record import Record
 from ..remeasuring import read_recorded, record_path
+from ..results import Scored, is_record_of
 from ..selection import Selection
 
 
@@ -52,14 +53,18 @@ def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Doubts]
         output.warn(remark)
 
 
-def recorded_of(output: Output, result: Path) -> tuple[Record, ...]:
-    """The record beside a result, where there is one that can be read: a result is of use without."""
+def recorded_of(output: Output, result: Path, lines: Iterable[Scored]) -> tuple[Record, ...]:
+    """The record beside a result, where there is one of these lines: a result is of use without."""
     path = record_path(result)
     try:
-        return read_recorded(path).records if path.exists() else ()
+        records = read_recorded(path).records if path.exists() else ()
+        if not records or is_record_of(records, lines):
+            return records
+        why = f"{path} is the record of other scores"
     except ResultError as error:
-        output.warn(f"{error}: degenerate and inexact scores are not known")
-        return ()
+        why = str(error)
+    output.warn(f"{why}: degenerate and inexact scores are not known")
+    return ()
 
 
 def again(modules: list[str] | None) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from ..remeasuring import measured
 from ..results import Result, read_scored
 from ..runtime import read_names
 from ..selection import Rounding, Rule, choose
-from .common import count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on
+from .common import count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on, seed_of
 
 _DEFAULT = "axolotl"
 # These train weights of their own beside the chosen ones.
@@ -53,7 +53,7 @@ def select_command(
     bottom_percent: BottomPercentOption = None,
     params: ParamsOption = None,
     memory: MemoryOption = None,
-    recipe: RecipeOption = Recipe.ADAMW,
+    recipe: RecipeOption = None,
     group: GroupOption = None,
     modules: ModulesOption = None,
     rounding: RoundOption = Rounding.FLOOR,
@@ -62,7 +62,7 @@ def select_command(
     embeddings: EmbeddingsOption = True,
     head: HeadOption = True,
     metric: MetricOption = Metric.SPECTRUM,
-    seed: SeedOption = 0,
+    seed_option: SeedOption = None,
     format_name: FormatOption = _DEFAULT,
     file: OutputOption = None,
     names_from: NamesFromOption = None,
@@ -71,6 +71,7 @@ def select_command(
 ) -> None:
     """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
     output = open_output(as_json, quiet)
+    seed = seed_of(seed_option, metric)
     max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
     budget = max_numel is not None or max_nbytes is not None
     if (top_percent is not None) + (bottom_percent is not None) + budget != 1:
@@ -78,6 +79,10 @@ def select_command(
             "how much is to be chosen?",
             reason="conflicting_options",
             hint="one of --top-percent, --bottom-percent, or a budget by --params or --memory",
+        )
+    if recipe is not None and max_nbytes is None:
+        raise UsageError(
+            "a recipe says what --memory counts, and has no effect without it", reason="conflicting_options"
         )
     if format_name not in FORMATS:
         raise UsageError(
@@ -104,7 +109,7 @@ def select_command(
     )
     read = _ranked(result, metric, seed)
     if budget:
-        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe)
+        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe or Recipe.ADAMW)
     else:
         selection = choose(read, rule)
     exporter = FORMATS[format_name]

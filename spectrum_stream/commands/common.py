@@ -11,6 +11,7 @@ from .. import tables
 from ..diagnosing import Doubts
 from ..errors import ResultError, UsageError
 from ..exporters import axolotl
+from ..measures import Metric
 from ..output import LogNotes, Output
 from ..record import Record
 from ..remeasuring import read_recorded, record_path
@@ -65,6 +66,14 @@ def recorded_of(output: Output, result: Path, lines: Iterable[Scored]) -> tuple[
         why = str(error)
     output.warn(f"{why}: degenerate and inexact scores are not known")
     return ()
+
+
+def seed_of(seed: int | None, metric: Metric) -> int:
+    if seed is not None and metric is not Metric.RANDOM:
+        raise UsageError(
+            f"--metric {metric} has no use for a seed", reason="conflicting_options", hint="--metric random --seed N"
+        )
+    return seed or 0
 
 
 def again(modules: list[str] | None) -> tuple[str, ...]:

@@ -74,7 +74,21 @@ def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -
             tensors[f"model.layers.{i}.mlp.{name}.bias"] = tensors["model.norm.weight"].clone()
     found = scan(str(save(tensors, folder="gated")), name="gated", modules=["mlp.gate"], top_percent=100)
     cli("select", found.written[0], "--top-percent", "100", "-o", "chosen.yaml")
+    assert found.selection is not None
     always = {"lm_head.weight", "model.embed_tokens.weight"}
     for path in (Path("chosen.yaml"), found.written[-1]):
         trained = axolotl.matches(path.read_text(), tensors) - always
         assert {name.removesuffix(".weight") for name in trained} == set(found.selection.modules), path
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("select", RESULT, "--top-percent", "50", "--seed", "0"),
+        ("select", RESULT, "--top-percent", "50", "--metric", "alpha", "--seed", "1"),
+        ("select", RESULT, "--params", "1M", "--recipe", "adamw"),
+        ("compare", RESULT, "--metric", "alpha", "--seed", "1"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(args: tuple[str, ...]) -> None:
+    assert reason(cli(*args, code=2)) == "conflicting_options"

@@ -195,7 +195,7 @@ def _bits(record: Record) -> int:
     """Of one weight as it is stored; a scheme's name has them."""
     if record.quantised is None:
         return DTYPE_BITS.get(record.dtype, 0)
-    found = re.search(r"[0-9]+", record.quantised)
+    found = re.search(r"[0-9]{1,3}", record.quantised)
     return int(found[0]) if found else 4
 
 

@@ -199,6 +199,7 @@ CORRUPTIONS = [
     "UPDATE matrices SET n = 0",
     "UPDATE matrices SET n = -n",
     "UPDATE matrices SET snr = 9e999",
+    "UPDATE matrices SET tau = 9e999",
     "UPDATE matrices SET above = 1000000",
     "UPDATE matrices SET module = CAST(x'eda080' AS TEXT) WHERE rowid = 1",
     "UPDATE matrices SET singular_values = 'x'",
@@ -208,6 +209,7 @@ CORRUPTIONS = [
     f"UPDATE source SET value = '{'[' * 10_000}' WHERE key = 'names'",
     "UPDATE source SET value = '{\"a\": 1}' WHERE key = 'names'",
     "UPDATE source SET value = json_set(value, '$.shards', json('{\"a\": \"b\"}')) WHERE key = 'identity'",
+    f"UPDATE source SET value = json_set(value, '$.shards', json('{{\"a\": 1{'0' * 400}}}')) WHERE key = 'identity'",
     "UPDATE source SET value = json_set(value, '$.path', 7) WHERE key = 'identity'",
 ]
 

@@ -119,7 +119,15 @@ def fit(
         )
 
     def selection(step: int) -> Selection:
-        return choose(read.lines, replace(rule, percent=step * 100 / _STEPS))
+        return choose(read, replace(rule, percent=step * 100 / _STEPS))
+
+    lines = {line.module for line in read.lines}
+    if unseen := [m for m in selection(_STEPS).always if m not in lines and f"{m}.weight" in read.names]:
+        raise ResultError(
+            f"{unseen[0]} is always trained, and this result does not have its size",
+            reason="partial",
+            hint="scan it without --modules, or leave it out with --no-embeddings or --no-head",
+        )
 
     def fits(step: int) -> bool:
         return within(_known(selection(step)))
@@ -140,7 +148,7 @@ def fit(
             reason="over_budget",
             hint="--no-embeddings and --no-head leave out what is always trained",
         )
-    return replace(best, notes=read.notes)
+    return best
 
 
 def _known(selection: Selection) -> Needs:

@@ -10,7 +10,7 @@ Nothing is downloaded, and no weight is read: whether the scores are those of th
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -63,6 +63,7 @@ class Reason(StrEnum):
     BAD_RECORD = "bad_record"
     OTHER_RECORD = "other_record"  # the record is of other weights than the provenance
     NOT_IN_RECORD = "not_in_record"
+    MISSING_MODULE = "missing_module"  # the record has more of a group, whose others are ranked without it
     WRONG_SCORE = "wrong_score"  # not what the record's singular values come to
 
 
@@ -99,7 +100,7 @@ def check(result: Path) -> list[Fault]:
             recorded = read_recorded(record_path(result))
         except ResultError as error:
             return [*faults, Fault(Reason.BAD_RECORD, str(error))]
-        faults += _record(recorded, scores, provenance)
+        faults += _record(recorded, scores, {module for module, _ in pairs}, provenance)
     return faults
 
 
@@ -173,7 +174,9 @@ def _provenance_faults(result: Path, data: Any) -> Iterator[Fault]:
         yield Fault(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
 
 
-def _record(recorded: Recorded, scores: dict[str, float], provenance: dict[str, Any] | None) -> Iterator[Fault]:
+def _record(
+    recorded: Recorded, scores: dict[str, float], listed: Set[str], provenance: dict[str, Any] | None
+) -> Iterator[Fault]:
     if provenance is not None:
         theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
         if recorded.identity["commit"] != provenance["commit"] or recorded.identity["shards"] != theirs:
@@ -187,7 +190,12 @@ def _record(recorded: Recorded, scores: dict[str, float], provenance: dict[str, 
         if computed.score is not None:
             name = record.bank or record.module
             tolerances[name] = max(tolerances.get(name, 0.0), TOLERANCE + computed.score.error)
-    found = {line.module: line.snr for line in lines_of(again)}
+    lines = lines_of(again)
+    found = {line.module: line.snr for line in lines}
+    groups = {line.group for line in lines if line.module in listed}
+    for line in lines:
+        if line.group in groups and line.module not in listed:
+            yield Fault(Reason.MISSING_MODULE, f"{line.module} is in the record, and its group {line.group!r} here")
     for module, snr in scores.items():
         if module not in found:
             yield Fault(Reason.NOT_IN_RECORD, f"{module} is not in the record, or has no score there")

@@ -45,6 +45,7 @@ def diagnose(
     for record in records:
         members.setdefault(record.bank or record.module, []).append(record)
     chosen = set(selection.modules) if selection else set()
+    tied = selection.tied if selection else {}
     doubts = {}
     for name, group in rank(scored).items():
         degenerate = {line.module for line in group if _is_degenerate(members.get(line.module, []))}
@@ -52,7 +53,7 @@ def diagnose(
         doubts[name] = Doubts(
             len(degenerate) if members else None,
             len(degenerate & chosen),
-            _tied(group, chosen),
+            tied.get(name, 0),
             len(inexact) if members else None,
         )
     return doubts
@@ -65,11 +66,3 @@ def _is_degenerate(records: Sequence[Record]) -> bool:
 
 def _is_inexact(record: Record) -> bool:
     return record.score is not None and record.score.error > TOLERANCE
-
-
-def _tied(group: Sequence[Scored], chosen: set[str]) -> int:
-    inside = [line.snr for line in group if line.module in chosen]
-    outside = [line.snr for line in group if line.module not in chosen]
-    if not inside or not outside or min(inside) != max(outside):
-        return 0
-    return sum(line.snr == min(inside) for line in group)

@@ -93,6 +93,12 @@ def without_expert(group: str) -> str:
     return _EXPERT.sub(r"\1\2.", group, count=1)
 
 
+def expert_of(module: str) -> str:
+    """The number of an expert, as written: `7` for `mlp.experts.7.up_proj`; "" for what is none."""
+    found = _EXPERT.search(module)
+    return found[0].strip(".").rpartition(".")[2] if found else ""
+
+
 def pool_of(module: str, group: str) -> str | None:
     """What an expert is ranked together with, if its group is one of all experts: the experts of its layer."""
     bank = expert_bank_of(module)

@@ -36,7 +36,9 @@ MemoryOption = Annotated[
         help="Select as much as takes at most SIZE by --recipe: weights, gradients, optimiser; no activations.",
     ),
 ]
-RecipeOption = Annotated[Recipe, typer.Option("--recipe", help="How it is trained, for --memory.")]
+RecipeOption = Annotated[
+    Recipe | None, typer.Option("--recipe", help="How it is trained, for --memory; adamw if nothing is said.")
+]
 GroupOption = Annotated[
     list[str] | None,
     typer.Option("--group", metavar="GROUP=P", help="P percent of this group (name or glob); repeat it."),
@@ -118,7 +120,9 @@ MetricOption = Annotated[
     Metric,
     typer.Option("--metric", help="Rank by another measure, from the record beside the result; nothing is scanned."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of --metric random.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Of --metric random; 0 if nothing is said.")
+]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
 

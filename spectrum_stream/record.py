@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -65,6 +66,7 @@ class Record:
 
 
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
+_NUMBERS = [name for name in _SCORE_COLUMNS if name != "degeneracy"]
 COLUMNS = [
     "module",
     "parameter",
@@ -108,24 +110,75 @@ class Stored:
 
     Attributes:
         identity: what was scanned, as `Store` was told.
+        names: of all of the model's weights that its headers tell, scanned or not; empty where no scan left them.
         count: of its rows.
         records: those, one by one: a large record does not fit memory. Within the context, and once.
     """
 
     identity: Mapping[str, Any]
+    names: tuple[str, ...]
     count: int
     records: Iterator[Record]
 
 
 @contextlib.contextmanager
 def stored_records(path: Path, *, spectra: bool = True) -> Iterator[Stored]:
-    """Read a record row by row, as `read_records`, and raise as that does."""
+    """Read a record row by row, as `read_records`, and raise as that does.
+
+    What a row has is of its type and in its range, or the record is corrupt: no reader has to look again.
+    """
     columns = [name if spectra or name != "singular_values" else "x'' AS singular_values" for name in COLUMNS]
     with _reading(path) as db:
         identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
+        if not _is_identity(identity):
+            raise ValueError("not what was scanned")
         (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
         rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
-        yield Stored(dict(identity), count, map(from_row, rows))
+        yield Stored(dict(identity), _names(db), count, (_sound(from_row(row), spectra) for row in rows))
+
+
+def _is_identity(identity: Any) -> bool:
+    return (
+        isinstance(identity, dict)
+        and isinstance(identity.get("path"), str)
+        and isinstance(identity.get("commit", ...), (str, type(None)))
+        and all(isinstance(identity.get(key), dict) for key in ("shards", "versions"))
+        and all(isinstance(nbytes, int) and 0 <= nbytes < 2**63 for nbytes in identity["shards"].values())
+        and not any("\0" in name for name in (identity["path"], *identity["shards"]))
+        and isinstance(identity.get("engine"), int)
+    )
+
+
+def _sound(record: Record, spectra: bool) -> Record:
+    """The record, if everything in it is of its type and in its range; else ValueError.
+
+    SQLite keeps a text where a number belongs, and a record can come from a stranger, together with his result.
+    """
+    s, score = record.singular_values, record.score
+    count = 0 if score is None else min(record.n, record.m)
+    texts = (record.module, record.parameter, record.group, record.tensor, record.dtype, record.detail, record.device)
+    numbers = (record.compute_s, *(() if score is None else (getattr(score, name) for name in _NUMBERS)))
+    is_sound = (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(text, (str, type(None))) for text in (record.method, record.quantised))
+        and all(isinstance(number, (int, float)) for number in numbers)
+        and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
+        and (score is None or (isinstance(score.above, int) and 0 <= score.above <= count))
+        and (score is None or all(map(math.isfinite, (score.snr, score.sigma, score.beta, score.tau))))
+        and (not spectra or len(s) == count)
+        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
+    )
+    if not is_sound:
+        raise ValueError("what no scan writes")
+    return record
+
+
+def _names(db: sqlite3.Connection) -> tuple[str, ...]:
+    row = db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
+    names = json.loads(row[0]) if row else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("names that are none")
+    return tuple(names)
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -143,7 +196,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
             if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
                 raise ValueError("another version")
             yield db
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+    except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         _at_rest(path)
         raise ResultError(
             f"{path} is damaged or not a record of this version's scans",

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import ResultError
 from .measures import MEASURES, Metric, random_value
-from .record import Record, read_identity, read_records
-from .results import Scored, in_order, lines_of, read_results
+from .record import Record, stored_records
+from .results import Scored, in_order, is_record_of, lines_of, read_results
 
 # Squares summed in float32 lose what is smaller, relative to the largest, than the square root of float32's step:
 # a condition above this is rounding.
@@ -47,33 +45,8 @@ def read_recorded(path: Path) -> Recorded:
             reason="no_record",
             hint="`spectrum-stream scan MODEL` leaves one beside its result",
         )
-    recorded = Recorded(read_identity(path), tuple(read_records(path).values()))
-    # SQLite keeps a text where a number belongs, and a record can come from a stranger, together with his result.
-    if not _is_identity(recorded.identity) or not all(map(_is_sound, recorded.records)):
-        raise ResultError(f"{path} is damaged or not a record of a scan", reason="corrupt")
-    return recorded
-
-
-def _is_identity(identity: Any) -> bool:
-    return (
-        isinstance(identity, dict)
-        and isinstance(identity.get("path"), str)
-        and isinstance(identity.get("commit", ...), (str, type(None)))
-        and all(isinstance(identity.get(key), dict) for key in ("shards", "versions"))
-        and isinstance(identity.get("engine"), int)
-    )
-
-
-def _is_sound(record: Record) -> bool:
-    """Whether everything that a measure, a line of a result and a diagnosis read is of its type, and finite."""
-    s, score = record.singular_values, record.score
-    return (
-        all(isinstance(text, str) for text in (record.module, record.parameter, record.group, record.tensor))
-        and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
-        and len(s) == (0 if score is None else min(record.n, record.m))
-        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
-        and (score is None or all(isinstance(x, (int, float)) for x in (score.snr, score.error, score.margin)))
-    )
+    with stored_records(path) as stored:
+        return Recorded(stored.identity, tuple(stored.records))
 
 
 def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Scored]:
@@ -89,8 +62,8 @@ def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> 
         seed: of `random`; the others have no use for it.
 
     Raises:
-        ResultError: what `read_results` and `read_recorded` raise; other_record, the record lacks modules of the
-            result.
+        ResultError: what `read_results` and `read_recorded` raise; other_record, the record is of other
+            scores.
     """
     if not isinstance(result, Path):
         return _measured(result, metric, seed)
@@ -100,14 +73,15 @@ def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> 
     if metric is Metric.RANDOM:
         return [line._replace(snr=random_value(seed, line.module)) for line in lines]
     # A result can have fewer groups than its record, and is what was asked for.
-    found = {line.module: line for line in _measured(read_recorded(record_path(result)).records, metric, seed)}
-    if missing := [line.module for line in lines if line.module not in found]:
+    records = read_recorded(record_path(result)).records
+    if not is_record_of(records, lines):
         raise ResultError(
-            f"{record_path(result)} lacks {len(missing)} modules of {result}, {missing[0]} first",
+            f"{record_path(result)} is the record of other scores than {result} has",
             reason="other_record",
             hint="scan the model again with --fresh",
         )
-    return [found[line.module]._replace(group=line.group) for line in lines]
+    found = {line.module: line for line in _measured(records, metric, seed)}
+    return [found[line.module] for line in lines]
 
 
 def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Scored]:

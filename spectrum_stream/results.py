@@ -19,10 +19,11 @@ from .errors import ResultError
 from .header import DTYPE_BITS
 from .naming import group_order, is_single_expert, model_order, module_path, pool_of
 from .quantised import parameter_of as stored_parameter
-from .record import Record, read_identity, read_records
+from .record import Record, read_records, stored_records
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Scored(NamedTuple):
@@ -57,11 +58,13 @@ class Result:
         lines: in the file's order; with parameters and sizes where a record beside it knows them.
         notes: what is odd about it, a sentence each.
         covered: the share of the checkpoint's bytes that the lines are; None where it is not known.
+        names: of the model's parameters, those without a line as well, as far as a scan saw them; a tied one once.
     """
 
     lines: tuple[Scored, ...]
     notes: tuple[str, ...] = ()
     covered: float | None = None
+    names: tuple[str, ...] = ()
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -150,30 +153,35 @@ def read_scored(path: Path) -> Result:
     if is_sorted:
         notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
     known: dict[str, Scored] = {}
-    covered = None
+    covered: float | None = None
+    names: tuple[str, ...] = ()
     try:
         if asked_for_record or (path.suffix == ".json" and record.exists()):
-            known, covered = _recorded(record, scored)
+            known, covered, names = _recorded(record, scored)
     except ResultError as error:
         if asked_for_record:
             raise
         notes.append(f"sizes and names of parameters are not known: {error}")
-    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered)
+    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered, names)
 
 
-def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], float | None]:
-    """What a record has of these lines, and the share of the checkpoint's bytes that they are."""
-    records = list(read_records(path, spectra=False).values())
-    identity = read_identity(path)
-    try:
-        known = {line.module: line for line in lines_of(records)}
-        covered = _covered(records, {line.module for line in scored}, identity)
-    except (TypeError, ValueError, AttributeError) as error:
-        # SQLite has no types that it would insist on.
-        raise ResultError(f"{path} is damaged", reason="corrupt", hint="start over with --fresh") from error
-    if any((same := known.get(line.module)) is None or same[:3] != line[:3] for line in scored):
+def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], float | None, tuple[str, ...]]:
+    """What a record has of these lines, the share of the checkpoint's bytes that they are, and all its names."""
+    with stored_records(path, spectra=False) as stored:
+        records, identity, names = list(stored.records), stored.identity, stored.names
+    if not is_record_of(records, scored):
         raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
-    return known, covered
+    covered = _covered(records, {line.module for line in scored}, identity)
+    return {line.module: line for line in lines_of(records)}, covered, names
+
+
+def is_record_of(records: Sequence[Record], lines: Iterable[Scored]) -> bool:
+    """Whether a record is of a result's scan: it has each of its lines, with that group and that very score.
+
+    A record of other scores says nothing of these, whatever modules it has. It may have more than the result.
+    """
+    known = {line.module: line for line in lines_of(records)}
+    return all((same := known.get(line.module)) is not None and same[:3] == line[:3] for line in lines)
 
 
 def _covered(records: Iterable[Record], names: Set[str], identity: Mapping[str, Any]) -> float | None:
@@ -187,7 +195,7 @@ def _bits(record: Record) -> int:
     """Of one weight as it is stored; a scheme's name has them."""
     if record.quantised is None:
         return DTYPE_BITS.get(record.dtype, 0)
-    found = re.search(r"[0-9]+", record.quantised)
+    found = re.search(r"[0-9]{1,3}", record.quantised)
     return int(found[0]) if found else 4
 
 
@@ -216,10 +224,10 @@ def _read(path: Path) -> tuple[list[Scored], bool]:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    if scored := _from_modules(data):
-        return scored, False
-    if scored := _from_groups(data):
-        return scored, True
+    for read, is_sorted in ((_from_modules, False), (_from_groups, True)):
+        # No file and no terminal takes a half of a pair of UTF-16.
+        if (scored := read(data)) and not any(_SURROGATE.search(f"{line.module}{line.group}") for line in scored):
+            return scored, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 

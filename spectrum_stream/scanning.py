@@ -17,10 +17,12 @@ from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .exporters import axolotl, spectrum
 from .feed import Feed, Traffic
 from .fetching import Fetch, Way
-from .matrices import Experts, Matrix
+from .matrices import Experts, Matrix, Skip
+from .naming import is_head, module_path
 from .planning import RESULTS_FOLDER, Plan
+from .quantised import parameter_of as stored_parameter
 from .record import Record, Status
-from .results import Scored, in_order, lines_of, read_results, write_results
+from .results import Result, Scored, in_order, lines_of, read_results, write_results
 from .runtime import Target
 from .selection import Selection, select
 from .snr import TOLERANCE
@@ -180,7 +182,7 @@ def run(
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(plan.outputs.record, _identity(plan), fresh=fresh, wait=wait) as store:
+    with Store(plan.outputs.record, _identity(plan), names=_all_names(plan), fresh=fresh, wait=wait) as store:
         # By the names of this plan: whose names they are changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
         stored = store.records()
@@ -225,6 +227,19 @@ def run(
         published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
         write_results(plan.outputs.results, published)
         yield ScanFinished(_finish(plan, records, lines_of(records)))
+
+
+def _all_names(plan: Plan) -> list[str]:
+    """The parameters that the headers tell, asked for or not; a tied head is its embedding's, and no other."""
+    tied = {w.parameter for w in plan.matrices if w.tied_to}
+    skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped}
+    asked = {w.module for w in plan.matrices}
+    if not any(is_head(module_path(name) or name) for name in skipped):
+        # A head that is stored and was not asked for is among what is skipped.
+        tied |= {name for module, name in plan.parameters.items() if is_head(module) and module not in asked}
+    absent = (Skip.NOT_CHOSEN, Skip.NOT_LOADED, Skip.MISSING_EXPERTS)
+    found = {*plan.parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
+    return sorted(found - tied)
 
 
 def _names(record: Record) -> tuple[str, str]:
@@ -372,7 +387,7 @@ def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> 
         written.append(outputs.sorted)
     selection = None
     if plan.top_percent is not None:
-        selection = select(scored, plan.top_percent)
+        selection = select(Result(tuple(scored), names=tuple(_all_names(plan))), plan.top_percent)
         write_atomically(outputs.unfrozen(plan.top_percent), axolotl.render(selection))
         written.append(outputs.unfrozen(plan.top_percent))
     return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))

@@ -66,6 +66,7 @@ class Selection:
         lines: all of the result, of other groups as well.
         always: modules that are trained whatever was chosen, where the model has them.
         notes: what is odd about the result, a sentence each.
+        names: of the model's parameters, as `Result` has them.
     """
 
     rule: Rule
@@ -74,21 +75,25 @@ class Selection:
     lines: tuple[Scored, ...]
     always: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def top_percent(self) -> float:
         return self.rule.percent
 
     @property
-    def tied(self) -> tuple[str, ...]:
-        """Groups whose last chosen module has the score of the first that was not: position decided."""
-        return tuple(
-            name
+    def tied(self) -> Mapping[str, int]:
+        """Groups whose last chosen module has the score of the first that was not, since position decided there.
+
+        And how many modules have that score.
+        """
+        return {
+            name: sum(line.snr == group[count].snr for line in group)
             for name, ranked in self.ranked.items()
             if (group := _in_order_of_choice(ranked, self.rule))
             and 0 < (count := len(self.chosen[name])) < len(group)
             and group[count - 1].snr == group[count].snr
-        )
+        }
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -123,7 +128,7 @@ def rank(scored: Iterable[Scored]) -> dict[str, tuple[Scored, ...]]:
 
 
 def select(
-    result: str | Path | Iterable[Scored],
+    result: str | Path | Result | Iterable[Scored],
     top_percent: float,
     *,
     modules: Sequence[str] | None = None,
@@ -172,6 +177,7 @@ def choose(result: str | Path | Result | Iterable[Scored], rule: Rule) -> Select
         lines,
         tuple(m for m in ALWAYS if m not in excluded_always and owners.get(m, m) not in excluded),
         read.notes,
+        read.names,
     )
 
 

@@ -1,7 +1,8 @@
 """The record of a scan (SQLite): one row a matrix, written as it is done.
 
-    snr_results_{slug}.sqlite   each matrix: its singular values, score, diagnostics and status; and one row for what
-                                was scanned. The journal while the scan runs, the record afterwards.
+    snr_results_{slug}.sqlite   each matrix: its singular values, score, diagnostics and status; and a row each for
+                                what was scanned and for the names of all of the model's weights. The journal while
+                                the scan runs, the record afterwards.
 
 SQLite because it is crash-safe, locked, and in the standard library.
 """
@@ -36,7 +37,15 @@ CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module))
 class Store:
     """The record of one model, open for writing by one process at a time. A context manager."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, fresh: bool = False, wait: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        names: Sequence[str] = (),
+        fresh: bool = False,
+        wait: bool = False,
+    ) -> None:
         """Open the record at `path`, or start it.
 
         Args:
@@ -44,6 +53,7 @@ class Store:
                 `versions`, the time and inode of those on this machine; the version of the program that changes
                 a number. Rows made for another state of the same checkpoint are dropped. A shard of a commit
                 that came to this machine, or left it, is the same state.
+            names: of all of the model's weights; they are kept, and no row depends on them.
             fresh: replace what is there if it is damaged or another checkpoint's.
             wait: for a scan that holds it, instead of raising.
 
@@ -57,7 +67,7 @@ class Store:
         told = False
         while True:
             try:
-                self._open(identity, fresh)
+                self._open(identity, names, fresh)
                 break
             except ResultError as error:
                 if error.reason == "corrupt" and fresh:
@@ -73,7 +83,7 @@ class Store:
         with contextlib.suppress(OSError):
             self._holder.write_text(f"{os.getpid()} {socket.gethostname()}", "utf-8")
 
-    def _open(self, identity: Mapping[str, Any], fresh: bool) -> None:
+    def _open(self, identity: Mapping[str, Any], names: Sequence[str], fresh: bool) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_WAIT_S)
@@ -87,7 +97,7 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._check_version()
                 self._db.executescript(_SCHEMA)
-                self._adopt(dict(identity), fresh)
+                self._adopt(dict(identity), json.dumps(list(names)), fresh)
         except BaseException:
             self._db.close()
             raise
@@ -142,7 +152,7 @@ class Store:
                 hint="start over with --fresh",
             )
 
-    def _adopt(self, identity: dict[str, Any], fresh: bool) -> None:
+    def _adopt(self, identity: dict[str, Any], names: str, fresh: bool) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         row = self._db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
         stored = json.loads(row[0]) if row else None
@@ -153,11 +163,13 @@ class Store:
                 hint="give this one a name with --name, or start over with --fresh",
             )
         identity = json.loads(json.dumps(identity))
-        if stored != identity:
+        named = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
+        if stored != identity or named != (names,):
             durable.before("commit", self.path)
             if stored is None or not _is_same_state(stored, identity):
                 self.dropped = self._db.execute("DELETE FROM matrices").rowcount
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
+            self._db.execute("INSERT OR REPLACE INTO source VALUES ('names', ?)", (names,))
         self._db.execute("COMMIT")
 
     def _held_by(self) -> str:
@@ -182,7 +194,7 @@ class Store:
             ) from error
         except OSError as error:
             raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error
-        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ResultError(
                 f"{self.path} is damaged or not a record of a scan",
                 reason="corrupt",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.budgets import Needs, Recipe, fit, needs
 from spectrum_stream.errors import ResultError, UsageError
-from spectrum_stream.results import Scored
+from spectrum_stream.results import Result, Scored
 from spectrum_stream.selection import Rounding, Rule, choose
 
 from .conftest import GOLDEN
@@ -86,3 +86,16 @@ def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
     if (percent := round(selection.rule.percent + 0.01, 2)) <= 100:
         more = needs(choose(scored, Rule(percent, bottom=bottom, rounding=rounding, min_per_group=least)))
         assert more is not None and more.trainable > max_numel
+
+
+@pytest.mark.parametrize("unseen", ["lm_head", "model.embed_tokens"])
+def test_what_is_always_trained_and_has_no_line_is_not_left_out_of_the_budget(unseen: str) -> None:
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    lines = tuple(line._replace(shares=None) for line in LINES if line.module != unseen)
+    with pytest.raises(ResultError) as error:
+        fit(Result(lines, covered=0.96, names=names), Rule(100), max_numel=10_000)
+    assert error.value.reason == "partial"
+    assert fit(Result(lines, covered=0.96, names=names), Rule(100, head=False, embeddings=False), max_numel=10_000)
+    # A model that has none is not asked for it.
+    kept = tuple(name for name in names if name != f"{unseen}.weight")
+    assert fit(Result(lines, covered=0.96, names=kept), Rule(100), max_numel=10_000)

@@ -239,3 +239,11 @@ def test_the_published_scores_are_what_a_scan_finds_today(
     assert [(line.module, line.group) for line in found.scored] == [(line.module, line.group) for line in theirs]
     for line, published_line in zip(found.scored, theirs, strict=True):
         assert line.snr == pytest.approx(published_line.snr, rel=1e-5), line.module
+
+
+def test_a_group_that_lacks_modules_of_its_record(result: Path) -> None:
+    """What is left of it is ranked as if it were the whole; a group that is left out is not."""
+    rewrite(result, lambda d: {name: entry for name, entry in d.items() if name != UP})
+    assert reasons(resign(result)) == {Reason.MISSING_MODULE}
+    rewrite(result, lambda d: {name: entry for name, entry in d.items() if entry["type"] != "mlp.up_proj"})
+    assert reasons(resign(result)) == set()

@@ -6,7 +6,7 @@ import pytest
 from spectrum_stream.diagnosing import Doubts, diagnose
 from spectrum_stream.record import Record
 from spectrum_stream.results import Scored, lines_of
-from spectrum_stream.selection import Selection, select
+from spectrum_stream.selection import Rule, Selection, choose, select
 from spectrum_stream.snr import score
 from spectrum_stream.tables import selection_remarks
 
@@ -62,3 +62,10 @@ def test_without_a_record_ties_are_known_and_nothing_else() -> None:
     lines = [Scored(f"layers.{i}.up", "up", 1.0) for i in range(4)]
     found = diagnose(lines, select(lines, 50), ())["up"]
     assert found.to_dict() == {"degenerate": None, "tied": 4, "inexact": None}
+
+
+def test_a_tie_at_the_lower_end_is_one_too() -> None:
+    lines = [Scored(f"layers.{i}.up", "up", snr) for i, snr in enumerate((3.0, 2.0, 1.0, 1.0, 1.0))]
+    selection = choose(lines, Rule(40, bottom=True))
+    assert selection.tied == {"up": 3} and diagnose(lines, selection, ())["up"].tied == 3
+    assert diagnose(lines, choose(lines, Rule(60, bottom=True)), ())["up"].tied == 0

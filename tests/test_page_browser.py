@@ -448,12 +448,13 @@ def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_p
 
 
 def test_a_formula_in_the_csv_is_text(show: Show) -> None:
-    names = [CORPUS["CSV formula"], CORPUS["CSV plus"], "-1", "@x", 'a"b,c\nd']
-    with show(Shown("x", (), (), tuple(Entry(name, name, 1.0) for name in names))) as tab:
+    names = [CORPUS["CSV formula"], CORPUS["CSV plus"], "-1", "@x", ";=1", "\t=1", 'a"b,c\nd']
+    with show(Shown("x", (), (), tuple(Entry(name, name, -math.inf) for name in names))) as tab:
         with tab.expect_download() as download:
             tab.click("#csv")
         rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"), newline="")))
-    assert [row["module"] for row in rows] == [f"'{name}" for name in names[:4]] + names[4:]
+    assert [row["module"] for row in rows] == [f"'{name}" for name in names[:4]] + ["';'=1", "'\t'=1", names[6]]
+    assert {row["score"] for row in rows} == {"'-Infinity"}
 
 
 def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
@@ -480,3 +481,22 @@ def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, sa
             page.fill("#percent", str(percent))
             chosen = page.evaluate("() => results[0].module.filter((_, i) => isChosen(results[0], i))")
             assert set(chosen) == set(select(path, percent).modules), percent
+
+
+def test_experts_that_are_ranked_as_one_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
+    """The first of them is not the cell, and a row opens to experts by layers."""
+    tensors = apart()
+    path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]
+    ups = [m for m in json.loads(path.read_text()) if re.search(r"experts\.\d+\.up_proj$", m)]
+    layers = {m.split(".experts.")[0] for m in ups}
+    count = len(ups) // len(layers)
+    assert count > 1
+    with show(read_shown(path)) as page:
+        cells = page.evaluate("() => [...results[0].cells.values()].map(c => [c.own, c.parts.length])")
+        assert [own for own, parts in cells if parts] == [-1] * sum(parts > 0 for _, parts in cells)
+        row = page.locator("#maps tbody tr", has_text="up_proj").first
+        assert f"of {count} chosen" in row.locator("td[aria-label]").first.get_attribute("aria-label")
+        row.locator("button").click()
+        names = page.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
+        assert names == [str(i) for i in range(count)]
+        assert page.locator("#expert-maps td[aria-label]").count() == len(ups)

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spectrum_stream import scan
+from spectrum_stream.cli import main
 from spectrum_stream.errors import ResultError
 from spectrum_stream.measures import MEASURES, Metric, random_value
 from spectrum_stream.remeasuring import measured, read_recorded, record_path
 from spectrum_stream.results import read_results
 
 from .conftest import Save, llama_tensors
+from .test_cli import cli, reason
 from .test_store import record
 
 RESULT = Path("model_snr_results/snr_results_x.json")
@@ -158,3 +161,98 @@ def test_a_record_with_what_no_scan_writes(scanned: Path, change: str) -> None:
         db.execute(change)
     db.close()
     refused("corrupt", scanned)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_record_of_other_scores_is_used_by_nobody(save: Save, pooled: bool) -> None:
+    tensors = llama_tensors(2) | {
+        "model.layers.0.mlp.experts.gate_up_proj": torch.randn(5, 12, 24, generator=torch.manual_seed(1))
+    }
+    for i in range(3):
+        tensors[f"model.layers.1.mlp.experts.{i}.up_proj.weight"] = torch.randn(
+            12, 24, generator=torch.manual_seed(i)
+        )
+    scan(str(save(tensors)), name="x", experts="pooled" if pooled else "separate")
+    good = json.loads(RESULT.read_text())
+    for module in ("lm_head", "model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.1.up_proj"):
+        RESULT.write_text(json.dumps(good | {module: good[module] | {"snr": good[module]["snr"] * 1.5}}))
+        refused("other_record", RESULT)
+        for args in (("select", "--top-percent", "50"), ("compare",)):
+            assert reason(cli(args[0], RESULT, *args[1:], "--metric", "alpha", code=1)) == "other_record"
+        done = cli("select", RESULT, "--top-percent", "50", "--json")
+        assert {d["degenerate"] for d in json.loads(done.stdout)["doubts"].values()} == {None}
+        (shown,) = json.loads(cli("report", RESULT, "--json").stdout)["results"]
+        assert "other scores" in shown["notes"][0] and {m["n"] for m in shown["modules"]} == {None}
+    RESULT.write_text(json.dumps(good))
+    assert measured(RESULT, Metric.ALPHA)
+
+
+CORRUPTIONS = [
+    *(
+        f"UPDATE matrices SET {column} = 'x'"
+        for column in ("n", "compute_s", "snr", "sigma", "tau", "margin", "error")
+    ),
+    *(f"UPDATE matrices SET {column} = 5" for column in ("parameter", "tensor", "method", "quantised", "device")),
+    *(f"UPDATE matrices SET {column} = NULL" for column in ("n", "group_name", "snr", "above", "detail", "dtype")),
+    *(f"UPDATE matrices SET {column} = x'ff00'" for column in ("method", "tau", "status", "degeneracy")),
+    "UPDATE matrices SET module = x'ff00' WHERE rowid = 1",
+    "UPDATE matrices SET n = 0",
+    "UPDATE matrices SET n = -n",
+    "UPDATE matrices SET snr = 9e999",
+    "UPDATE matrices SET tau = 9e999",
+    "UPDATE matrices SET above = 1000000",
+    "UPDATE matrices SET module = CAST(x'eda080' AS TEXT) WHERE rowid = 1",
+    "UPDATE matrices SET singular_values = 'x'",
+    "UPDATE matrices SET singular_values = zeroblob(length(singular_values) - 4) || x'0000c0bf'",
+    "UPDATE matrices SET singular_values = zeroblob(length(singular_values) - 4) || x'0000803f'",
+    f"UPDATE source SET value = '{'[' * 10_000}' WHERE key = 'identity'",
+    f"UPDATE source SET value = '{'[' * 10_000}' WHERE key = 'names'",
+    "UPDATE source SET value = '{\"a\": 1}' WHERE key = 'names'",
+    "UPDATE source SET value = json_set(value, '$.shards', json('{\"a\": \"b\"}')) WHERE key = 'identity'",
+    f"UPDATE source SET value = json_set(value, '$.shards', json('{{\"a\": 1{'0' * 400}}}')) WHERE key = 'identity'",
+    "UPDATE source SET value = json_set(value, '$.path', 7) WHERE key = 'identity'",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result and its record, scanned once."""
+    folder = tmp_path_factory.mktemp("whole")
+    bank = {"model.layers.0.mlp.experts.gate_up_proj": torch.randn(5, 12, 24, generator=torch.manual_seed(1))}
+    save_file(llama_tensors(2) | bank, folder / "model.safetensors")
+    scan(str(folder), name="org/x", out=folder / "out")
+    return folder / "out" / "snr_results_org-x.json"
+
+
+@pytest.mark.parametrize("change", CORRUPTIONS)
+def test_no_command_trips_over_a_record_of_a_stranger(
+    whole: Path, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str | Path, code: int = 0) -> tuple[str, str]:
+        # A process each would take a minute; what would be a traceback is raised here.
+        monkeypatch.setattr("sys.argv", ["spectrum-stream", *map(str, args)])
+        assert main() == code, capsys.readouterr().err
+        return capsys.readouterr()
+
+    result = Path(whole.name)
+    for path in (whole, record_path(whole)):
+        Path(path.name).write_bytes(path.read_bytes())
+    with sqlite3.connect(record_path(result)) as db:
+        assert db.execute(change).rowcount > 0
+    db.close()
+    refused("corrupt", result)
+    # What needs no record does without.
+    run("select", result, "--top-percent", "50")
+    (shown,) = json.loads(run("report", result, "--json")[0])["results"]
+    assert shown["notes"] and {m["n"] for m in shown["modules"]} == {None}
+    for args in (
+        ("select", result, "--top-percent", "50", "--metric", "alpha"),
+        ("compare", result, "--metric", "alpha"),
+        ("check", result, "--write-provenance", "--model", "org/x"),
+    ):
+        assert "(corrupt)" in run(*args, code=1)[1], args
+    faults = json.loads(run("check", result, "--json", code=1)[0])["files"]
+    assert "bad_record" in {fault["reason"] for found in faults.values() for fault in found}
+    # Its scores and sizes can be sound without its spectra, which this does not read.
+    if "singular_values" not in change and "snr = NULL" not in change:
+        assert "(corrupt)" in run("select", record_path(result), "--top-percent", "50", code=1)[1]

@@ -207,3 +207,13 @@ def test_the_schema_of_sorted_files_is_said(tmp_path: Path) -> None:
 )
 def test_a_parameter_that_is_not_known_has_the_likely_name(module: str, parameter: str) -> None:
     assert parameter_of(Scored(module, "g", 1.0)) == parameter
+
+
+@pytest.mark.parametrize(("module", "group"), [("a\ud800", "b"), ("a", "\udfffb")])
+def test_half_a_pair_of_surrogates_is_no_name(tmp_path: Path, module: str, group: str) -> None:
+    path = tmp_path / "snr_results_x.json"
+    for text in ({module: {"snr": 1.0, "type": group}}, {group: {module: 1.0}}):
+        path.write_text(json.dumps(text))
+        with pytest.raises(ResultError) as error:
+            read_results(path)
+        assert error.value.reason == "not_a_result"

@@ -8,7 +8,7 @@ import torch
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
 from spectrum_stream.record import Status
-from spectrum_stream.results import Scored
+from spectrum_stream.results import Scored, read_scored
 from spectrum_stream.scanning import Event, run
 from spectrum_stream.snr import Degeneracy
 
@@ -324,7 +324,8 @@ def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: S
 
 def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
-    assert result.selection == select(result.scored, 50)
+    assert result.selection == select(read_scored(result.written[0]), 50)
+    assert result.selection.chosen == select(result.scored, 50).chosen
     assert result.selection.chosen == select(result.written[0], 50).chosen
     assert isinstance(result.scored[0], Scored)
 
@@ -334,3 +335,14 @@ def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> Non
     first = scan(str(folder), name="x", precision="fp32")
     assert [r.module for r in first.failed] == ["a"]
     assert scan(str(folder), name="x").complete
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("modules", [None, ["mlp.*"]])
+def test_the_record_has_the_names_of_what_was_not_asked_for(
+    save: Save, tied: bool, modules: list[str] | None
+) -> None:
+    """A tied head is no parameter of its own, whether it was asked for or not."""
+    tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
+    found = scan(str(save(tensors, config=TIED if tied else {})), name="x", modules=modules)
+    assert read_scored(found.written[0]).names == tuple(sorted(tensors))

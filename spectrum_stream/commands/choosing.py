@@ -39,7 +39,17 @@ from ..remeasuring import measured
 from ..results import Result, read_scored
 from ..runtime import read_names
 from ..selection import Rounding, Rule, choose
-from .common import command_line, count_of, explain, nbytes_of, open_output, patterns_of, recorded_of, remark_on
+from .common import (
+    command_line,
+    count_of,
+    explain,
+    nbytes_of,
+    open_output,
+    patterns_of,
+    recorded_of,
+    remark_on,
+    seed_of,
+)
 
 _DEFAULT = "axolotl"
 # These train weights of their own beside the chosen ones.
@@ -55,7 +65,7 @@ def select_command(
     bottom_percent: BottomPercentOption = None,
     params: ParamsOption = None,
     memory: MemoryOption = None,
-    recipe: RecipeOption = Recipe.ADAMW,
+    recipe: RecipeOption = None,
     group: GroupOption = None,
     modules: ModulesOption = None,
     rounding: RoundOption = Rounding.FLOOR,
@@ -64,7 +74,7 @@ def select_command(
     embeddings: EmbeddingsOption = True,
     head: HeadOption = True,
     metric: MetricOption = Metric.SPECTRUM,
-    seed: SeedOption = 0,
+    seed_option: SeedOption = None,
     format_name: FormatOption = _DEFAULT,
     file: OutputOption = None,
     names_from: NamesFromOption = None,
@@ -73,6 +83,7 @@ def select_command(
 ) -> None:
     """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
     output = open_output(as_json, quiet)
+    seed = seed_of(seed_option, metric)
     max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
     budget = max_numel is not None or max_nbytes is not None
     if (top_percent is not None) + (bottom_percent is not None) + budget != 1:
@@ -80,6 +91,10 @@ def select_command(
             "how much is to be chosen?",
             reason="conflicting_options",
             hint="one of --top-percent, --bottom-percent, or a budget by --params or --memory",
+        )
+    if recipe is not None and max_nbytes is None:
+        raise UsageError(
+            "a recipe says what --memory counts, and has no effect without it", reason="conflicting_options"
         )
     if format_name not in FORMATS:
         raise UsageError(
@@ -106,7 +121,7 @@ def select_command(
     )
     read = _ranked(result, metric, seed)
     if budget:
-        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe)
+        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe or Recipe.ADAMW)
     else:
         selection = choose(read, rule)
     exporter = FORMATS[format_name]
@@ -121,7 +136,7 @@ def select_command(
     need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
     scored = [line for group in selection.ranked.values() for line in group]
     # What is degenerate and inexact is Spectrum's score.
-    records = recorded_of(output, result) if metric is Metric.SPECTRUM else ()
+    records = recorded_of(output, result, read.lines) if metric is Metric.SPECTRUM else ()
     doubts = diagnose(scored, selection, records)
     output.show(tables.score_table(scored, selection, doubts))
     data = {

@@ -4,16 +4,18 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from .. import tables
 from ..diagnosing import Doubts
 from ..errors import ResultError, UsageError
 from ..exporters import axolotl
+from ..measures import Metric
 from ..output import LogNotes, Output
 from ..record import Record
 from ..remeasuring import read_recorded, record_path
+from ..results import Scored, is_record_of
 from ..selection import Selection
 
 
@@ -52,14 +54,26 @@ def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Doubts]
         output.warn(remark)
 
 
-def recorded_of(output: Output, result: Path) -> tuple[Record, ...]:
-    """The record beside a result, where there is one that can be read: a result is of use without."""
+def recorded_of(output: Output, result: Path, lines: Iterable[Scored]) -> tuple[Record, ...]:
+    """The record beside a result, where there is one of these lines: a result is of use without."""
     path = record_path(result)
     try:
-        return read_recorded(path).records if path.exists() else ()
+        records = read_recorded(path).records if path.exists() else ()
+        if not records or is_record_of(records, lines):
+            return records
+        why = f"{path} is the record of other scores"
     except ResultError as error:
-        output.warn(f"{error}: degenerate and inexact scores are not known")
-        return ()
+        why = str(error)
+    output.warn(f"{why}: degenerate and inexact scores are not known")
+    return ()
+
+
+def seed_of(seed: int | None, metric: Metric) -> int:
+    if seed is not None and metric is not Metric.RANDOM:
+        raise UsageError(
+            f"--metric {metric} has no use for a seed", reason="conflicting_options", hint="--metric random --seed N"
+        )
+    return seed or 0
 
 
 def again(modules: list[str] | None) -> tuple[str, ...]:

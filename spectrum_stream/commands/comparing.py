@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..measures import Metric
 from ..options import JsonOption, MetricOption, QuietOption, SeedOption
 from ..remeasuring import measured
-from .common import command_line, open_output
+from .common import command_line, open_output, seed_of
 
 
 def compare_command(
@@ -26,12 +26,13 @@ def compare_command(
         float | None, typer.Option("--top-percent-b", metavar="P", help="Of the second, if it is another.")
     ] = None,
     metric: MetricOption = Metric.SPECTRUM,
-    seed: SeedOption = 0,
+    seed_option: SeedOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare two rankings: two results by one measure, or one by Spectrum's score and by --metric."""
     output = open_output(as_json, quiet)
+    seed = seed_of(seed_option, metric)
     if b is None and metric is Metric.SPECTRUM and top_percent_b is None:
         raise UsageError(
             "one result by one measure is nothing to compare",
@@ -50,7 +51,9 @@ def compare_command(
     output.data(_data(result, (str(a), str(first_by)), (str(second), str(metric))))
     output.line()
     if result.overlap is not None:
-        output.line(f"both have {result.overlap:.1%} of what is chosen, groups left out whose scores are all equal")
+        output.line(
+            f"both have {result.overlap:.1%} of the larger choice, groups left out whose scores are all equal"
+        )
     for group in result.groups.values():
         if group.is_decided:
             for sign, modules in (("+", group.entered), ("-", group.left)):

@@ -42,7 +42,7 @@ class Targets:
         chosen: first choice first, group after group.
         always: parameters that are trained whatever was chosen. Where not all names are known, the model need not
             have them.
-        known: names of the model's parameters, sorted: all, or those that the result has.
+        known: names of the model's parameters, sorted: all, or those that the result and its record have.
         complete: whether it is all.
     """
 
@@ -68,7 +68,8 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
     """The parameters of a selection.
 
     Args:
-        names: all parameters of the model, by the trainer's names; None where only those of the result are known.
+        names: all parameters of the model, by the trainer's names; None where only those of the result
+            and its record are known.
 
     Raises:
         ResultError: no_such_parameter, a chosen module has none among `names`; nothing_chosen, there is nothing to
@@ -102,7 +103,7 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
     return Targets(
         tuple(chosen),
         tuple(dict.fromkeys(always)),
-        tuple(sorted(known if known is not None else {parameter_of(line) for line in alone})),
+        tuple(sorted(known if known is not None else {*selection.names, *(parameter_of(line) for line in alone)})),
         known is not None,
     )
 

@@ -14,12 +14,11 @@ import numpy as np
 
 from ..errors import ResultError
 from ..measures import Metric
-from ..naming import pool_of
 from ..record import Record, stored_records
 from ..remeasuring import value_of
-from ..results import Scored, read_results
+from ..results import Scored, is_record_of, read_results
 from ..snr import TOLERANCE, Degeneracy
-from ..tables import counted, si_bytes
+from ..tables import si_bytes
 
 # Of all spectra together; 64 quantiles each of 45,000 matrices.
 _MAX_QUANTILES = 2_900_000
@@ -107,14 +106,10 @@ def read_shown(path: Path) -> Shown:
     if record.exists():
         try:
             return _with_record(path.name, facts, lines, record)
-        except (_Unfit, ResultError) as reason:
+        except ResultError as reason:
             why_not = str(reason)
     note = f"{why_not}, so there are scores only: no spectra, and nothing says which scores are degenerate"
     return Shown(path.name, tuple(facts), (note,), tuple(_line(line) for line in lines))
-
-
-class _Unfit(Exception):
-    """Why a record cannot be shown, as a clause."""
 
 
 def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], path: Path) -> Shown:
@@ -123,12 +118,15 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
     experts: dict[str, list[Entry]] = {}
     failed: list[Entry] = []
     methods: Counter[str] = Counter()
+    seen: list[Record] = []
     inexact = quantised = 0
     with stored_records(path) as stored:
         identity, count = stored.identity, stored.count
         low, high = _QUANTILES_PER_MATRIX
         keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
         for record in stored.records:
+            # Without its spectrum: all of those do not fit memory.
+            seen.append(replace(record, singular_values=record.singular_values[:0].copy()))
             methods[record.method or "none"] += 1
             inexact += record.score is not None and record.score.error > TOLERANCE
             quantised += record.quantised is not None
@@ -138,11 +136,9 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
             elif record.score is None:
                 failed.append(entry)
             elif record.module in wanted:
-                line = wanted[record.module]
-                # Experts that are ranked as one have one score, which is none's own.
-                if pool_of(line.module, line.group) is None and line.snr != record.score.snr:
-                    raise _Unfit("the record beside the result is of other scores")
-                entries[record.module] = replace(entry, snr=line.snr)
+                entries[record.module] = replace(entry, snr=wanted[record.module].snr)
+    if not is_record_of(seen, lines):
+        raise ResultError("the record beside the result is of other scores", reason="other_record")
     for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
         # No bank, but a parameter of another name than the checkpoint's.
         (entry,) = experts.pop(parameter)
@@ -172,10 +168,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
         ("without a score", str(len(failed))),
         ("quantised", str(quantised)),
     ]
-    notes = []
-    if unknown := sum(entry.n is None and entry.module not in experts for entry in shown):
-        notes.append(f"{counted(unknown, 'score is', 'scores are')} not in the record: no spectra for those")
-    return Shown(name, tuple(facts), tuple(notes), everything)
+    return Shown(name, tuple(facts), (), everything)
 
 
 def _tally(counts: Mapping[str, int]) -> str:

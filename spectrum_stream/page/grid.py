@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..naming import model_order
+from ..naming import expert_of, model_order, pool_of
 
 # In place of a number in the name of a row.
 _ANY = "*"
@@ -48,6 +48,9 @@ def place_of(module: str, group: str, bank: str | None = None) -> Place:
     # A group without a layer is a module's whole name, and whose numbers, if a result has any there, are its own.
     numbers = [part for part in parts if part.isdecimal()] if layer else []
     family = ".".join(_ANY if part.isdecimal() and layer else part for part in parts)
+    if pool_of(module, group) is not None:
+        # Experts that are ranked as one have a group without their number.
+        numbers.append(expert_of(module))
     if bank is not None:
         numbers.append(module.removeprefix(f"{bank}."))
     return Place(tower, family, layer, ".".join(numbers))

@@ -136,8 +136,9 @@ function drawPair() {
   }
   const chosen = results.map((result) => new Set(result.module.filter((_, i) => isChosen(result, i))));
   const both = [...chosen[0]].filter((module) => chosen[1].has(module)).length;
-  const either = chosen[0].size + chosen[1].size - both;
-  $("overlap").textContent = `At ${state.percent} percent: ${chosen[0].size} chosen in A, ${chosen[1].size} in B, ${both} in both${either ? ` (${Math.round((100 * both) / either)} percent of all that are chosen in either)` : ""}.`;
+  // As `compare` has it.
+  const larger = Math.max(chosen[0].size, chosen[1].size);
+  $("overlap").textContent = `At ${state.percent} percent: ${chosen[0].size} chosen in A, ${chosen[1].size} in B, ${both} in both${larger ? ` (${Math.round((100 * both) / larger)} percent of the larger choice)` : ""}.`;
   const scale = scaleOf([...x, ...y]);
   $("scatter").hidden = !scale;
   if (!scale) return;

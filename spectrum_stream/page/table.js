@@ -98,8 +98,9 @@ function tableRow(item, all) {
   return tr;
 }
 
-// A spreadsheet takes a text that begins like this for a formula, and runs it.
-const inertField = (text) => (/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
+// A spreadsheet takes a text that begins like this for a formula, and runs it; where it takes semicolons for the ends
+// of fields, a text in the middle of a line as well.
+const inertField = (text) => text.replace(/[;\t\r\n](?=[=+\-@])/g, "$&'").replace(/^(?=[=+\-@;\t\r\n])/, "'");
 const quoted = (text) => `"${inertField(text).replaceAll('"', '""')}"`;
 
 function csvText() {
@@ -108,7 +109,7 @@ function csvText() {
   for (const item of listing.found) {
     lines.push(all.map((column) => {
       const value = column.of(item);
-      return value === null ? "" : typeof value === "number" ? String(value) : quoted(value);
+      return value === null ? "" : Number.isFinite(value) ? String(value) : quoted(String(value));
     }).join(","));
   }
   return `${lines.join("\r\n")}\r\n`;

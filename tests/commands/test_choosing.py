@@ -61,3 +61,34 @@ def test_doubtful_scores_are_counted_with_a_record_and_unknown_without() -> None
 def test_a_damaged_record_is_no_reason_not_to_choose() -> None:
     Path(RESULT).with_suffix(".sqlite").write_bytes(b"x")
     assert "not known" in cli("select", RESULT, "--top-percent", "50").stderr
+
+
+def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -> None:
+    """`mlp.gate` alone would be trained together with `mlp.gate_proj`, which was not scanned."""
+    from spectrum_stream.exporters import axolotl
+
+    tensors = llama_tensors(2)
+    for i in range(2):
+        for name, n in (("gate", 4), ("gate_proj", 64)):
+            tensors[f"model.layers.{i}.mlp.{name}.weight"] = tensors["lm_head.weight"][:n].clone()
+            tensors[f"model.layers.{i}.mlp.{name}.bias"] = tensors["model.norm.weight"].clone()
+    found = scan(str(save(tensors, folder="gated")), name="gated", modules=["mlp.gate"], top_percent=100)
+    cli("select", found.written[0], "--top-percent", "100", "-o", "chosen.yaml")
+    assert found.selection is not None
+    always = {"lm_head.weight", "model.embed_tokens.weight"}
+    for path in (Path("chosen.yaml"), found.written[-1]):
+        trained = axolotl.matches(path.read_text(), tensors) - always
+        assert {name.removesuffix(".weight") for name in trained} == set(found.selection.modules), path
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("select", RESULT, "--top-percent", "50", "--seed", "0"),
+        ("select", RESULT, "--top-percent", "50", "--metric", "alpha", "--seed", "1"),
+        ("select", RESULT, "--params", "1M", "--recipe", "adamw"),
+        ("compare", RESULT, "--metric", "alpha", "--seed", "1"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(args: tuple[str, ...]) -> None:
+    assert reason(cli(*args, code=2)) == "conflicting_options"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.exporters import FORMATS
 from spectrum_stream.naming import group_of
-from spectrum_stream.results import Scored
+from spectrum_stream.results import Result, Scored
 from spectrum_stream.selection import Rule, Selection, choose
 
 # Names that are the start, the end, or with a dot for any character the whole of others.
@@ -80,20 +80,21 @@ def added(name: str, modules: Sequence[str], names: Sequence[str]) -> frozenset[
 
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=100, deadline=None)
-@given(models(), RULES, st.booleans())
+@given(models(), RULES, st.sampled_from(["told", "recorded", "unknown"]))
 def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
-    name: str, model: tuple[list[Scored], list[str]], rule: Rule, told: bool
+    name: str, model: tuple[list[Scored], list[str]], rule: Rule, known: str
 ) -> None:
     lines, names = model
     try:
-        selection = choose(lines, rule)
+        # A scan of some groups sees the names of all.
+        selection = choose(Result(tuple(lines), names=tuple(names) if known == "recorded" else ()), rule)
     except UsageError as error:
         assert error.reason == "nothing_left"
         return
-    if not told:
+    if known == "unknown":
         # Then only what the result lists can be kept apart.
         names = [line.parameter for line in lines if line.parameter and line.shares is None]
-    hold(name, lines, selection, names, told)
+    hold(name, lines, selection, names, known == "told")
 
 
 @pytest.mark.parametrize("name", FORMATS)

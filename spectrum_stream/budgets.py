@@ -13,8 +13,6 @@ from .errors import ResultError, UsageError
 from .results import Result, Scored
 from .selection import Rule, Selection, choose, result_of
 
-# Biases and scales are a few percent of a checkpoint. Less than this, and whole groups were not scanned.
-_MIN_COVERED = 0.9
 # A percentage is raised in steps of a hundredth.
 _STEPS = 10_000
 
@@ -111,9 +109,9 @@ def fit(
         UsageError: over_budget, not one module fits beside what is always trained; as `choose`.
     """
     read = result_of(result)
-    if read.covered is not None and read.covered < _MIN_COVERED:
+    if read.covered is not None and read.covered < 1:
         raise ResultError(
-            f"a budget needs the whole model, and this result has {read.covered:.0%} of the checkpoint's bytes",
+            f"a budget needs the whole model, and {1 - read.covered:.2%} of its weights were not scanned",
             reason="partial",
             hint="scan it without --modules",
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ResultError
-from .naming import MAX_SLUG_LENGTH, group_of, group_order, model_order, slug
+from .naming import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
 from .record import Record
 from .remeasuring import Recorded, read_recorded, record_path
@@ -130,10 +130,11 @@ def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Fault]:
             scores[module] = float(snr)
             if snr < 0:
                 yield Fault(Reason.NEGATIVE, f"{module} has {snr}")
-        if group != group_of(module):
+        is_its_own = group in groups_of(module)
+        if not is_its_own:
             yield Fault(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
         # By its own group, so that one fault is not two.
-        place = (group_order(group_of(module)), model_order(module))
+        place = (group_order(group if is_its_own else group_of(module)), model_order(module))
         if previous is not None and place < previous:
             yield Fault(Reason.WRONG_ORDER, f"{module} is out of its place")
         previous = place

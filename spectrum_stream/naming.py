@@ -35,6 +35,12 @@ def module_path(tensor: str) -> str | None:
     return tensor[: -len(WEIGHT_SUFFIX)] if tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX else None
 
 
+def groups_of(module: str) -> set[str]:
+    """The groups that a module can be ranked in: its own, pooled with other experts, apart from another tower."""
+    own = {group_of(module), group_of(expert_bank_of(module) or module)}
+    return own | {f"{apart}.{group}" for apart in (tower_of(module), "mtp") if apart for group in own}
+
+
 def bank_of(module: str, parameter: str) -> str | None:
     """What results call a matrix, where that is not its module: the parameter's own name, without `.weight`.
 

@@ -68,6 +68,7 @@ class Plan:
         members: all modules of every group of the checkpoint, asked for or not.
         parameters: what each of them is a trainer's parameter by, or a part of one.
         target: whose names those are.
+        weights: how many the matrices of the checkpoint have, asked for or not; what two share counts once.
         skipped: every other tensor, with the reason.
         fetch: how a repo's shards are to be read, as asked for.
         ways: how each shard is read, by name; shards with nothing to score are left out.
@@ -84,6 +85,7 @@ class Plan:
     members: Mapping[str, frozenset[str]]
     parameters: Mapping[str, str]
     target: str
+    weights: int
     skipped: tuple[Skipped, ...]
     fetch: Fetch
     ways: Mapping[str, Way]
@@ -130,7 +132,7 @@ class Plan:
 
     @property
     def buffers_nbytes(self) -> int:
-        """The part of the peak that matrices take which are fetched by range."""
+        """The part of the peak that is read or fetched ahead: matrices by range, and scales."""
         return _buffers_nbytes(self.matrices, self.ways)
 
     @property
@@ -167,7 +169,6 @@ class Plan:
         worst = (
             costs.runtime_nbytes(self.workers)
             + self.buffers_nbytes
-            + (costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in self.matrices) else 0)
             + max(
                 (costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes) * (self.workers if w.is_small else 1)
                 for w in self.matrices
@@ -287,6 +288,7 @@ def plan(
     if experts == Experts.POOLED:
         matrices = pooled(matrices, skipped)
     parameters = {w.module: w.parameter for w in matrices}
+    weights = sum({w.key: w.n * w.m for w in matrices}.values())
     members: dict[str, set[str]] = {}
     for matrix in matrices:
         members.setdefault(matrix.group, set()).add(matrix.module)
@@ -324,6 +326,7 @@ def plan(
         {group: frozenset(names) for group, names in members.items()},
         parameters,
         named.target,
+        weights,
         tuple(skipped),
         Fetch(fetch),
         ways,
@@ -344,7 +347,8 @@ def _extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
 
 
 def _buffers_nbytes(matrices: Sequence[Matrix], ways: Mapping[str, Way]) -> int:
-    return fetching.ahead_nbytes(
+    parts = costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in matrices) else 0
+    return parts + fetching.ahead_nbytes(
         [e for shard, extents in _extents(matrices).items() if ways[shard] is Way.RANGE for e in extents]
     )
 
@@ -364,7 +368,6 @@ def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None
     return (
         costs.runtime_nbytes(workers)
         + buffers_nbytes
-        + (costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in matrices) else 0)
         + max(one(w) * (workers if w.is_small else 1) for w in matrices)
     )
 

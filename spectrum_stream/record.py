@@ -111,12 +111,14 @@ class Stored:
     Attributes:
         identity: what was scanned, as `Store` was told.
         names: of all of the model's weights that its headers tell, scanned or not; empty where no scan left them.
+        weights: how many numbers all of the model's matrices have, scanned or not; 0 where no scan left it.
         count: of its rows.
         records: those, one by one: a large record does not fit memory. Within the context, and once.
     """
 
     identity: Mapping[str, Any]
     names: tuple[str, ...]
+    weights: int
     count: int
     records: Iterator[Record]
 
@@ -134,7 +136,7 @@ def stored_records(path: Path, *, spectra: bool = True) -> Iterator[Stored]:
             raise ValueError("not what was scanned")
         (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
         rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
-        yield Stored(dict(identity), _names(db), count, (_sound(from_row(row), spectra) for row in rows))
+        yield Stored(dict(identity), *_names(db), count, (_sound(from_row(row), spectra) for row in rows))
 
 
 def _is_identity(identity: Any) -> bool:
@@ -173,12 +175,13 @@ def _sound(record: Record, spectra: bool) -> Record:
     return record
 
 
-def _names(db: sqlite3.Connection) -> tuple[str, ...]:
+def _names(db: sqlite3.Connection) -> tuple[tuple[str, ...], int]:
     row = db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
-    names = json.loads(row[0]) if row else []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    kept = json.loads(row[0]) if row else {"names": [], "weights": 0}
+    names, weights = kept["names"], kept["weights"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or type(weights) is not int:
         raise TypeError("names that are none")
-    return tuple(names)
+    return tuple(names), weights
 
 
 def read_identity(path: Path) -> dict[str, Any]:

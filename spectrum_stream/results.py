@@ -9,14 +9,13 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .durable import write_atomically
 from .errors import ResultError
-from .header import DTYPE_BITS
 from .naming import group_order, is_single_expert, model_order, module_path, pool_of
 from .quantised import parameter_of as stored_parameter
 from .record import Record, read_records, stored_records
@@ -57,7 +56,7 @@ class Result:
     Attributes:
         lines: in the file's order; with parameters and sizes where a record beside it knows them.
         notes: what is odd about it, a sentence each.
-        covered: the share of the checkpoint's bytes that the lines are; None where it is not known.
+        covered: the share of the weights of the model's matrices that was scanned; None where it is not known.
         names: of the model's parameters, those without a line as well, as far as a scan saw them; a tied one once.
     """
 
@@ -166,12 +165,15 @@ def read_scored(path: Path) -> Result:
 
 
 def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], float | None, tuple[str, ...]]:
-    """What a record has of these lines, the share of the checkpoint's bytes that they are, and all its names."""
+    """What a record has of these lines, the share of the model's weights that was scanned, and all its names."""
     with stored_records(path, spectra=False) as stored:
-        records, identity, names = list(stored.records), stored.identity, stored.names
+        records, names, weights = list(stored.records), stored.names, stored.weights
     if not is_record_of(records, scored):
         raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
-    covered = _covered(records, {line.module for line in scored}, identity)
+    asked = {line.module for line in scored}
+    # What has no score was scanned all the same.
+    scanned = {r.tensor: r.n * r.m for r in records if r.score is None or (r.bank or r.module) in asked}
+    covered = sum(scanned.values()) / weights if weights else None
     return {line.module: line for line in lines_of(records)}, covered, names
 
 
@@ -182,21 +184,6 @@ def is_record_of(records: Sequence[Record], lines: Iterable[Scored]) -> bool:
     """
     known = {line.module: line for line in lines_of(records)}
     return all((same := known.get(line.module)) is not None and same[:3] == line[:3] for line in lines)
-
-
-def _covered(records: Iterable[Record], names: Set[str], identity: Mapping[str, Any]) -> float | None:
-    """The share of a checkpoint's bytes that is in the lines of these names."""
-    total = sum(identity.get("shards", {}).values())
-    stored = {r.tensor: r.n * r.m * _bits(r) / 8 for r in records if (r.bank or r.module) in names}
-    return sum(stored.values()) / total if total else None
-
-
-def _bits(record: Record) -> int:
-    """Of one weight as it is stored; a scheme's name has them."""
-    if record.quantised is None:
-        return DTYPE_BITS.get(record.dtype, 0)
-    found = re.search(r"[0-9]{1,3}", record.quantised)
-    return int(found[0]) if found else 4
 
 
 def read_results(path: Path) -> list[Scored]:

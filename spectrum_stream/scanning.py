@@ -182,7 +182,9 @@ def run(
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(plan.outputs.record, _identity(plan), names=_all_names(plan), fresh=fresh, wait=wait) as store:
+    with Store(
+        plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
+    ) as store:
         # By the names of this plan: whose names they are changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
         stored = store.records()

@@ -43,6 +43,7 @@ class Store:
         identity: Mapping[str, Any],
         *,
         names: Sequence[str] = (),
+        weights: int = 0,
         fresh: bool = False,
         wait: bool = False,
     ) -> None:
@@ -53,7 +54,8 @@ class Store:
                 `versions`, the time and inode of those on this machine; the version of the program that changes
                 a number. Rows made for another state of the same checkpoint are dropped. A shard of a commit
                 that came to this machine, or left it, is the same state.
-            names: of all of the model's weights; they are kept, and no row depends on them.
+            names: of all of the model's weights.
+            weights: how many numbers its matrices have. Both are kept, and no row depends on them.
             fresh: replace what is there if it is damaged or another checkpoint's.
             wait: for a scan that holds it, instead of raising.
 
@@ -67,7 +69,7 @@ class Store:
         told = False
         while True:
             try:
-                self._open(identity, names, fresh)
+                self._open(identity, json.dumps({"names": list(names), "weights": weights}), fresh)
                 break
             except ResultError as error:
                 if error.reason == "corrupt" and fresh:
@@ -83,7 +85,7 @@ class Store:
         with contextlib.suppress(OSError):
             self._holder.write_text(f"{os.getpid()} {socket.gethostname()}", "utf-8")
 
-    def _open(self, identity: Mapping[str, Any], names: Sequence[str], fresh: bool) -> None:
+    def _open(self, identity: Mapping[str, Any], names: str, fresh: bool) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_WAIT_S)
@@ -97,7 +99,7 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._check_version()
                 self._db.executescript(_SCHEMA)
-                self._adopt(dict(identity), json.dumps(list(names)), fresh)
+                self._adopt(dict(identity), names, fresh)
         except BaseException:
             self._db.close()
             raise

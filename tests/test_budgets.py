@@ -1,15 +1,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectrum_stream import scan
 from spectrum_stream.budgets import Needs, Recipe, fit, needs
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.results import Result, Scored
 from spectrum_stream.selection import Rounding, Rule, choose
 
-from .conftest import GOLDEN
+from .conftest import GOLDEN, Save, llama_tensors
 
 LINES = [Scored(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
     Scored("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),
@@ -93,9 +95,20 @@ def test_what_is_always_trained_and_has_no_line_is_not_left_out_of_the_budget(un
     names = ("lm_head.weight", "model.embed_tokens.weight")
     lines = tuple(line._replace(shares=None) for line in LINES if line.module != unseen)
     with pytest.raises(ResultError) as error:
-        fit(Result(lines, covered=0.96, names=names), Rule(100), max_numel=10_000)
+        fit(Result(lines, covered=1.0, names=names), Rule(100), max_numel=10_000)
     assert error.value.reason == "partial"
-    assert fit(Result(lines, covered=0.96, names=names), Rule(100, head=False, embeddings=False), max_numel=10_000)
+    assert fit(Result(lines, covered=1.0, names=names), Rule(100, head=False, embeddings=False), max_numel=10_000)
     # A model that has none is not asked for it.
     kept = tuple(name for name in names if name != f"{unseen}.weight")
-    assert fit(Result(lines, covered=0.96, names=kept), Rule(100), max_numel=10_000)
+    assert fit(Result(lines, covered=1.0, names=kept), Rule(100), max_numel=10_000)
+
+
+def test_a_whole_scan_of_a_model_with_other_tensors_is_whole(save: Save, working_folder: Path) -> None:
+    """Convolutions and biases are no part of what is scored."""
+    tensors = llama_tensors(2) | {"conv.weight": torch.randn(8, 8, 30), "a.bias": torch.zeros(4000)}
+    scan(str(save(tensors)), name="x")
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules
+    scan(str(save(tensors)), name="y", modules=["mlp.*"])
+    with pytest.raises(ResultError) as error:
+        fit(Path("model_snr_results/snr_results_y.json"), Rule(100), max_numel=20_000)
+    assert error.value.reason == "partial"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.checking import Reason, check
+from spectrum_stream.naming import groups_of
 from spectrum_stream.provenance import provenance_path, write_provenance
 from spectrum_stream.remeasuring import record_path
 from spectrum_stream.results import read_results
@@ -247,3 +248,15 @@ def test_a_group_that_lacks_modules_of_its_record(result: Path) -> None:
     assert reasons(resign(result)) == {Reason.MISSING_MODULE}
     rewrite(result, lambda d: {name: entry for name, entry in d.items() if entry["type"] != "mlp.up_proj"})
     assert reasons(resign(result)) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "groups"),
+    [
+        ("vision_tower.layers.0.layer_norm1", {"vision.layer_norm1", "layer_norm1"}),
+        ("model.layers.0.mlp.experts.3.w1", {"mlp.experts.3.w1", "mlp.experts.w1"}),
+        ("model.layers.61.eh_proj", {"eh_proj", "mtp.eh_proj"}),
+    ],
+)
+def test_groups_that_a_scan_makes_are_no_fault(module: str, groups: set[str]) -> None:
+    assert groups <= groups_of(module) and "other" not in groups_of(module)

@@ -255,15 +255,13 @@ def plan(
         precision: the method that the scan will use, which the limit has to allow for; None for the choice.
         fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
-        target: whose names: "checkpoint"; "transformers-v5" or "transformers-v4" for those of the parameters in
-            memory; "auto" for those of the transformers that is installed.
+        target: whose names: "checkpoint", "transformers-v5", "transformers-v4", or "auto" for the one installed.
         names: of all parameters in a trainer, which then decide instead of `target`.
         experts: "separate" to rank an expert among those of its number, "pooled" to rank those of a layer as one.
 
     Raises:
         UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_target; missing_extra,
-            unknown_architecture, no_such_name, no_such_experts; too_little_memory and too_little_disk, with the
-            number that would do.
+            unknown_architecture, no_such_name, no_such_experts; too_little_memory, too_little_disk.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
     if top_percent is not None:

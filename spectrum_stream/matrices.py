@@ -74,12 +74,14 @@ class Skipped:
     why: Skip
     detail: str = ""
 
-    def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
+    def is_among(self, groups: Collection[str], patterns: Sequence[str], parameter: str) -> bool:
         """Whether it would be ranked in one of these groups, or in one that a pattern names.
 
         Experts that are not there have the groups of those that are: with their numbers, or pooled.
+
+        Args:
+            parameter: what it is, or is a part of, by the names of the groups.
         """
-        parameter = parameter_of(self.tensor)
         module = module_path(parameter) or parameter
         own = {group_of(module), group_of(expert_bank_of(module) or module)}
         known = {without_expert(group) for group in groups} | set(groups)

@@ -206,9 +206,12 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
     architectures, text_config = config.get("architectures"), config.get("text_config")
     if not isinstance(architectures, list):
         return None
-    # A multimodal model has a head as well; one that translates, which ties three tensors, has no `text_config`.
-    suffixes = (_CAUSAL_LM, _MULTIMODAL) if isinstance(text_config, Mapping) else (_CAUSAL_LM,)
-    if not any(suffix.search(str(a)) for a in architectures for suffix in suffixes):
+    is_causal = any(_CAUSAL_LM.search(str(a)) for a in architectures)
+    # A multimodal model has a head as well; one that translates, which ties three tensors, has neither config.
+    is_multimodal = any(_MULTIMODAL.search(str(a)) for a in architectures) and any(
+        isinstance(config.get(part), Mapping) for part in ("text_config", "vision_config")
+    )
+    if not (is_causal or is_multimodal):
         return None
     flags = [config.get("tie_word_embeddings")]
     if isinstance(text_config, Mapping):
@@ -220,4 +223,7 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
     if any(is_head(m) and not tower_of(m) for m in modules):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
-    return ("lm_head", modules[embeddings[0]]) if len(embeddings) == 1 else None
+    # One with an encoder's embedding, as BLIP, has another head.
+    if len(embeddings) != 1 or not (is_causal or embeddings[0].endswith("embed_tokens")):
+        return None
+    return "lm_head", modules[embeddings[0]]

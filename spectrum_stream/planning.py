@@ -300,8 +300,8 @@ def plan(
         matrices = [w for w in matrices if w.group in chosen]
         skipped = [
             replace(s, why=Skip.NOT_CHOSEN)
-            # By the names of another, its group is not known here; it may have been asked for.
-            if s.why.is_failure and named.target == Target.CHECKPOINT and not s.is_among(chosen, modules)
+            # One that nobody knows the name of may have been asked for.
+            if s.why.is_failure and (name := named.name_of(s)) and not s.is_among(chosen, modules, name)
             else s
             for s in skipped
         ]

@@ -85,7 +85,7 @@ COLUMNS = [
     *_SCORE_COLUMNS,
 ]
 # Raise it with any change of the columns.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
@@ -110,8 +110,8 @@ class Stored:
 
     Attributes:
         identity: what was scanned, as `Store` was told.
-        names: of all of the model's weights that its headers tell, scanned or not; empty where no scan left them.
-        weights: how many numbers all of the model's matrices have, scanned or not; 0 where no scan left it.
+        names: of all of the model's weights that its headers tell, scanned or not.
+        weights: how many numbers all of the model's matrices have, scanned or not.
         count: of its rows.
         records: those, one by one: a large record does not fit memory. Within the context, and once.
     """
@@ -177,7 +177,7 @@ def _sound(record: Record, spectra: bool) -> Record:
 
 def _names(db: sqlite3.Connection) -> tuple[tuple[str, ...], int]:
     row = db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
-    kept = json.loads(row[0]) if row else {"names": [], "weights": 0}
+    kept = json.loads(row[0])
     names, weights = kept["names"], kept["weights"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or type(weights) is not int:
         raise TypeError("names that are none")

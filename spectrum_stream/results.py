@@ -170,11 +170,11 @@ def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], 
         records, names, weights = list(stored.records), stored.names, stored.weights
     if not is_record_of(records, scored):
         raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
-    asked = {line.module for line in scored}
-    # What has no score was scanned all the same.
-    scanned = {r.tensor: r.n * r.m for r in records if r.score is None or (r.bank or r.module) in asked}
-    covered = sum(scanned.values()) / weights if weights else None
-    return {line.module: line for line in lines_of(records)}, covered, names
+    lines = {line.module: line for line in lines_of(records)}
+    # What has no line, as a bank of which one expert has no score, was scanned all the same.
+    left_out = lines.keys() - {line.module for line in scored}
+    scanned = {r.tensor: r.n * r.m for r in records if (r.bank or r.module) not in left_out}
+    return lines, sum(scanned.values()) / weights if weights else None, names
 
 
 def is_record_of(records: Sequence[Record], lines: Iterable[Scored]) -> bool:

@@ -47,12 +47,18 @@ class Named:
         target: whose names they are, a `Target` or GIVEN.
         not_loaded: those that the model leaves out.
         warnings: what is odd about the names, a sentence each.
+        parameters: what each stored weight becomes, or a part of it; None where names are the checkpoint's.
     """
 
     matrices: tuple[Matrix, ...]
     target: str
     not_loaded: tuple[Matrix, ...]
     warnings: tuple[str, ...]
+    parameters: Mapping[str, str] | None = None
+
+    def name_of(self, s: Skipped) -> str | None:
+        """What a tensor that was skipped is called, or is a part of; None for what the model does not have."""
+        return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stands_for(s))
 
 
 def named(
@@ -152,7 +158,7 @@ def _renamed(
     if unknown:
         some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
-    return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings))
+    return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings), parameters)
 
 
 def _stands_for(s: Skipped) -> str:

@@ -20,6 +20,7 @@ from .fetching import Fetch, Way
 from .matrices import Experts, Matrix, Skip
 from .naming import is_head, module_path
 from .planning import RESULTS_FOLDER, Plan
+from .quantised import is_companion
 from .quantised import parameter_of as stored_parameter
 from .record import Record, Status
 from .results import Result, Scored, in_order, lines_of, read_results, write_results
@@ -234,7 +235,7 @@ def run(
 def _all_names(plan: Plan) -> list[str]:
     """The parameters that the headers tell, asked for or not; a tied head is its embedding's, and no other."""
     tied = {w.parameter for w in plan.matrices if w.tied_to}
-    skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped}
+    skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped if not is_companion(s.tensor)}
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_path(name) or name) for name in skipped):
         # A head that is stored and was not asked for is among what is skipped.

@@ -91,7 +91,8 @@ class QuantisationIndex:
         # A bare parameter of integers beside experts is a bank of them; elsewhere it is a buffer, unless the config
         # says that weights are quantised: other schemes call them `B`, `W_q`, `codes` or `weight:qdata`.
         bank = len(tensor.shape) >= 3 and is_expert_bank(parameter_of(tensor.name))
-        other = len(tensor.shape) >= 2 and "quant_method" in self._config
+        # Older models keep a mask of theirs as a `bias` of bytes.
+        other = len(tensor.shape) >= 2 and "quant_method" in self._config and not tensor.name.endswith("bias")
         return self._refused(tensor) if packed or bank or other else None
 
     def _refused(self, tensor: TensorInfo) -> Unreadable:
@@ -237,8 +238,9 @@ class QuantisationIndex:
             return most
         name, shape = found
         # A request a matrix would be too many; of a repo, a width that fills no word is found out when it is read.
-        if isinstance(shard := self._shards.get(name), LocalShard) and shape.dtype == "I64" and shape.shape == (2,):
-            width = int.from_bytes(shard.read(shape.start, shape.start + 16)[8:], "little")
+        if isinstance(shard := self._shards.get(name), LocalShard) and shape.shape == (2,):
+            body = shard.read(shape.start, shape.start + shape.nbytes)
+            width = int.from_bytes(body[len(body) // 2 :], "little")
             if -(-width * bits // _WORD_BITS) == words:
                 return width
         return most
@@ -255,7 +257,7 @@ class QuantisationIndex:
         rows, columns = weight.shape
         groups, out = scale[1].shape
         awq = columns != out
-        if awq and (bits != 4 or columns * 8 != out or self._config.get("version", "gemm") != "gemm"):
+        if awq and (bits != 4 or columns * 8 != out or str(self._config.get("version", "gemm")).lower() != "gemm"):
             return Unreadable("unsupported_dtype", "awq, but not of the version gemm with 4 bits")
         if not awq and bits not in (2, 4, 8):
             return Unreadable("unsupported_dtype", f"gptq of {bits} bits")

@@ -17,7 +17,7 @@ import yaml
 from . import runtime
 from .checkpoint import read_checkpoint
 from .errors import ResultError, UsageError
-from .exporters import FORMATS, axolotl, python
+from .exporters import FORMATS, axolotl, peft, python
 from .exporters.matching import Names, alternatives
 from .naming import is_expert_bank, is_head
 from .quantised import is_companion, parameter_of
@@ -204,7 +204,9 @@ def _entries(trainer: str, text: str) -> list[Entry]:
     if trainer == "peft":
         options = json.loads(text)
         modules, banks = options.get("target_modules") or [], options.get("target_parameters") or []
-        if isinstance(modules, str):
+        if isinstance(modules, str) and modules.lower() == peft.ALL_LINEAR:
+            wholes = []
+        elif isinstance(modules, str):
             wholes = [Entry(part, re.compile(rf"(?:{part})\.weight\Z")) for part in alternatives(modules)]
         else:
             wholes = [Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\.weight\Z")) for end in modules]
@@ -313,7 +315,8 @@ def _of_config(trainer: str, text: str, entries: Sequence[str], parameters: Para
     """What the rest of a config says that does not go with frozen parameters."""
     if trainer == "peft":
         is_mixture = any(is_expert_bank(name) and not name.endswith(".weight") for name in parameters.shapes)
-        if not is_mixture or not isinstance(json.loads(text).get("target_modules"), str):
+        modules = json.loads(text).get("target_modules")
+        if not is_mixture or not isinstance(modules, str) or modules.lower() == peft.ALL_LINEAR:
             return []
         detail = (
             "for mixtures of experts PEFT takes a text apart to last parts of names, of all layers; give it a list"

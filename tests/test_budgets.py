@@ -112,3 +112,10 @@ def test_a_whole_scan_of_a_model_with_other_tensors_is_whole(save: Save, working
     with pytest.raises(ResultError) as error:
         fit(Path("model_snr_results/snr_results_y.json"), Rule(100), max_numel=20_000)
     assert error.value.reason == "partial"
+
+
+def test_a_bank_with_a_broken_expert_was_scanned_all_the_same(save: Save, working_folder: Path) -> None:
+    bank = torch.randn(4, 8, 12)
+    bank[2, 0, 0] = torch.nan
+    scan(str(save(llama_tensors(2) | {"model.layers.0.mlp.experts.up_proj": bank})), name="x")
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules

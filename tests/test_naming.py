@@ -115,3 +115,11 @@ def test_an_output_of_a_projector_is_no_head() -> None:
     names = ["model.embed_tokens.weight", "multi_modal_projector.output.weight"]
     assert tied_head(names, config) == ("lm_head", "model.embed_tokens.weight")
     assert tied_head([*names, "output.weight"], config) is None
+
+
+def test_a_flat_multimodal_config_has_a_head_and_an_encoders_embedding_none() -> None:
+    flat = {"architectures": ["XForConditionalGeneration"], "vision_config": {}, "tie_word_embeddings": True}
+    assert tied_head(["model.embed_tokens.weight"], flat) == ("lm_head", "model.embed_tokens.weight")
+    names = ["text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.decoder.weight"]
+    assert tied_head(names, flat) is None
+    assert tied_head(["shared.embed_tokens.weight"], {"architectures": ["T5ForConditionalGeneration"]}) is None

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum_stream import costs, decode, plan, scan
+from spectrum_stream import costs, decode, plan, scan, select
 from spectrum_stream.errors import SpectrumStreamError
+from spectrum_stream.exporters import FORMATS
 from spectrum_stream.matrices import Skip
 from spectrum_stream.record import Status
+from spectrum_stream.results import read_scored
 
 from .conftest import Save, reference_score
 from .hub_server import HubServer
@@ -581,3 +583,33 @@ def test_scales_that_are_read_ahead_are_bounded(save: Save, monkeypatch: pytest.
     # One matrix's at a time, which nobody may wait for forever.
     monkeypatch.setattr(costs, "PARTS_AHEAD_NBYTES", 1)
     assert values(scan(folder, name="y")) == values(whole)
+
+
+def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for i in range(2):
+        stored, scales, _ = by_block(64, 40, seed=i)
+        tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
+    path = scan(str(save(tensors, config=CONFIG)), name="x").written[0]
+    assert read_scored(path).names == ("layers.0.up.weight", "layers.1.up.weight")
+    assert FORMATS["ms-swift"].render(select(path, 50)).count("layers.") == 1
+
+
+def test_a_mask_of_bytes_beside_quantised_weights_is_no_weight(save: Save) -> None:
+    tensors = awq()[0] | {"layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)}
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM"}}
+    result = scan(str(save(tensors, config=config)), name="x")
+    assert result.complete and [r.quantised for r in result.records] == ["awq"]
+
+
+def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: Save) -> None:
+    tensors = {
+        "model.layers.0.self_attn.q_proj.weight": torch.randn(6, 9),
+        "model.layers.0.mlp.down_proj.weight": torch.ones(20, 1, dtype=torch.uint8),
+    }
+    folder = str(
+        save(tensors, config={"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+    for target in ("checkpoint", "transformers-v5"):
+        assert not plan(folder, modules=["self_attn.*"], target=target).failures
+        assert len(plan(folder, target=target).failures) == 1

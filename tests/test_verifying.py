@@ -188,6 +188,7 @@ def test_a_name_that_is_the_start_of_another_is_found_in_every_dialect(tmp_path:
                            "freeze_trainable_modules": "mlp"}, [Mistake.ALL_FROZEN, Mistake.ADAPTER]),
         ("peft", {"target_modules": r"model\.layers\.(?:3|7)\.mlp\.down_proj"}, []),
         ("peft", {"target_modules": ["q_proj", "up_proj"]}, []),
+        ("peft", {"target_modules": "all-linear"}, []),
         ("peft", {"target_modules": ["q_proj", "nonsense"]}, [Mistake.NO_MATCH]),
         ("peft", {"target_modules": ["down_proj"], "exclude_modules": ["down_proj"]}, [Mistake.ALL_FROZEN]),
     ],
@@ -306,3 +307,9 @@ def test_a_model_and_a_list_of_names_exclude_each_other() -> None:
     with pytest.raises(SpectrumStreamError) as error:
         parameters_of("model", Target.AUTO, ["a.weight"])
     assert error.value.reason == "conflicting_options"
+
+
+def test_alternatives_with_an_end_of_another_kind_are_both_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(r"- (?:lm_head\.weight|model\.layers\.0\.mlp\.up_proj\.weight)\Z")
+    assert len(verify(path, PARAMETERS, "lines").trained) == 2

@@ -47,8 +47,8 @@ def literal_prefix(pattern: str) -> str:
 def alternatives(pattern: str) -> list[str]:
     """The parts of `a|b`, and of `^(?:a|b)$` with what is around them; the pattern itself where it has none."""
     before, inner, after = "", pattern, ""
-    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$?)", pattern, re.DOTALL)) and _closes_at_its_end(pattern):
-        before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3]}"
+    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _closes_at_its_end(pattern):
+        before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"
     parts, depth, start, in_class, position = [], 0, 0, False, 0
     while position < len(inner):
         character = inner[position]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from ..errors import ResultError
-from ..naming import group_of, is_expert_bank, is_norm
+from ..naming import group_of, is_embedding, is_expert_bank, is_head, is_norm
 from ..selection import Selection
 from .targets import Target, inexact, targets_of
 
@@ -30,6 +30,8 @@ SUFFIX = "json"
 ADVICE = "LoraConfig(**json.load(open(FILE))); the model's other weights stay frozen"
 
 RANK = 16
+# PEFT's own word, and no regular expression.
+ALL_LINEAR = "all-linear"
 _TAKEN_FOR_EXPERTS = ("gate", "router", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
 
@@ -98,6 +100,9 @@ def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
 
 def _matcher(modules: object) -> Callable[[str], object]:
     """A text has to match a module's whole name; of a list, one is the whole name or its end after a dot."""
+    if isinstance(modules, str) and modules.lower() == ALL_LINEAR:
+        # Which ones are linear a name does not say for certain; PEFT leaves out the head.
+        return lambda module: not (is_norm(module) or is_embedding(module) or is_head(module))
     if isinstance(modules, str):
         return re.compile(modules).fullmatch
     names = [name for name in modules if isinstance(name, str)] if isinstance(modules, list) else []

@@ -206,7 +206,11 @@ def _read(path: Path) -> tuple[list[Scored], bool]:
             raise ResultError(f"{path} is too large for a result", reason="too_large")
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise ResultError(f"there is no result at {path}", reason="no_such_result") from error
+        raise ResultError(
+            f"there is no result at {path}",
+            reason="no_such_result",
+            hint="a scan writes one, model_snr_results/snr_results_….json if nothing else is said",
+        ) from error
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:

@@ -204,12 +204,12 @@ def remarks(result: "ScanResult") -> list[str]:
     if degenerate:
         lines.append(
             f"degenerate, no measure of signal against noise ({_kinds(degenerate)}), are the scores of "
-            f"{len(degenerate)} matrices: {_some([r.module for r in degenerate])}"
+            f"{counted(len(degenerate), 'matrix', 'matrices')}: {_some([r.module for r in degenerate])}"
         )
     if inexact := result.inexact:
         lines.append(
-            f"{len(inexact)} scores may be wrong by up to {max(r.score.error for r in inexact if r.score):.1g} "
-            f"of their value: {_some([r.module for r in inexact])}"
+            f"{counted(len(inexact), 'score', 'scores')} may be wrong by up to "
+            f"{max(r.score.error for r in inexact if r.score):.1g} of the value: {_some([r.module for r in inexact])}"
         )
     for record in result.failed[:10]:
         lines.append(f"{record.module} has no score: {record.detail}")
@@ -217,7 +217,8 @@ def remarks(result: "ScanResult") -> list[str]:
         lines.append(f"{len(result.failed) - 10} more have no score")
     if failures := result.plan.failures:
         lines.append(
-            f"{len(failures)} weights were not scored, {failures[0].why}: "
+            f"not scored, {', '.join(dict.fromkeys(str(s.why) for s in failures))}: "
+            f"{counted(len(failures), 'weight', 'weights')}, "
             f"{_some([f'{s.tensor} ({s.detail or s.dtype})' for s in failures])}"
         )
     return lines
@@ -240,7 +241,9 @@ def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None 
             f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
         )
     if hanging := {name: d for name, d in doubts.items() if d.chosen_degenerate}:
-        groups = [f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])})" for name, d in hanging.items()]
+        groups = [
+            f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])} chosen)" for name, d in hanging.items()
+        ]
         lines.append(
             f"chosen by a degenerate score, no measure of signal against noise, in "
             f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"

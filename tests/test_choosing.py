@@ -99,9 +99,9 @@ def test_without_head_and_embedding_their_patterns_are_not_written_either(names:
 def test_entries_that_are_not_as_spectrum_writes_them_are_pointed_at(names: list[str]) -> None:
     Path("names.txt").write_text("\n".join([*names, "model.layers.1.mlp.up_proj_2.weight"]))
     command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]
-    assert "end with $" not in cli(*command).stdout
+    assert "with a $ at the end" not in cli(*command).stdout
     done = cli(*command, "--names-from", "names.txt")
-    assert "1 entries end with $" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
+    assert "1 entry, model.layers.1" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
 
 
 def test_a_tied_head_that_spectrums_patterns_miss_is_pointed_at(save: Save) -> None:

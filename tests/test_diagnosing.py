@@ -32,7 +32,7 @@ def test_degenerate_scores_and_those_chosen_are_counted_and_said() -> None:
     doubts, selection = doubts_of(records, 34)
     assert (doubts.degenerate, doubts.chosen_degenerate, doubts.inexact) == (3, 2, 0)
     remarks = selection_remarks(selection, {"up": doubts})
-    assert any("degenerate" in remark and "up (2 of 2)" in remark for remark in remarks)
+    assert any("degenerate" in remark and "up (2 of 2 chosen)" in remark for remark in remarks)
 
 
 def test_a_tie_is_one_only_where_the_cut_goes_through_it() -> None:

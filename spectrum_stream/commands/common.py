@@ -44,7 +44,8 @@ def explain(
         output.line(f"the YAML also trains {always}, as Spectrum's always does")
     if whole := axolotl.whole_names(selection, names):
         output.line(
-            f"{len(whole)} entries end with $, to match nothing else: {whole[0]}{' ...' if whole[1:] else ''}"
+            f"with a $ at the end, to match nothing else: {tables.counted(len(whole), 'entry', 'entries')}, "
+            f"{whole[0]}{' ...' if whole[1:] else ''}"
         )
     remark_on(output, selection, doubts)
 

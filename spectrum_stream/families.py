@@ -18,16 +18,12 @@ _EXPERTS: Rules = (
     (r"\.experts\.\d+\.(gate_proj|up_proj)\.weight$", ".experts.gate_up_proj"),
     (r"\.experts\.\d+\.down_proj\.weight$", ".experts.down_proj"),
 )
-_MIXTRAL: Rules = (
-    (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
-    (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
-    (r"\.block_sparse_moe\.", ".mlp."),
-)
-_PHIMOE: Rules = (*_MIXTRAL, (r"\.mlp\.gate\.weight$", ".mlp.router.weight"))
 _LFM2: Rules = (
     (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
     (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
 )
+_MIXTRAL: Rules = (*_LFM2, (r"\.block_sparse_moe\.", ".mlp."))
+_PHIMOE: Rules = (*_MIXTRAL, (r"\.mlp\.gate\.weight$", ".mlp.router.weight"))
 _GRANITE: Rules = (
     (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
     (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
@@ -70,8 +66,7 @@ _DEEPSEEK_V4: Rules = (
     (r"^model\.embed\.", "model.embed_tokens."),
     (r"\.attn_norm\.", ".input_layernorm."),
     (r"\.ffn_norm\.", ".post_attention_layernorm."),
-    (r"\.experts\.\d+\.(w1|w3)\.weight$", ".experts.gate_up_proj"),
-    (r"\.experts\.\d+\.w2\.weight$", ".experts.down_proj"),
+    *_LFM2,
     (r"\.shared_experts\.w1\.", ".shared_experts.gate_proj."),
     (r"\.shared_experts\.w2\.", ".shared_experts.down_proj."),
     (r"\.shared_experts\.w3\.", ".shared_experts.up_proj."),

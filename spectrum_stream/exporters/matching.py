@@ -3,6 +3,7 @@
 import bisect
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 # What stands for itself in a regular expression.
 _LITERAL = re.compile(r"[A-Za-z0-9_\-]|\\[^A-Za-z0-9]")
@@ -49,28 +50,20 @@ def alternatives(pattern: str) -> list[str]:
     before, inner, after = "", pattern, ""
     if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _closes_at_its_end(pattern):
         before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"
-    parts, depth, start, in_class, position = [], 0, 0, False, 0
-    while position < len(inner):
-        character = inner[position]
-        if character == "\\":
-            position += 1
-        elif in_class:
-            in_class = character != "]"
-        elif character == "[":
-            in_class = True
-        elif character in "()":
-            depth += 1 if character == "(" else -1
-        elif character == "|" and depth == 0:
-            parts.append(inner[start:position])
-            start = position + 1
-        position += 1
-    parts.append(inner[start:])
-    return [f"{before}{part}{after}" for part in parts] if len(parts) > 1 else [pattern]
+    cuts = [position for position, character, depth in _structure(inner) if character == "|" and depth == 0]
+    parts = [inner[i + 1 : j] for i, j in pairwise([-1, *cuts, len(inner)])]
+    return [f"{before}{part}{after}" for part in parts] if cuts else [pattern]
 
 
 def _closes_at_its_end(pattern: str) -> bool:
     """Whether the group that a pattern begins with is closed by the last parenthesis that it has."""
-    depth, in_class, position, closed = 0, False, 0, False
+    parentheses = [(character, depth) for _, character, depth in _structure(pattern) if character in "()"]
+    return parentheses[-1:] == [(")", 1)] and all(depth for _, depth in parentheses[1:])
+
+
+def _structure(pattern: str) -> Iterator[tuple[int, str, int]]:
+    """The characters that give a regular expression its structure, with how many groups each is in."""
+    depth, in_class, position = 0, False, 0
     while position < len(pattern):
         character = pattern[position]
         if character == "\\":
@@ -79,10 +72,7 @@ def _closes_at_its_end(pattern: str) -> bool:
             in_class = character != "]"
         elif character == "[":
             in_class = True
-        elif character in "()":
-            if closed:
-                return False
-            depth += 1 if character == "(" else -1
-            closed = depth == 0
+        else:
+            yield position, character, depth
+            depth += {"(": 1, ")": -1}.get(character, 0)
         position += 1
-    return closed

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.exporters import FORMATS
+from spectrum_stream.exporters.matching import Names, alternatives, literal_prefix
 from spectrum_stream.naming import group_of
 from spectrum_stream.results import Result, Scored
 from spectrum_stream.selection import Rule, Selection, choose
@@ -192,3 +193,39 @@ REFUSALS: dict[str, set[str]] = {
 
 def test_every_format_is_held_to_this() -> None:
     assert set(REFUSALS) == set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "parts", "prefix"),
+    [
+        ("a|b", ["a", "b"], ""),
+        (r"^(?:a\.b|c)$", [r"^(?:a\.b)$", "^(?:c)$"], ""),
+        (r"(?:a|b)\Z", [r"(?:a)\Z", r"(?:b)\Z"], ""),
+        (r"a\|b", [r"a\|b"], "a|b"),
+        ("a[|(]b", ["a[|(]b"], "a"),
+        ("(?:a|b)c|d", ["(?:a|b)c", "d"], ""),
+        ("(?:a|b)(?:c|d)", ["(?:a|b)(?:c|d)"], ""),
+        (r"^(?:model\.x)$", [r"^(?:model\.x)$"], "model.x"),
+        (r"model\.x+", [r"model\.x+"], "model.x"),
+        (r"model\.x?", [r"model\.x?"], "model."),
+        (r"model.x", ["model.x"], "model"),
+    ],
+)
+def test_a_pattern_is_taken_apart_where_it_can_be(pattern: str, parts: list[str], prefix: str) -> None:
+    assert alternatives(pattern) == parts and literal_prefix(pattern) == prefix
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", r"\.", ".", "|", "(?:", ")", "+", "?", "[ab]", "$", "^"]), max_size=8),
+    st.data(),
+)
+def test_looking_at_some_names_finds_what_looking_at_all_does(pieces: list[str], data: st.DataObject) -> None:
+    try:
+        pattern = re.compile("".join(pieces))
+    except re.error:
+        return
+    names = data.draw(st.lists(st.text("ab.", max_size=5)))
+    for anchored in (True, False):
+        look = pattern.match if anchored else pattern.search
+        found = {match.string for match in Names(names).found(pattern, anchored=anchored)}
+        assert found == {name for name in names if look(name)}

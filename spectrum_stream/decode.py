@@ -139,7 +139,7 @@ class PartReader:
         shards: Mapping[str, Shard],
         here: Shard,
         matrices: Sequence[Matrix],
-        count: Callable[[int], None] = lambda nbytes: None,
+        count: Callable[[int], None],
     ) -> None:
         self._count = count
         self._shards = shards

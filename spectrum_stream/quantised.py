@@ -125,9 +125,9 @@ def block_size(config: Mapping[str, Any]) -> tuple[int, int]:
 def quantisation_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json about it: of the model, or of the language model within."""
     text = config.get("text_config")
-    for settings_ in (config, text if isinstance(text, dict) else {}):
+    for model in (config, text if isinstance(text, dict) else {}):
         for name in ("quantization_config", "compression_config"):
-            if isinstance(found := settings_.get(name), dict):
+            if isinstance(found := model.get(name), dict):
                 return found
     return {}
 

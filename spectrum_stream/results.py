@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,10 +134,10 @@ def read_scored(path: Path) -> Result:
     Args:
         path: a result file, or the record itself. A record must have its result beside it, which is written when the
             scan ends: the matrices of a scan that has not are parts of groups, and would be ranked as if they were
-                whole.
+            whole.
 
     Raises:
-        ResultError: as `read_results` and `store.read_records`, which a result without a usable record does not;
+        ResultError: as `read_results` and `record.read_records`, which a result without a usable record does not;
             unfinished, a record without a result; other_result, a record that disagrees with it.
     """
     asked_for_record = path.suffix == ".sqlite"
@@ -168,9 +168,9 @@ def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], 
     """What a record has of these lines, the share of the model's weights that was scanned, and all its names."""
     with stored_records(path, spectra=False) as stored:
         records, names, weights = list(stored.records), stored.names, stored.weights
-    if not is_record_of(records, scored):
-        raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
     lines = {line.module: line for line in lines_of(records)}
+    if not _are_among(scored, lines):
+        raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
     # What has no line, as a bank of which one expert has no score, was scanned all the same.
     left_out = lines.keys() - {line.module for line in scored}
     scanned = {r.tensor: r.n * r.m for r in records if (r.bank or r.module) not in left_out}
@@ -182,7 +182,10 @@ def is_record_of(records: Sequence[Record], lines: Iterable[Scored]) -> bool:
 
     A record of other scores says nothing of these, whatever modules it has. It may have more than the result.
     """
-    known = {line.module: line for line in lines_of(records)}
+    return _are_among(lines, {line.module: line for line in lines_of(records)})
+
+
+def _are_among(lines: Iterable[Scored], known: Mapping[str, Scored]) -> bool:
     return all((same := known.get(line.module)) is not None and same[:3] == line[:3] for line in lines)
 
 

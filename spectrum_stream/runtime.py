@@ -84,15 +84,12 @@ def named(
     if names is not None:
         return _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layer_count(config), [])
     if target is Target.AUTO:
-        target = {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
-        # Nobody says what it is.
-        target = target if isinstance(family, str) else Target.CHECKPOINT
+        # Of a family that nobody names nothing is known.
+        target = _installed_target() if isinstance(family, str) else Target.CHECKPOINT
     if target is Target.CHECKPOINT:
         return Named(tuple(matrices), target, (), ())
-    table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
     warnings: list[str] = []
-    if isinstance(family, str) and family in table:
-        rename = families.rename(table[family])
+    if (rename := _by_table(family, target)) is not None:
         parameters = {name: rename(name) for name in stored}
     else:
         try:
@@ -117,12 +114,21 @@ class Renaming:
 
 def renaming(config: Mapping[str, Any], target: Target) -> Renaming:
     """That of a family that is known; else the checkpoint's names stay."""
-    family = config.get("model_type")
-    version = installed_version() if target is Target.AUTO else {Target.V4: 4, Target.V5: 5}.get(target)
-    table = {4: families.V4, 5: families.V5}.get(version or 0, {})
-    if isinstance(family, str) and family in table:
-        return Renaming(families.rename(table[family]), f"of the checkpoint, as transformers {version} renames them")
-    return Renaming(str, "of the checkpoint")
+    target = _installed_target() if target is Target.AUTO else target
+    rename = _by_table(config.get("model_type"), target)
+    if rename is None:
+        return Renaming(str, "of the checkpoint")
+    return Renaming(rename, f"of the checkpoint, as {target.replace('-v', ' ')} renames them")
+
+
+def _by_table(family: object, target: Target) -> Callable[[str], str] | None:
+    """What becomes of the names of a family that is known; None for another."""
+    table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
+    return families.rename(table[family]) if isinstance(family, str) and family in table else None
+
+
+def _installed_target() -> Target:
+    return {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
 
 
 def _renamed(
@@ -143,13 +149,11 @@ def _renamed(
         parameter = parameters.get(w.parameter)
         if is_extra_layer(w.module, layers) and target != GIVEN:
             not_loaded.append(w)
-        elif w.tied_to is not None:
+        elif w.tied_to is not None or (parameter == w.parameter and parameter not in incomplete):
             kept.append(w)
         elif parameter is None or parameter in incomplete:
             kept.append(w)
             unknown[w.bank or w.module] = None
-        elif parameter == w.parameter:
-            kept.append(w)
         else:
             # The tower of a group, or what else it is kept apart by, is in front of the name.
             apart = w.group.removesuffix(group_of(bank_of(w.module, w.parameter) or w.module))

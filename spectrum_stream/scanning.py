@@ -198,7 +198,7 @@ def run(
             for module, record in stored.items()
         }
         # Read with its result, it has to have the names that the result has.
-        if moved := [r for r in known.values() if (r.group, r.parameter) != _names(stored[r.module])]:
+        if moved := [r for r in known.values() if _called(r) != _called(stored[r.module])]:
             store.rename(moved)
         again = [
             w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
@@ -245,7 +245,8 @@ def _all_names(plan: Plan) -> list[str]:
     return sorted(found - tied)
 
 
-def _names(record: Record) -> tuple[str, str]:
+def _called(record: Record) -> tuple[str, str]:
+    """What a plan decides of a record, and no number depends on."""
     return record.group, record.parameter
 
 

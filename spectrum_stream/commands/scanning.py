@@ -66,18 +66,8 @@ def plan_command(
     """Show what a scan would read, score, skip, cost and write. Reads headers only."""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
-    plan = planning.plan(
-        typed,
-        top_percent=top_percent,
-        modules=patterns_of(modules),
-        name=name,
-        out=out,
-        max_nbytes=nbytes_of(max_memory, "--max-memory"),
-        fetch=fetch,
-        max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
-        target=target,
-        names=read_names(names_from) if names_from else None,
-        experts=experts,
+    plan = _planned(
+        typed, top_percent, patterns_of(modules), name, out, max_memory, fetch, max_disk, target, names_from, experts
     )
     for warning in plan.warnings:
         output.warn(warning)
@@ -134,10 +124,31 @@ def scan_command(
         if patterns:
             raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
         patterns = _tick_groups(typed, output)
-    plan = planning.plan(
-        typed,
+    plan = _planned(
+        typed, top_percent, patterns, name, out, max_memory, fetch, max_disk, target, names_from, experts, precision
+    )
+    _run(output, plan, fresh, wait, precision, device, patterns)
+
+
+def _planned(
+    model: str,
+    top_percent: float | None,
+    modules: list[str] | None,
+    name: str | None,
+    out: Path,
+    max_memory: str | None,
+    fetch: Fetch,
+    max_disk: str | None,
+    target: Target,
+    names_from: Path | None,
+    experts: Experts,
+    precision: Precision | None = None,
+) -> planning.Plan:
+    """The plan of what was typed."""
+    return planning.plan(
+        model,
         top_percent=top_percent,
-        modules=patterns,
+        modules=modules,
         name=name,
         out=out,
         max_nbytes=nbytes_of(max_memory, "--max-memory"),
@@ -145,10 +156,9 @@ def scan_command(
         fetch=fetch,
         max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
         target=target,
-        names=read_names(names_from) if names_from else None,
+        names=None if names_from is None else read_names(names_from),
         experts=experts,
     )
-    _run(output, plan, fresh, wait, precision, device, patterns)
 
 
 def demo_command(

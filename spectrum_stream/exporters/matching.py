@@ -2,7 +2,7 @@
 
 import bisect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 # What stands for itself in a regular expression.
@@ -17,16 +17,21 @@ class Names:
         self.all = sorted(set(names))
 
     def starting_with(self, prefix: str) -> tuple[str, ...]:
-        first = last = bisect.bisect_left(self.all, prefix)
-        while last < len(self.all) and self.all[last].startswith(prefix):
-            last += 1
-        return tuple(self.all[first:last])
+        return starting_with(self.all, prefix)
 
     def found(self, pattern: re.Pattern[str], *, anchored: bool) -> Iterator[re.Match[str]]:
         """The match in every name that has one; an anchored pattern has to match from a name's start."""
         prefix = literal_prefix(pattern.pattern) if anchored or pattern.pattern.startswith("^") else ""
         look = pattern.match if anchored else pattern.search
         return (match for name in self.starting_with(prefix) if (match := look(name)) is not None)
+
+
+def starting_with(names: Sequence[str], prefix: str) -> tuple[str, ...]:
+    """Those of sorted names that start with a prefix."""
+    first = last = bisect.bisect_left(names, prefix)
+    while last < len(names) and names[last].startswith(prefix):
+        last += 1
+    return tuple(names[first:last])
 
 
 def literal_prefix(pattern: str) -> str:

@@ -1,6 +1,5 @@
 """What every exporter starts from: a selection as the names of parameters, held against those that are known."""
 
-import bisect
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import ResultError
 from ..results import Scored, parameter_of
 from ..selection import Selection
+from .matching import starting_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,7 @@ class Targets:
 
     def starting_with(self, prefix: str) -> tuple[str, ...]:
         """The known names that start with a prefix."""
-        first = last = bisect.bisect_left(self.known, prefix)
-        while last < len(self.known) and self.known[last].startswith(prefix):
-            last += 1
-        return self.known[first:last]
+        return starting_with(self.known, prefix)
 
 
 def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:

@@ -41,7 +41,7 @@ def explain(
         return
     if selection.always:
         always = " and ".join(f"^{module}.weight$" for module in selection.always)
-        output.line(f"the YAML also trains {always}, as Spectrum's always does")
+        output.line(f"the YAML also trains {always}, where the model has them, as Spectrum's always does")
     if whole := axolotl.whole_names(selection, names):
         output.line(
             f"with a $ at the end, to match nothing else: {tables.counted(len(whole), 'entry', 'entries')}, "

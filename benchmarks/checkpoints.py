@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spectrum_stream.snr import score
+from spectrum_stream.numerics.snr import score
 
 from .matrices import matrix
 from .spectra import draw

@@ -22,10 +22,10 @@ import torch
 from safetensors import safe_open
 
 from spectrum_stream import Plan, plan, scan
-from spectrum_stream.engine import measure_all, open_device
-from spectrum_stream.matrices import Matrix
-from spectrum_stream.snr import score
-from spectrum_stream.sources import LocalShard
+from spectrum_stream.checkpoint import LocalShard
+from spectrum_stream.model.inventory import Matrix
+from spectrum_stream.numerics.schedule import measure_all, open_device
+from spectrum_stream.numerics.snr import score
 
 Shape = tuple[int, int]
 Item = tuple[Matrix, torch.Tensor]

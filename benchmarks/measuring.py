@@ -14,9 +14,9 @@ import psutil
 import torch
 
 from spectrum_stream import Plan, plan, select
-from spectrum_stream.naming import group_of
-from spectrum_stream.results import Scored
-from spectrum_stream.sources import LocalShard
+from spectrum_stream.checkpoint import LocalShard
+from spectrum_stream.model.names import group_of
+from spectrum_stream.results.result import Scored
 
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint

@@ -14,9 +14,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from spectrum_stream.measures import MEASURES, marchenko_pastur, scale_free
-from spectrum_stream.remeasuring import read_recorded, record_path
-from spectrum_stream.snr import score
+from spectrum_stream.numerics.metrics import MEASURES, marchenko_pastur, scale_free
+from spectrum_stream.numerics.snr import score
+from spectrum_stream.results.remeasuring import read_recorded, record_path
 
 BETAS = [Fraction(1, 32), Fraction(1, 16), Fraction(1, 8), Fraction(1, 4), Fraction(3, 8), Fraction(1, 2)]
 BETAS += [Fraction(3, 4), Fraction(1)]

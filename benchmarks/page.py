@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spectrum_stream.page.data import read_shown
-from spectrum_stream.page.page import render
-from spectrum_stream.record import Record, Status
-from spectrum_stream.results import in_order, write_results
-from spectrum_stream.snr import score
-from spectrum_stream.store import Store
-from tests.browser import CHROMIUM, launched, opened
+from spectrum_stream.numerics.snr import score
+from spectrum_stream.report.data import read_shown
+from spectrum_stream.report.page import render
+from spectrum_stream.results.journal import Store
+from spectrum_stream.results.record import Record, Status
+from spectrum_stream.results.result import in_order, write_results
+from tests.support.browser import CHROMIUM, launched, opened
 
 _MAX_NBYTES = 25_000_000
 _MAX_S = 3.0

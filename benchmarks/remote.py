@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum_stream import plan, scan
-from tests.hub_server import Blob, HubServer, deepseek_671b, llama3_70b
+from tests.support.hub_server import Blob, HubServer, deepseek_671b, llama3_70b
 
 from .contenders import Task, parts, warm_up
 from .worker import Worker

@@ -12,40 +12,40 @@ Names are loaded when they are first used, so that importing the package imports
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .budgets import fit as fit
     from .errors import SpectrumStreamError as SpectrumStreamError
-    from .freezing import Frozen as Frozen
-    from .freezing import freeze as freeze
-    from .planning import Plan as Plan
-    from .planning import plan as plan
-    from .scanning import Event as Event
-    from .scanning import MatrixScored as MatrixScored
-    from .scanning import ScanFinished as ScanFinished
-    from .scanning import ScanResult as ScanResult
-    from .scanning import ScanStarted as ScanStarted
-    from .scanning import scan as scan
-    from .selection import Rule as Rule
-    from .selection import Selection as Selection
-    from .selection import choose as choose
-    from .selection import select as select
+    from .pipeline import Event as Event
+    from .pipeline import MatrixScored as MatrixScored
+    from .pipeline import ScanFinished as ScanFinished
+    from .pipeline import ScanResult as ScanResult
+    from .pipeline import ScanStarted as ScanStarted
+    from .pipeline import scan as scan
+    from .selection.budget import fit as fit
+    from .selection.select import Rule as Rule
+    from .selection.select import Selection as Selection
+    from .selection.select import choose as choose
+    from .selection.select import select as select
+    from .streaming.plan import Plan as Plan
+    from .streaming.plan import plan as plan
+    from .trainers.freeze import Frozen as Frozen
+    from .trainers.freeze import freeze as freeze
 
 _HOMES = {
     "SpectrumStreamError": "errors",
-    "Frozen": "freezing",
-    "freeze": "freezing",
-    "Plan": "planning",
-    "plan": "planning",
-    "Event": "scanning",
-    "MatrixScored": "scanning",
-    "ScanFinished": "scanning",
-    "ScanResult": "scanning",
-    "ScanStarted": "scanning",
-    "scan": "scanning",
-    "Rule": "selection",
-    "Selection": "selection",
-    "choose": "selection",
-    "fit": "budgets",
-    "select": "selection",
+    "Frozen": "trainers.freeze",
+    "freeze": "trainers.freeze",
+    "Plan": "streaming.plan",
+    "plan": "streaming.plan",
+    "Event": "pipeline",
+    "MatrixScored": "pipeline",
+    "ScanFinished": "pipeline",
+    "ScanResult": "pipeline",
+    "ScanStarted": "pipeline",
+    "scan": "pipeline",
+    "Rule": "selection.select",
+    "Selection": "selection.select",
+    "choose": "selection.select",
+    "fit": "selection.budget",
+    "select": "selection.select",
 }
 
 __all__ = sorted(_HOMES)

@@ -27,7 +27,7 @@ def main() -> NoReturn:
 
     def stop(number: int, frame: FrameType | None) -> None:
         # An exception in the middle of torch's import would abort the process; before a scan nothing is to be closed.
-        if not hasattr(sys.modules.get("spectrum_stream.scanning"), "run"):
+        if not hasattr(sys.modules.get("spectrum_stream.pipeline"), "run"):
             os._exit(128 + number)
         received.append(number)
         raise KeyboardInterrupt
@@ -37,7 +37,7 @@ def main() -> NoReturn:
     _meet_lost_pages()
     code = 0
     try:
-        from .cli import main as run
+        from .cli.app import main as run
 
         code = run()
     except KeyboardInterrupt:

@@ -15,9 +15,9 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from spectrum_stream.engine import one_thread_each
+from spectrum_stream.numerics.schedule import one_thread_each
 
-from .real_checkpoints import make_smollm2
+from .support.real_checkpoints import make_smollm2
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -21,7 +21,7 @@ from benchmarks.results import Accuracy, RunResult, Spread, WorkloadResult
 from benchmarks.spectra import Kind, bulk_quantiles, draw
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import Suite, Weight, Workload, workloads
-from spectrum_stream.snr import score
+from spectrum_stream.numerics.snr import score
 
 # Powers of two, products of other primes, primes; wide, square, tall, one row.
 SHAPES = [(64, 192), (192, 64), (96, 96), (37, 53), (70, 30), (1, 12)]

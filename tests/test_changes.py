@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, ResultError, SpectrumStreamError
-from spectrum_stream.planning import plan
-from spectrum_stream.scanning import MatrixScored, run
-from spectrum_stream.store import Store
+from spectrum_stream.pipeline import MatrixScored, run
+from spectrum_stream.results.journal import Store
+from spectrum_stream.streaming.plan import plan
 
 from .conftest import Save, llama_tensors
-from .test_store import IDENTITY
+from .results.test_journal import IDENTITY
 
 
 def replaced(path: Path) -> None:

@@ -1,0 +1,210 @@
+"""The header of a safetensors file: bytes and a file size in, tensors or one reason out.
+
+    offset 0      8 bytes   N, the length of the header, an unsigned little-endian integer
+    offset 8      N bytes   JSON: {name: {"dtype", "shape", "data_offsets": [begin, end)}, "__metadata__"?}
+    offset 8+N              the data: every byte belongs to exactly one tensor
+
+Pure, so that it serves local and remote files alike and can be fuzzed. The rules are those of the
+reference reader (safetensors 0.8, `tensor.rs`): what it refuses is refused here. Three things differ.
+A tensor named twice is refused, where the reference keeps the last. A dtype that is not known yet is
+let through, for the plan to skip by name. A tensor written as a JSON list instead of an object is refused.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NoReturn
+
+from ..errors import BadHeader
+
+PREFIX_NBYTES = 8
+MAX_HEADER_NBYTES = 100_000_000
+_MAX_USIZE = 2**64 - 1
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+# fmt: off
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}
+# fmt: on
+
+
+class Fault(StrEnum):
+    """Why a header is refused."""
+
+    TOO_SHORT = "header_too_short"  # the file ends before the eight bytes of N do
+    TOO_LARGE = "header_too_large"  # N is over the format's limit
+    PAST_END = "header_past_end"  # N reaches beyond the file
+    NOT_UTF8 = "header_not_utf8"
+    NOT_JSON = "header_not_json"
+    NOT_AN_OBJECT = "header_not_an_object"
+    DUPLICATE = "duplicate_key"
+    BAD_METADATA = "bad_metadata"  # __metadata__ is not a map of strings
+    BAD_TENSOR = "bad_tensor_entry"  # a missing field, or one of the wrong type
+    BAD_OFFSETS = "bad_offsets"  # a hole, an overlap, or an end before its beginning
+    OVERFLOW = "size_overflow"  # the shape describes more than 2**64 bytes
+    MISALIGNED = "size_misaligned"  # a sub-byte dtype that does not end on a byte
+    WRONG_SIZE = "size_mismatch"  # shape and dtype do not add up to the bytes claimed
+    TRUNCATED = "truncated"  # the data ends before the last tensor does
+    TRAILING = "trailing_bytes"  # bytes that belong to no tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its header describes it; its bytes are [start, stop) of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
+    """Length N of the header, checked against the limit and the file before anything is read or allocated.
+
+    Raises:
+        BadHeader: TOO_SHORT, TOO_LARGE, PAST_END.
+    """
+    if len(prefix) < PREFIX_NBYTES or file_nbytes < PREFIX_NBYTES:
+        _refuse(Fault.TOO_SHORT, f"the file is {file_nbytes} bytes long, too short to be safetensors")
+    nbytes = int.from_bytes(prefix[:PREFIX_NBYTES], "little")
+    if nbytes > MAX_HEADER_NBYTES:
+        _refuse(Fault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
+    if PREFIX_NBYTES + nbytes > file_nbytes:
+        _refuse(Fault.PAST_END, f"the header claims {nbytes} bytes and the file has {file_nbytes}")
+    return nbytes
+
+
+def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
+    """The tensors of a file, in the order of their bytes.
+
+    Args:
+        header: the N bytes after the length prefix.
+        file_nbytes: the size of the whole file, 8 + N + data.
+
+    Raises:
+        BadHeader: with the `Fault` that was found first; the rules are checked in the order of `Fault`.
+    """
+    entries = _load(header)
+    _check_metadata(entries.pop("__metadata__", None))
+    data_start = PREFIX_NBYTES + len(header)
+    tensors = sorted(
+        (_tensor(name, entry, data_start) for name, entry in entries.items()), key=lambda t: (t.start, t.stop)
+    )
+    end = data_start
+    for tensor in tensors:
+        if tensor.start != end or tensor.stop < tensor.start:
+            _refuse(
+                Fault.BAD_OFFSETS,
+                f"{tensor.name!r} claims bytes {tensor.start} to {tensor.stop}, expected to start at {end}",
+            )
+        _check_size(tensor)
+        end = tensor.stop
+    if end > file_nbytes:
+        _refuse(Fault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
+    if end < file_nbytes:
+        _refuse(Fault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
+    return tensors
+
+
+def _refuse(fault: Fault, message: str) -> NoReturn:
+    raise BadHeader(message, reason=fault)
+
+
+def _load(header: bytes) -> dict[str, Any]:
+    try:
+        text = header.decode("utf-8")
+    except UnicodeDecodeError:
+        _refuse(Fault.NOT_UTF8, "the header is not UTF-8 text")
+    try:
+        entries = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+    except BadHeader:
+        raise
+    # RecursionError: thousands of nested lists, in a header that is hostile by then.
+    except (ValueError, RecursionError):
+        _refuse(Fault.NOT_JSON, "the header is not JSON")
+    if not isinstance(entries, dict):
+        _refuse(Fault.NOT_AN_OBJECT, "the header is not a JSON object")
+    return entries
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        # Python's json keeps the last of two equal keys, so two readers could see two different files.
+        _refuse(Fault.DUPLICATE, "the header names the same key twice")
+    return result
+
+
+def _integer(literal: str) -> int | float:
+    # "-0" is a float to the reference reader, and 20 digits hold every 64-bit integer.
+    return int(literal) if len(literal) <= 20 and literal != "-0" else _float(literal)
+
+
+def _float(literal: str) -> float:
+    value = float(literal)
+    return value if math.isfinite(value) else _constant(literal)
+
+
+def _constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal} is not JSON")
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _refuse(Fault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
+
+
+def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict) or any(field not in entry for field in _FIELDS):
+        _refuse(Fault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = (entry[field] for field in _FIELDS)
+    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        _refuse(Fault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate survives json.loads and would fail much later, when the result is written.
+        _refuse(Fault.NOT_JSON, "a tensor's name is not Unicode text")
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_sizes(value: Any) -> bool:
+    # `type is int`, since True and 2.0 pass for integers otherwise.
+    return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_USIZE for v in value)
+
+
+def _check_size(tensor: TensorInfo) -> None:
+    if tensor.dtype not in DTYPE_BITS:
+        return
+    bits = 1
+    # Multiplied in the reference's order, so that both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
+    for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
+        bits *= factor
+        if bits > _MAX_USIZE:
+            _refuse(Fault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")
+    if bits % 8:
+        _refuse(Fault.MISALIGNED, f"{tensor.name!r} does not end on a whole byte")
+    if bits // 8 != tensor.nbytes:
+        _refuse(
+            Fault.WRONG_SIZE,
+            f"{tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, {bits // 8} bytes, and claims {tensor.nbytes}",
+        )

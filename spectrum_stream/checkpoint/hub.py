@@ -1,0 +1,350 @@
+"""A checkpoint in a repo of the Hugging Face Hub, or of a server that speaks its protocol.
+
+The revision is resolved to a commit once, and every later request is for that commit, so a push in the middle
+of a scan changes nothing. Tokens, endpoint, offline mode and cache are huggingface_hub's, by its variables:
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME.
+"""
+
+import functools
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HfUriError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate_repo_id
+
+from .. import __version__
+from ..errors import BadIndex, CheckpointError, SourceError, UsageError
+from .hub_errors import BadResponse, explaining, offline
+from .local import open_local
+from .ranges import RemoteFile, with_retries
+from .source import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MAX_JSON_NBYTES,
+    Choice,
+    LocalShard,
+    RangesIgnored,
+    Shard,
+    Source,
+    check_json_size,
+    choose,
+    is_safe_shard_name,
+    parse_json,
+    read_config,
+)
+
+_LIBRARY = "spectrum-stream"
+# One request brings most headers whole: 100 kB is the median of published shards.
+_PROBE_NBYTES = 100_000
+_PROBES_AT_ONCE = 8
+# huggingface_hub has its own five for the body of a file; these are for all that comes before.
+_DOWNLOAD_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A repo as a user names it; the revision is a branch, a tag or a commit."""
+
+    repo: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in file names: as Spectrum calls it, and any branch but main by its own name."""
+        return self.repo if self.revision in (None, "main") else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """A repo at a commit.
+
+    Attributes:
+        revision: what was resolved to it.
+        small: index and config, as far as there are any.
+    """
+
+    endpoint: str
+    id: str
+    commit: str
+    revision: str
+    small: tuple[str, ...]
+
+    def file(self, name: str) -> RemoteFile:
+        return RemoteFile(
+            hf_hub_url(self.id, name, revision=self.commit, endpoint=self.endpoint),
+            self.commit,
+            build_hf_headers(library_name=_LIBRARY, library_version=__version__),
+            f"{self.id}/{name}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HubShard:
+    """A shard in a repo.
+
+    Attributes:
+        head: the first bytes of it, enough for most headers.
+        is_ranged: whether the server sends a part of it when asked for one.
+    """
+
+    name: str
+    nbytes: int
+    repo: Repo
+    file: RemoteFile = field(repr=False)
+    head: bytes = field(repr=False)
+    is_ranged: bool
+
+    @property
+    def where(self) -> str:
+        return self.file.where
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of the file; fewer at its end. Meant for headers.
+
+        Raises:
+            SourceError: see `explaining`; CheckpointError: changed.
+        """
+        stop = min(stop, self.nbytes)
+        if stop <= len(self.head) or len(self.head) == self.nbytes:
+            return self.head[start:stop]
+        with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
+            if self.is_ranged:
+                body = bytearray()
+                try:
+                    self.file.stream(start, stop, self.nbytes, lambda _, chunk: body.extend(chunk))
+                    return bytes(body)
+                except RangesIgnored:
+                    pass
+            return self.file.read_prefix(stop)[start:]
+
+    def stream(
+        self, start: int, stop: int, write: Callable[[int, bytes], object], halt: threading.Event | None = None
+    ) -> None:
+        """See `RemoteShard`."""
+        with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
+            self.file.stream(start, stop, self.nbytes, write, halt)
+
+    def download(self, folder: Path | None, on_bytes: Callable[[int], object]) -> LocalShard:
+        """See `RemoteShard`; with Xet where the server has it."""
+
+        class Counter(tqdm):
+            # Its own drawing is off, and with it its counting.
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                on_bytes(int(n or 0))
+
+        def attempt(name: str) -> Path:
+            try:
+                return Path(
+                    hf_hub_download(
+                        self.repo.id,
+                        name,
+                        revision=self.repo.commit,
+                        local_dir=folder,
+                        endpoint=self.repo.endpoint,
+                        library_name=_LIBRARY,
+                        library_version=__version__,
+                        tqdm_class=Counter,
+                    )
+                )
+            except LocalEntryNotFoundError as error:
+                # Any failure of its first request comes as this; the reason is behind it.
+                raise error.__cause__ or error from None
+
+        with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
+            path = with_retries(self.where, lambda: attempt(self.name), tries=_DOWNLOAD_TRIES)
+            # What is kept is to be of use without a network.
+            for name in self.repo.small if folder is None else ():
+                if _cached(self.repo, name) is None:
+                    with_retries(self.where, functools.partial(attempt, name))
+            if folder is None:
+                _name_in_cache(self.repo, path)
+        local = LocalShard.at(self.name, path)
+        if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
+            raise CheckpointError(f"{self.where} is not the file that it was when it was planned", reason="changed")
+        return local
+
+
+def parse_address(model: str) -> Address | None:
+    """The repo that MODEL names, or None where it cannot be the name of one.
+
+    Raises:
+        UsageError: bad_address, for an address that is no model's.
+    """
+    if "://" in model and "/" in (body := model.removeprefix("hf://")):
+        try:
+            uri = parse_hf_uri(model, endpoint=_endpoint())
+        except HfUriError as error:
+            raise UsageError(
+                f"{model} is not the address of a repo on {_endpoint()}",
+                reason="bad_address",
+                hint="give org/name; another server is chosen with HF_ENDPOINT",
+            ) from error
+        # The page of a file stands for its repo; a folder in a repo is another checkpoint.
+        path = uri.path_in_repo
+        if uri.type != "model" or "/" in path or (path and "." not in path):
+            raise UsageError(
+                f"{model} is not the address of a model's repo",
+                reason="bad_address",
+                hint=f"{uri.id} is what can be scanned" if uri.type == "model" else None,
+            )
+        return Address(uri.id, uri.revision)
+    body = model.removeprefix("hf://")
+    repo, at, revision = body.partition("@")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return None
+    if repo.endswith(".safetensors") or (at and not revision):
+        return None
+    return Address(repo, revision or None)
+
+
+def open_hub(model: str, address: Address) -> Source:
+    """Find the shards of a repo: the commit, the files, the index, and the beginning of each shard.
+
+    Shards that are in the user's cache are read there. Offline, all of them must be.
+
+    Raises:
+        SourceError: no_such_repo, gated_repo, bad_token, forbidden, no_such_revision, repo_disabled, offline,
+            unreachable, timeout, rate_limited, server_error, redirect_loop, bad_response; no_safetensors, no_index.
+        BadIndex: bad_index, unsafe_shard_name, missing_shard.
+        CheckpointError: changed, file_too_large.
+    """
+    endpoint = _endpoint()
+    if constants.is_offline_mode():
+        return _open_cached(model, address)
+    with explaining(endpoint, address.repo, address.revision):
+        repo, files = with_retries(address.repo, lambda: _resolve(endpoint, address))
+        where = f"hf://{repo.id}"
+
+        def read_json(name: str) -> Any:
+            return parse_json(_read_small(repo, name))
+
+        choice = choose(files, read_json, where)
+        config, warnings = read_config(files, read_json, where)
+        shards = _shards(repo, choice, files)
+    return Source(
+        model, address.name, where, repo.commit, shards, choice.weight_map, config, (*warnings, *choice.warnings)
+    )
+
+
+def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
+    """The commit of a revision, and the files that it has."""
+    api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=__version__)
+    try:
+        revision = address.revision or "main"
+        info = api.model_info(address.repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
+            raise ValueError(info.sha)
+        files = [sibling.rfilename for sibling in info.siblings or () if isinstance(sibling.rfilename, str)]
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    # The page of a hotel's network, say, or another API: whatever ModelInfo makes of it.
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SourceError(
+            f"{endpoint} does not answer as the Hub does for {address.repo}",
+            reason="bad_response",
+            hint="check HF_ENDPOINT, and whether the network wants a login",
+        ) from error
+    small = tuple(name for name in (INDEX_FILE, CONFIG_FILE) if name in files)
+    return Repo(endpoint, address.repo, str(info.sha), revision, small), files
+
+
+def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
+    if missing := [name for name in choice.names if name not in set(files)]:
+        raise BadIndex(
+            f"the index of {repo.id} names {missing[0]}, which is not there ({len(missing)} such in all)",
+            reason="missing_shard",
+        )
+    if unsafe := [name for name in choice.names if not is_safe_shard_name(name)]:
+        raise BadIndex(f"{repo.id} has a shard of an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
+    halt = threading.Event()
+    with ThreadPoolExecutor(_PROBES_AT_ONCE, "probe") as pool:
+        try:
+            return tuple(pool.map(lambda name: _shard(repo, name, halt), choice.names))
+        except BaseException:
+            # Or the pool would wait for those who wait for the server.
+            halt.set()
+            raise
+
+
+def _shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
+    cached = _cached(repo, name)
+    if cached is not None:
+        return LocalShard.at(name, cached)
+    file = repo.file(name)
+    head, nbytes, is_ranged = file.probe(_PROBE_NBYTES, halt)
+    if nbytes is None:
+        url = hf_hub_url(repo.id, name, revision=repo.commit, endpoint=repo.endpoint)
+        nbytes = with_retries(
+            file.where, lambda: get_hf_file_metadata(url, token=get_token(), endpoint=repo.endpoint).size
+        )
+    if nbytes is None:
+        raise BadResponse(f"{repo.endpoint} does not say how large {name} is")
+    return HubShard(name, nbytes, repo, file, head, is_ranged)
+
+
+def _read_small(repo: Repo, name: str) -> bytes:
+    if (cached := _cached(repo, name)) is not None:
+        check_json_size(cached.stat().st_size, str(cached))
+        return cached.read_bytes()
+    file = repo.file(name)
+    body = file.read_prefix(MAX_JSON_NBYTES + 1)
+    check_json_size(len(body), file.where)
+    return body
+
+
+def _cached(repo: Repo, name: str) -> Path | None:
+    path = try_to_load_from_cache(repo.id, name, revision=repo.commit)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _open_cached(model: str, address: Address) -> Source:
+    try:
+        folder = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise offline(address.repo) from error
+    return replace(open_local(model, folder), name=address.name, where=f"hf://{address.repo}", commit=folder.name)
+
+
+def _name_in_cache(repo: Repo, file: Path) -> None:
+    """Note in the cache which commit the revision is, as a download by the revision's name does.
+
+    `file` is below models--org--name/snapshots/{commit}; the note is models--org--name/refs/{revision}.
+    """
+    snapshot = next((p for p in file.parents if p.name == repo.commit), None)
+    if repo.revision == repo.commit or snapshot is None:
+        return
+    ref = snapshot.parents[1] / "refs" / repo.revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(repo.commit)
+
+
+def _endpoint() -> str:
+    # Read now and not when huggingface_hub was imported, which a host program may have done long ago.
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")

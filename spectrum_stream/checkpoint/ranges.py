@@ -1,0 +1,290 @@
+"""One file of a repo, read by ranges: requests, what counts as an answer, and when to ask again.
+
+    GET {endpoint}/{repo}/resolve/{commit}/{file}      with `Range: bytes=a-b` and `Accept-Encoding: identity`
+    → 302 to a signed address on another host          remembered, used for the next ranges, renewed when it expires
+    → 206 with `Content-Range: bytes a-b/total`        nothing else counts; a 200 is closed unread
+
+huggingface_hub gives the client, the headers with the token, and its reading of error responses. The waiting
+is our own: its retries sleep as long as a server likes, and cannot go on inside a body that broke off.
+"""
+
+import logging
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import get_session, hf_raise_for_status, httpx, parse_ratelimit_headers
+
+from ..errors import CheckpointError, SourceError
+from .hub_errors import BadResponse, describe
+from .source import Halted, RangesIgnored
+
+T = TypeVar("T")
+
+_log = logging.getLogger("spectrum_stream")
+
+# In a row, without a byte gained.
+TRIES = 5
+_FIRST_WAIT_S = 0.5
+# The Hub's limits are per five minutes; who asks for more will not answer soon.
+_MAX_WAIT_S = 330.0
+_RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+# What a signed address answers when it has expired, or was signed for another range.
+_EXPIRED_STATUS = (400, 401, 403, 404, 410)
+# After so many in a row that served one request only, they are not kept any more.
+_BOUND_TO_RANGES = 2
+_IDENTITY = (None, "", "identity")
+
+
+class RemoteFile:
+    """A file at a commit. Safe to use from several threads.
+
+    Args:
+        url: where it is resolved.
+        commit: what `X-Repo-Commit` must say, if it says anything.
+        headers: with the token.
+        where: what to call it in a message; an address could hold a signature.
+    """
+
+    def __init__(self, url: str, commit: str, headers: dict[str, str], where: str) -> None:
+        self.where = where
+        self._url = httpx.URL(url)
+        self._commit = commit
+        self._headers = headers
+        self._address: httpx.URL | None = None
+        self._served = 0
+        self._bound = 0
+        self._lock = threading.Lock()
+
+    def probe(self, nbytes: int, halt: threading.Event | None = None) -> tuple[bytes, int | None, bool]:
+        """The first `nbytes` bytes, the size of the file if the server tells it, and whether it knows ranges.
+
+        Raises:
+            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
+        """
+
+        def attempt() -> tuple[bytes, int | None, bool]:
+            with self._request(0, nbytes) as response:
+                if response.status_code == 416:
+                    return b"", 0, True
+                if response.status_code == 200:
+                    _check_encoding(response)
+                    size = response.headers.get("content-length")
+                    return _read(response, nbytes), int(size) if size is not None else None, False
+                total = _check_range(response, 0, nbytes, None)
+                head = _read(response, nbytes)
+                if len(head) != min(nbytes, total):
+                    raise httpx.RemoteProtocolError("the body is short")
+                return head, total, True
+
+        return with_retries(self.where, attempt, halt=halt)
+
+    def read_prefix(self, nbytes: int) -> bytes:
+        """The first bytes of a file, or all that it has, without asking for a range; the rest is not read."""
+
+        def attempt() -> bytes:
+            with get_session().stream(
+                "GET",
+                self._url,
+                headers=self._headers | {"Accept-Encoding": "identity"},
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            ) as response:
+                if response.status_code != 200:
+                    hf_raise_for_status(_with_body(response))
+                    raise BadResponse(f"the server answered {response.status_code}")
+                _check_commit(response, self._commit, self.where)
+                _check_encoding(response)
+                return _read(response, nbytes)
+
+        return with_retries(self.where, attempt)
+
+    def stream(
+        self,
+        start: int,
+        stop: int,
+        total: int,
+        write: Callable[[int, bytes], object],
+        halt: threading.Event | None = None,
+    ) -> None:
+        """Hand bytes [start, stop) to `write(position, chunk)`, each once and in order, over as many requests as
+        it takes.
+
+        Args:
+            total: the size that the file had when its header was read.
+            halt: set it to have this stop soon.
+
+        Raises:
+            RangesIgnored; Halted.
+            CheckpointError: changed.
+            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
+        """
+        position = start
+
+        def attempt() -> None:
+            nonlocal position
+            with self._request(position, stop) as response:
+                if response.status_code == 200:
+                    raise RangesIgnored
+                _check_range(response, position, stop, total, self.where)
+                for chunk in response.iter_raw():
+                    if halt is not None and halt.is_set():
+                        raise Halted
+                    if len(chunk) > stop - position:
+                        raise BadResponse("more bytes came than were asked for")
+                    write(position, chunk)
+                    position += len(chunk)
+            if position < stop:
+                raise httpx.RemoteProtocolError("the body is short")
+
+        if start < stop:
+            with_retries(self.where, attempt, progress=lambda: position, halt=halt)
+
+    @contextmanager
+    def _request(self, start: int, stop: int) -> Iterator[httpx.Response]:
+        with ExitStack() as stack:
+            yield self._answer(stack, start, stop)
+
+    def _answer(self, stack: ExitStack, start: int, stop: int) -> httpx.Response:
+        address = self._address
+        if address is not None:
+            response = stack.enter_context(self._get(address, start, stop))
+            if address == self._url:
+                _check_commit(response, self._commit, self.where)
+            if response.status_code not in _EXPIRED_STATUS or address == self._url:
+                self._served += 1
+                return response
+            stack.close()
+        with self._lock:
+            # Renewed by another thread while this one waited; or it is for this one to do.
+            if self._address is not None and self._address != address:
+                response = stack.enter_context(self._get(self._address, start, stop))
+                if response.status_code not in _EXPIRED_STATUS:
+                    return response
+                stack.close()
+            if address is not None:
+                # An address that served one request and no other may be signed for a range, not only for a time.
+                self._bound = 0 if self._served else self._bound + 1
+            self._address, self._served = None, 0
+            response = stack.enter_context(self._get(self._url, start, stop))
+            _check_commit(response, self._commit, self.where)
+            if self._bound < _BOUND_TO_RANGES and response.status_code == 206:
+                self._address = response.url
+        return response
+
+    @contextmanager
+    def _get(self, url: httpx.URL, start: int, stop: int) -> Iterator[httpx.Response]:
+        same_origin = (url.scheme, url.host, url.port) == (self._url.scheme, self._url.host, self._url.port)
+        headers = {k: v for k, v in self._headers.items() if same_origin or k.lower() != "authorization"}
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        # The client drops the token itself when it follows a redirect to another origin.
+        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            yield response
+
+
+def with_retries(
+    where: str,
+    attempt: Callable[[], T],
+    *,
+    progress: Callable[[], int] = lambda: 0,
+    halt: threading.Event | None = None,
+    tries: int = TRIES,
+) -> T:
+    """What `attempt` returns, after as many attempts as it needs and is given.
+
+    Args:
+        where: what is being read, for messages.
+        progress: some measure of it; while it grows the attempts are not counted.
+        halt: set it to end the waiting.
+        tries: how many in a row, without progress.
+
+    Raises:
+        Halted; SourceError: rate_limited, bad_response; else the last attempt's error.
+    """
+    failed, reached = 0, progress()
+    while True:
+        asked: float | None = None
+        try:
+            return attempt()
+        except BadResponse as error:
+            last: Exception = SourceError(f"{where}: {error}", reason="bad_response")
+            last.__cause__ = error
+        except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            last = error
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _RETRY_STATUS:
+                raise
+            last, asked = error, _asked_wait(error.response)
+        failed, reached = (0, progress()) if progress() > reached else (failed + 1, reached)
+        if asked is not None and asked > _MAX_WAIT_S:
+            raise SourceError(
+                f"{where}: the server asks to wait {asked:.0f} s before the next request",
+                reason="rate_limited",
+                hint="the same command resumes; a token in HF_TOKEN raises the Hub's limits",
+            ) from last
+        if failed >= tries:
+            raise last
+        wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
+        _log.warning("%s: %s; asking again in %.0f s", where, describe(last), wait)
+        if (halt or threading.Event()).wait(wait):
+            raise Halted
+
+
+def _asked_wait(response: httpx.Response) -> float | None:
+    limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    if limits is not None and limits.remaining == 0:
+        return float(limits.reset_in_seconds)
+    # A date is allowed here too, and is left to the usual waiting.
+    seconds = response.headers.get("retry-after", "").strip()
+    return float(seconds) if re.fullmatch(r"\d{1,9}", seconds) else None
+
+
+def _check_range(response: httpx.Response, start: int, stop: int, total: int | None, where: str = "") -> int:
+    """The size of the file, by a 206 that has exactly the range asked for, or as much of it as the file has."""
+    if response.status_code == 416:
+        raise CheckpointError(f"{where} became shorter while it was read", reason="changed")
+    if response.status_code != 206:
+        hf_raise_for_status(_with_body(response))
+        raise BadResponse(f"the server answered {response.status_code} to a range")
+    _check_encoding(response)
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("content-range", ""))
+    if match is None:
+        raise BadResponse("the answer does not say which range it is")
+    first, last, size = map(int, match.groups())
+    if total is not None and size != total:
+        raise CheckpointError(f"{where} had {total} bytes and has {size} now", reason="changed")
+    length = response.headers.get("content-length")
+    if (first, last + 1) != (start, min(stop, size)) or (length is not None and length != str(last + 1 - first)):
+        raise BadResponse("the answer is another range than was asked for")
+    return size
+
+
+def _check_commit(response: httpx.Response, commit: str, where: str) -> None:
+    first = response.history[0] if response.history else response
+    answered = first.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
+    if answered is not None and answered != commit:
+        raise CheckpointError(f"{where} was answered from another commit, {answered}", reason="changed")
+
+
+def _check_encoding(response: httpx.Response) -> None:
+    if response.headers.get("content-encoding") not in _IDENTITY:
+        raise BadResponse("the answer is compressed, which was declined")
+
+
+def _with_body(response: httpx.Response) -> httpx.Response:
+    # What the server says about its error is in a body that a streamed response has not read yet.
+    response.read()
+    return response
+
+
+def _read(response: httpx.Response, nbytes: int) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        if len(body) >= nbytes:
+            break
+    return bytes(body[:nbytes])

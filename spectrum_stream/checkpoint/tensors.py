@@ -1,0 +1,101 @@
+"""What a checkpoint holds: the headers of its shards, held against its index. Reads no weights."""
+
+from dataclasses import dataclass
+
+from ..errors import BadHeader, BadIndex
+from . import Shard, Source
+from .header import PREFIX_NBYTES, TensorInfo, header_nbytes, parse_header
+
+# One read brings most headers whole: 100 kB is the median of published shards.
+_PROBE_NBYTES = 100_000
+
+_FOREIGN_STARTS = {
+    b"PK\x03\x04": "it is a zip archive, most likely a PyTorch pickle",
+    b"\x80\x02": "it is a Python pickle",
+    b"GGUF": "it is a GGUF file",
+    b"version https://git-lfs": "it is a Git LFS pointer: run `git lfs pull`",
+    b"<!DOCTYPE": "it is an HTML page, most likely an error page saved by a download",
+    b"<html": "it is an HTML page, most likely an error page saved by a download",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Every tensor that counts, in the order of the shards and of the bytes in them.
+
+    Attributes:
+        source: where it was opened.
+        tensors: (shard, tensor) pairs in file order.
+        warnings: the source's, and what index and headers disagree on without harm.
+    """
+
+    source: Source
+    tensors: tuple[tuple[Shard, TensorInfo], ...]
+    warnings: tuple[str, ...]
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """Read the headers of all shards.
+
+    Raises:
+        BadHeader: a shard is malformed or truncated; the message names it.
+        BadIndex: tensor_missing, the index places a tensor in a shard that lacks it.
+    """
+    warnings = list(source.warnings)
+    tensors: dict[str, tuple[Shard, TensorInfo]] = {}
+    unlisted: list[str] = []
+    doubled: list[str] = []
+    for shard in source.shards:
+        for tensor in read_header(shard):
+            if source.weight_map is not None:
+                owner = source.weight_map.get(tensor.name)
+                if owner is None:
+                    unlisted.append(tensor.name)
+                elif owner != shard.name:
+                    doubled.append(tensor.name)
+                if owner != shard.name:
+                    continue
+            tensors[tensor.name] = (shard, tensor)
+    if source.weight_map is not None:
+        _check_index(source, tensors)
+    for what, names in (
+        ("in a shard and not in the index, ignored", unlisted),
+        ("in another shard than the index says, ignored there", doubled),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.append(f"{what}: {', '.join(names[:5])}{more}")
+    return Checkpoint(source, tuple(tensors.values()), tuple(warnings))
+
+
+def read_header(shard: Shard) -> list[TensorInfo]:
+    """The tensors of one shard, in the order of their bytes.
+
+    Raises:
+        BadHeader: with the shard's path in the message.
+    """
+    probe = shard.read(0, _PROBE_NBYTES)
+    try:
+        nbytes = header_nbytes(probe[:PREFIX_NBYTES], shard.nbytes)
+        stop = PREFIX_NBYTES + nbytes
+        # Compared with N + 8 and not with N, or the last eight bytes of a header can be missed.
+        header = probe[PREFIX_NBYTES:stop] if stop <= len(probe) else shard.read(PREFIX_NBYTES, stop)
+        return parse_header(header, shard.nbytes)
+    except BadHeader as error:
+        foreign = next((what for start, what in _FOREIGN_STARTS.items() if probe.startswith(start)), None)
+        raise BadHeader(
+            f"{shard.where}: {foreign or error}",
+            reason=error.reason,
+            hint=None if foreign else "download it again: the shard is damaged or incomplete",
+        ) from error
+
+
+def _check_index(source: Source, tensors: dict[str, tuple[Shard, TensorInfo]]) -> None:
+    assert source.weight_map is not None
+    if missing := [name for name in source.weight_map if name not in tensors]:
+        raise BadIndex(
+            f"the index of {source.where} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
+            f"which does not hold it ({len(missing)} such in all)",
+            reason="tensor_missing",
+            hint="index and shards are of different versions: download both again",
+        )

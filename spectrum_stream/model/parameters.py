@@ -1,0 +1,355 @@
+"""Names in memory: what transformers calls the parameter that a stored tensor becomes.
+
+They differ from the checkpoint's in many families: transformers 5 fuses the experts of a layer, and moves the parts
+of vision-language models. A pattern with the checkpoint's name then trains nothing. What becomes of the names is data
+for the families that are known (`families`). For others transformers itself is asked: the model is built from its
+config without weights, and each stored name goes the way that it goes when it is loaded. That needs the extra
+`verify`; no code from a repo is run.
+"""
+
+import importlib.metadata
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from . import families
+from .inventory import Matrix, Skip, Skipped
+from .names import bank_of, expert_bank_of, group_of, is_extra_layer, layer_count, module_path
+from .quantization import parameter_of
+
+
+class Target(StrEnum):
+    """Whose names results have."""
+
+    AUTO = "auto"  # of the transformers that is installed, or of the checkpoint where none is
+    CHECKPOINT = "checkpoint"
+    V4 = "transformers-v4"
+    V5 = "transformers-v5"
+
+
+# Whose names a list has that was given.
+GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Matrices by the names of their parameters.
+
+    Attributes:
+        target: whose names they are, a `Target` or GIVEN.
+        not_loaded: those that the model leaves out.
+        warnings: what is odd about the names, a sentence each.
+        parameters: what each stored weight becomes, or a part of it; None where names are the checkpoint's.
+    """
+
+    matrices: tuple[Matrix, ...]
+    target: str
+    not_loaded: tuple[Matrix, ...]
+    warnings: tuple[str, ...]
+    parameters: Mapping[str, str] | None = None
+
+    def name_of(self, s: Skipped) -> str | None:
+        """What a tensor that was skipped is called, or is a part of; None for what the model does not have."""
+        return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stands_for(s))
+
+
+def named(
+    matrices: Sequence[Matrix],
+    skipped: Sequence[Skipped],
+    config: Mapping[str, Any],
+    target: Target,
+    names: Sequence[str] | None = None,
+) -> Named:
+    """The matrices by the names that their parameters have in a trainer.
+
+    A parameter of which a part has no score has none as a whole; the other parts keep the checkpoint's names.
+
+    Args:
+        names: of all parameters in a trainer, which then decide.
+
+    Raises:
+        UsageError: missing_extra, unknown_architecture, where a `target` that was asked for cannot be told;
+            no_such_name.
+    """
+    family, asked = config.get("model_type"), target
+    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
+    if names is not None:
+        return _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layer_count(config), [])
+    if target is Target.AUTO:
+        # Of a family that nobody names nothing is known.
+        target = _installed_target() if isinstance(family, str) else Target.CHECKPOINT
+    if target is Target.CHECKPOINT:
+        return Named(tuple(matrices), target, (), ())
+    warnings: list[str] = []
+    if (rename := _by_table(family, target)) is not None:
+        parameters = {name: rename(name) for name in stored}
+    else:
+        try:
+            if target is Target.V4:
+                raise _unknown(str(family))
+            parameters = parameter_names(config, stored)
+        except UsageError:
+            if asked is not Target.AUTO:
+                raise
+            warnings.append(f"{family} is no family whose names in memory are known here; these are the checkpoint's")
+            return Named(tuple(matrices), Target.CHECKPOINT, (), tuple(warnings))
+    return _renamed(matrices, skipped, parameters, target, layer_count(config), warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """What becomes of the names of a checkpoint, and whose they then are, in words."""
+
+    of: Callable[[str], str]
+    whose: str
+
+
+def renaming(config: Mapping[str, Any], target: Target) -> Renaming:
+    """That of a family that is known; else the checkpoint's names stay."""
+    target = _installed_target() if target is Target.AUTO else target
+    rename = _by_table(config.get("model_type"), target)
+    if rename is None:
+        return Renaming(str, "of the checkpoint")
+    return Renaming(rename, f"of the checkpoint, as {target.replace('-v', ' ')} renames them")
+
+
+def _by_table(family: object, target: Target) -> Callable[[str], str] | None:
+    """What becomes of the names of a family that is known; None for another."""
+    table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
+    return families.rename(table[family]) if isinstance(family, str) and family in table else None
+
+
+def _installed_target() -> Target:
+    return {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
+
+
+def _renamed(
+    matrices: Sequence[Matrix],
+    skipped: Sequence[Skipped],
+    parameters: Mapping[str, str],
+    target: str,
+    layers: int | None,
+    warnings: list[str],
+) -> Named:
+    incomplete = {parameters.get(_stands_for(s)) for s in skipped if s.why.is_failure}
+    short = {s.tensor for s in skipped if s.why is Skip.MISSING_EXPERTS}
+    incomplete |= {parameters.get(w.parameter) for w in matrices if expert_bank_of(w.module) in short}
+    kept: list[Matrix] = []
+    not_loaded: list[Matrix] = []
+    unknown: dict[str, None] = {}
+    for w in matrices:
+        parameter = parameters.get(w.parameter)
+        if is_extra_layer(w.module, layers) and target != GIVEN:
+            not_loaded.append(w)
+        elif w.tied_to is not None or (parameter == w.parameter and parameter not in incomplete):
+            kept.append(w)
+        elif parameter is None or parameter in incomplete:
+            kept.append(w)
+            unknown[w.bank or w.module] = None
+        else:
+            # The tower of a group, or what else it is kept apart by, is in front of the name.
+            apart = w.group.removesuffix(group_of(bank_of(w.module, w.parameter) or w.module))
+            group = group_of(module_path(parameter) or parameter)
+            kept.append(replace(w, group=apart + group, parameter=parameter))
+    if unknown:
+        some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
+    return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings), parameters)
+
+
+def _stands_for(s: Skipped) -> str:
+    """The parameter that was skipped; of experts that are not there, one of them."""
+    owner, _, projection = s.tensor.rpartition(".")
+    return f"{owner}.0.{projection}.weight" if s.why is Skip.MISSING_EXPERTS else parameter_of(s.tensor)
+
+
+def installed_version() -> int | None:
+    """The version of transformers that is installed, the first number of it."""
+    try:
+        return int(importlib.metadata.version("transformers").split(".")[0])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+# What wrappers put into the names of the parameters that they wrap.
+_WRAPPERS = re.compile(
+    r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)(?=\.)|^module\.|^base_model\.model\."
+)
+
+
+def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[str, str]:
+    """Each stored name's among those of a trainer, by the renaming that finds the most of them."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = name
+        while (shorter := _WRAPPERS.sub("", short).lstrip(".")) != short:
+            short = shorter
+        plain[short] = name
+    rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
+    best: dict[str, str] = {}
+    # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
+    ways: list[Callable[[str], str]] = [lambda name: name]
+    for prefix in ("model.", "transformer.", "language_model."):
+        ways += [partial(str.__add__, prefix), partial(_without, prefix)]
+    for rename in map(families.rename, rules):
+        for way in ways:
+            found = {name: plain[there] for name in stored if (there := way(rename(name))) in plain}
+            best = found if len(found) > len(best) else best
+    if not best:
+        raise UsageError("none of the names given is one of this checkpoint's weights", reason="no_such_name")
+    return best
+
+
+def _without(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of parameters, one a line, what follows a space left out; or a JSON list of them.
+
+    Raises:
+        UsageError: no_such_file, no_names.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as names of parameters", reason="no_such_file") from error
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = [words[0] for line in text.splitlines() if (words := line.split())]
+    if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
+        raise UsageError(f"{path} holds no list of names", reason="no_names")
+    return tuple(data)
+
+
+def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
+    """The parameter of each tensor that becomes one, or a part of one; others are left out.
+
+    Args:
+        config: the checkpoint's config.json.
+        tensors: names in the checkpoint, in its order, which some of the renamings depend on.
+
+    Raises:
+        UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError as error:
+        raise _missing() from error
+    tensors = list(tensors)
+    # A model takes memory and time by its layers, and a config is a stranger's.
+    if (layer_count(config) or 0) > len(tensors):
+        raise _unknown(f"{layer_count(config)} layers, and {len(tensors)} weights")
+    model = _model(config)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state, shapes = model.state_dict(), {name: parameter.shape for name, parameter in model.named_parameters()}
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
+        # One that is split into several has no one name.
+        if name in shapes and (converter is None or _becomes_one(converters, converter)):
+            found[tensor] = name
+    # The parts of a bank are its experts; parts of a matrix have no score that is the matrix's.
+    parts = Counter(found.values())
+    return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
+
+
+def model_parameters(config: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every parameter of the model that transformers makes, and the names that are another's as well.
+
+    Raises:
+        UsageError: missing_extra, unknown_architecture.
+    """
+    model = _model(config)
+    every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    own = dict(model.named_parameters())
+    # On the meta device nothing is tied yet; the model says what will be.
+    tied = {
+        k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
+    }
+    tied |= {name: name for name in every.keys() - own.keys() - tied.keys()}
+    return every, tied
+
+
+def _model(config: Mapping[str, Any]) -> Any:
+    """A model without weights."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise _missing() from error
+    model_class, model_config = _classes(transformers, config)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            # The model's own advice about how to run it.
+            warnings.simplefilter("ignore")
+            transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+            model = model_class(model_config)
+    # A config is a stranger's, and every model has its own way to fail at one.
+    except Exception as error:
+        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+    return model
+
+
+def _missing() -> UsageError:
+    return UsageError(
+        "the names of transformers need transformers 5",
+        reason="missing_extra",
+        hint="pip install 'spectrum-stream[verify]'",
+    )
+
+
+def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    models = [getattr(transformers, name, None) for name in names]
+    model_class = next(
+        (m for m in models if isinstance(m, type) and issubclass(m, transformers.PreTrainedModel)), None
+    )
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if model_class is None or not isinstance(kind, str) or kind not in mapping:
+        raise _unknown(", ".join(names) or "a config that names none")
+    # How it is to be run is of no account here, and could name code to fetch.
+    plain = {
+        key: _with_floats(value) for key, value in config.items() if not key.lstrip("_").endswith("_implementation")
+    }
+    try:
+        return model_class, mapping[kind].from_dict(plain)
+    except Exception as error:
+        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
+
+
+def _with_floats(value: Any) -> Any:
+    # transformers writes an infinity as {"__float__": "Infinity"}.
+    if isinstance(value, dict):
+        special = value.get("__float__")
+        return (
+            float(special)
+            if special in ("Infinity", "-Infinity", "NaN")
+            else {k: _with_floats(v) for k, v in value.items()}
+        )
+    return [_with_floats(one) for one in value] if isinstance(value, list) else value
+
+
+def _unknown(what: str) -> UsageError:
+    return UsageError(
+        f"transformers has no model of its own for {' '.join(what.split())[:300]}",
+        reason="unknown_architecture",
+        hint="--target checkpoint keeps the checkpoint's names",
+    )
+
+
+def _becomes_one(converters: Iterable[Any], pattern: str) -> bool:
+    return any(pattern in c.source_patterns and len(c.target_patterns) == 1 for c in converters)

@@ -1,0 +1,398 @@
+"""The scan: a plan in, events out. Reads ahead, scores, and records each matrix as it is done.
+
+Nothing is printed. `run` is the pipeline as a generator of events; `scan` runs it to its end.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import LocalShard
+from .errors import CheckpointError, ComputeError, ResultError, UsageError
+from .model import quantization as quantised
+from .model.inventory import Experts, Matrix, Skip
+from .model.names import is_head, module_path
+from .model.parameters import Target
+from .model.quantization import is_companion
+from .model.quantization import parameter_of as stored_parameter
+from .numerics.schedule import CPU, Device, Measured, measure_all, open_device
+from .numerics.snr import TOLERANCE
+from .numerics.spectra import Failure, Method
+from .results.atomic import write_atomically
+from .results.journal import Store
+from .results.record import Record, Status
+from .results.result import Result, Scored, in_order, lines_of, read_results, write_results
+from .selection.select import Selection, select
+from .streaming import plan as planning
+from .streaming.fetch import Fetch, Way
+from .streaming.plan import RESULTS_FOLDER, Plan
+from .streaming.prefetch import Feed, Traffic
+from .trainers import axolotl, spectrum
+
+# Part of a record's identity: raise it with any change that can change a number.
+_ENGINE = 3
+_FLOAT32_MAX = np.finfo(np.float32).max
+_NO_VALUES = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanStarted:
+    """The plan is made and the record is open.
+
+    Attributes:
+        done: matrices that the record holds already.
+        dropped: rows of the record that were of an earlier state of the checkpoint.
+        foreign: a result that another program left, and that is taken as it is.
+        fetch_nbytes: what will come over the network, headers left out; 0 for a local checkpoint.
+        traffic: what has come so far, counted up while the scan runs.
+    """
+
+    plan: Plan
+    done: int
+    dropped: int
+    foreign: Path | None
+    fetch_nbytes: int
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixScored:
+    """One more matrix is in the record.
+
+    Attributes:
+        done, total: matrices, those of earlier runs included.
+        work_done, work_total: in units of `Matrix.work`, those of this run only.
+    """
+
+    record: Record
+    done: int
+    total: int
+    work_done: float
+    work_total: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScanFinished:
+    result: "ScanResult"
+
+
+Event = ScanStarted | MatrixScored | ScanFinished
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a scan came to.
+
+    Attributes:
+        plan: what was to be done.
+        records: one a matrix, in the order of the result file; empty where a foreign result was taken.
+        scored: the lines of the result file for the groups that were asked for.
+        selection: None without a percentage.
+        written: the files written or kept, the result file first.
+    """
+
+    plan: Plan
+    records: tuple[Record, ...]
+    scored: tuple[Scored, ...]
+    selection: Selection | None
+    written: tuple[Path, ...]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Records without a score."""
+        return tuple(r for r in self.records if r.status is not Status.OK)
+
+    @property
+    def inexact(self) -> tuple[Record, ...]:
+        """Records whose score may be wrong by more than the tolerance."""
+        return tuple(r for r in self.records if r.score is not None and r.score.error > TOLERANCE)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that holds weights has a score."""
+        return not self.failed and not self.plan.failures
+
+
+def scan(
+    model: str,
+    *,
+    top_percent: float | None = None,
+    modules: Sequence[str] | None = None,
+    name: str | None = None,
+    out: str | Path = RESULTS_FOLDER,
+    fresh: bool = False,
+    precision: Method | str | None = None,
+    device: str = "auto",
+    wait: bool = False,
+    max_nbytes: int | None = None,
+    fetch: Fetch | str = Fetch.AUTO,
+    max_disk_nbytes: int | None = None,
+    target: Target | str = Target.AUTO,
+    names: Sequence[str] | None = None,
+    experts: Experts | str = Experts.SEPARATE,
+    on_event: Callable[[Event], None] | None = None,
+) -> ScanResult:
+    """Score the weight matrices of MODEL and write Spectrum's files.
+
+    Args:
+        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes, target: as for `plan`.
+        fresh: compute everything again, whatever is recorded.
+        precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        wait: for another scan that holds the record, instead of raising.
+        on_event: called with each `Event` as it happens.
+
+    Raises:
+        what `plan` raises; UsageError: no_such_device; ResultError: the record or a file cannot be written;
+        ComputeError: all_failed.
+    """
+    method = _method(precision)
+    plan = planning.plan(
+        model,
+        top_percent=top_percent,
+        modules=modules,
+        name=name,
+        out=out,
+        max_nbytes=max_nbytes,
+        precision=method,
+        fetch=fetch,
+        max_disk_nbytes=max_disk_nbytes,
+        target=target,
+        names=names,
+        experts=experts,
+    )
+    for event in run(plan, fresh=fresh, method=method, device=open_device(device), wait=wait):
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, ScanFinished):
+            return event.result
+    raise AssertionError("a scan ends with ScanFinished")
+
+
+def run(
+    plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU, wait: bool = False
+) -> Iterator[Event]:
+    """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record.
+
+    With `wait`, another scan that holds the record is waited for.
+    """
+    foreign = None if fresh or method else _foreign_result(plan)
+    if foreign is not None:
+        yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
+        yield ScanFinished(_finish(plan, (), foreign))
+        return
+    with Store(
+        plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
+    ) as store:
+        # By the names of this plan: whose names they are changes no number.
+        groups = {name: group for group, names in plan.members.items() for name in names}
+        stored = store.records()
+        known = {
+            module: replace(
+                record,
+                group=groups.get(module, record.group),
+                parameter=plan.parameters.get(module, record.parameter),
+            )
+            for module, record in stored.items()
+        }
+        # Read with its result, it has to have the names that the result has.
+        if moved := [r for r in known.values() if _called(r) != _called(stored[r.module])]:
+            store.rename(moved)
+        again = [
+            w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
+        ]
+        store.drop(again)
+        known = {module: record for module, record in known.items() if module not in again}
+        todo = [w for w in plan.matrices if w.module not in known]
+        traffic = Traffic()
+        ways = plan.ways_for(todo)
+        yield ScanStarted(
+            plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
+        )
+        done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
+        for record, work in _records(plan, ways, todo, list(known.values()), method, device, traffic):
+            store.add(record)
+            known[record.module] = record
+            done, work_done = done + 1, work_done + work
+            yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
+        _check_unchanged(plan)
+        asked = {w.module for w in plan.matrices}
+        records = in_order(r for r in known.values() if r.module in asked)
+        if not lines_of(records):
+            raise ComputeError(
+                f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
+                reason="all_failed",
+            )
+        # Part of a group would be ranked as if it were the whole.
+        whole = {g for g, names in plan.members.items() if names <= known.keys() or asked & names}
+        published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
+        write_results(plan.outputs.results, published)
+        yield ScanFinished(_finish(plan, records, lines_of(records)))
+
+
+def _all_names(plan: Plan) -> list[str]:
+    """The parameters that the headers tell, asked for or not; a tied head is its embedding's, and no other."""
+    tied = {w.parameter for w in plan.matrices if w.tied_to}
+    skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped if not is_companion(s.tensor)}
+    asked = {w.module for w in plan.matrices}
+    if not any(is_head(module_path(name) or name) for name in skipped):
+        # A head that is stored and was not asked for is among what is skipped.
+        tied |= {name for module, name in plan.parameters.items() if is_head(module) and module not in asked}
+    absent = (Skip.NOT_CHOSEN, Skip.NOT_LOADED, Skip.MISSING_EXPERTS)
+    found = {*plan.parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
+    return sorted(found - tied)
+
+
+def _called(record: Record) -> tuple[str, str]:
+    """What a plan decides of a record, and no number depends on."""
+    return record.group, record.parameter
+
+
+def _check_unchanged(plan: Plan) -> None:
+    # What was scored after a change is in the record of the state before; it is dropped when that is opened next.
+    for shard in plan.source.shards:
+        if isinstance(shard, LocalShard) and not shard.is_unchanged():
+            raise CheckpointError(
+                f"{shard.where} was changed while it was scanned",
+                reason="changed",
+                hint="the same command starts over when the file is complete; earlier results are as they were",
+            )
+
+
+def _records(
+    plan: Plan,
+    ways: Mapping[str, Way],
+    todo: Sequence[Matrix],
+    known: Sequence[Record],
+    method: Method | None,
+    device: Device,
+    traffic: Traffic,
+) -> Iterator[tuple[Record, float]]:
+    """A record for every matrix of `todo`, with the work that it took; two that share a tensor take it once."""
+    sharing: dict[str, list[Matrix]] = {}
+    for matrix in todo:
+        sharing.setdefault(matrix.key, []).append(matrix)
+    recorded = {record.tensor: record for record in known if record.tensor in sharing}
+    feed = Feed(
+        {shard.name: shard for shard in plan.source.shards},
+        [group[0] for tensor, group in sharing.items() if tensor not in recorded],
+        ways,
+        plan.outputs.shards,
+        traffic,
+        max_disk_nbytes=plan.room_nbytes,
+    )
+    for tensor, record in recorded.items():
+        for matrix in sharing[tensor]:
+            yield (
+                replace(record, module=matrix.module, parameter=matrix.parameter, group=matrix.group),
+                matrix.work,
+            )
+    with feed:
+        for first, measured in measure_all(
+            feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+        ):
+            feed.release(first)
+            for matrix in sharing[first.key]:
+                yield _record(matrix, measured), first.work if matrix is first else 0.0
+
+
+def _record(matrix: Matrix, measured: Measured) -> Record:
+    spectrum = measured.spectrum
+    status, detail = Status.OK, ""
+    if spectrum is Failure.OUT_OF_RANGE and not measured.not_finite:
+        status, detail = Status.OUT_OF_RANGE, "the squares of its weights do not fit the method"
+    elif spectrum is Failure.OUT_OF_RANGE:
+        status = Status.NOT_FINITE
+        detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
+    elif spectrum is Failure.NOT_CONVERGED:
+        status, detail = Status.NO_CONVERGENCE, "the singular values did not converge"
+    elif spectrum is Failure.BAD_SCALES:
+        status, detail = Status.BAD_SCALES, measured.detail
+    return Record(
+        module=matrix.module,
+        group=matrix.group,
+        tensor=matrix.key,
+        parameter=matrix.parameter,
+        quantised=matrix.quantisation.scheme if matrix.quantisation else None,
+        n=matrix.n,
+        m=matrix.m,
+        dtype=matrix.dtype,
+        status=status,
+        detail=detail,
+        method=None if isinstance(spectrum, Failure) else str(spectrum.method),
+        device=measured.device,
+        score=measured.score,
+        singular_values=_NO_VALUES
+        if isinstance(spectrum, Failure)
+        else np.minimum(spectrum.values, _FLOAT32_MAX).astype(np.float32),
+        compute_s=measured.compute_s,
+    )
+
+
+def _method(precision: Method | str | None) -> Method | None:
+    if precision in (None, "auto"):
+        return None
+    if precision not in list(Method):
+        raise UsageError(f"there is no precision {precision!r}", reason="no_such_precision")
+    return Method(precision)
+
+
+def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) -> bool:
+    """Whether a recorded matrix is to be computed again, for this plan and these options."""
+    if fresh or (method is not None and record.method != method):
+        return True
+    # Another method, or another version of LAPACK, may have an answer.
+    if record.status in (Status.OUT_OF_RANGE, Status.NO_CONVERGENCE):
+        return True
+    # Kept inexact under a memory limit that is gone.
+    inexact = record.score is not None and record.score.error > TOLERANCE and record.method != Method.SVD
+    return inexact and method is None and plan.max_nbytes is None
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    source = plan.source
+    return {
+        "path": source.where,
+        "commit": source.commit,
+        "shards": {s.name: s.nbytes for s in source.shards},
+        # Of those that are on this machine; one that is not yet has no version, but that of its commit.
+        "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
+        "quantisation": quantised.settings(source.config),
+        "engine": _ENGINE,
+    }
+
+
+def _foreign_result(plan: Plan) -> list[Scored] | None:
+    """A result with no record beside it, as Spectrum leaves one, if it holds all that the plan would score."""
+    if plan.outputs.record.exists() or not plan.outputs.results.exists():
+        return None
+    wanted = {(w.bank or w.module, w.group) for w in plan.matrices}
+    lines = [line for line in read_results(plan.outputs.results) if (line.module, line.group) in wanted]
+    if len(lines) < len(wanted):
+        raise ResultError(
+            f"{plan.outputs.results} lacks {len(wanted) - len(lines)} modules and is not this program's own",
+            reason="other_result",
+            hint="give the scan a name with --name, or replace the file with --fresh",
+        )
+    return lines
+
+
+def _work(matrices: Sequence[Matrix]) -> float:
+    return sum({w.key: w.work for w in matrices}.values())
+
+
+def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> ScanResult:
+    outputs = plan.outputs
+    written = [outputs.results]
+    if records:
+        write_atomically(outputs.sorted, spectrum.render_sorted(select(scored, 100)))
+        written.append(outputs.sorted)
+    selection = None
+    if plan.top_percent is not None:
+        selection = select(Result(tuple(scored), names=tuple(_all_names(plan))), plan.top_percent)
+        write_atomically(outputs.unfrozen(plan.top_percent), axolotl.render(selection))
+        written.append(outputs.unfrozen(plan.top_percent))
+    return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))

@@ -1,0 +1,234 @@
+"""A contributed result: what is wrong with it, all of it, each with a reason code.
+
+    the file      its name, its JSON, every entry, groups and order, against what a scan would have written
+    provenance    the file beside it (see `provenance`): there, whole, of this result, and with no path of a machine
+    the record    if it is beside it: the scores, computed again from the singular values
+
+Nothing is downloaded, and no weight is read: whether the scores are those of the model, only a scan can say.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ..errors import ResultError
+from ..model.names import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
+from ..numerics.snr import TOLERANCE, score
+from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
+from .record import Record
+from .remeasuring import Recorded, read_recorded, record_path
+from .result import MAX_RESULT_NBYTES, lines_of
+
+# Of a thousand shards it has 150 kB.
+_MAX_PROVENANCE_NBYTES = 10_000_000
+# A singular value is stored to half of this, relatively.
+_FLOAT32_STEP = 2.0**-23
+_PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "schema_version": int,
+    "model": str,
+    "commit": (str, type(None)),
+    "shards": dict,
+    "program": str,
+    "engine": int,
+    "methods": dict,
+    "degenerate": int,
+    "result_sha256": str,
+}
+
+
+class Reason(StrEnum):
+    """What is wrong with a result."""
+
+    UNREADABLE = "unreadable"
+    BAD_FILENAME = "bad_filename"  # not snr_results_{slug}.json
+    NOT_JSON = "not_json"
+    EMPTY = "empty"  # no module at all
+    DUPLICATE_MODULE = "duplicate_module"  # of two equal keys a reader silently takes one
+    BAD_ENTRY = "bad_entry"  # not {"snr": number, "type": group}, and nothing else
+    NOT_FINITE = "not_finite"
+    NEGATIVE = "negative"
+    WRONG_GROUP = "wrong_group"  # the type is not the module's
+    WRONG_ORDER = "wrong_order"  # the order decides between equal scores
+    NO_PROVENANCE = "no_provenance"
+    BAD_PROVENANCE = "bad_provenance"
+    WRONG_SLUG = "wrong_slug"  # the file is named after another model than it is of
+    OTHER_RESULT = "other_result"  # the provenance is of another state of the file
+    NO_COMMIT = "no_commit"  # neither a commit nor the SHA-256 of every shard
+    PRIVATE_PATH = "private_path"
+    BAD_RECORD = "bad_record"
+    OTHER_RECORD = "other_record"  # the record is of other weights than the provenance
+    NOT_IN_RECORD = "not_in_record"
+    MISSING_MODULE = "missing_module"  # the record has more of a group, whose others are ranked without it
+    WRONG_SCORE = "wrong_score"  # not what the record's singular values come to
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong, and where."""
+
+    reason: Reason
+    detail: str
+
+
+def check(result: Path) -> list[Fault]:
+    """Every fault of a result file, of its provenance and of its record; an empty list for none."""
+    faults: list[Fault] = []
+    found = slug_of(result)
+    if found is None or slug(found) != found or not 0 < len(found) <= MAX_SLUG_LENGTH:
+        faults.append(Fault(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
+    try:
+        if result.stat().st_size > MAX_RESULT_NBYTES:
+            raise ValueError("it is too large")
+        pairs = json.loads(result.read_text("utf-8"), object_pairs_hook=_Pairs)
+    except OSError as error:
+        return [*faults, Fault(Reason.UNREADABLE, f"{error.strerror}")]
+    except (ValueError, RecursionError) as error:
+        return [*faults, Fault(Reason.NOT_JSON, str(error))]
+    if not isinstance(pairs, _Pairs):
+        return [*faults, Fault(Reason.BAD_ENTRY, "it is no object of modules")]
+    scores: dict[str, float] = {}
+    faults += _entries(pairs, scores)
+    provenance, of_provenance = _provenance(result)
+    faults += of_provenance
+    if record_path(result).exists():
+        try:
+            recorded = read_recorded(record_path(result))
+        except ResultError as error:
+            return [*faults, Fault(Reason.BAD_RECORD, str(error))]
+        faults += _record(recorded, scores, {module for module, _ in pairs}, provenance)
+    return faults
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as its keys and values in order, since a dict would hide a key that is there twice."""
+
+
+def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Fault]:
+    """The faults of the modules; fills `scores` with those that have a finite one."""
+    if not pairs:
+        yield Fault(Reason.EMPTY, "it names no module")
+    seen: set[str] = set()
+    previous: tuple[Any, ...] | None = None
+    for module, entry in pairs:
+        if module in seen:
+            yield Fault(Reason.DUPLICATE_MODULE, f"{module} is there twice")
+        seen.add(module)
+        fields = dict(entry) if isinstance(entry, _Pairs) and len(entry) == 2 else {}
+        snr, group = fields.get("snr"), fields.get("type")
+        if not isinstance(snr, (int, float)) or isinstance(snr, bool) or not isinstance(group, str):
+            yield Fault(Reason.BAD_ENTRY, f'{module} is not {{"snr": number, "type": group}}')
+            continue
+        # False for a NaN too, and for an int that no float holds.
+        if not abs(snr) <= sys.float_info.max:
+            yield Fault(Reason.NOT_FINITE, f"{module} has {'NaN' if snr != snr else 'what is no finite number'}")
+        else:
+            scores[module] = float(snr)
+            if snr < 0:
+                yield Fault(Reason.NEGATIVE, f"{module} has {snr}")
+        is_its_own = group in groups_of(module)
+        if not is_its_own:
+            yield Fault(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
+        # By its own group, so that one fault is not two.
+        place = (group_order(group if is_its_own else group_of(module)), model_order(module))
+        if previous is not None and place < previous:
+            yield Fault(Reason.WRONG_ORDER, f"{module} is out of its place")
+        previous = place
+
+
+def _provenance(result: Path) -> tuple[dict[str, Any] | None, list[Fault]]:
+    path = provenance_path(result)
+    try:
+        if path.stat().st_size > _MAX_PROVENANCE_NBYTES:
+            raise ValueError("it is too large")
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None, [Fault(Reason.NO_PROVENANCE, f"there is no {path.name}; --write-provenance writes it")]
+    except (OSError, ValueError, RecursionError) as error:
+        return None, [Fault(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
+    faults = list(_provenance_faults(result, data))
+    return None if any(f.reason is Reason.BAD_PROVENANCE for f in faults) else data, faults
+
+
+def _provenance_faults(result: Path, data: Any) -> Iterator[Fault]:
+    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        yield Fault(Reason.BAD_PROVENANCE, f"its schema_version is not {SCHEMA_VERSION}")
+        return
+    wrong = [key for key, kind in _PROVENANCE_KEYS.items() if not isinstance(data.get(key, ...), kind)]
+    for key in [*wrong, *(data.keys() - _PROVENANCE_KEYS.keys())]:
+        yield Fault(Reason.BAD_PROVENANCE, f"{key!r} is missing, unknown or of the wrong type")
+    if private := [text for text in _texts(data) if _is_path(text)]:
+        yield Fault(Reason.PRIVATE_PATH, f"{private[0]!r} is a path")
+    if wrong:
+        return
+    if slug(data["model"]) != slug_of(result):
+        yield Fault(Reason.WRONG_SLUG, f"{data['model']} is not what {result.name} is named after")
+    if data["result_sha256"] != sha256(result):
+        yield Fault(Reason.OTHER_RESULT, "the file was changed after its provenance was written")
+    shards = [shard if isinstance(shard, dict) else {} for shard in data["shards"].values()]
+    is_hashed = bool(shards) and all(_is_hex(shard.get("sha256"), 64) for shard in shards)
+    if not is_hashed and not _is_hex(data["commit"], 40):
+        yield Fault(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
+
+
+def _record(
+    recorded: Recorded, scores: dict[str, float], listed: Set[str], provenance: dict[str, Any] | None
+) -> Iterator[Fault]:
+    if provenance is not None:
+        theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
+        if recorded.identity["commit"] != provenance["commit"] or recorded.identity["shards"] != theirs:
+            yield Fault(Reason.OTHER_RECORD, "the record is of another commit, or other shards, than the provenance")
+    # What each score may differ by: a value near tau can change sides when it is rounded to float32.
+    tolerances: dict[str, float] = {}
+    again = []
+    for record in recorded.records:
+        computed = _again(record)
+        again.append(computed)
+        if computed.score is not None:
+            name = record.bank or record.module
+            tolerances[name] = max(tolerances.get(name, 0.0), TOLERANCE + computed.score.error)
+    lines = lines_of(again)
+    found = {line.module: line.snr for line in lines}
+    groups = {line.group for line in lines if line.module in listed}
+    for line in lines:
+        if line.group in groups and line.module not in listed:
+            yield Fault(Reason.MISSING_MODULE, f"{line.module} is in the record, and its group {line.group!r} here")
+    for module, snr in scores.items():
+        if module not in found:
+            yield Fault(Reason.NOT_IN_RECORD, f"{module} is not in the record, or has no score there")
+        elif not abs(snr - found[module]) <= tolerances[module] * abs(found[module]):
+            yield Fault(Reason.WRONG_SCORE, f"{module} has {snr}; its singular values come to {found[module]}")
+
+
+def _again(record: Record) -> Record:
+    if record.score is None:
+        return record
+    s = record.singular_values.astype("float64")
+    return replace(record, score=score(s, record.n, record.m, errors=s * _FLOAT32_STEP))
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """Every string in a value of JSON, keys included."""
+    # A list and no recursion, since what is nested too deep for that need not be too deep for the parser.
+    rest = [data]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            rest += [*value, *value.values()]
+        elif isinstance(value, list):
+            rest += value
+
+
+def _is_path(text: str) -> bool:
+    """Whether a string is a path of a machine: from its root, its home or a drive, or up from a folder."""
+    return re.search(r"^(/|~|\.{1,2}/|[A-Za-z]:[\\/]|file:)|\\|/\.\./", text) is not None
+
+
+def _is_hex(value: Any, length: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None

@@ -1,0 +1,109 @@
+"""Where a published result comes from: a file beside it, since a reader takes every key of the result for a module.
+
+    provenance_{slug}.json   the model and its commit, the shards, the program's version, the methods, and the SHA-256
+                             of the result that all of this is said of
+
+It holds no path of the machine that scanned. A scan of a local copy knows no commit; the SHA-256 of its shards are
+then what says which weights they were: the Hub shows the same numbers for the files of a repo.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import ResultError, UsageError
+from ..model.names import slug
+from ..numerics.snr import Degeneracy
+from .atomic import write_atomically
+from .remeasuring import read_recorded, record_path
+
+SCHEMA_VERSION = 1
+RESULT_PREFIX = "snr_results_"
+
+
+def provenance_path(result: Path) -> Path:
+    # Not `snr_results_`: who checks all of `snr_results_*.json` means the results.
+    return result.with_name(f"provenance_{result.name.removeprefix(RESULT_PREFIX)}")
+
+
+def slug_of(result: Path) -> str | None:
+    """The slug in the name of a result file; None where the name is none."""
+    name = result.name
+    is_result = name.startswith(RESULT_PREFIX) and name.endswith(".json")
+    return name.removeprefix(RESULT_PREFIX).removesuffix(".json") if is_result else None
+
+
+def sha256(path: Path) -> str:
+    """In hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_provenance(result: Path, model: str | None = None) -> Path:
+    """Write the provenance of a result from the record beside it.
+
+    Args:
+        model: the id under which others know the model; needed for a local checkpoint, and known for a repo's.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UsageError: no_model; other_model, the result is named after another one, or the record is of another repo.
+        ResultError: no_record, locked, corrupt; changed, the local shards are not those that were scanned;
+            unreadable; unwritable.
+    """
+    recorded = read_recorded(record_path(result))
+    identity = recorded.identity
+    repo = identity["path"].removeprefix("hf://") if identity["path"].startswith("hf://") else None
+    name = model or repo
+    if name is None:
+        raise UsageError(
+            "a scan of a local checkpoint does not know what others call it",
+            reason="no_model",
+            hint="--model org/name",
+        )
+    if slug(name) != slug_of(result) or (repo is not None and repo != name):
+        raise UsageError(f"{result} is not a scan of {name}", reason="other_model")
+    try:
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "model": name,
+            "commit": identity["commit"],
+            "shards": {
+                shard: {"nbytes": nbytes, "sha256": _shard_sha256(identity, shard, nbytes)}
+                for shard, nbytes in identity["shards"].items()
+            },
+            "program": f"spectrum_stream {__version__}",
+            "engine": identity["engine"],
+            "methods": dict(Counter(r.method for r in recorded.records if r.method is not None)),
+            "degenerate": sum(
+                r.score is not None and r.score.degeneracy not in (None, Degeneracy.VECTOR) for r in recorded.records
+            ),
+            "result_sha256": sha256(result),
+        }
+    except OSError as error:
+        raise ResultError(f"{error.filename} cannot be read: {error.strerror}", reason="unreadable") from error
+    path = provenance_path(result)
+    write_atomically(path, json.dumps(data, indent=4) + "\n")
+    return path
+
+
+def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str | None:
+    if identity["commit"] is not None:
+        # The commit says it, and the shard need not be on this machine.
+        return None
+    root = Path(identity["path"])
+    path = root if root.name == shard and not root.is_dir() else root / shard
+    status = path.stat()
+    if [status.st_mtime_ns, status.st_ino] != identity["versions"].get(shard) or status.st_size != nbytes:
+        raise ResultError(
+            f"{path} is not the file that was scanned",
+            reason="changed",
+            hint="scan the model again, and then write its provenance",
+        )
+    return sha256(path)

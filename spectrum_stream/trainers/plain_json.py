@@ -1,0 +1,46 @@
+"""JSON: all that is known of a selection, for programs."""
+
+import json
+import math
+from collections.abc import Collection, Iterable
+
+from ..selection.budget import needs
+from ..selection.select import Selection
+from .targets import targets_of
+
+SUFFIX = "json"
+ADVICE = "a score of null was infinite or NaN"
+
+
+def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
+    """The JSON: the rule, the parameters that are trained, and each chosen module.
+
+    Raises:
+        ResultError: no_such_parameter.
+    """
+    targets = targets_of(selection, parameters)
+    sizes, need = {line.module: line.numel for line in selection.lines}, needs(selection)
+    data = {
+        "schema_version": 1,
+        "percent": selection.rule.percent,
+        "bottom": selection.rule.bottom,
+        "trainable_weights": need.trainable if need else None,
+        "total_weights": need.total if need else None,
+        "parameters": list(targets.parameters),
+        "chosen": [
+            {
+                "module": target.module,
+                "group": target.group,
+                "snr": target.snr if math.isfinite(target.snr) else None,
+                "parameter": target.parameter,
+                "weights": sizes[target.module],
+            }
+            for target in targets.chosen
+        ],
+    }
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
+    """The parameters that are trained."""
+    return set(parameter_names) & set(json.loads(text)["parameters"])

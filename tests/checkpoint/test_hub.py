@@ -1,0 +1,767 @@
+"""Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
+
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.utils import httpx
+
+from spectrum_stream import ScanResult, scan
+from spectrum_stream.checkpoint import open_source
+from spectrum_stream.checkpoint import ranges as http
+from spectrum_stream.checkpoint.hub_errors import explaining
+from spectrum_stream.cli.output import LogNotes
+from spectrum_stream.errors import CheckpointError, SpectrumStreamError
+from spectrum_stream.model.inventory import Matrix
+from spectrum_stream.results.record import Record
+from spectrum_stream.streaming import fetch as fetching
+from spectrum_stream.streaming.fetch import Way
+from spectrum_stream.streaming.plan import plan
+from spectrum_stream.streaming.prefetch import Feed, Traffic
+
+from ..conftest import Save, llama_tensors
+from ..support import hub_server
+from ..support.hub_server import COMMIT, Fault, HubServer
+
+REPO = "org/model"
+WAYS = ("range", "shard", "cache")
+
+
+@pytest.fixture
+def folder(save: Save) -> Path:
+    return save(llama_tensors(3), shards=2, config={"architectures": ["LlamaForCausalLM"]})
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """The folder as a repo on a server that this process takes for the Hub, with an empty cache."""
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        yield server
+
+
+def use(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    # Read from HF_HOME when huggingface_hub was imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.01)
+
+
+def values(result: ScanResult) -> dict[str, tuple[object, bytes]]:
+    return {r.module: (r.score, r.singular_values.tobytes()) for r in result.records}
+
+
+def refused(model: str = REPO, **options: object) -> SpectrumStreamError:
+    with pytest.raises(SpectrumStreamError) as error:
+        scan(model, **options)  # type: ignore[arg-type]
+    # One sentence, and no address of a file: it could hold a signature.
+    assert "\n" not in str(error.value) and "/resolve/" not in str(error.value)
+    return error.value
+
+
+@pytest.mark.parametrize("fetch", WAYS)
+def test_every_way_gives_the_scores_of_the_local_scan_bit_for_bit(
+    hub: HubServer, folder: Path, working_folder: Path, fetch: str
+) -> None:
+    local = scan(str(folder), name="local", top_percent=50)
+    remote = scan(REPO, fetch=fetch, top_percent=50)
+    assert values(remote) == values(local) and remote.selection is not None and local.selection is not None
+    assert remote.selection.chosen == local.selection.chosen
+    assert remote.plan.source.commit == COMMIT
+    left = [p for p in working_folder.rglob("*") if p.suffix == ".safetensors" or p.name.endswith(".shards")]
+    assert not left
+
+
+@pytest.mark.parametrize("fetch", WAYS)
+def test_every_request_is_for_the_commit_though_the_branch_moves(
+    hub: HubServer, folder: Path, working_folder: Path, fetch: str
+) -> None:
+    a_plan = plan(REPO, fetch=fetch)
+    hub.commits["main"] = "d" * 40
+    from spectrum_stream.pipeline import ScanFinished, run
+
+    (end,) = [e for e in run(a_plan) if isinstance(e, ScanFinished)]
+    assert values(end.result) == values(scan(str(folder), name="local"))
+    assert {r.path.split("/resolve/")[1][:40] for r in hub.requests if "/resolve/" in r.path} == {COMMIT}
+
+
+def test_a_branch_that_moved_between_two_scans_drops_the_old_scores(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO)
+    moved = "d" * 40
+    hub.commits |= {"main": moved, moved: moved}
+    events: list[object] = []
+    result = scan(REPO, on_event=events.append)
+    assert result.plan.source.commit == moved and getattr(events[0], "dropped") == len(result.records)  # noqa: B009
+
+
+def test_a_range_scan_fetches_the_bytes_of_the_matrices_and_no_others(hub: HubServer, working_folder: Path) -> None:
+    result = scan(REPO, modules=["self_attn.v_proj"], fetch="range")
+    fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
+    assert fetched <= 1.02 * result.plan.read_nbytes
+    assert not hub.of_kind("whole")[2:], "the index and the config are read whole, and nothing else"
+
+
+def test_compression_is_declined_in_every_request_for_bytes(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, fetch="range")
+    asked = [r for r in hub.requests if r.kind in ("probe", "data", "whole")]
+    assert asked and {r.headers["Accept-Encoding"] for r in asked} == {"identity"}
+
+
+def test_what_is_in_the_cache_is_read_in_place_and_stays(
+    hub: HubServer, folder: Path, working_folder: Path, tmp_path: Path
+) -> None:
+    scan(REPO, fetch="cache", name="first")
+    cached = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 2
+    hub.requests.clear()
+    result = scan(REPO, fetch="shard", name="second")
+    assert values(result) == values(scan(str(folder), name="local"))
+    assert {r.kind for r in hub.requests} == {"api"}, "the revision only"
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == cached and not result.plan.transfers
+
+
+def test_scores_survive_a_change_of_the_way(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, fetch="range")
+    events: list[object] = []
+    scan(REPO, fetch="cache", on_event=events.append)
+    scan(REPO, fetch="shard", on_event=events.append)
+    assert not [e for e in events if type(e).__name__ == "MatrixScored"]
+
+
+def test_what_is_left_decides_the_way_of_a_resumed_scan(hub: HubServer, working_folder: Path) -> None:
+    scan(REPO, modules=["mlp.*", "lm_head", "model.*"], fetch="range")
+    hub.requests.clear()
+    hub.sent_nbytes = 0
+    result = scan(REPO, modules=["mlp.*", "self_attn.v_proj", "lm_head", "model.*"])
+    assert set(result.plan.ways.values()) == {Way.SHARD}, "which is right for the whole"
+    left = sum(r.n * r.m * 2 for r in result.records if r.group == "self_attn.v_proj")
+    fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
+    assert left <= fetched <= 1.02 * left and len(hub.of_kind("whole")) <= 2
+
+
+@pytest.mark.parametrize(
+    ("form", "slug"),
+    [("{repo}", "org-model"), ("hf://{repo}@main", "org-model"), ("{url}/{repo}", "org-model"),
+     ("{repo}@{commit}", "org-model-{commit}")],
+)  # fmt: skip
+def test_a_repo_has_one_name_however_it_is_typed(hub: HubServer, working_folder: Path, form: str, slug: str) -> None:
+    words = {"repo": REPO, "commit": COMMIT, "url": hub.url}
+    assert plan(form.format(**words)).outputs.stem == f"snr_results_{slug.format(**words)}"
+
+
+def test_a_server_without_ranges_is_read_shard_by_shard(
+    folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: folder}, ranges=False) as server:
+        use(server.url, monkeypatch, tmp_path)
+        result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+    assert set(result.plan.ways.values()) == {"shard"} and result.plan.warnings
+
+
+# What passes, and how often it is asked for again.
+PASSING = {
+    "429 with Retry-After": hub_server.status(429, retry_after="0"),
+    "429 with the Hub's own headers": hub_server.status(429, ratelimit='"resolvers";r=0;t=0'),
+    "500": hub_server.status(500),
+    "502": hub_server.status(502),
+    "503": hub_server.status(503),
+    "504": hub_server.status(504),
+    "reset": hub_server.reset,
+    "cut at once": hub_server.cut(0),
+    "cut after some bytes": hub_server.cut(5000),
+    "short 206": hub_server.short_range,
+    "wrong Content-Range": hub_server.lying_range,
+    "no Content-Range": hub_server.no_content_range,
+    "compressed": hub_server.compressed,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("kind", ["probe", "data"])
+def test_a_passing_fault_costs_time_and_no_score(
+    hub: HubServer, folder: Path, working_folder: Path, kind: str, fault: Fault
+) -> None:
+    hub.script(kind, fault, fault)
+    result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503])
+def test_a_passing_fault_of_the_revision_or_of_a_download(
+    hub: HubServer, folder: Path, working_folder: Path, code: int
+) -> None:
+    hub.script("api", hub_server.status(code, retry_after="0"))
+    hub.script("head", hub_server.status(code, retry_after="0"))
+    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+
+
+def test_a_body_that_broke_off_is_resumed_and_not_fetched_again(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    hub.script("data", hub_server.cut(5000))
+    scan(REPO, fetch="range")
+    first, *others = hub.of_kind("data")
+    assert first.range is not None
+    assert (first.range[0] + 5000, first.range[1]) in [r.range for r in others]
+
+
+# What does not pass: the reason, for a fault that lasts.
+LASTING: dict[str, tuple[Fault, str]] = {
+    "500": (hub_server.status(500), "server_error"),
+    "401 without a token": (hub_server.status(401), "no_such_repo"),
+    "403": (hub_server.status(403), "forbidden"),
+    "gone": (hub_server.status(404, x_error_code="EntryNotFound"), "no_such_file"),
+    "429 for an hour": (hub_server.status(429, retry_after="3600"), "rate_limited"),
+    "reset": (hub_server.reset, "unreachable"),
+    "wrong range": (hub_server.lying_range, "bad_response"),
+    "compressed": (hub_server.compressed, "bad_response"),
+    "416": (hub_server.status(416), "changed"),
+    "another size": (hub_server.resized, "changed"),
+    "another commit": (hub_server.other_commit, "changed"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), LASTING.values(), ids=LASTING)
+def test_a_lasting_fault_is_one_clear_error(hub: HubServer, working_folder: Path, fault: Fault, reason: str) -> None:
+    hub.script("data", *[fault] * 100)
+    error = refused(fetch="range")
+    assert error.reason == reason and error.exit_code == 1
+
+
+def test_a_scan_that_the_network_ended_is_resumed(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    hub.script("data", hub_server.honest, *[hub_server.status(500)] * 100)
+    assert refused(fetch="range").reason == "server_error"
+    hub.recover()
+    done: list[Record] = []
+    result = scan(REPO, fetch="range", on_event=lambda e: done.append(e.record) if hasattr(e, "record") else None)
+    assert values(result) == values(scan(str(folder), name="local"))
+
+
+def test_a_server_that_stops_to_send_ranges_is_closed_and_read_by_shards(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    sent: list[int] = []
+    hub.script("data", hub_server.honest, *[hub_server.endless(sent)] * 100)
+    result = scan(REPO, fetch="range")
+    assert values(result) == values(scan(str(folder), name="local"))
+    # What the sockets between here and there hold, and not what was on offer.
+    assert sent and sum(sent) < 50_000_000 * len(sent)
+
+
+def test_addresses_that_are_good_for_one_range_each_are_asked_for_each_time(
+    hub: HubServer, folder: Path, working_folder: Path
+) -> None:
+    with HubServer(hub.repos) as elsewhere:
+        used: set[str] = set()
+
+        def once(turn: hub_server.Turn) -> None:
+            query = turn.handler.path
+            (hub_server.status(403) if query in used else hub_server.honest)(turn)
+            used.add(query)
+
+        elsewhere.script("probe", *[once] * 100)
+        elsewhere.script("data", *[once] * 100)
+        numbers = iter(range(1000))
+        hub.elsewhere = lambda name: f"{elsewhere.url}/{REPO}/resolve/{COMMIT}/{name}?{next(numbers)}"
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_redirect_loop_ends(hub: HubServer, working_folder: Path) -> None:
+    path = f"/{REPO}/resolve/{COMMIT}/model-00001-of-00002.safetensors"
+    hub.script("probe", *[hub_server.redirect(path)] * 100)
+    assert refused(fetch="range").reason == "redirect_loop"
+
+
+@pytest.mark.parametrize("kind", ["probe", "api"])
+def test_a_page_instead_of_data_is_told_apart(hub: HubServer, working_folder: Path, kind: str) -> None:
+    hub.script(kind, *[hub_server.page] * 100)
+    error = refused()
+    assert error.reason in ("bad_response", "header_too_large", "header_past_end")
+    assert kind == "api" or "HTML" in str(error)
+
+
+def test_a_shard_that_is_not_what_its_header_said_is_refused(hub: HubServer, working_folder: Path) -> None:
+    a_plan = plan(REPO, fetch="shard")
+    name = "model-00002-of-00002.safetensors"
+    files = dict(hub.repos[REPO])
+    other = bytearray(files[name].read(0, files[name].nbytes))
+    other[20] ^= 1
+    hub.repos[REPO] = files | {name: hub_server.Bytes(bytes(other))}
+    from spectrum_stream.pipeline import run
+
+    with pytest.raises(CheckpointError) as error:
+        list(run(a_plan))
+    assert error.value.reason == "changed"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("org/missing", "no_such_repo"),
+        (f"{REPO}@v9", "no_such_revision"),
+        ("missing", "no_such_repo"),
+        ("hf://datasets/org/model", "bad_address"),
+        ("hf://org/model/unet", "bad_address"),
+        ("https://elsewhere.example/org/model", "bad_address"),
+        ("org/model/unet", "no_such_path"),
+        ("./org/model", "no_such_path"),
+    ],
+)
+def test_names_that_lead_nowhere(hub: HubServer, working_folder: Path, model: str, reason: str) -> None:
+    assert refused(model).reason == reason
+
+
+@pytest.mark.parametrize(
+    "form", ["{repo}", "{repo}@main", "{repo}@{commit}", "hf://{repo}", "hf://{repo}@main", "{url}/{repo}",
+             "{url}/{repo}/tree/main", "{url}/{repo}/blob/main/config.json"],
+)  # fmt: skip
+def test_every_way_to_name_a_repo(hub: HubServer, working_folder: Path, form: str) -> None:
+    source = plan(form.format(repo=REPO, commit=COMMIT, url=hub.url)).source
+    assert (source.where, source.commit) == (f"hf://{REPO}", COMMIT)
+
+
+def test_a_folder_that_exists_wins(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    (working_folder / "org").mkdir()
+    folder.rename(working_folder / REPO)
+    a_plan = plan(REPO)
+    assert a_plan.source.commit is None and not hub.requests
+    assert plan(f"hf://{REPO}").source.commit == COMMIT
+
+
+def test_errors_of_the_hub_are_told_apart(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = []
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for fault in (
+        hub_server.status(403, x_error_code="GatedRepo"),
+        hub_server.status(401, x_error_message="Invalid credentials in Authorization header"),
+        hub_server.status(401, x_error_code="RepoNotFound"),
+        hub_server.status(403, x_error_message="Access to this resource is disabled."),
+    ):
+        hub.script("api", fault)
+        reasons.append(refused().reason)
+    assert reasons == ["gated_repo", "bad_token", "no_such_repo", "repo_disabled"]
+
+
+def test_a_repo_without_safetensors_says_what_is_there(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: {"pytorch_model.bin": hub_server.Bytes(b"x")}}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        error = refused()
+    assert error.reason == "no_safetensors" and ".bin" in str(error)
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/x.safetensors", "http://evil/x.safetensors"])
+def test_an_index_cannot_name_files_outside_the_repo(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    index = hub_server.Bytes(b'{"weight_map": {"a.weight": "%s"}}' % name.encode())
+    with HubServer({REPO: {"model.safetensors.index.json": index, name: hub_server.Bytes(b"x")}}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert refused().reason == "unsafe_shard_name"
+        assert not server.of_kind("probe")
+
+
+def test_a_shard_of_the_index_that_the_repo_lacks(hub: HubServer, working_folder: Path) -> None:
+    hub.repos[REPO] = {k: v for k, v in hub.repos[REPO].items() if "00002" not in k}
+    assert refused().reason == "missing_shard"
+
+
+def test_no_server_is_one_sentence(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer({}) as server:
+        use(server.url, monkeypatch, tmp_path)
+    error = refused()
+    assert error.reason == "unreachable" and error.hint
+
+
+def test_a_disk_limit_takes_ranges_or_says_what_would_do(hub: HubServer, working_folder: Path) -> None:
+    smallest, largest = sorted(s.nbytes for s in plan(REPO).source.shards)
+    assert set(plan(REPO, max_disk_nbytes=smallest - 1).ways.values()) == {"range"}
+    assert set(plan(REPO, max_disk_nbytes=largest).ways.values()) == {"shard"}
+    with pytest.raises(SpectrumStreamError) as error:
+        plan(REPO, fetch="shard", max_disk_nbytes=largest - 1)
+    assert error.value.reason == "too_little_disk" and re.search(str(largest), str(error.value))
+
+
+def test_never_more_than_two_shards_are_on_disk(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save(llama_tensors(6), shards=6)
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        a_plan = plan(REPO, fetch="shard")
+        from spectrum_stream.pipeline import run
+
+        most = 0
+        for _ in run(a_plan):
+            most = max(most, len(list(a_plan.outputs.shards.glob("*.safetensors"))))
+        # Shards that are coming down have another name; two in all is what the budget of the feed counts.
+        assert 1 <= most <= 2 and not a_plan.outputs.shards.exists()
+
+
+@pytest.mark.parametrize("ahead_nbytes", [0, 5000, 100_000])
+@pytest.mark.parametrize("request_nbytes", [3000, 10_000, 10**9])
+def test_buffers_are_bounded_and_nobody_waits_for_each_other(
+    hub: HubServer,
+    working_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead_nbytes: int,
+    request_nbytes: int,
+) -> None:
+    monkeypatch.setattr(fetching, "_REQUEST_NBYTES", request_nbytes)
+    a_plan = plan(REPO, fetch="range")
+    shards = {shard.name: shard for shard in a_plan.source.shards}
+    most = 0
+    held: list[Matrix] = []
+    with Feed(shards, a_plan.matrices, a_plan.ways, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+        for item in feed:
+            # As an engine does that holds back what it has until nothing more comes.
+            if item is None:
+                time.sleep(0.01)
+                most = max(most, feed.held_nbytes)
+                if held:
+                    feed.release(held.pop(0))
+            else:
+                held.append(item[0])
+    largest = max(w.nbytes for w in a_plan.matrices)
+    # A request ends one matrix and begins others.
+    assert most <= max(ahead_nbytes, largest) + min(request_nbytes, a_plan.read_nbytes) + largest
+    assert request_nbytes > 10_000 or ahead_nbytes > 5000 or most < 0.7 * a_plan.read_nbytes
+
+
+def test_float32_shards_too(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save({f"layers.{i}.up.weight": torch.randn(67 + i, 131) for i in range(5)}, shards=2)
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_70b_repo_is_planned_from_its_headers_and_a_group_of_it_is_a_hundredth(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: hub_server.llama3_70b()}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        a_plan = plan(REPO, modules=["self_attn.k_proj"])
+        assert len(server.requests) <= 3 + 2 * 30 and server.sent_nbytes < 5_000_000
+        ranges, shards = a_plan.transfers[Way.RANGE], a_plan.transfers[Way.SHARD]
+        assert len(a_plan.matrices) == 80 and set(a_plan.ways.values()) == {Way.RANGE}
+        assert ranges.nbytes <= 1.02 * a_plan.read_nbytes and 0.005 < ranges.nbytes / shards.nbytes < 0.015
+        assert ranges.requests <= ranges.nbytes / 8e6 + 3 * 30
+        assert a_plan.peak_nbytes < 1.5 * 2**30
+        # The same without a limit to the disk: two shards of it, whatever the size of the repo.
+        assert shards.disk_nbytes < 0.1 * shards.nbytes
+
+
+def test_a_671b_repo_is_planned(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer({REPO: hub_server.deepseek_671b()}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        a_plan = plan(REPO, max_disk_nbytes=20_000_000_000)
+        assert len(a_plan.matrices) > 45_000 and len(server.requests) <= 3 + 2 * 163
+        assert a_plan.transfers[Way.SHARD].disk_nbytes < 20_000_000_000 and a_plan.peak_nbytes < 1.5 * 2**30
+
+
+def test_a_matrix_of_a_fabricated_repo_is_scanned_and_nothing_stays(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tensors = {f"model.layers.{i}.self_attn.k_proj.weight": (64, 512) for i in range(6)}
+    repo = hub_server.sharded(tensors | {"lm_head.weight": (5000, 512)}, 3)
+    with HubServer({REPO: repo}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        result = scan(REPO, modules=["self_attn.k_proj"])
+        assert len(result.records) == 6 and server.sent_nbytes < 0.5 * sum(f.nbytes for f in repo.values())
+    assert max(p.stat().st_size for p in working_folder.rglob("*") if p.is_file()) < 100_000
+
+
+def in_a_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, since huggingface_hub reads most of its variables once."""
+    command = [sys.executable, "-m", "spectrum_stream", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_offline_means_the_cache_or_one_sentence(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    missing = in_a_process(["scan", REPO], HF_HOME=home, HF_HUB_OFFLINE="1")
+    assert missing.returncode == 1 and "(offline)" in missing.stderr and "hint:" in missing.stderr
+    assert in_a_process(["scan", REPO, "--fetch", "cache", "--name", "first"], HF_HOME=home).returncode == 0
+    hub.requests.clear()
+    done = in_a_process(["scan", REPO, "--name", "second"], HF_HOME=home, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert not hub.requests and COMMIT in done.stderr
+    first, second = (working_folder / f"model_snr_results/snr_results_{name}.json" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_command_line_says_what_it_took_and_how(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
+    planned = in_a_process(["plan", REPO], HF_HOME=str(tmp_path / "home"))
+    assert planned.returncode == 0 and COMMIT in planned.stdout
+    assert all(way in planned.stdout for way in ("by range", "by shard", "by cache", "chosen"))
+    hub.script("probe", hub_server.status(429, retry_after="1"))
+    done = in_a_process(["scan", REPO], HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0 and COMMIT in done.stderr
+    assert "asking again in 1 s" in done.stderr and "-bound" in done.stderr
+    quiet = in_a_process(["scan", REPO, "-q", "--fresh"], HF_HOME=str(tmp_path / "home"))
+    assert quiet.returncode == 0 and not quiet.stderr and not quiet.stdout
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_header_beyond_the_first_request_is_read_whole(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranges: bool
+) -> None:
+    folder = save({f"layers.{i}.{'x' * 90}.weight": torch.randn(2, 3) for i in range(1500)})
+    with HubServer({REPO: folder}, ranges=ranges) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert len(plan(REPO).matrices) == 1500
+        server.script("data", *[hub_server.whole] * 100)
+        assert len(plan(REPO).matrices) == 1500, "though it stops to send ranges"
+
+
+def no_length(turn: hub_server.Turn) -> None:
+    """200, and nothing about the size."""
+    turn.answer(200, {"X-Repo-Commit": COMMIT, "Connection": "close"}, turn.blob.read(0, turn.blob.nbytes))
+    turn.handler.close_connection = True
+
+
+def too_much(turn: hub_server.Turn) -> None:
+    headers = turn.partial()
+    del headers["Content-Length"]
+    turn.answer(206, headers | {"Connection": "close"}, turn.body() + b"x")
+    turn.handler.close_connection = True
+
+
+def stall(turn: hub_server.Turn) -> None:
+    time.sleep(1.0)
+    hub_server.honest(turn)
+
+
+def test_a_size_that_the_body_does_not_tell_is_asked_for(hub: HubServer, folder: Path, working_folder: Path) -> None:
+    hub.script("probe", no_length, no_length)
+    assert values(scan(REPO)) == values(scan(str(folder), name="local"))
+    hub.script("probe", no_length, no_length)
+    hub.script("head", *[hub_server.status(200, x_repo_commit=COMMIT, etag="a", content_length="")] * 20)
+    assert refused(name="y").reason in ("bad_response", "server_error", "unreachable")
+
+
+@pytest.mark.parametrize("fault", [too_much, stall])
+def test_a_body_that_is_too_long_or_does_not_come_is_asked_for_again(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.script("data", fault)
+    assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.script("data", *[stall] * 100)
+    assert refused(fetch="range").reason == "timeout"
+
+
+def test_whoever_leaves_does_not_wait_for_the_server(hub: HubServer, working_folder: Path) -> None:
+    from spectrum_stream.pipeline import run
+
+    hub.script("data", hub_server.honest, *[hub_server.status(429, retry_after="60")] * 100)
+    started = time.monotonic()
+    for event in run(plan(REPO, fetch="range")):
+        if hasattr(event, "record"):
+            break
+    assert time.monotonic() - started < 10
+
+
+def test_an_empty_shard_and_other_answers(hub: HubServer, working_folder: Path) -> None:
+    hub.script("probe", hub_server.status(416))
+    assert refused().reason == "header_too_short"
+    hub.script("whole", *[hub_server.status(204)] * 100)
+    assert refused().reason == "bad_response"
+    hub.recover()
+    hub.script("data", *[hub_server.status(207)] * 100)
+    assert refused(fetch="range").reason == "bad_response"
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b'{"id": "a", "sha": "no commit", "siblings": []}', b'{"id": "a", "sha": null}']
+)
+def test_an_api_that_is_another_one(hub: HubServer, working_folder: Path, body: bytes) -> None:
+    hub.script("api", hub_server.status(200, body))
+    assert refused().reason == "bad_response"
+
+
+def test_offline_in_this_process(hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused().reason == "offline"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    online = scan(REPO, fetch="cache", name="online")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused(f"{REPO}@other").reason == "offline" and refused("org/other").reason == "offline"
+    assert values(scan(REPO, name="offline")) == values(online)
+    assert values(scan(f"{REPO}@{COMMIT}", name="pinned")) == values(online)
+
+
+def test_a_disk_that_fills_up_after_the_plan(
+    hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spectrum_stream.pipeline import run
+
+    a_plan = plan(REPO, fetch="shard")
+    free = iter([10**12] * 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, next(free, 0)))
+    with pytest.raises(SpectrumStreamError) as error:
+        list(run(a_plan))
+    assert error.value.reason == "disk_full" and error.value.hint
+
+
+def test_room_for_one_shard_is_enough(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = sorted(shard.nbytes for shard in plan(REPO).source.shards)
+    used: list[int] = []
+
+    def usage(path: object) -> object:
+        here = sum(p.stat().st_size for p in Path("model_snr_results").glob(".*.shards/*.safetensors"))
+        used.append(here)
+        return shutil._ntuple_diskusage(10**12, 0, sizes[1] + 10 - here)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+    assert max(used) <= sizes[1]
+
+
+def test_a_shard_beyond_the_limit_is_not_downloaded_instead_of_ranges(hub: HubServer, working_folder: Path) -> None:
+    hub.script("data", *[hub_server.whole] * 100)
+    error = refused(fetch="range", max_disk_nbytes=1000)
+    assert error.reason == "too_little_disk" and not list(working_folder.rglob("*.safetensors"))
+
+
+def test_whoever_leaves_the_plan_does_not_wait_for_the_server(hub: HubServer, working_folder: Path) -> None:
+    hub.script("probe", *[hub_server.status(429, retry_after="60")] * 100)
+    command = [sys.executable, "-m", "spectrum_stream", "plan", REPO]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "asking again" in process.stderr.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=50)
+    assert process.returncode == 130 and time.monotonic() - started < 20 and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("name", ["..\\\\x.safetensors", "a\0.safetensors", "C:x.safetensors", "a#b.safetensors"])
+def test_a_lone_shard_of_a_hostile_name(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    with HubServer({REPO: {name: hub_server.Bytes(b"x")}}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert refused().reason == "unsafe_shard_name"
+
+
+@pytest.mark.parametrize("body", [b'{"sha": "%s", "siblings": [{"rfilename": null}, {"rfilename": 5}]}'])
+def test_files_whose_names_are_no_names(hub: HubServer, working_folder: Path, body: bytes) -> None:
+    hub.script("api", hub_server.status(200, body % COMMIT.encode()))
+    assert refused().reason in ("no_safetensors", "bad_response")
+
+
+def test_the_host_that_a_shard_is_on_sees_no_token_and_is_named_when_it_refuses(
+    hub: HubServer, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with HubServer(hub.repos) as elsewhere:
+        address = elsewhere.url.replace("127.0.0.1", "localhost")
+        hub.elsewhere = lambda name: f"{address}/{REPO}/resolve/{COMMIT}/{name}?Signature=secret"
+        # Several requests to each address, so that it is used again without a redirect.
+        monkeypatch.setattr(fetching, "_REQUEST_NBYTES", 5000)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+        assert len(elsewhere.of_kind("data")) > len(hub.of_kind("data"))
+        assert not any("authorization" in {k.lower() for k in r.headers} for r in elsewhere.requests)
+        assert {r.headers.get("authorization") for r in hub.requests} == {"Bearer hf_secret"}
+        denied = hub_server.status(403, b"<Error><Code>AccessDenied</Code> see http://x?Signature=secret</Error>")
+        elsewhere.script("data", *[denied] * 100)
+        error = refused(fetch="range", fresh=True)
+    assert error.reason == "forbidden" and "localhost" in str(error) and "AccessDenied" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_a_blob_of_the_cache_that_changed_is_scanned_again(
+    hub: HubServer, working_folder: Path, tmp_path: Path
+) -> None:
+    scan(REPO, fetch="cache")
+    scan(REPO)
+    blob = max((p.resolve() for p in (tmp_path / "cache").rglob("*.safetensors")), key=lambda p: p.stat().st_size)
+    data = bytearray(blob.read_bytes())
+    data[-40:] = bytes(40)
+    blob.unlink()
+    blob.write_bytes(bytes(data))
+    events: list[object] = []
+    again = scan(REPO, on_event=events.append)
+    assert getattr(events[0], "dropped") > 0  # noqa: B009
+    assert values(again) == values(scan(REPO, name="fresh"))
+
+
+def test_notes_of_waiting_are_said_once_and_hold_no_address() -> None:
+    class Sink:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.lines.append(text)
+
+    sink = Sink()
+    handler = LogNotes(sink)  # type: ignore[arg-type]
+    for name, message in (
+        ("spectrum_stream", "a: no connection; asking again in 1 s"),
+        ("spectrum_stream", "a: no connection; asking again in 2 s"),
+        ("spectrum_stream", "b: no connection; asking again in 1 s"),
+        ("spectrum_stream", "see https://x?Signature=secret"),
+        ("huggingface_hub.utils._http", "Retrying in 1s [Retry 1/5]."),
+        ("huggingface_hub.utils._http", "Rate limited. Waiting 31.0s before retry [Retry 1/5]."),
+    ):
+        handler.emit(logging.LogRecord(name, logging.WARNING, "", 0, message, None, None))
+    assert [line.split(";")[0].split(".")[0] for line in sink.lines] == [
+        "a: no connection", "b: no connection", "Rate limited",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "unwritable"),
+        (httpx.ProxyError("no"), "unreachable"),
+        (httpx.ConnectTimeout("no"), "timeout"),
+        (OSError("consistency check failed"), "bad_response"),
+    ],
+)
+def test_what_a_download_can_run_into_is_one_sentence(fault: Exception, reason: str) -> None:
+    with pytest.raises(SpectrumStreamError) as error, explaining("https://hub", REPO, None):
+        raise fault
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("model", ["model.safetensors", "org/model@", "a..b", "a b", "-x", "x" * 200, ""])
+def test_what_cannot_be_a_repo_is_not_asked_for(hub: HubServer, working_folder: Path, model: str) -> None:
+    with pytest.raises(SpectrumStreamError) as error:
+        open_source(model or "no such thing")
+    assert error.value.reason == "no_such_path" and not hub.requests
+
+
+def test_an_index_of_implausible_size(hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_stream.checkpoint import hub as hub_module
+    from spectrum_stream.checkpoint import source as layout
+
+    for module in (layout, hub_module):
+        monkeypatch.setattr(module, "MAX_JSON_NBYTES", 100)
+    assert refused().reason == "file_too_large"

@@ -1,0 +1,195 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrum_stream.checkpoint import open_source
+from spectrum_stream.checkpoint.source import is_safe_shard_name
+from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
+
+from ..conftest import Save, llama_tensors
+
+WEIGHTS = {f"layers.{i}.weight": torch.ones(2, 3) for i in range(4)}
+
+
+def refused(path: Path | str) -> SpectrumStreamError:
+    with pytest.raises(SpectrumStreamError) as error:
+        open_source(str(path))
+    return error.value
+
+
+def test_a_file_a_folder_with_one_and_shards_are_all_checkpoints(save: Save) -> None:
+    folder = save(WEIGHTS)
+    assert [s.name for s in open_source(str(folder)).shards] == ["model.safetensors"]
+    assert [s.name for s in open_source(str(folder / "model.safetensors")).shards] == ["model.safetensors"]
+    sharded = open_source(str(save(WEIGHTS, folder="sharded", shards=2)))
+    assert [s.name for s in sharded.shards] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert sharded.weight_map is not None and set(sharded.weight_map) == set(WEIGHTS)
+
+
+def test_a_lone_file_of_any_name_will_do(save: Save) -> None:
+    folder = save(WEIGHTS)
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    assert [s.name for s in open_source(str(folder)).shards] == ["adapter.safetensors"]
+
+
+def test_a_stray_shard_is_ignored_with_a_warning(save: Save) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / "consolidated.safetensors").write_bytes(b"never opened")
+    source = open_source(str(folder))
+    assert len(source.shards) == 2
+    assert any("consolidated.safetensors" in w for w in source.warnings)
+
+
+def test_a_single_file_comes_before_an_index_as_in_transformers(save: Save) -> None:
+    save(WEIGHTS, shards=2)
+    source = open_source(str(save(WEIGHTS)))
+    assert source.weight_map is None and len(source.shards) == 1
+    assert any("both" in w for w in source.warnings)
+
+
+def test_shards_of_a_hub_cache_snapshot_are_links_and_are_read(save: Save, tmp_path: Path) -> None:
+    folder = save(WEIGHTS, shards=2)
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for i, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / str(i))
+        (snapshot / file.name).symlink_to(blobs / str(i))
+    source = open_source(str(snapshot))
+    assert len(source.shards) == 2 and not source.warnings
+
+
+def test_a_link_out_of_a_plain_folder_is_read_with_a_warning(save: Save, tmp_path: Path) -> None:
+    folder = save(WEIGHTS)
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    (folder / "model.safetensors").rename(elsewhere)
+    (folder / "model.safetensors").symlink_to(elsewhere)
+    assert any("linked" in w for w in open_source(str(folder)).warnings)
+
+
+def test_a_link_to_nothing_is_a_missing_shard(save: Save) -> None:
+    folder = save(WEIGHTS, shards=2)
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.unlink()
+    shard.symlink_to(folder / "gone")
+    error = refused(folder)
+    assert isinstance(error, BadIndex) and error.reason == "missing_shard"
+
+
+def test_no_such_folder() -> None:
+    assert refused("no/such/model").reason == "no_such_path"
+    assert refused("no\0name").reason == "no_such_path"
+    assert refused("x" * 5000).reason in ("no_such_path", "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("pytorch_model.bin", ".bin"), ("model.gguf", "GGUF"), ("notes.txt", "no weights")]
+)
+def test_a_folder_without_safetensors_says_what_is_there(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).touch()
+    error = refused(tmp_path)
+    assert isinstance(error, SourceError) and error.reason == "no_safetensors"
+    assert said in str(error)
+
+
+def test_safetensors_one_folder_down_are_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "x.safetensors").touch()
+    error = refused(tmp_path)
+    assert error.reason == "no_safetensors" and "transformer" in (error.hint or "")
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert refused(tmp_path / "model.gguf").reason == "no_safetensors"
+
+
+def test_shards_without_an_index_are_not_guessed_together(save: Save) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    assert refused(folder).reason == "no_index"
+
+
+def test_an_index_that_names_a_missing_shard(save: Save) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    error = refused(folder)
+    assert error.reason == "missing_shard" and "model-00002" in str(error)
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000])
+def test_an_index_that_is_none(save: Save, index: str) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert refused(folder).reason == "bad_index"
+
+
+UNSAFE = [
+    "../other/model.safetensors",
+    "a/../../model.safetensors",
+    "/etc/model.safetensors",
+    "//host/share/model.safetensors",
+    "\\\\host\\share\\model.safetensors",
+    "C:\\model.safetensors",
+    "C:model.safetensors",
+    "http://host/model.safetensors",
+    "a\0b.safetensors",
+    "a\nb.safetensors",
+    "./model.safetensors",
+    "a//model.safetensors",
+    "%2e%2e/model.safetensors",
+    "model.safetensors?download=1",
+    "",
+    "model.bin",
+]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_an_index_that_names_a_shard_outside_the_folder(save: Save, name: str) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"layers.0.weight": name}}))
+    assert refused(folder).reason == "unsafe_shard_name"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "unet/model-00001-of-00002.safetensors", "a b.safetensors"])
+def test_a_nested_but_safe_shard_name_is_taken(name: str) -> None:
+    assert is_safe_shard_name(name)
+
+
+def test_a_folder_named_like_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    error = refused(tmp_path)
+    assert isinstance(error, CheckpointError) and error.reason == "not_a_file"
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "\xff"])
+def test_a_config_that_is_none_is_ignored_with_a_warning(save: Save, config: str) -> None:
+    folder = save(llama_tensors(1))
+    (folder / "config.json").write_text(config, encoding="latin-1")
+    source = open_source(str(folder))
+    assert source.config == {} and any("config.json" in w for w in source.warnings)
+
+
+def test_a_shard_on_its_own_has_no_config(save: Save) -> None:
+    folder = save(llama_tensors(1), shards=2, config={"architectures": ["LlamaForCausalLM"]})
+    assert open_source(str(folder / "model-00001-of-00002.safetensors")).config == {}
+    assert open_source(str(folder)).config != {}
+
+
+def test_one_shard_of_many_is_scanned_with_a_warning_and_an_index_points_to_its_folder(save: Save) -> None:
+    folder = save(llama_tensors(1), shards=2)
+    assert any("one shard" in w for w in open_source(str(folder / "model-00001-of-00002.safetensors")).warnings)
+    assert str(folder) in (refused(folder / "model.safetensors.index.json").hint or "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert refused(tmp_path).reason == "not_a_file"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("/dev/zero")
+    assert refused(tmp_path).reason == "not_a_file"

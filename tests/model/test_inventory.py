@@ -1,0 +1,248 @@
+"""Banks of experts, stored as one tensor a layer: scored expert by expert, published and frozen as one."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrum_stream import freeze, plan, scan, select
+from spectrum_stream.model.inventory import Skip
+
+from ..checkpoint.test_hub import REPO, use, values
+from ..conftest import Save, reference_score
+from ..support.hub_server import HubServer
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+BANK = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def tensors(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, torch.Tensor] = {}
+    for i in range(layers):
+        layer = f"model.layers.{i}.mlp"
+        found |= {
+            f"{layer}.experts.gate_up_proj": torch.randn(experts, 24, 40, generator=generator).bfloat16(),
+            f"{layer}.experts.gate_up_proj_bias": torch.randn(experts, 40, generator=generator).bfloat16(),
+            f"{layer}.experts.down_proj.weight": torch.randn(experts, 20, 24, generator=generator).bfloat16(),
+            f"{layer}.router.weight": torch.randn(experts, 24, generator=generator).bfloat16(),
+            f"{layer}.conv.weight": torch.randn(24, 1, 4, generator=generator).bfloat16(),
+        }
+    return found
+
+
+def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None:
+    stored = tensors()
+    result = scan(str(save(stored, shards=2)), name="x", top_percent=50)
+    published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+    assert list(published) == [
+        *(f"model.layers.{i}.mlp.{name}" for name in ("experts.down_proj", "experts.gate_up_proj") for i in range(2)),
+        *(f"model.layers.{i}.mlp.router" for i in range(2)),
+    ]
+    for name, bank in stored.items():
+        module = name.removesuffix(".weight")
+        experts = [r for r in result.records if r.bank == module]
+        if bank.ndim == 3 and "experts" in name:
+            assert [r.module for r in experts] == [f"{module}.{e}" for e in range(12)]
+            scores = [r.score.snr for r in experts if r.score]
+            assert scores == pytest.approx([reference_score(w) for w in bank], rel=1e-5)
+            assert published[module] == {"snr": statistics.median(scores), "type": module.split(".", 3)[3]}
+        else:
+            assert not experts
+    assert result.selection is not None and [len(c) for c in result.selection.chosen.values()] == [1, 1, 1]
+
+
+def test_a_bank_is_read_one_expert_at_a_time(save: Save) -> None:
+    a_plan = plan(str(save(tensors(experts=64, layers=1))), modules=["mlp.experts.*"])
+    assert len(a_plan.matrices) == 2 * 64
+    assert {w.nbytes for w in a_plan.matrices} == {2 * 24 * 40, 2 * 20 * 24}
+    assert [g.name for g in a_plan.groups] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+
+
+def test_experts_of_a_remote_bank_are_the_same(save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = save(tensors())
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
+
+
+def test_a_bank_with_a_broken_expert_has_no_score_and_the_other_experts_have(save: Save) -> None:
+    stored = tensors()
+    stored[BANK][5, 0, 0] = torch.nan
+    result = scan(str(save(stored)), name="x")
+    assert [r.module for r in result.failed] == [f"{BANK}.5"] and not result.complete
+    published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+    assert BANK not in published and "model.layers.1.mlp.experts.gate_up_proj" in published
+    assert sum(r.score is not None for r in result.records if r.bank == BANK) == 11
+
+
+def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
+    folder = save(tensors())
+    first = scan(str(folder), name="x")
+    events: list[object] = []
+    again = scan(str(folder), name="x", top_percent=100, on_event=events.append)
+    assert not [e for e in events if type(e).__name__ == "MatrixScored"]
+    assert values(again) == values(first) and again.scored == first.scored
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    size = {"vocab_size": 128, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "gpt_oss":
+        model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**size, **heads, **tokens))
+    else:
+        config = transformers.Llama4TextConfig(**size, **heads, **tokens, intermediate_size_mlp=48)
+        model = transformers.Llama4ForCausalLM(config)
+    model.save_pretrained(tmp_path / "saved")
+    result = scan(str(tmp_path / "saved"), name="x", top_percent=50)
+    parameters = dict(model.named_parameters())
+    for record in result.records:
+        if record.bank is not None and record.score is not None:
+            bank = parameters[record.bank]
+            expert = int(record.module.rsplit(".", 1)[1])
+            assert record.score.snr == pytest.approx(reference_score(bank[expert]), rel=1e-4), record.module
+    assert sum(r.bank is not None for r in result.records) == 2 * 2 * 4
+    assert result.selection is not None
+    assert 0 < freeze(model, result.selection).trainable_share < 1
+    assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())
+
+
+def apart(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"model.layers.{i}.mlp.experts.{e}.{name}.weight": torch.randn(24, 32, generator=generator) * (1 + i % 3)
+        for i in range(layers)
+        for e in range(experts)
+        for name in ("up_proj", "down_proj")
+    }
+
+
+def test_pooled_experts_are_chosen_together(save: Save) -> None:
+    folder = str(save(apart()))
+    separate = scan(folder, name="x", top_percent=50)
+    assert len({line.group for line in separate.scored}) == 8
+    pooled = scan(folder, name="x", top_percent=50, experts="pooled")
+    assert {line.group for line in pooled.scored} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
+    of = {line.module: line.snr for line in separate.scored}
+    for line in pooled.scored:
+        layer = line.module.split(".experts.")[0]
+        name = line.module.rsplit(".", 1)[1]
+        assert line.snr == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
+    assert pooled.selection is not None
+    for group, chosen in pooled.selection.chosen.items():
+        layers = [module.split(".")[2] for module in chosen]
+        assert len(chosen) == 8 and all(layers.count(layer) == 4 for layer in layers), group
+    again = select(Path("model_snr_results/snr_results_x.json"), 50)
+    assert again.chosen == pooled.selection.chosen
+    # A percentage that would cut the experts of a layer in two chooses whole layers, rounded down.
+    assert all(len(chosen) == 4 for chosen in select(pooled.scored, 40).chosen.values())
+
+
+def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:
+    tensors = apart()
+    tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = torch.nan
+    result = scan(str(save(tensors)), name="x", experts="pooled")
+    names = {line.module for line in result.scored}
+    assert not any("layers.1.mlp.experts" in name and "up_proj" in name for name in names)
+    assert sum("layers.1.mlp.experts" in name for name in names) == 4 and not result.complete
+
+
+@pytest.mark.parametrize("config", [None, {"num_local_experts": 4}, {"text_config": {"num_experts": 4}}])
+def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save, config: Any) -> None:
+    tensors = apart()
+    for e in (1, 3):
+        del tensors[f"model.layers.2.mlp.experts.{e}.up_proj.weight"]
+    result = scan(str(save(tensors, config=config)), name="x")
+    (failure,) = result.plan.failures
+    assert failure.why is Skip.MISSING_EXPERTS and failure.tensor == "model.layers.2.mlp.experts.up_proj"
+    assert len(result.scored) == 30 and not result.complete
+
+
+def test_experts_that_are_fewer_than_the_config_says_everywhere_are_missing(save: Save) -> None:
+    result = scan(str(save(apart(), config={"n_routed_experts": 8})), name="x")
+    assert {s.why for s in result.plan.failures} == {Skip.MISSING_EXPERTS} and len(result.plan.failures) == 8
+
+
+def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
+    folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
+    result = scan(folder, name="x", target="transformers-v5")
+    names = {line.module for line in result.scored}
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
+    assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
+
+
+def test_a_stored_bank_that_lacks_experts_is_a_reason_and_no_score(save: Save) -> None:
+    stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
+    result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
+    assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
+    assert [line.module for line in result.scored] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
+
+
+def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
+    result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", target="transformers-v5")
+    assert [(s.tensor, s.detail) for s in result.plan.failures] == [
+        ("model.layers.1.mlp.experts.up_proj", "0 of 4 experts")
+    ]
+    assert "model.layers.1.mlp.experts.gate_up_proj" not in {line.module for line in result.scored}
+
+
+@pytest.mark.parametrize("modules", ["mlp.experts.*.up_proj", "mlp.experts.3.up_proj"])
+def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules: str) -> None:
+    tensors = apart()
+    del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
+    folder = str(save(tensors))
+    assert [s.why for s in plan(folder, modules=[modules]).failures] == [Skip.MISSING_EXPERTS]
+    assert plan(folder, modules=["mlp.experts.*.down_proj"]).failures == ()
+
+
+def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Save) -> None:
+    tensors = apart()
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    a_plan = plan(str(save(tensors)), experts="pooled", modules=["mlp.experts.up_proj"])
+    assert [s.why for s in a_plan.failures] == [Skip.MISSING_SCALES]
+    assert {w.module.split(".")[2] for w in a_plan.matrices} == {"0", "2", "3"}
+
+
+def test_a_weight_of_a_tower_that_was_asked_for_stays_a_failure(save: Save) -> None:
+    tensors = {
+        "vision_tower.layers.0.q.weight": torch.randn(6, 9),
+        "vision_tower.layers.1.q.weight": torch.randn(6, 9).to(torch.float8_e4m3fn),
+        "model.layers.0.q.weight": torch.randn(6, 9),
+    }
+    folder = str(save(tensors))
+    assert len(plan(folder, modules=["vision.q"]).failures) == 1
+
+
+def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
+    """DBRX: (experts x width, hidden)."""
+    flat = torch.randn(4 * 12, 16, generator=torch.Generator().manual_seed(0))
+    name = "transformer.blocks.0.ffn.experts.mlp.w1"
+    result = scan(str(save({name: flat}, config={"ffn_config": {"moe_num_experts": 4}})), name="x")
+    scores = [r.score.snr for r in result.records if r.score]
+    assert scores == pytest.approx([reference_score(w) for w in flat.reshape(4, 12, 16)], rel=1e-5)
+    assert [(line.module, line.parameter) for line in result.scored] == [(name, name)]
+
+
+@pytest.mark.parametrize("name", ["layers.0.local_experts.up_proj", "layers.0.moe.gate_proj.weight"])
+def test_other_names_of_banks_are_known(save: Save, name: str) -> None:
+    assert [w.expert for w in plan(str(save({name: torch.randn(2, 6, 9)}))).matrices] == [0, 1]
+
+
+def test_a_convolution_among_experts_is_no_bank(save: Save) -> None:
+    a_plan = plan(str(save({"m.experts.conv.weight": torch.randn(8, 9, 3), "a.weight": torch.randn(3, 4)})))
+    assert [s.why for s in a_plan.skipped] == [Skip.NOT_A_MATRIX]

@@ -1,0 +1,125 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum_stream.model.names import group_of, group_order, model_order, module_path, slug, tied_head
+
+
+@pytest.mark.parametrize(
+    ("tensor", "module"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj"),
+        ("lm_head.weight", "lm_head"),
+        ("model.layers.0.mlp.up_proj.bias", None),
+        ("model.layers.0.mlp.experts.gate_up_proj", None),
+        ("model.layers.0.mlp.up_proj.weight_scale", None),
+        (".weight", None),
+        ("weight", None),
+    ],
+)
+def test_only_weights_have_a_module(tensor: str, module: str | None) -> None:
+    assert module_path(tensor) == module
+
+
+@pytest.mark.parametrize(
+    ("module", "group"),
+    [
+        ("model.layers.31.self_attn.q_proj", "self_attn.q_proj"),
+        ("model.layers.0.block_sparse_moe.experts.7.w1", "block_sparse_moe.experts.7.w1"),
+        ("lm_head", "lm_head"),
+        ("model.embed_tokens", "model.embed_tokens"),
+        ("projector.0", ""),
+        ("encoder.layer.3.output.dense", "output.dense"),
+    ],
+)
+def test_a_group_is_the_path_after_the_first_number(module: str, group: str) -> None:
+    assert group_of(module) == group
+
+
+def test_groups_are_ordered_by_first_component_and_then_by_name() -> None:
+    # A plain sort puts "mlp-x" before "mlp.up", since "-" is before "."; Spectrum sorts the components.
+    groups = ["mlp.up", "mlp-x.a", "lm_head", "mlp.down", "mlp"]
+    assert sorted(groups, key=group_order) == ["lm_head", "mlp", "mlp.down", "mlp.up", "mlp-x.a"]
+
+
+def test_layers_are_ordered_by_number_and_not_by_digit() -> None:
+    names = [f"model.layers.{i}.mlp" for i in (10, 2, 0, 1, 100)]
+    assert sorted(names, key=model_order) == [f"model.layers.{i}.mlp" for i in (0, 1, 2, 10, 100)]
+
+
+def test_a_layer_number_of_thousands_of_digits_is_no_trap() -> None:
+    assert model_order("a." + "9" * 5000) > model_order("a.10")
+
+
+@given(st.lists(st.text(alphabet="a.0123456789²١_-", max_size=12)))
+def test_any_names_can_be_ordered(names: list[str]) -> None:
+    assert sorted(sorted(names, key=model_order), key=model_order) == sorted(names, key=model_order)
+    sorted(names, key=group_order)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("mistralai/Mixtral-8x22B-v0.1", "mistralai-Mixtral-8x22B-v0.1"),
+        ("org/some_model", "org-some-model"),
+        ("../models/x", "..-models-x"),
+        ("C:\\models\\x", "C--models-x"),
+        ("a\nb\x1b[31m", "a-b--31m"),
+    ],
+)
+def test_a_slug_replaces_what_spectrum_replaces_and_what_is_unsafe(model: str, expected: str) -> None:
+    assert slug(model) == expected
+
+
+@given(st.text())
+def test_no_slug_leaves_its_folder(model: str) -> None:
+    assert not set(slug(model)) & set("/\\\0:\n")
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"]}
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "expected"),
+    [
+        ([EMBEDDING], {**LLAMA, "tie_word_embeddings": True}, ("lm_head", EMBEDDING)),
+        ([EMBEDDING], {**LLAMA, "text_config": {"tie_word_embeddings": True}}, ("lm_head", EMBEDDING)),
+        # GPT-2's config says nothing, since being tied is its family's default.
+        (
+            ["transformer.wte.weight", "transformer.wpe.weight"],
+            {"architectures": ["GPT2LMHeadModel"]},
+            ("lm_head", "transformer.wte.weight"),
+        ),
+        ([EMBEDDING, "lm_head.weight"], {**LLAMA, "tie_word_embeddings": True}, None),
+        (["gpt_neox.embed_in.weight", "embed_out.weight"], {"architectures": ["GPTNeoXForCausalLM"]}, None),
+        ([EMBEDDING], {**LLAMA, "tie_word_embeddings": False}, None),
+        (["embeddings.word_embeddings.weight"], {"architectures": ["BertModel"]}, None),
+        ([EMBEDDING, "x.embed_tokens.weight"], LLAMA, None),
+        (["model.norm.weight"], LLAMA, None),
+        ([EMBEDDING], {}, None),
+        ([EMBEDDING], {"architectures": "LlamaForCausalLM"}, None),
+        ([EMBEDDING], {"architectures": [None, 3]}, None),
+    ],
+)
+def test_a_head_is_tied_only_where_a_causal_model_stores_none(
+    tensors: list[str], config: dict[str, Any], expected: tuple[str, str] | None
+) -> None:
+    assert tied_head(tensors, config) == expected
+
+
+def test_an_output_of_a_projector_is_no_head() -> None:
+    config = {"architectures": ["XForConditionalGeneration"], "text_config": {"tie_word_embeddings": True}}
+    names = ["model.embed_tokens.weight", "multi_modal_projector.output.weight"]
+    assert tied_head(names, config) == ("lm_head", "model.embed_tokens.weight")
+    assert tied_head([*names, "output.weight"], config) is None
+
+
+def test_a_flat_multimodal_config_has_a_head_and_an_encoders_embedding_none() -> None:
+    flat = {"architectures": ["XForConditionalGeneration"], "vision_config": {}, "tie_word_embeddings": True}
+    assert tied_head(["model.embed_tokens.weight"], flat) == ("lm_head", "model.embed_tokens.weight")
+    names = ["text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.decoder.weight"]
+    assert tied_head(names, flat) is None
+    assert tied_head(["shared.embed_tokens.weight"], {"architectures": ["T5ForConditionalGeneration"]}) is None

@@ -1,0 +1,241 @@
+"""Singular values against LAPACK in float64, over shapes, spectra, dtypes and methods."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum_stream.numerics.schedule import measure as measure_batch
+from spectrum_stream.numerics.schedule import one_thread_each
+from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
+from spectrum_stream.numerics.spectra import Failure, Method, Spectrum, count_not_finite, gram, singular_values
+
+from ..conftest import reference_score
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_one_thread() -> Iterator[None]:
+    with one_thread_each():
+        yield
+
+
+SHAPES = [(1, 1), (1, 64), (64, 1), (2, 3), (48, 48), (48, 200), (200, 48), (31, 4100), (1100, 40)]
+
+
+def orthogonal(n: int, k: int, generator: torch.Generator) -> torch.Tensor:
+    q: torch.Tensor = torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64)).Q
+    return q
+
+
+def with_spectrum(n: int, m: int, s: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n * 10_007 + m)
+    k = min(n, m)
+    return (orthogonal(n, k, generator) * s.to(torch.float64)) @ orthogonal(m, k, generator).T
+
+
+def measure(w: torch.Tensor, method: Method | None = None) -> tuple[Spectrum, Score]:
+    (measured,) = measure_batch([w], method=method)
+    assert isinstance(measured.spectrum, Spectrum) and measured.score is not None
+    return measured.spectrum, measured.score
+
+
+def spectrum_of(w: torch.Tensor, method: Method) -> Spectrum:
+    (found,) = singular_values([w], method)
+    assert isinstance(found, Spectrum)
+    return found
+
+
+def gaussian(n: int, m: int) -> torch.Tensor:
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(n * 10_007 + m), dtype=torch.float64) * 0.02
+
+
+SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
+    "gaussian": gaussian,
+    "outlier": lambda n, m: gaussian(n, m) + 0.05,
+    "power law": lambda n, m: with_spectrum(n, m, torch.arange(1, min(n, m) + 1) ** -1.0),
+    "flat": lambda n, m: with_spectrum(n, m, torch.ones(min(n, m))),
+    "huge sigma_1": lambda n, m: with_spectrum(
+        n, m, torch.cat([torch.tensor([1e4]), torch.linspace(2, 1, min(n, m) - 1)])
+    ),
+    "steep": lambda n, m: with_spectrum(n, m, 10.0 ** torch.linspace(0, -7, min(n, m))),
+    "half rank": lambda n, m: with_spectrum(
+        n, m, torch.linspace(2, 1, min(n, m)) * (torch.arange(min(n, m)) < (min(n, m) + 1) // 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_each_method_finds_the_singular_values(n: int, m: int, method: Method) -> None:
+    w = gaussian(n, m).to(torch.bfloat16)
+    found = spectrum_of(w, method)
+    exact = torch.linalg.svdvals(w.to(torch.float64)).numpy()
+    assert found.values.shape == (min(n, m),) and found.values.dtype == np.float64
+    assert np.all(np.diff(found.values) <= 0) and found.method is method
+    tolerance = 1e-5 if method is Method.FP32 else 1e-9
+    np.testing.assert_allclose(found.values, exact, rtol=tolerance, atol=tolerance * exact[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_the_score_is_that_of_the_formula_in_float64(n: int, m: int, spectrum: str, dtype: torch.dtype) -> None:
+    w = SPECTRA[spectrum](n, m).to(dtype)
+    found, result = measure(w)
+    s = torch.linalg.svdvals(w.to(torch.float64)).numpy()
+    exact = score(s, n, m)
+    noise = s[s <= exact.tau].sum()
+    # What rounding alone decides is no reference: a flat spectrum has no interquartile range, and in a
+    # half-rank one q25, or the whole noise, is zero but for rounding.
+    if exact.sigma < 1e-7 * s[0] or exact.margin < 1e-12 or 0 < noise < 1e-9 * s[0]:
+        assert math.isfinite(result.snr)
+        return
+    assert result.snr == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
+    assert abs(result.snr - exact.snr) <= (result.error + 1e-11) * exact.snr
+    assert result.error <= TOLERANCE or found.method is Method.SVD
+
+
+def test_the_guard_escalates_where_float32_cannot_do() -> None:
+    easy = SPECTRA["gaussian"](48, 200).to(torch.bfloat16)
+    hard = SPECTRA["huge sigma_1"](48, 48).to(torch.float32)
+    rank_one = torch.outer(torch.arange(1.0, 49), torch.arange(1.0, 65))
+    assert measure(easy)[0].method is Method.FP32
+    assert measure(hard)[0].method is Method.FP64
+    assert measure(rank_one)[0].method is Method.SVD
+
+
+def test_without_the_guard_the_score_of_a_hard_matrix_is_wrong_and_says_so() -> None:
+    hard = SPECTRA["huge sigma_1"](200, 200).to(torch.float32)
+    _, result = measure(hard, Method.FP32)
+    wrong_by = abs(result.snr / reference_score(hard) - 1)
+    assert wrong_by > 1e-3 and result.error > wrong_by
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 80), st.floats(-3, 0), st.floats(1, 1e5), st.integers(0, 2**31))
+def test_the_estimated_error_is_never_below_the_true_one(n: int, m: int, slope: float, top: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    k = min(n, m)
+    s = torch.arange(1, k + 1, dtype=torch.float64) ** slope * (1 + 0.1 * torch.rand(k, generator=generator))
+    s[0] *= top
+    w = ((orthogonal(n, k, generator) * s) @ orthogonal(m, k, generator).T).to(torch.float32)
+    exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
+    if exact.sigma > 0 and exact.snr > 0 and exact.degeneracy in (None, Degeneracy.EMPTY_NOISE):
+        for method in (Method.FP32, Method.FP64):
+            found = measure(w, method)[1]
+            assert abs(found.snr / exact.snr - 1) <= 2 * found.error + 1e-11
+
+
+def test_rank_one_has_no_noise_and_its_zeros_are_zeros() -> None:
+    # Products up to 240 are exact in bfloat16, so that the stored matrix still has rank one.
+    w = torch.outer(torch.arange(1.0, 16), torch.arange(1.0, 17)).to(torch.bfloat16)
+    found, result = measure(w)
+    assert np.all(found.values[1:] == 0)
+    assert result.degeneracy is Degeneracy.ZERO_NOISE and result.snr == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 5), (1, 7), (64, 64)])
+def test_a_zero_matrix(n: int, m: int) -> None:
+    _, result = measure(torch.zeros(n, m, dtype=torch.bfloat16))
+    assert result.degeneracy is (Degeneracy.VECTOR if n == 1 else Degeneracy.ZERO)
+
+
+def test_ties_at_tau_are_settled_as_the_formula_settles_them() -> None:
+    # A diagonal matrix has its singular values written on it; tau falls on one of them exactly.
+    tau = 2 * (2.0 - 1.0) / 1.349
+    w = torch.diag(torch.tensor([2.0, 2.0, tau, 1.0, 1.0], dtype=torch.float64))
+    assert measure(w)[1].snr == pytest.approx(reference_score(w), rel=1e-9)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("n", "m"), [(1, 8), (16, 3000), (3000, 16), (1100, 1100)])
+def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: float) -> None:
+    w = torch.ones(n, m, dtype=torch.bfloat16)
+    w[n - 1, m // 2] = poison
+    for method in Method:
+        assert singular_values([w], method) == [Failure.OUT_OF_RANGE]
+    assert count_not_finite(w) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [-120, 100, 125])
+def test_tiny_and_huge_weights_are_scored_in_a_wider_type(dtype: torch.dtype, exponent: int) -> None:
+    w = (gaussian(24, 60) * 50).to(torch.bfloat16).to(dtype)
+    found, result = measure(w * 2.0**exponent)
+    assert found.method is not Method.FP32
+    assert result.snr * 2.0**exponent == pytest.approx(reference_score(w), rel=1e-5)
+
+
+def test_weights_whose_squares_overflow_float64() -> None:
+    w = gaussian(24, 60) * 50
+    assert measure(w * 2.0**600)[0].method is Method.SVD
+
+
+@pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
+def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
+    w = gaussian(n, 2 * 2048 + 3)
+    lower = torch.tril(gram([w], torch.float64, torch.device("cpu"))[0])
+    torch.testing.assert_close(lower, torch.tril(w @ w.T))
+
+
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), (1030, 1100)])
+def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, method: Method, looped: bool) -> None:
+    ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
+    ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
+    found = singular_values(ws, method, looped=looped)
+    assert found[1] is Failure.OUT_OF_RANGE
+    for i in (0, 2, 3):
+        batched = found[i]
+        assert isinstance(batched, Spectrum)
+        np.testing.assert_allclose(batched.values, spectrum_of(ws[i], method).values, rtol=1e-4, atol=1e-9)
+
+
+ROUNDING = {
+    "legacy": "torch.set_float32_matmul_precision('medium')",
+    "new": "torch.backends.cuda.matmul.fp32_precision = 'tf32'; torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "none": "pass",
+}
+
+
+@pytest.mark.parametrize("how", ROUNDING)
+def test_settings_that_round_products_are_turned_off_and_restored(how: str) -> None:
+    # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.
+    code = f"""
+import torch
+from spectrum_stream.spectra import exact_products
+matmul = torch.backends.cuda.matmul
+def state():
+    return matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision, \\
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+{ROUNDING[how]}
+before = state()
+try:
+    with exact_products():
+        assert state() == ("ieee", "ieee", False, False), state()
+        1 / 0
+except ZeroDivisionError:
+    pass
+assert state() == before, (state(), before)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", [Method.FP32, Method.FP64])
+@pytest.mark.parametrize(("n", "m"), [(24, 60), (512, 512), (1536, 5000), (5000, 1536)])
+def test_a_gpu_finds_the_same_singular_values(n: int, m: int, method: Method, dtype: torch.dtype) -> None:
+    ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]
+    for looped in (False, True):
+        for w, found in zip(ws, singular_values(ws, method, torch.device("cuda"), looped), strict=True):
+            assert isinstance(found, Spectrum)
+            exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
+            assert score(found.values, n, m).snr == pytest.approx(exact.snr, rel=TOLERANCE)

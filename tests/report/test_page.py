@@ -1,0 +1,393 @@
+"""What there is to show of a result: places, entries, spectra, the page as text, the map of the terminal."""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rich.console import Console
+
+from spectrum_stream import scan, select
+from spectrum_stream.errors import ResultError, UsageError
+from spectrum_stream.report import page
+from spectrum_stream.report.data import Entry, Shown, quantiles_of, read_shown
+from spectrum_stream.report.grid import lay, place_of
+from spectrum_stream.report.page import island, page_data, render
+from spectrum_stream.report.terminal import TerminalMap
+
+from ..cli.test_injection import CORPUS, inert
+from ..conftest import Save, llama_tensors
+from ..model.test_inventory import BANK, tensors
+from ..support.families import tiny
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+def result_of(save: Save, weights: dict[str, torch.Tensor]) -> Path:
+    """Scan a checkpoint; its result file."""
+    return scan(str(save(weights)), name="x").written[0]
+
+
+def published(path: Path, scores: dict[str, tuple[str, float]]) -> Path:
+    path.write_text(json.dumps({module: {"type": group, "snr": snr} for module, (group, snr) in scores.items()}))
+    return path
+
+
+def drawn(shown: Shown, chosen: tuple[str, ...] = (), width: int = 100, **console: Any) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, **console).print(TerminalMap(shown, chosen))
+    return out.getvalue()
+
+
+# Places
+
+
+def test_experts_share_the_row_of_their_projection_and_a_layer_is_no_expert() -> None:
+    place = place_of("model.layers.12.mlp.experts.7.up_proj", "mlp.experts.7.up_proj")
+    assert (place.tower, place.family, place.layer, place.index) == (
+        "model.layers",
+        "mlp.experts.*.up_proj",
+        "12",
+        "7",
+    )
+    head = place_of("lm_head", "lm_head")
+    assert (head.family, head.layer, head.index) == ("lm_head", "", "")
+
+
+def test_an_expert_of_a_bank_is_in_the_cell_of_the_bank() -> None:
+    group = "mlp.experts.gate_up_proj"
+    bank, expert = place_of(BANK, group), place_of(f"{BANK}.11", group, BANK)
+    assert (expert.row, expert.layer, expert.index) == (bank.row, bank.layer, "11") and bank.index == ""
+
+
+def test_two_towers_with_one_group_are_two_rows_and_layers_are_in_order() -> None:
+    names = ["vision.blocks.0.fc", "text.layers.0.fc", "text.layers.10.fc", "text.layers.2.fc", "fc"]
+    grid = lay(place_of(name, "fc") for name in names)
+    assert grid.labels() == ["vision.blocks · fc", "text.layers · fc", "fc"]
+    assert grid.columns == ("", "0", "2", "10")
+
+
+@given(st.lists(st.text(alphabet="a0.²٣", max_size=12), max_size=20), st.data())
+def test_every_name_has_a_place_on_its_map(names: list[str], data: st.DataObject) -> None:
+    places = [place_of(name, data.draw(st.sampled_from([name, "", "mlp.3.up"]))) for name in names]
+    grid = lay(places)
+    assert {place.row for place in places} == set(grid.rows) and len(set(grid.rows)) == len(grid.rows)
+    assert {place.layer for place in places} == set(grid.columns)
+
+
+# Spectra
+
+
+@given(arrays(np.float32, st.integers(1, 300), elements=st.floats(2.0**-20, 2.0**20, width=32)), st.integers(2, 64))
+def test_quantiles_keep_the_ends_the_order_and_four_digits(values: np.ndarray, keep: int) -> None:
+    values = np.sort(values)[::-1]
+    # The scale ends 32 halvings below the largest value.
+    values = values[values >= values[0] * 2.0**-31]
+    steps = quantiles_of(values, keep)
+    assert steps.dtype == np.uint16 and len(steps) == min(len(values), keep)
+    back = values[0] * 2.0 ** (-steps.astype(np.float64) / 2048)
+    assert steps[0] == 0 and back[-1] == pytest.approx(values[-1], rel=2e-4)
+    assert (np.diff(steps.astype(int)) >= 0).all()
+    if len(values) <= keep:
+        assert back == pytest.approx(values, rel=2e-4)
+
+
+def test_zeros_are_told_from_small_values() -> None:
+    assert quantiles_of(np.array([1.0, 1e-30, 0.0]), 8).tolist() == [0, 65535, 65535]
+    assert quantiles_of(np.zeros(3), 8).tolist() == [65535] * 3
+
+
+# Entries
+
+
+def test_a_record_adds_measures_spectra_and_where_the_scores_come_from(save: Save) -> None:
+    path = result_of(save, llama_tensors())
+    shown = read_shown(path)
+    assert [entry.module for entry in shown.entries] == list(json.loads(path.read_text()))
+    assert all(entry.quantiles is not None and entry.measures for entry in shown.entries)
+    facts = dict(shown.facts)
+    assert facts["checkpoint"] == "model" and facts["matrices"] == str(len(shown.entries))
+    assert str(Path.cwd().parent) not in json.dumps(page_data([shown], top_percent=50))
+    head = next(entry for entry in shown.entries if entry.module == "lm_head")
+    with sqlite3.connect(path.with_suffix(".sqlite")) as db:
+        (blob,) = db.execute("SELECT singular_values FROM matrices WHERE module = 'lm_head'").fetchone()
+    db.close()
+    values = np.frombuffer(blob, "<f4").astype(float)
+    assert head.measures["stable rank"] == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["none", "garbage", "empty", "others", "open"])
+def test_without_a_record_that_fits_there_are_scores_only(save: Save, fault: str) -> None:
+    path = result_of(save, llama_tensors())
+    record = path.with_suffix(".sqlite")
+    holder = None
+    if fault == "none":
+        record.unlink()
+    elif fault == "garbage":
+        record.write_bytes(b"x" * 5000)
+    elif fault == "empty":
+        record.write_bytes(b"")
+    elif fault == "others":
+        data = json.loads(path.read_text())
+        data["lm_head"]["snr"] += 1
+        path.write_text(json.dumps(data))
+    else:
+        # As a scan has it.
+        holder = sqlite3.connect(record, isolation_level=None)
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("PRAGMA journal_mode = WAL")
+        holder.execute("UPDATE matrices SET detail = ''")
+    shown = read_shown(path)
+    if holder is not None:
+        holder.close()
+    assert len(shown.notes) == 1 and len(shown.entries) == len(json.loads(path.read_text()))
+    assert all(entry.quantiles is None and not entry.measures for entry in shown.entries)
+
+
+def test_reading_a_record_leaves_it_as_it_is(save: Save) -> None:
+    path = result_of(save, llama_tensors(layers=1))
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    read_shown(path)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_bank_is_one_line_that_is_ranked_and_its_experts_are_not(save: Save) -> None:
+    path = result_of(save, tensors(experts=3))
+    shown = read_shown(path)
+    ranked = [entry for entry in shown.entries if entry.is_ranked]
+    assert [entry.module for entry in ranked] == list(json.loads(path.read_text()))
+    experts = [entry for entry in shown.entries if entry.bank == BANK]
+    assert [entry.module for entry in experts] == [f"{BANK}.{i}" for i in range(3)]
+    bank = next(entry for entry in shown.entries if entry.module == BANK)
+    ranks = [entry.measures["stable rank"] for entry in experts]
+    assert bank.measures["stable rank"] == statistics.median(r for r in ranks if r is not None)
+    data, _ = page_data([shown], top_percent=50)
+    (columns,) = data["results"]
+    lines = {columns["line"][columns["module"].index(expert.module)] for expert in experts}
+    assert lines == {columns["module"].index(BANK)}
+
+
+def test_a_broken_matrix_and_a_bank_with_one_are_shown_without_a_score(save: Save) -> None:
+    weights = tensors(experts=3, layers=1)
+    weights[BANK][1] = math.nan
+    weights["model.layers.0.mlp.router.weight"][0, 0] = math.inf
+    shown = read_shown(result_of(save, weights))
+    missing = [entry for entry in shown.entries if entry.snr is None]
+    assert {entry.module for entry in missing} == {f"{BANK}.1", "model.layers.0.mlp.router"}
+    assert {entry.flag for entry in missing} == {"not_finite"}
+    assert f"{BANK}.0" in {entry.module for entry in shown.entries}
+    rows = {line.split()[0]: line.split()[1:] for line in drawn(shown, color_system=None).splitlines()[1:5]}
+    assert rows["mlp.experts.gate_up_proj"] == rows["mlp.router"] == ["x"] and rows["mlp.experts.down_proj"] == ["5"]
+
+
+def test_what_is_no_number_in_a_foreign_result_is_flagged(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.json"
+    path.write_text('{"l.0.a": {"snr": Infinity, "type": "a"}, "l.1.a": {"snr": NaN, "type": "a"}}')
+    shown = read_shown(path)
+    assert [entry.flag for entry in shown.entries] == ["infinite", "not_a_number"]
+    data, _ = page_data([shown], top_percent=50)
+    assert data["results"][0]["snr"] == ["Infinity", "-Infinity"]
+
+
+# The page as text
+
+
+def scripts_of(html: str) -> list[tuple[str, str]]:
+    return re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
+
+
+@pytest.mark.parametrize("payload", [*CORPUS.values(), "\ud800", "<!--<script>", "]]>", "&lt;b&gt;"])
+def test_nothing_in_the_data_can_end_its_element(payload: str) -> None:
+    text = island({payload: [payload]})
+    assert not re.search("[<>&\u2028\u2029]", text) and text.isascii()
+    assert json.loads(text) == {payload: [payload]}
+
+
+def test_scripts_run_by_their_hash_and_nothing_is_loaded(tmp_path: Path) -> None:
+    shown = read_shown(published(tmp_path / "a.json", {"l.0.a": ("a", 1.0)}))
+    html = render([shown])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    run = [body for attributes, body in scripts_of(html) if "json" not in attributes]
+    rules = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == " ".join(page._hash(body) for body in run) and "connect-src" not in rules
+    assert "unsafe" not in rules["script-src"] + rules["style-src-elem"]
+    assert not re.search(r'<(link|img|iframe|object|embed|base)\b|\b(src|href)="(?!#)', html.split("<script", 1)[0])
+
+
+def test_the_page_is_a_pure_function_of_its_results(tmp_path: Path) -> None:
+    shown = read_shown(published(tmp_path / "a.json", {"l.0.a": ("a", 1.0)}))
+    assert render([shown]) == render([shown])
+    assert "${" not in scripts_of(render([shown]))[0][1]
+
+
+def test_each_spectrum_is_at_its_place_in_the_text() -> None:
+    spectra = [np.array([0, 5, 9], np.uint16), None, np.arange(7, dtype=np.uint16)]
+    shown = Shown(
+        "x", (), (), tuple(Entry(f"l.{i}.a", "a", 1.0, quantiles=values) for i, values in enumerate(spectra))
+    )
+    data, (text,) = page_data([shown], top_percent=50)
+    stride = data["results"][0]["stride"]
+    assert "=" not in text and len(text) == 3 * stride
+    for i, (values, points) in enumerate(zip(spectra, data["results"][0]["points"], strict=True)):
+        decoded = np.frombuffer(base64.b64decode(text[i * stride : (i + 1) * stride]), "<u2")[:points]
+        assert decoded.tolist() == ([] if values is None else values.tolist())
+
+
+def test_scores_keep_every_digit_since_they_are_ranked_again() -> None:
+    shown = Shown("x", (), (), (Entry("l.0.a", "a", 1 / 3), Entry("l.1.a", "a", float(np.nextafter(1 / 3, 1)))))
+    data, _ = page_data([shown], top_percent=50)
+    first, second = json.loads(island(data))["results"][0]["snr"]
+    assert first == 1 / 3 < second
+
+
+def test_without_plotly_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError) as error:
+        render([Shown("x", (), (), (Entry("a", "a", 1.0),))])
+    assert error.value.reason == "missing_extra" and "[report]" in (error.value.hint or "")
+
+
+# The terminal
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("up")]
+
+
+def test_a_row_goes_from_its_lowest_to_its_highest_score(tmp_path: Path) -> None:
+    scores = {f"l.{i}.up": ("up", 1.0 + i) for i in range(11)}
+    shown = read_shown(published(tmp_path / "a.json", scores))
+    (row,) = rows_of(drawn(shown, select(tmp_path / "a.json", 20).modules, color_system=None))
+    assert row == "up 0 1 2 3 4 5 6 7 8 9*9*"
+
+
+def test_a_narrow_terminal_gets_the_layers_in_bands(tmp_path: Path) -> None:
+    scores = {f"l.{i}.up": ("up", 1.0 + i) for i in range(100)}
+    shown = read_shown(published(tmp_path / "a.json", scores))
+    text = drawn(shown, width=40, color_system=None)
+    assert max(map(len, text.splitlines())) <= 40 + len("each row from its lowest score to its highest: ")
+    assert sum(len(row.split()) - 1 for row in rows_of(text)) == 100 and len(rows_of(text)) == math.ceil(100 / 18)
+
+
+def test_a_degenerate_score_is_marked_and_does_not_stretch_the_scale() -> None:
+    scores = [1.0, 2.0, 1e9]
+    entries = [Entry(f"l.{i}.up", "up", s, flag="empty_noise" if s > 5 else "") for i, s in enumerate(scores)]
+    (row,) = rows_of(drawn(Shown("x", (), (), tuple(entries)), ("l.2.up",), color_system=None))
+    assert row == "up 0 9 !*"
+
+
+@pytest.mark.parametrize(
+    ("system", "no_color"), [("truecolor", False), ("256", False), ("256", True), ("standard", False)]
+)
+def test_colours_are_there_on_a_terminal_and_never_needed(tmp_path: Path, system: Any, no_color: bool) -> None:
+    shown = read_shown(published(tmp_path / "a.json", {f"l.{i}.up": ("up", 1.0 + i) for i in range(3)}))
+    text = drawn(shown, ("l.2.up",), force_terminal=True, color_system=system, no_color=no_color)
+    colours = system != "standard" and not no_color
+    assert bool(re.search(r";48;[25];", text)) is colours
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert rows_of(plain) == ["up      *" if colours else "up 0 5 9*"]
+
+
+def test_experts_are_folded_and_partly_chosen(tmp_path: Path) -> None:
+    scores = {f"l.{i}.experts.{e}.up": (f"experts.{e}.up", 1.0 + i * (-1) ** e) for i in range(2) for e in range(2)}
+    shown = read_shown(published(tmp_path / "a.json", scores))
+    text = drawn(shown, select(tmp_path / "a.json", 50).modules, color_system=None)
+    (row,) = [line for line in text.splitlines() if line.startswith("experts")]
+    assert row == "experts.*.up 5+5+"
+
+
+@pytest.mark.parametrize("payload", CORPUS.values(), ids=CORPUS)
+def test_names_are_inert_in_the_terminal(tmp_path: Path, payload: str) -> None:
+    module = f"layers.0.{payload}"
+    shown = read_shown(published(tmp_path / "a.json", {module: (payload, 1.0), f"{payload}.1.a": ("a", 2.0)}))
+    assert inert(drawn(shown, (module,), color_system=None))
+
+
+# The command
+
+
+def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spectrum_stream", "report", *map(str, words)],
+        capture_output=True, text=True, check=False, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_report_writes_one_file_and_says_what_is_next(save: Save) -> None:
+    path = result_of(save, llama_tensors())
+    done = run(path, "-o", "page.html", "--top-percent", "25")
+    assert done.returncode == 0, done.stderr
+    html = Path("page.html").read_text("utf-8")
+    assert json.loads(scripts_of(html)[0][1])["top_percent"] == 25
+    assert done.stdout.splitlines()[-1].startswith("next: spectrum-stream select")
+    assert list(Path().glob("*.tmp")) == []
+
+
+def test_report_as_json_has_what_select_chooses(save: Save) -> None:
+    path = result_of(save, tensors(experts=3))
+    done = run(path, "--top-percent", "50", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert {m["module"] for m in result["modules"] if m["chosen"]} == set(select(path, 50).modules)
+    assert len([m for m in result["modules"] if m["bank"] == BANK]) == 3
+    assert run(path, "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["x.json", "x.json", "x.json"], "too_many_results"),
+        (["x.json", "-o", "./x.json"], "conflicting_options"),
+        (["x.json", "--top-percent", "140"], "bad_percent"),
+        (["missing.json"], "no_such_result"),
+        (["empty.json"], "not_a_result"),
+        (["x.json", "-o", "x.json/page.html"], "unwritable"),
+    ],
+)
+def test_report_refuses_by_reason(words: list[str], reason: str) -> None:
+    published(Path("x.json"), {"l.0.a": ("a", 1.0)})
+    Path("empty.json").write_text("{}")
+    done = run(*words)
+    assert done.returncode in (1, 2) and f"({reason})" in done.stderr and "Traceback" not in done.stderr
+    assert json.loads(Path("x.json").read_text())
+
+
+def test_an_unreadable_result_is_an_error_and_not_an_empty_map(tmp_path: Path) -> None:
+    with pytest.raises(ResultError) as error:
+        read_shown(tmp_path)
+    assert error.value.reason == "unreadable"
+
+
+def test_every_asset_is_used_and_is_package_data() -> None:
+    assets = Path(page.__file__).parent / "assets"
+    wanted = {*page._SCRIPTS, "page.html", "page.css"}
+    assert {p.name for p in assets.iterdir()} == wanted
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["spectrum_stream.report"]
+    assert all(any(fnmatch(f"assets/{name}", pattern) for pattern in patterns) for name in wanted)
+
+
+def test_a_matrix_by_another_name_in_memory_is_shown_with_its_spectrum(working_folder: Path) -> None:
+    tiny("llava").save_pretrained(working_folder / "saved")
+    result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
+    shown = read_shown(result.written[0])
+    assert shown.name == result.written[0].name
+    assert not shown.notes and {entry.module for entry in shown.entries} == {line.module for line in result.scored}
+    assert all(entry.bank is None and entry.quantiles is not None and entry.n for entry in shown.entries)

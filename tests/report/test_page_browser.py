@@ -1,0 +1,502 @@
+"""The page in a real browser: what a reader sees and does, and what a stranger's names cannot."""
+
+import csv
+import io
+import json
+import math
+import random
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrum_stream import scan, select
+from spectrum_stream.report.data import Entry, Shown, read_shown
+from spectrum_stream.report.page import render
+from spectrum_stream.results.result import Scored
+
+from ..checkpoint.test_peers import executable
+from ..cli.test_injection import CORPUS
+from ..conftest import Save, llama_tensors
+from ..model.test_inventory import BANK, apart, tensors
+from ..support.browser import CHROMIUM, Heard, launched, opened
+
+pytest.importorskip("playwright")
+pytest.importorskip("plotly")
+
+
+Show = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable(CHROMIUM)
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def show(browser: Any, working_folder: Path) -> Show:
+    """Open the page of some results: `with show(*results, viewport=...) as tab`. When it is closed, it has said
+    nothing and asked nobody."""
+
+    @contextmanager
+    def open_page(*results: Shown, **settings: Any) -> Iterator[Any]:
+        Path("page.html").write_text(render(results), "utf-8")
+        heard = Heard()
+        with opened(browser, Path("page.html"), heard, **settings) as tab:
+            yield tab
+        assert heard.console == [] and heard.requests == []
+
+    return open_page
+
+
+@pytest.fixture
+def result(save: Save, working_folder: Path) -> Path:
+    """A scan of a small Llama with a norm, a head that is degenerate, and a matrix without a score."""
+    weights = llama_tensors(layers=6)
+    # Noise this wide has nothing below tau.
+    weights["lm_head.weight"] = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
+    weights["model.layers.2.mlp.up_proj.weight"][0, 0] = math.nan
+    return scan(str(save(weights)), name="x").written[0]
+
+
+@pytest.fixture
+def tab(show: Show, result: Path) -> Iterator[Any]:
+    with show(read_shown(result)) as page:
+        yield page
+
+
+def cell(tab: Any, module: str) -> Any:
+    """The cell of a module, by what a screen reader says of it."""
+    return tab.locator(f'#maps td[aria-label^="{module},"]')
+
+
+def outlined(tab: Any) -> set[str]:
+    names: list[str] = tab.eval_on_selector_all(
+        "#maps td.chosen", "cells => cells.map(td => td.getAttribute('aria-label').split(',')[0])"
+    )
+    return set(names)
+
+
+def test_every_matrix_is_on_the_map_and_flaws_are_marked(tab: Any, result: Path) -> None:
+    assert tab.locator("#maps td[aria-label]").count() == len(json.loads(result.read_text())) + 1
+    assert cell(tab, "lm_head").text_content() == "!"
+    broken = cell(tab, "model.layers.2.mlp.up_proj")
+    assert broken.text_content() == "×" and "NaN or Inf" in broken.get_attribute("aria-label")
+    assert cell(tab, "model.layers.0.mlp.up_proj").text_content() == ""
+
+
+def test_the_outline_is_the_selection(tab: Any, result: Path) -> None:
+    # Among them one whose product is whole but for rounding, on one side of it or the other.
+    for percent in (1, 16.6, 20, 28.999999999999996, 33.4, 50, 57, 99.9, 100):
+        tab.fill("#percent", str(percent))
+        assert outlined(tab) == set(select(result, percent).modules), percent
+        assert tab.text_content("#summary").startswith(f"{len(select(result, percent).modules)} of ")
+
+
+def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        count = generator.randrange(1, 40)
+        # Few values, so that many are equal; and those that foreign results have.
+        scores = [generator.choice([0.1, 0.1 + 2**-56, 0.3, 7.0, math.inf, -math.inf]) for _ in range(count)]
+        groups = [generator.randrange(4) for _ in range(count)]
+        percent = generator.choice([1, 7, 29, 50, 57, 58, 100, generator.uniform(0.1, 100)])
+        lines = [Scored(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
+        chosen = tab.evaluate(
+            """([groups, scores, percent]) => {
+                const all = (value) => groups.map(() => value);
+                const { rank, size } = rankings(groups, scores.map(Number), all(1), all(-1));
+                return groups.map((_, i) => i).filter((i) => rank[i] <= countChosen(size[i], percent));
+            }""",
+            [groups, list(map(_in_javascript, scores)), percent],
+        )
+        assert {str(i) for i in chosen} == set(select(lines, percent).modules)
+
+
+def _in_javascript(value: float) -> float | str:
+    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def test_percentages_that_are_none_change_nothing(tab: Any) -> None:
+    before = outlined(tab)
+    for text in ("", "140", "-3"):
+        tab.fill("#percent", text)
+        assert outlined(tab) == before
+    tab.locator("#slider").fill("25")
+    assert tab.input_value("#percent") == "25" and outlined(tab) < before
+
+
+def test_hovering_shows_the_numbers_and_leaving_hides_them(tab: Any, result: Path) -> None:
+    module = "model.layers.3.mlp.down_proj"
+    cell(tab, module).hover()
+    text = tab.text_content("#tip")
+    snr = json.loads(result.read_text())[module]["snr"]
+    assert module in text and f"score {snr:.4g}"[:9] in text and re.search(r"rank \d of 6", text)
+    tab.mouse.move(1, 1)
+    assert tab.is_hidden("#tip")
+
+
+def test_a_click_shows_the_singular_values(tab: Any, result: Path) -> None:
+    module = "model.layers.3.self_attn.v_proj"
+    assert tab.is_hidden("#detail")
+    cell(tab, module).click()
+    assert tab.text_content("#detail-title") == module
+    drawn = tab.evaluate("document.getElementById('spectrum').data[0].y")
+    entry = next(entry for entry in read_shown(result).entries if entry.module == module)
+    assert entry.quantiles is not None and entry.largest is not None
+    expected = [entry.largest * 2.0 ** (-int(steps) / 2048) for steps in entry.quantiles]
+    # The largest is written with six digits.
+    assert drawn == pytest.approx(expected, rel=1e-5)
+    (line,) = tab.evaluate("document.getElementById('spectrum').layout.shapes.map(s => s.y0)")
+    assert line == pytest.approx(entry.tau, rel=1e-5)
+
+
+def test_an_open_matrix_follows_the_percentage_and_the_theme(tab: Any) -> None:
+    cell(tab, "model.layers.3.self_attn.v_proj").click()
+    colour = "document.getElementById('spectrum').data[0].line.color"
+    before = tab.evaluate(colour)
+    tab.fill("#percent", "100")
+    assert ", chosen" in tab.text_content("#detail-facts")
+    tab.fill("#percent", "0")
+    assert ", not chosen" in tab.text_content("#detail-facts")
+    tab.click("#theme")
+    assert tab.evaluate(colour) != before
+
+
+def test_the_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
+    # For n = m / 2: its area is 1, and its median that of a large sample.
+    law = tab.evaluate("(({x, f, median, edge}) => ({x, f, median, edge}))(marchenkoPastur(0.5))")
+    area = sum(
+        (b + a) / 2 * (y - x) for a, b, x, y in zip(law["f"], law["f"][1:], law["x"], law["x"][1:], strict=False)
+    )
+    assert area == pytest.approx(1, abs=1e-3) and law["edge"] == pytest.approx(1 + math.sqrt(0.5))
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.linalg.svdvals(torch.randn(500, 1000, generator=generator, dtype=torch.float64)) / math.sqrt(1000)
+    assert law["median"] == pytest.approx(float(sample.median()), rel=0.01)
+
+
+def test_the_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    # One stop for the whole map; arrows move in it, over the gaps.
+    for _ in range(3):
+        if tab.evaluate("document.activeElement.tagName") == "TD":
+            break
+        tab.keyboard.press("Tab")
+    assert tab.locator("#maps td[tabindex='0']").count() == 1
+    tab.keyboard.press("End")
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowLeft")
+    focused = tab.evaluate("document.activeElement.getAttribute('aria-label')").split(",")[0]
+    assert focused.startswith("model.layers.4.") and tab.text_content("#tip").startswith(focused)
+    tab.keyboard.press("Enter")
+    assert tab.text_content("#detail-title") == focused
+
+
+def test_a_logarithmic_axis_has_numbers_enough_and_not_too_many(tab: Any) -> None:
+    for low, high in ((1.0, 1.5), (0.02, 106.0), (3e-12, 7e5), (5e-324, 1e308)):
+        ticks = tab.evaluate("([low, high]) => logTicks(low, high, 4)", [low, high])
+        inside = [tick for tick in ticks if low <= tick <= high]
+        assert 1 <= len(inside) <= 16 and ticks == sorted(ticks) and ticks[0] > 0, (low, high)
+
+
+def test_every_control_has_a_name(tab: Any) -> None:
+    nameless = tab.eval_on_selector_all(
+        "button, input, select",
+        "all => all.filter(e => !e.labels?.length && !e.textContent.trim() && !e.ariaLabel).map(e => e.outerHTML)",
+    )
+    assert nameless == []
+
+
+def test_the_search_filters_as_it_is_typed(tab: Any, result: Path) -> None:
+    tab.locator("#search").press_sequentially("V_PROJ")
+    assert tab.locator("#table tbody tr").count() == 6
+    tab.fill("#search", "empty_noise")
+    assert tab.locator("#table tbody .name").first.text_content() == "lm_head"
+    assert tab.get_attribute("#table tbody tr", "class") == "degenerate"
+    tab.fill("#search", "nothing of the kind")
+    assert tab.locator("#table tbody tr").count() == 0
+
+
+def test_a_column_sorts_both_ways_and_what_has_no_number_is_last(tab: Any) -> None:
+    for is_down in (True, False):
+        tab.click("#table th button[data-column=score]")
+        texts = tab.eval_on_selector_all("#table tbody tr", "all => all.map(tr => tr.cells[3].textContent)")
+        numbers = [float(text) for text in texts[:-1]]
+        assert texts[-1] == "–" and numbers == sorted(numbers, reverse=is_down)
+
+
+def test_another_measure_colours_the_map_and_has_a_column(tab: Any) -> None:
+    def colours() -> list[str]:
+        found: list[str] = tab.eval_on_selector_all("#maps td", "all => all.map(td => td.style.backgroundColor)")
+        return found
+
+    before = colours()
+    tab.select_option("#measure", "stable rank")
+    assert colours() != before and "stable rank" in tab.text_content("#table thead")
+    assert tab.evaluate("document.getElementById('boxes').layout.xaxis.title.text") == "stable rank"
+    tab.select_option("#measure", "rank")
+    # The first of a row is the brightest, and the last the darkest.
+    row = tab.locator("#maps tr", has=tab.locator("th", has_text="mlp.down_proj")).locator("td[aria-label]")
+    by_rank = {
+        int(re.search(r"rank (\d)", td.get_attribute("aria-label"))[1]): td.get_attribute("style")  # type: ignore[index]
+        for td in row.all()
+    }
+    assert "254, 232, 56" in by_rank[1] and "0, 34, 78" in by_rank[6]
+
+
+def test_the_csv_is_what_the_table_has_found_in_full(tab: Any, result: Path) -> None:
+    tab.fill("#search", "mlp.down_proj")
+    with tab.expect_download() as download:
+        tab.click("#csv")
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
+    scores = json.loads(result.read_text())
+    assert {row["module"]: float(row["score"]) for row in rows} == {
+        module: entry["snr"] for module, entry in scores.items() if entry["type"] == "mlp.down_proj"
+    }
+    chosen = set(select(result, 50).modules)
+    assert {row["module"] for row in rows if row["chosen"]} == {row["module"] for row in rows} & chosen
+    assert all(float(row["stable rank"]) >= 1 for row in rows)
+
+
+def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
+    path = scan(str(save(tensors(experts=12))), name="x").written[0]
+    with show(read_shown(path)) as tab:
+        assert tab.locator("#maps tbody tr").count() == 3
+        assert "a bank of 12" in cell(tab, BANK).get_attribute("aria-label")
+        tab.click("button[aria-label='open mlp.experts.gate_up_proj']")
+        names = tab.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
+        assert names == [str(i) for i in range(12)]
+        tab.locator("#expert-maps tbody td").first.click()
+        assert tab.text_content("#detail-title") == f"{BANK}.0"
+        tab.click("#close-experts")
+        assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
+
+
+def test_a_bank_with_a_broken_expert_has_no_score_and_its_other_experts_have(save: Save, show: Show) -> None:
+    weights = tensors(experts=3)
+    weights[BANK][1] = math.nan
+    path = scan(str(save(weights)), name="x").written[0]
+    with show(read_shown(path)) as tab:
+        bank = tab.locator("#maps td[aria-label*='a bank of 3 without a score']")
+        assert bank.text_content() == "×" and "missing" in bank.get_attribute("class")
+        bank.click()
+        assert [td.text_content() for td in tab.locator("#expert-maps td[aria-label^='" + BANK + "']").all()] == [
+            "", "×", "",
+        ]  # fmt: skip
+
+
+def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show: Show) -> None:
+    entries = [
+        Entry(f"l.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + (i + e) % 3) for i in range(3) for e in range(300)
+    ]
+    with show(Shown("x", (), (), tuple(entries))) as tab:
+        (label,) = {td.get_attribute("aria-label") for td in tab.locator("#maps td[aria-label*='layer 0']").all()}
+        assert "median score 2" in label and "100 of 300 chosen" in label
+        tab.click("button[aria-label^=open]")
+        assert tab.locator("#expert-maps tbody tr").count() == 64
+        tab.click("#expert-maps button:has-text('later rows')")
+        assert tab.text_content("#expert-maps tbody th") == "64"
+
+
+def test_two_results_are_shown_side_by_side(result: Path, show: Show) -> None:
+    scores = json.loads(result.read_text())
+    for i, entry in enumerate(scores.values()):
+        entry["snr"] *= 1 + i % 3
+    Path("other.json").write_text(json.dumps(scores))
+    results = [read_shown(result), read_shown(Path("other.json"))]
+    with show(*results, viewport={"width": 1280, "height": 800}) as tab:
+        first, second = (tab.locator("#maps > div").nth(i).bounding_box() for i in range(2))
+        assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"]
+        chosen = [set(select(path, 50).modules) for path in (result, Path("other.json"))]
+        text = tab.text_content("#overlap")
+        assert f"{len(chosen[0])} chosen in A, {len(chosen[1])} in B, {len(chosen[0] & chosen[1])} in both" in text
+        assert "B: there is no record" in tab.text_content("#notes")
+        tab.locator("#maps > div").nth(1).locator("td[aria-label]").first.click()
+        assert "in the record of a scan" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_is_the_readers_and_can_be_turned(result: Path, show: Show, scheme: str) -> None:
+    with show(read_shown(result), color_scheme=scheme) as tab:
+        assert tab.get_attribute("html", "data-theme") == scheme
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        tab.click("#theme")
+        assert tab.get_attribute("html", "data-theme") != scheme
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != background
+
+
+def test_text_stands_out_from_its_ground_in_both_themes(tab: Any) -> None:
+    """The contrast of WCAG 2 AA: 4.5 to 1."""
+    for _ in range(2):
+        pairs = tab.evaluate(
+            """() => ["--ink", "--faint", "--accent", "--second", "--threshold"].flatMap((name) =>
+                ["--paper", "--sheet"].map((ground) => [inked(name), inked(ground)]))"""
+        )
+        for ink, ground in pairs:
+            light, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+        tab.click("#theme")
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_body_is_no_wider_than_a_phone(result: Path, show: Show, width: int) -> None:
+    shown = read_shown(result)
+    with show(shown, shown, viewport={"width": width, "height": 800}) as tab:
+        tab.locator("#maps td[aria-label]").nth(20).click()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_names_that_want_to_be_more_are_text(show: Show) -> None:
+    """One page with all of them, as modules, groups, files and facts, beside one of plain names."""
+
+    def shown(names: list[str]) -> Shown:
+        entries = [
+            Entry(f"{name}.{i}.{name}" if i else name, name, 1.0 + i, n=4, m=4, tau=0.5, above=1, largest=1.0)
+            for name in names
+            for i in range(3)
+        ]
+        extra = [Entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
+        return Shown(names[-1], tuple((name, name) for name in names), tuple(names), (*entries, *extra))
+
+    def visited(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
+        # The ways that a name can take: tips, details, rows opened, the table, axes, and what is said of points.
+        with show(shown(names), shown(names)) as tab:
+            for td in tab.locator("#maps td[aria-label]").all()[::7]:
+                td.focus()
+                td.click()
+            for i in range(min(5, tab.locator("#maps th button").count())):
+                tab.locator("#maps th button").nth(i).click()
+            while tab.is_visible("#more"):
+                tab.click("#more")
+            tab.fill("#search", names[0])
+            tab.fill("#search", "")
+            # Plotly looks at a point again after 50 ms at the earliest.
+            points = tab.evaluate(
+                """async (names) => {
+                    const texts = [], known = $("scatter").data[1].customdata;
+                    for (const name of names) {
+                        const pointNumber = known.indexOf(unmarked(name, 70));
+                        Plotly.Fx.hover("scatter", [{ curveNumber: 1, pointNumber }]);
+                        await new Promise((done) => setTimeout(done, 120));
+                        texts.push(document.querySelector("#scatter .hoverlayer").textContent);
+                    }
+                    return texts.join("\\n"); }""",
+                names[:6],
+            )
+            kinds = tab.evaluate(
+                """() => { const found = {}; for (const e of document.querySelectorAll("*"))
+                    found[e.tagName] = (found[e.tagName] || 0) + 1; return found; }"""
+            )
+            axis = tab.text_content("#boxes")
+            return kinds, {"body": tab.evaluate("document.body.innerText"), "axis": axis, "points": points}
+
+    marked = [
+        "<img src=x onerror=alert(1)>",
+        "<b>bold</b>",
+        "$x^2$",
+        "%{y}",
+        "&lt;i&gt;",
+        "<a href='javascript:alert(1)'>",
+    ]
+    payloads = [*marked, *(payload for payload in CORPUS.values() if payload not in marked)]
+    kinds, texts = visited(payloads)
+    plain, _ = visited([f"name{i}" for i in range(len(payloads))])
+    assert kinds.keys() == plain.keys()
+    for kind in ("SCRIPT", "A", "B", "STYLE", "META", "FORM", "INPUT"):
+        assert kinds[kind] == plain[kind], kind
+    for place, text in texts.items():
+        for payload in marked:
+            assert payload in text, place
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069]", text), place
+
+
+def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render([Shown("x", (), (), (Entry("l.0.a", "a", 1.0),))]), "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as server, opened(browser, page) as tab:
+        tab.evaluate(
+            """(address) => {
+                const script = document.createElement("script");
+                script.textContent = "window.owned = 1";
+                document.body.append(script, Object.assign(new Image(), { src: `${address}/x.png` }));
+                document.body.insertAdjacentHTML("beforeend", "<b onclick='window.owned = 1' id=bait>x</b>");
+                bait.click();
+                fetch(address).catch(() => {});
+            }""",
+            f"http://127.0.0.1:{server.getsockname()[1]}",
+        )
+        assert tab.evaluate("window.owned") is None
+        server.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_formula_in_the_csv_is_text(show: Show) -> None:
+    names = [CORPUS["CSV formula"], CORPUS["CSV plus"], "-1", "@x", ";=1", "\t=1", 'a"b,c\nd']
+    with show(Shown("x", (), (), tuple(Entry(name, name, -math.inf) for name in names))) as tab:
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"), newline="")))
+    assert [row["module"] for row in rows] == [f"'{name}" for name in names[:4]] + ["';'=1", "'\t'=1", names[6]]
+    assert {row["score"] for row in rows} == {"'-Infinity"}
+
+
+def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
+    entries = [Entry(f"l.{i}.a", "a", 1.0 + i % 7) for i in range(1000)]
+    entries += [
+        Entry(f"l.{'9' * 400}.a", "a", math.inf, flag="infinite"),
+        Entry("l.5.b", "b", -math.inf, flag="not_a_number"),
+        *(Entry(f"group{i}", f"group{i}", 0.0) for i in range(200)),
+    ]
+    with show(Shown("x", (), (), tuple(entries))) as tab:
+        assert tab.locator("#maps tbody tr").count() == 64
+        assert tab.text_content("#maps .pager").count("1 to") == 2
+        for direction in ("later layers", "later layers", "later rows"):
+            tab.click(f"#maps button:has-text('{direction}')")
+        tab.select_option("#scale", "all")
+        tab.select_option("#measure", "rank")
+        assert tab.text_content("#summary") == "500 of 1202 chosen"
+
+
+def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, save: Save) -> None:
+    path = scan(str(save(apart())), name="pooled", experts="pooled").written[0]
+    with show(read_shown(path)) as page:
+        for percent in (25, 40, 50, 99, 100):
+            page.fill("#percent", str(percent))
+            chosen = page.evaluate("() => results[0].module.filter((_, i) => isChosen(results[0], i))")
+            assert set(chosen) == set(select(path, percent).modules), percent
+
+
+def test_experts_that_are_ranked_as_one_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
+    """The first of them is not the cell, and a row opens to experts by layers."""
+    tensors = apart()
+    path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]
+    ups = [m for m in json.loads(path.read_text()) if re.search(r"experts\.\d+\.up_proj$", m)]
+    layers = {m.split(".experts.")[0] for m in ups}
+    count = len(ups) // len(layers)
+    assert count > 1
+    with show(read_shown(path)) as page:
+        cells = page.evaluate("() => [...results[0].cells.values()].map(c => [c.own, c.parts.length])")
+        assert [own for own, parts in cells if parts] == [-1] * sum(parts > 0 for _, parts in cells)
+        row = page.locator("#maps tbody tr", has_text="up_proj").first
+        assert f"of {count} chosen" in row.locator("td[aria-label]").first.get_attribute("aria-label")
+        row.locator("button").click()
+        names = page.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
+        assert names == [str(i) for i in range(count)]
+        assert page.locator("#expert-maps td[aria-label]").count() == len(ups)

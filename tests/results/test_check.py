@@ -1,0 +1,262 @@
+"""Each fault, alone, is found under its own reason; and the results in this repository have none."""
+
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spectrum_stream import scan
+from spectrum_stream.model.names import groups_of
+from spectrum_stream.results.check import Reason, check
+from spectrum_stream.results.provenance import provenance_path, write_provenance
+from spectrum_stream.results.remeasuring import record_path
+from spectrum_stream.results.result import read_results
+
+from ..conftest import Save, llama_tensors
+
+PUBLISHED = Path(__file__).parents[2] / "model_snr_results"
+RESULT = Path("model_snr_results/snr_results_org-x.json")
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture
+def result(save: Save, working_folder: Path) -> Path:
+    bank = {"model.layers.0.mlp.experts.down_proj": llama_tensors(1)["lm_head.weight"].reshape(4, 32, 32).clone()}
+    scan(str(save(llama_tensors(2) | bank)), name="org/x")
+    write_provenance(RESULT, "org/x")
+    return RESULT
+
+
+def reasons(path: Path) -> set[Reason]:
+    return {fault.reason for fault in check(path)}
+
+
+def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(change(data) or data, indent=4))
+
+
+def resign(result: Path) -> Path:
+    """As its author would who changed it, so that no other fault is there but the change."""
+    write_provenance(result, "org/x")
+    return result
+
+
+def test_what_a_scan_writes_is_good(result: Path) -> None:
+    assert check(result) == []
+    record_path(result).unlink()
+    assert check(result) == []
+
+
+CHANGES: dict[Reason, Callable[[dict[str, Any]], Any]] = {
+    Reason.BAD_ENTRY: lambda d: d.update({UP: d[UP] | {"note": "x"}}),
+    Reason.NEGATIVE: lambda d: d[UP].update(snr=-1.0),
+    Reason.NOT_FINITE: lambda d: d[UP].update(snr=float("inf")),
+    Reason.WRONG_GROUP: lambda d: d[UP].update(type="mlp.up"),
+    Reason.WRONG_ORDER: lambda d: dict(reversed(d.items())),
+    Reason.WRONG_SCORE: lambda d: d[UP].update(snr=d[UP]["snr"] * (1 + 1e-3)),
+    Reason.NOT_IN_RECORD: lambda d: d | {"zz": {"snr": 1.0, "type": "zz"}},
+    Reason.EMPTY: lambda d: d.clear(),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_a_changed_result(result: Path, reason: Reason) -> None:
+    rewrite(result, CHANGES[reason])
+    assert reason in reasons(result) and Reason.OTHER_RESULT in reasons(result)
+    allowed = {reason, *({Reason.WRONG_SCORE} if reason is Reason.NEGATIVE else ())}
+    assert reasons(resign(result)) == allowed
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity", "1" + "0" * 400])
+def test_what_no_reader_can_rank_is_found(result: Path, number: str) -> None:
+    text = json.dumps({"a": {"snr": 0, "type": "a"}}).replace("0", number)
+    result.write_text(text)
+    assert Reason.NOT_FINITE in reasons(result)
+
+
+def test_a_module_that_is_there_twice(result: Path) -> None:
+    """A reader takes the second one and says nothing."""
+    text = result.read_text()
+    entry = json.dumps(json.loads(text)[UP])
+    result.write_text(text.replace(f'"{UP}": {{', f'"{UP}": {entry}, "{UP}": {{'))
+    assert reasons(resign(result)) == {Reason.DUPLICATE_MODULE}
+
+
+def test_every_fault_is_listed_and_not_the_first_alone(result: Path) -> None:
+    rewrite(result, lambda d: [d[UP].update(type="a"), d["lm_head"].update(snr=-1), None][-1])
+    assert {Reason.WRONG_GROUP, Reason.NEGATIVE, Reason.OTHER_RESULT, Reason.WRONG_SCORE} <= reasons(result)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\ufeff{}", '{"a": ' * 100_000])
+def test_no_json(result: Path, text: str) -> None:
+    result.write_text(text)
+    assert reasons(result) == {Reason.NOT_JSON}
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '"x"'])
+def test_no_object(result: Path, text: str) -> None:
+    result.write_text(text)
+    assert reasons(result) == {Reason.BAD_ENTRY}
+
+
+def test_a_file_that_is_not_there(working_folder: Path) -> None:
+    assert reasons(Path("snr_results_x.json")) == {Reason.UNREADABLE}
+
+
+@pytest.mark.parametrize("name", ["snr_results_org_x.json", "results_x.json", "snr_results_.json"])
+def test_a_name_that_no_slug_gives(result: Path, name: str) -> None:
+    result.rename(result.with_name(name))
+    provenance_path(result).rename(provenance_path(result.with_name(name)))
+    assert Reason.BAD_FILENAME in reasons(result.with_name(name))
+
+
+PROVENANCE: dict[Reason, list[Callable[[dict[str, Any]], Any]]] = {
+    Reason.BAD_PROVENANCE: [
+        lambda d: d.pop("model"),
+        lambda d: d.update(commit=1),
+        lambda d: d.update(more=1),
+        lambda d: d.update(schema_version=2),
+        lambda d: d.update(shards=[1]),
+        lambda d: [1],
+    ],
+    Reason.WRONG_SLUG: [lambda d: d.update(model="org/y")],
+    Reason.OTHER_RESULT: [lambda d: d.update(result_sha256="0" * 64)],
+    Reason.NO_COMMIT: [
+        lambda d: [s.update(sha256=None) for s in d["shards"].values()] and None,
+        lambda d: [s.update(sha256="x") for s in d["shards"].values()] and None,
+    ],
+    Reason.PRIVATE_PATH: [
+        lambda d: d.update(program="/home/me/spectrum_stream"),
+        lambda d: d.update(program="C:\\Users\\me"),
+        lambda d: d.update(program="~/models"),
+        lambda d: d["methods"].update({"file:///x": 1}),
+    ],
+    Reason.OTHER_RECORD: [
+        lambda d: d.update(commit="0" * 40),
+        lambda d: d["shards"]["model.safetensors"].update(nbytes=1),
+    ],
+}
+
+
+@pytest.mark.parametrize(("reason", "change"), [(r, c) for r, changes in PROVENANCE.items() for c in changes])
+def test_a_changed_provenance(result: Path, reason: Reason, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = provenance_path(result)
+    data = json.loads(path.read_text())
+    changed = change(data)
+    path.write_text(json.dumps(changed if isinstance(changed, list) else data))
+    assert reasons(result) == {reason}
+
+
+def test_no_provenance(result: Path) -> None:
+    provenance_path(result).unlink()
+    assert reasons(result) == {Reason.NO_PROVENANCE}
+    provenance_path(result).write_text("{")
+    assert reasons(result) == {Reason.BAD_PROVENANCE}
+
+
+def test_singular_values_that_do_not_come_to_the_score(result: Path) -> None:
+    with sqlite3.connect(record_path(result)) as db:
+        (blob,) = db.execute("SELECT singular_values FROM matrices WHERE module = ?", (UP,)).fetchone()
+        values = np.frombuffer(blob, "<f4") * np.float32(1.001)
+        db.execute("UPDATE matrices SET singular_values = ? WHERE module = ?", (values.tobytes(), UP))
+    db.close()
+    assert reasons(result) == {Reason.WRONG_SCORE}
+
+
+def test_a_module_whose_matrix_the_record_lacks(result: Path) -> None:
+    with sqlite3.connect(record_path(result)) as db:
+        db.execute("DELETE FROM matrices WHERE module = ?", (UP,))
+    db.close()
+    assert reasons(result) == {Reason.NOT_IN_RECORD}
+
+
+def test_a_record_that_is_none(result: Path) -> None:
+    record_path(result).write_bytes(b"x")
+    assert reasons(result) == {Reason.BAD_RECORD}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["snr", "type", "a.1.b", "model", "shards", "schema_version"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(json_values, json_values)
+def test_no_content_makes_it_raise(tmp_path: Path, data: Any, provenance: Any) -> None:
+    path = tmp_path / "snr_results_x.json"
+    path.write_text(json.dumps(data))
+    provenance_path(path).write_text(json.dumps(provenance))
+    assert check(path)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder as git has it: a demo or a scan in a clone leaves its own files in the real one."""
+    folder = tmp_path_factory.mktemp("published")
+
+    def git(*args: str) -> bytes:
+        return subprocess.run(["git", *args], cwd=PUBLISHED, capture_output=True, check=True).stdout
+
+    try:
+        for name in git("ls-files").decode().splitlines():
+            (folder / name).write_bytes(git("show", f":./{name}"))
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    # A copy without its history has what was copied.
+    return folder if any(folder.iterdir()) else PUBLISHED
+
+
+def test_the_results_in_this_repository_are_good(published: Path) -> None:
+    found = {path.name: check(path) for path in published.glob("snr_results_*.json")}
+    assert len(found) >= 2 and not any(found.values()), found
+
+
+def test_the_results_folder_holds_results_their_provenance_and_nothing_else(published: Path) -> None:
+    results = set(published.glob("snr_results_*.json"))
+    known = results | {provenance_path(result) for result in results} | {published / "README.md"}
+    assert {path for path in published.iterdir() if ".sqlite" not in path.name} == known
+
+
+def test_the_published_scores_are_what_a_scan_finds_today(
+    published: Path, minilm: Path, working_folder: Path
+) -> None:
+    found = scan(str(minilm), name="x")
+    theirs = read_results(published / "snr_results_sentence-transformers-all-MiniLM-L6-v2.json")
+    assert [(line.module, line.group) for line in found.scored] == [(line.module, line.group) for line in theirs]
+    for line, published_line in zip(found.scored, theirs, strict=True):
+        assert line.snr == pytest.approx(published_line.snr, rel=1e-5), line.module
+
+
+def test_a_group_that_lacks_modules_of_its_record(result: Path) -> None:
+    """What is left of it is ranked as if it were the whole; a group that is left out is not."""
+    rewrite(result, lambda d: {name: entry for name, entry in d.items() if name != UP})
+    assert reasons(resign(result)) == {Reason.MISSING_MODULE}
+    rewrite(result, lambda d: {name: entry for name, entry in d.items() if entry["type"] != "mlp.up_proj"})
+    assert reasons(resign(result)) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "groups"),
+    [
+        ("vision_tower.layers.0.layer_norm1", {"vision.layer_norm1", "layer_norm1"}),
+        ("model.layers.0.mlp.experts.3.w1", {"mlp.experts.3.w1", "mlp.experts.w1"}),
+        ("model.layers.61.eh_proj", {"eh_proj", "mtp.eh_proj"}),
+    ],
+)
+def test_groups_that_a_scan_makes_are_no_fault(module: str, groups: set[str]) -> None:
+    assert groups <= groups_of(module) and "other" not in groups_of(module)

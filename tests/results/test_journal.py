@@ -1,0 +1,333 @@
+import json
+import math
+import multiprocessing
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum_stream.errors import ResultError
+from spectrum_stream.numerics.snr import score
+from spectrum_stream.results import atomic as durable
+from spectrum_stream.results.atomic import write_atomically
+from spectrum_stream.results.journal import Store
+from spectrum_stream.results.record import Record, Status
+from spectrum_stream.results.result import Scored, in_order, read_results, write_results
+
+IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
+
+
+def record(module: str = "layers.0.up", group: str = "up", snr: float | None = None) -> Record:
+    values = np.array([3.0, 2.0, 1.0, 0.5])
+    result = score(values, 4, 6)
+    return Record(
+        module=module,
+        parameter=f"{module}.weight",
+        group=group,
+        tensor=f"{module}.weight",
+        n=4,
+        m=6,
+        dtype="BF16",
+        status=Status.OK,
+        detail="",
+        method="fp32",
+        device="cpu",
+        score=result if snr is None else type(result)(**{**dataclass_items(result), "snr": snr}),
+        singular_values=values.astype(np.float32),
+        compute_s=0.5,
+    )
+
+
+def dataclass_items(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def equal(a: Record, b: Record) -> bool:
+    items_a, items_b = dataclass_items(a), dataclass_items(b)
+    return bool(np.array_equal(items_a.pop("singular_values"), items_b.pop("singular_values"))) and items_a == items_b
+
+
+@contextmanager
+def refused(reason: str) -> Iterator[None]:
+    with pytest.raises(ResultError) as error:
+        yield
+    assert error.value.reason == reason
+
+
+def test_a_record_survives_the_round_trip(tmp_path: Path) -> None:
+    written = [record(), record("head", "head")]
+    written[1] = Record(**{**dataclass_items(written[1]), "status": Status.NOT_FINITE, "score": None, "method": None})
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+        for one in written:
+            store.add(one)
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+        found = store.records()
+    assert list(found) == [one.module for one in written]
+    assert all(equal(found[one.module], one) for one in written)
+
+
+def test_infinite_diagnostics_are_kept(tmp_path: Path) -> None:
+    one = record()
+    assert one.score is not None
+    endless = type(one.score)(**{**dataclass_items(one.score), "margin": math.inf, "sigma1_over_q25": math.inf})
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+        store.add(Record(**{**dataclass_items(one), "score": endless}))
+        assert store.records()[one.module].score == endless
+
+
+def test_rows_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+    def die() -> None:
+        store = Store(tmp_path / "r.sqlite", IDENTITY)
+        store.add(record())
+        os.kill(os.getpid(), 9)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+        assert list(store.records()) == ["layers.0.up"]
+
+
+@pytest.mark.parametrize("change", [{"shards": [["model.safetensors", 10, 21]]}, {"engine": 2}])
+def test_rows_of_another_state_of_the_checkpoint_are_dropped(tmp_path: Path, change: dict[str, Any]) -> None:
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+        store.add(record())
+    with Store(tmp_path / "r.sqlite", {**IDENTITY, **change}) as store:
+        assert store.dropped == 1 and not store.records()
+
+
+def test_the_record_of_another_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store(path, IDENTITY) as store:
+        store.add(record())
+    with refused("other_model"):
+        Store(path, {**IDENTITY, "path": "/models/b"})
+    with Store(path, IDENTITY) as store:
+        assert len(store.records()) == 1
+    with Store(path, {**IDENTITY, "path": "/models/b"}, fresh=True) as store:
+        assert not store.records()
+
+
+def test_a_row_of_another_version_is_corrupt_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store(path, IDENTITY) as store:
+        store.add(record())
+    database = sqlite3.connect(path)
+    database.execute("UPDATE matrices SET status = 'from the future'")
+    database.commit()
+    database.close()
+    with Store(path, IDENTITY) as store, refused("corrupt"):
+        store.records()
+
+
+def test_two_scans_of_one_model_do_not_share_a_record(tmp_path: Path) -> None:
+    with Store(tmp_path / "r.sqlite", IDENTITY), refused("locked"):
+        Store(tmp_path / "r.sqlite", IDENTITY)
+    with Store(tmp_path / "r.sqlite", IDENTITY, fresh=True), refused("locked"):
+        Store(tmp_path / "r.sqlite", IDENTITY, fresh=True)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 200])
+def test_a_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.sqlite"
+    path.write_bytes(content)
+    with refused("corrupt"):
+        Store(path, IDENTITY)
+    assert path.read_bytes() == content
+    with Store(path, IDENTITY, fresh=True) as store:
+        assert not store.records()
+
+
+def test_a_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE matrices (a)")
+    database.execute("INSERT INTO matrices VALUES (1)")
+    database.commit()
+    database.close()
+    with refused("corrupt"):
+        Store(path, IDENTITY)
+    with Store(path, IDENTITY, fresh=True) as store:
+        assert not store.records()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with refused("unwritable"):
+        Store(tmp_path / "file" / "r.sqlite", IDENTITY)
+
+
+def test_results_are_in_spectrums_schema_and_order(tmp_path: Path) -> None:
+    modules = [("head", "head"), *((f"layers.{i}.up", "up") for i in (10, 2)), ("layers.2.down", "down")]
+    write_results(tmp_path / "r.json", [record(m, g) for m, g in modules])
+    text = (tmp_path / "r.json").read_text()
+    data = json.loads(text)
+    assert list(data) == ["layers.2.down", "head", "layers.2.up", "layers.10.up"]
+    assert data["head"].keys() == {"snr", "type"}
+    assert text.startswith('{\n    "layers.2.down": {\n        "snr": ') and not text.endswith("\n")
+
+
+def test_a_failed_matrix_is_left_out_of_the_results(tmp_path: Path) -> None:
+    failed = Record(**{**dataclass_items(record("bad", "bad")), "status": Status.NOT_FINITE, "score": None})
+    write_results(tmp_path / "r.json", [record(), failed])
+    assert list(json.loads((tmp_path / "r.json").read_text())) == ["layers.0.up"]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    records = in_order([record("head", "head"), record()])
+    write_results(tmp_path / "r.json", records)
+    expected = [Scored(r.module, r.group, r.score.snr) for r in records if r.score]
+    assert read_results(tmp_path / "r.json") == expected
+
+
+def test_infinity_and_nan_of_older_results_rank_first_and_last(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"a": {"snr": Infinity, "type": "g"}, "b": {"snr": NaN, "type": "g"}}')
+    assert read_results(path) == [Scored("a", "g", math.inf), Scored("b", "g", -math.inf)]
+
+
+def test_the_sorted_schema_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"g": {"layers.1.g": 2.5, "layers.0.g": Infinity}}')
+    assert read_results(path) == [Scored("layers.1.g", "g", 2.5), Scored("layers.0.g", "g", math.inf)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\r\n", "[]", "{}", "null", "3", '{"a": 1}', '{"a": {"snr": "x", "type": "g"}}', "[" * 100_000, "{", "\xff"],
+)
+def test_a_file_that_is_no_result(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text, encoding="latin-1")
+    with refused("not_a_result"):
+        read_results(tmp_path / "r.json")
+
+
+def test_a_result_that_is_not_there(tmp_path: Path) -> None:
+    with refused("no_such_result"):
+        read_results(tmp_path / "r.json")
+    with refused("unreadable"):
+        read_results(tmp_path)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda c: st.dictionaries(st.text(), c)))
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(data))
+    try:
+        assert read_results(path)
+    except ResultError as error:
+        assert error.reason == "not_a_result"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "new" / "r.json", "text")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "new" / "r.json").stat().st_mode) == 0o644
+
+
+def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "r.json").mkdir()
+    with refused("unwritable"):
+        write_atomically(tmp_path / "r.json", "text")
+
+
+def test_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spectrum_stream.results import result as results
+
+    monkeypatch.setattr(results, "MAX_RESULT_NBYTES", 10)
+    (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
+    with refused("too_large"):
+        read_results(tmp_path / "r.json")
+
+
+def test_an_integer_beyond_all_floats_ranks_first(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"a": {"snr": 1%s, "type": "a"}}' % ("0" * 400))
+    assert read_results(tmp_path / "r.json") == [Scored("a", "a", math.inf)]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".r.json.99999999-abc.tmp").write_text("half")
+    (tmp_path / f".r.json.{os.getpid()}-abc.tmp").write_text("of one that runs")
+    (tmp_path / ".r.json.1-abc.tmp").write_text("of one that runs and is another's")
+    write_atomically(tmp_path / "r.json", "whole")
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".r.json.1-abc.tmp", f".r.json.{os.getpid()}-abc.tmp", "r.json"]
+
+
+@pytest.mark.parametrize("holder", ["", "nonsense", "12", "x" * 10_000, "\0", "-1 host"])
+def test_a_note_of_the_holder_that_says_nothing_is_left_out(tmp_path: Path, holder: str) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store(path, IDENTITY):
+        (tmp_path / ".r.holder").write_text(holder)
+        with pytest.raises(ResultError) as error:
+            Store(path, IDENTITY)
+    assert error.value.reason == "locked" and str(error.value).endswith("another scan")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 100, 5000])
+def test_a_journal_that_was_torn_loses_no_row_before_the_tear(tmp_path: Path, keep: int) -> None:
+    path, wal = tmp_path / "r.sqlite", tmp_path / "r.sqlite-wal"
+    store = Store(path, IDENTITY)
+    for i in range(3):
+        store.add(record(f"layers.{i}.up"))
+    # As the power leaves it: the journal is there and its end is not.
+    files = {p: p.read_bytes() for p in (path, wal)}
+    store.__exit__()
+    for p, data in files.items():
+        p.write_bytes(data)
+    whole = files[wal]
+    wal.write_bytes(whole[: len(whole) - keep])
+    with Store(path, IDENTITY) as again:
+        found = again.records()
+    assert set(found) <= {f"layers.{i}.up" for i in range(3)} and (keep or len(found) == 3)
+    assert list(found) == [f"layers.{i}.up" for i in range(len(found))]
+
+
+def test_a_record_that_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.sqlite"
+    found: list[dict[str, Record]] = []
+
+    def second() -> None:
+        with Store(path, IDENTITY, wait=True) as store:
+            found.append(store.records())
+
+    with Store(path, IDENTITY) as store:
+        thread = threading.Thread(target=second)
+        thread.start()
+        store.add(record())
+        thread.join(2.5)
+        assert thread.is_alive() and not found
+    thread.join(30)
+    assert len(found[0]) == 1
+    assert sum("waiting" in message for message in caplog.messages) == 1
+
+
+def test_a_commit_that_fails_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(step: str, path: Path) -> None:
+        if step == "commit":
+            raise OSError(28, "No space left on device")
+
+    with Store(tmp_path / "r.sqlite", IDENTITY) as store, refused("unwritable"):
+        monkeypatch.setattr(durable, "before", full)
+        store.add(record())

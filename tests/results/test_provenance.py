@@ -1,0 +1,103 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from spectrum_stream import __version__, scan
+from spectrum_stream.errors import ResultError, SpectrumStreamError, UsageError
+from spectrum_stream.results.provenance import provenance_path, slug_of, write_provenance
+from spectrum_stream.results.remeasuring import record_path
+
+from ..checkpoint.test_hub import REPO, use
+from ..conftest import Save, llama_tensors
+from ..support.hub_server import COMMIT, HubServer
+
+RESULT = Path("model_snr_results/snr_results_org-x.json")
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+@pytest.fixture
+def model(save: Save, working_folder: Path) -> Path:
+    folder = save(llama_tensors(2), shards=2)
+    scan(str(folder), name="org/x")
+    return folder
+
+
+def refused(reason: str, result: Path, model: str | None) -> SpectrumStreamError:
+    with pytest.raises((ResultError, UsageError)) as error:
+        write_provenance(result, model)
+    assert error.value.reason == reason
+    return error.value
+
+
+def test_a_local_checkpoint_is_known_by_the_hashes_of_its_shards(model: Path) -> None:
+    data = json.loads(write_provenance(RESULT, "org/x").read_text())
+    for shard, entry in data["shards"].items():
+        content = (model / shard).read_bytes()
+        assert entry == {"nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert len(data["shards"]) == 2 and data["commit"] is None and data["model"] == "org/x"
+    assert data["result_sha256"] == hashlib.sha256(RESULT.read_bytes()).hexdigest()
+    assert __version__ in data["program"]
+
+
+def test_no_path_of_this_machine_gets_into_it(model: Path) -> None:
+    text = write_provenance(RESULT, "org/x").read_text()
+    assert str(model) not in text and str(Path.cwd()) not in text
+
+
+def test_a_single_file_is_found_again(model: Path) -> None:
+    shard = next(model.glob("*.safetensors"))
+    scan(str(shard), name="org/one")
+    data = json.loads(write_provenance(RESULT.with_name("snr_results_org-one.json"), "org/one").read_text())
+    assert list(data["shards"]) == [shard.name]
+
+
+def test_a_repo_is_known_by_its_commit_and_needs_no_name(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with HubServer({REPO: save(llama_tensors(2), shards=2)}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        result = scan(REPO, fetch="range").written[0]
+    data = json.loads(write_provenance(result).read_text())
+    assert data["commit"] == COMMIT and data["model"] == REPO
+    refused("other_model", result, REPO.replace("/", "_"))
+
+
+def test_a_local_checkpoint_has_no_name_of_its_own(model: Path) -> None:
+    refused("no_model", RESULT, None)
+    refused("other_model", RESULT, "org/y")
+    assert not provenance_path(RESULT).exists()
+
+
+def test_weights_that_are_others_by_now_are_not_vouched_for(model: Path) -> None:
+    shard = next(model.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes())
+    shard.touch()
+    refused("changed", RESULT, "org/x")
+    shard.unlink()
+    refused("unreadable", RESULT, "org/x")
+
+
+def test_no_record_no_provenance(model: Path) -> None:
+    record_path(RESULT).unlink()
+    refused("no_record", RESULT, "org/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("snr_results_a.b-c.json", "a.b-c"),
+        ("snr_results_.json", ""),
+        ("results_a.json", None),
+        ("snr_results_a", None),
+    ],
+)
+def test_the_slug_in_a_name(name: str, slug: str | None) -> None:
+    assert slug_of(Path("x") / name) == slug
+
+
+def test_a_dot_in_a_slug_begins_no_suffix() -> None:
+    assert provenance_path(Path("snr_results_Llama-3.1.json")).name == "provenance_Llama-3.1.json"
+    assert record_path(Path("snr_results_Llama-3.1.json")).name == "snr_results_Llama-3.1.sqlite"

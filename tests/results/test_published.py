@@ -1,0 +1,59 @@
+"""Results published with Spectrum: our selection is the one that Spectrum's rules give, byte for byte."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spectrum_stream.results.result import parameter_of, read_scored
+from spectrum_stream.selection.select import select
+from spectrum_stream.trainers import FORMATS, axolotl
+
+from ..conftest import GOLDEN
+
+FILES = sorted((GOLDEN / "published").glob("*.json"))
+FILES += sorted(Path(os.environ["SPECTRUM_PUBLISHED"]).glob("*.json")) if "SPECTRUM_PUBLISHED" in os.environ else []
+
+
+def by_spectrums_rules(data: dict[str, Any], percent: int) -> str:
+    """Spectrum's YAML, written from its rules and not with this package."""
+    types: dict[str, list[tuple[float, str]]] = {}
+    for module, entry in data.items():
+        types.setdefault(entry["type"], []).append((entry["snr"], module))
+    text = "unfrozen_parameters:\n- ^lm_head.weight$\n- ^model.embed_tokens.weight$\n"
+    for name, scored in types.items():
+        # In the file's order where scores are equal: Python's sort is stable, also in reverse.
+        best = sorted(scored, key=lambda pair: pair[0], reverse=True)
+        text += f"# {name} layers\n" + "".join(
+            f"- {module}\n" for _, module in best[: int(len(best) * percent / 100)]
+        )
+    return text
+
+
+def in_plain_schema(data: dict[str, Any]) -> dict[str, Any]:
+    if all("type" in entry for entry in data.values()):
+        return data
+    return {module: {"snr": snr, "type": group} for group, modules in data.items() for module, snr in modules.items()}
+
+
+@pytest.mark.parametrize("percent", [25, 50, 75])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_yaml_is_the_one_of_spectrums_rules(path: Path, percent: int) -> None:
+    data = json.loads(path.read_text())
+    expected = by_spectrums_rules(in_plain_schema(data), percent)
+    selection = select(path, percent)
+    assert axolotl.render(selection) == expected
+    # As Spectrum would have read it, too, where the schema is the other one.
+    is_sorted = in_plain_schema(data) is not data
+    assert bool(selection.notes) == is_sorted
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_format_takes_a_published_result_or_says_why_not(path: Path) -> None:
+    selection = select(path, 50)
+    names = [parameter_of(line) for line in read_scored(path).lines]
+    chosen = {parameter_of(line) for line in selection.trained}
+    for name in ("lines", "ms-swift", "ms-swift-regex", "distillkit", "soup", "python", "json"):
+        assert FORMATS[name].matches(FORMATS[name].render(selection), names) == chosen

@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum_stream import scan
+from spectrum_stream.errors import ResultError, UsageError
+from spectrum_stream.results.result import Result, Scored
+from spectrum_stream.selection.budget import Needs, Recipe, fit, needs
+from spectrum_stream.selection.select import Rounding, Rule, choose
+
+from ..conftest import GOLDEN, Save, llama_tensors
+
+LINES = [Scored(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
+    Scored("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),
+    Scored("lm_head", "lm_head", 3.0, "lm_head.weight", 1000, shares="model.embed_tokens"),
+]
+
+
+def test_a_tied_head_counts_once() -> None:
+    assert needs(choose(LINES, Rule(50))) == Needs(1000 + 4 * 100, 1800)
+    # Also where the result has no line for the embedding.
+    assert needs(choose([*LINES[:8], LINES[9]], Rule(50))) == Needs(1400, 1800)
+
+
+def test_bytes_are_those_of_trained_and_of_frozen_weights() -> None:
+    need = Needs(100, 1100)
+    assert need.nbytes(Recipe.ADAMW) == 100 * 16 + 1000 * 4
+    assert need.nbytes(Recipe.ADAMW_MIXED) == 100 * 16 + 1000 * 2
+    assert need.nbytes(Recipe.ADAMW_BF16) == 100 * 8 + 1000 * 2
+    assert need.nbytes(Recipe.ADAMW_8BIT) == pytest.approx(100 * 6.03125 + 1000 * 2)
+    assert need.share == 1 / 11
+
+
+def test_what_is_always_trained_is_within_the_budget() -> None:
+    assert len(fit(LINES, Rule(100), max_numel=1399).modules) == 3
+    assert len(fit(LINES, Rule(100), max_numel=1400).modules) == 4
+    assert len(fit(LINES, Rule(100, head=False, embeddings=False), max_numel=400).modules) == 4
+
+
+def test_both_budgets_hold_at_once() -> None:
+    nbytes = int(Needs(1200, 1800).nbytes(Recipe.ADAMW_BF16))
+    assert len(fit(LINES, Rule(100), max_numel=1500, max_nbytes=nbytes, recipe=Recipe.ADAMW_BF16).modules) == 2
+
+
+def test_a_budget_for_nothing_is_an_error() -> None:
+    for rule in (Rule(100), Rule(100, percents={"*": 0})):
+        with pytest.raises(UsageError) as error:
+            fit(LINES, rule, max_numel=1099)
+        assert error.value.reason == "over_budget"
+
+
+def test_sizes_that_are_not_known_are_not_guessed() -> None:
+    path: Path = GOLDEN / "snr_results_smollm2.json"
+    assert needs(choose(path, Rule(50))) is None
+    with pytest.raises(ResultError) as error:
+        fit(path, Rule(100), max_numel=10**12)
+    assert error.value.reason == "unknown_sizes"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=30),
+    st.integers(1, 20_000),
+    st.booleans(),
+    st.sampled_from(Rounding),
+    st.sampled_from([0, 2]),
+)
+def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
+    lines: list[tuple[str, float, int]], max_numel: int, bottom: bool, rounding: Rounding, least: int
+) -> None:
+    scored = [Scored(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(lines)]
+    rule = Rule(100, bottom=bottom, rounding=rounding, min_per_group=least)
+    try:
+        selection = fit(scored, rule, max_numel=max_numel)
+    except UsageError as error:
+        assert error.reason == "over_budget"
+        smallest = choose(scored, Rule(0.01, bottom=bottom, rounding=rounding, min_per_group=least))
+        # The first module there is to choose, by percentage, is more than the budget.
+        assert (
+            not smallest.modules or sum(scored[int(m.split(".")[0])].numel or 0 for m in smallest.modules) > max_numel
+        )
+        return
+    need = needs(selection)
+    assert need is not None and need.trainable <= max_numel
+    if (percent := round(selection.rule.percent + 0.01, 2)) <= 100:
+        more = needs(choose(scored, Rule(percent, bottom=bottom, rounding=rounding, min_per_group=least)))
+        assert more is not None and more.trainable > max_numel
+
+
+@pytest.mark.parametrize("unseen", ["lm_head", "model.embed_tokens"])
+def test_what_is_always_trained_and_has_no_line_is_not_left_out_of_the_budget(unseen: str) -> None:
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    lines = tuple(line._replace(shares=None) for line in LINES if line.module != unseen)
+    with pytest.raises(ResultError) as error:
+        fit(Result(lines, covered=1.0, names=names), Rule(100), max_numel=10_000)
+    assert error.value.reason == "partial"
+    assert fit(Result(lines, covered=1.0, names=names), Rule(100, head=False, embeddings=False), max_numel=10_000)
+    # A model that has none is not asked for it.
+    kept = tuple(name for name in names if name != f"{unseen}.weight")
+    assert fit(Result(lines, covered=1.0, names=kept), Rule(100), max_numel=10_000)
+
+
+def test_a_whole_scan_of_a_model_with_other_tensors_is_whole(save: Save, working_folder: Path) -> None:
+    """Convolutions and biases are no part of what is scored."""
+    tensors = llama_tensors(2) | {"conv.weight": torch.randn(8, 8, 30), "a.bias": torch.zeros(4000)}
+    scan(str(save(tensors)), name="x")
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules
+    scan(str(save(tensors)), name="y", modules=["mlp.*"])
+    with pytest.raises(ResultError) as error:
+        fit(Path("model_snr_results/snr_results_y.json"), Rule(100), max_numel=20_000)
+    assert error.value.reason == "partial"
+
+
+def test_a_bank_with_a_broken_expert_was_scanned_all_the_same(save: Save, working_folder: Path) -> None:
+    bank = torch.randn(4, 8, 12)
+    bank[2, 0, 0] = torch.nan
+    scan(str(save(llama_tensors(2) | {"model.layers.0.mlp.experts.up_proj": bank})), name="x")
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules

@@ -1,0 +1,215 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrum_stream.errors import CheckpointError, UsageError
+from spectrum_stream.model.inventory import Skip, pick_groups
+from spectrum_stream.streaming.plan import Outputs, Plan, plan
+
+from ..conftest import Save, llama_tensors
+from ..support import header_only
+
+TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
+
+def reasons(a_plan: Plan) -> dict[str, Skip]:
+    return {s.tensor: s.why for s in a_plan.skipped}
+
+
+def test_a_plan_counts_matrices_groups_and_bytes(save: Save) -> None:
+    a_plan = plan(str(save(llama_tensors(3), shards=2)))
+    groups = {g.name: (g.count, g.shapes) for g in a_plan.groups}
+    assert list(groups) == [
+        "input_layernorm",
+        "lm_head",
+        "mlp.down_proj",
+        "mlp.up_proj",
+        "model.embed_tokens",
+        "model.norm",
+        "self_attn.q_proj",
+        "self_attn.v_proj",
+    ]
+    assert groups["mlp.up_proj"] == (3, ((96, 32),))
+    assert groups["input_layernorm"] == (3, ((1, 32),))
+    assert a_plan.read_nbytes == sum(t.nbytes for t in llama_tensors(3).values())
+
+
+def test_a_tied_head_is_planned_beside_its_embedding_and_read_once(save: Save) -> None:
+    tensors = llama_tensors(1, head=False)
+    a_plan = plan(str(save(tensors, config=TIED)))
+    names = [w.module for w in a_plan.matrices]
+    assert names.index("lm_head") == names.index("model.embed_tokens") + 1
+    assert a_plan.read_nbytes == sum(t.nbytes for t in tensors.values())
+    assert a_plan.to_dict()["tied"] == {"lm_head": "model.embed_tokens"}
+
+
+def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
+    odd = {
+        "a.bias": torch.ones(3),
+        "position_ids": torch.arange(3),
+        "bank.gate_up_proj": torch.ones(2, 3, 4),
+        "conv.weight": torch.ones(2, 3, 1),
+        "patch.weight": torch.ones(2, 3, 4, 4),
+        "scalar.weight": torch.tensor(1.0),
+        "empty.weight": torch.ones(0, 4),
+        "packed.weight": torch.ones(2, 3, dtype=torch.uint8),
+        "fp8.weight": torch.ones(2, 3).to(torch.float8_e4m3fn),
+        "gptq.qweight": torch.ones(2, 3, dtype=torch.int32),
+    }
+    a_plan = plan(str(save({"a.weight": torch.ones(2, 3), **odd})))
+    assert reasons(a_plan) == {
+        "a.bias": Skip.NOT_A_WEIGHT,
+        "position_ids": Skip.NOT_A_WEIGHT,
+        "bank.gate_up_proj": Skip.NOT_A_WEIGHT,
+        "conv.weight": Skip.NOT_A_MATRIX,
+        "patch.weight": Skip.NOT_A_MATRIX,
+        "scalar.weight": Skip.NOT_A_MATRIX,
+        "empty.weight": Skip.EMPTY,
+        "packed.weight": Skip.UNSUPPORTED_DTYPE,
+        "fp8.weight": Skip.MISSING_SCALES,
+        "gptq.qweight": Skip.MISSING_SCALES,
+    }
+    assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures
+    assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_plain_floating_dtype_is_scored(save: Save, dtype: torch.dtype) -> None:
+    assert len(plan(str(save({"a.weight": torch.ones(2, 3, dtype=dtype)}))).matrices) == 1
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        (["mlp.gate"], {"mlp.gate"}),
+        (["mlp.*"], {"mlp.gate", "mlp.gate_proj"}),
+        (["norm"], {"norm"}),
+        (["*"], {"mlp.gate", "mlp.gate_proj", "norm", "input_layernorm"}),
+        (["mlp.gate", "norm"], {"mlp.gate", "norm"}),
+        (["mlp.gate_[pq]roj"], {"mlp.gate_proj"}),
+    ],
+)
+def test_groups_are_picked_by_name_or_glob_and_never_by_a_part(patterns: list[str], chosen: set[str]) -> None:
+    assert pick_groups(["mlp.gate", "mlp.gate_proj", "norm", "input_layernorm"], patterns) == chosen
+
+
+def test_a_group_nobody_has_is_a_usage_error(save: Save) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1))), modules=["mlp.up"])
+    assert error.value.reason == "no_such_group" and "mlp.up_proj" in (error.value.hint or "")
+
+
+def test_groups_not_chosen_are_listed_as_such(save: Save) -> None:
+    a_plan = plan(str(save(llama_tensors(2))), modules=["mlp.*"])
+    assert {w.group for w in a_plan.matrices} == {"mlp.up_proj", "mlp.down_proj"}
+    assert reasons(a_plan)["model.layers.0.self_attn.q_proj.weight"] == Skip.NOT_CHOSEN
+
+
+@pytest.mark.parametrize("percent", [0, -1, 100.5, float("nan"), float("inf")])
+def test_a_percentage_out_of_range(save: Save, percent: float) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1))), top_percent=percent)
+    assert error.value.reason == "bad_percent" and error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", [" ", "x" * 201])
+def test_a_name_that_makes_no_file_name(save: Save, name: str) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1))), name=name)
+    assert error.value.reason == "bad_name"
+
+
+@pytest.mark.parametrize("tensors", [{}, {"a.bias": torch.ones(2)}, {"a.weight": torch.ones(2, 2, dtype=torch.int8)}])
+def test_a_checkpoint_with_nothing_to_score(save: Save, tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(CheckpointError) as error:
+        plan(str(save(tensors)))
+    assert error.value.reason == "nothing_to_score"
+
+
+def test_files_are_named_as_spectrum_names_them() -> None:
+    outputs = Outputs(Path("model_snr_results"), "snr_results_org-name")
+    assert str(outputs.results) == "model_snr_results/snr_results_org-name.json"
+    assert str(outputs.sorted) == "snr_results_org-name_sorted.json"
+    assert str(outputs.unfrozen(50.0)) == "snr_results_org-name_unfrozenparameters_50percent.yaml"
+    assert str(outputs.unfrozen(12.5)) == "snr_results_org-name_unfrozenparameters_12.5percent.yaml"
+
+
+def test_the_slug_is_made_of_the_model_as_typed(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(llama_tensors(1), folder="my_org/my_model")
+    monkeypatch.chdir(folder.parents[1])
+    assert plan("my_org/my_model").outputs.stem == "snr_results_my-org-my-model"
+    assert plan("my_org/my_model", name="a/b").outputs.stem == "snr_results_a-b"
+
+
+def test_a_plan_is_json_data(save: Save) -> None:
+    data = plan(str(save(llama_tensors(2))), top_percent=50).to_dict()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_a_plan_of_a_thousand_tensors_takes_less_than_a_second(save: Save) -> None:
+    tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(1, 2) for i in range(1000)}
+    folder = save(tensors, shards=4)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "spectrum_stream", "plan", str(folder)], check=True, capture_output=True
+        )
+        times.append(time.perf_counter() - started)
+    # The whole process, interpreter included.
+    assert min(times) < 1.0
+
+
+def test_memory_follows_the_short_side_and_not_the_matrix(save: Save) -> None:
+    square, embedding = torch.zeros(64, 64), torch.zeros(64, 5000)
+    a_plan, larger = plan(str(save({"a.weight": square}))), plan(str(save({"a.weight": embedding}, folder="b")))
+    assert a_plan.peak_nbytes < larger.peak_nbytes < a_plan.peak_nbytes + 64 * 2048 * 4 * a_plan.workers
+    assert a_plan.flops < larger.flops
+
+
+def test_a_memory_limit_is_kept_by_fewer_at_once_or_refused_with_the_number_that_would_do(save: Save) -> None:
+    folder = str(save({f"layers.{i}.up.weight": torch.zeros(512, 600) for i in range(2)}))
+    free = plan(folder)
+    with pytest.raises(UsageError) as error:
+        plan(folder, max_nbytes=1000)
+    assert error.value.reason == "too_little_memory"
+    enough = int(str(error.value).split(";")[1].split()[0])
+    tight = plan(folder, max_nbytes=enough)
+    assert tight.workers == 1 and tight.peak_nbytes == tight.worst_nbytes == enough
+    assert free.worst_nbytes > free.peak_nbytes >= tight.peak_nbytes
+    with pytest.raises(UsageError):
+        plan(folder, max_nbytes=enough - 1)
+
+
+def test_deepseek_v3_as_published_is_planned_in_every_count(tmp_path: Path) -> None:
+    tensors, config = header_only.deepseek_v3()
+    folder = str(header_only.write(tmp_path / "m", tensors, 163, config))
+    a_plan = plan(folder, target="checkpoint")
+    experts = 256 * 3
+    layer = 5 + 4  # attention and norms
+    sparse = layer + 1 + experts + 3
+    assert len(a_plan.matrices) == 3 * (layer + 3) + 59 * sparse + 3 + 3
+    assert sum(w.quantisation is not None for w in a_plan.matrices) == 3 * (5 + 3) + 59 * (5 + experts + 3)
+    assert not a_plan.failures and not a_plan.warnings
+    counts = {group.name: group.count for group in a_plan.groups}
+    assert counts["mlp.experts.255.up_proj"] == 58 and counts["mlp.gate"] == 58 and counts["self_attn.o_proj"] == 61
+    assert counts["mtp.mlp.experts.255.up_proj"] == 1 and counts["mtp.eh_proj"] == 1
+    fused = plan(folder, target="transformers-v5")
+    assert len(fused.matrices) == 3 * (layer + 3) + 58 * sparse + 3
+    banks = {w.bank for w in fused.matrices if w.bank}
+    assert len(banks) == 58 * 2 and "model.layers.60.mlp.experts.gate_up_proj" in banks
+
+
+def test_gpt_oss_120b_as_published_is_planned_in_every_count(tmp_path: Path) -> None:
+    tensors, config = header_only.gpt_oss_120b()
+    a_plan = plan(str(header_only.write(tmp_path / "m", tensors, 15, config)))
+    assert len(a_plan.matrices) == 36 * (4 + 1 + 2 + 2 * 128) + 3
+    assert {w.quantisation.scheme for w in a_plan.matrices if w.quantisation} == {"mxfp4"}
+    assert {(w.n, w.m) for w in a_plan.matrices if w.quantisation} == {(5760, 2880), (2880, 2880)}
+    assert a_plan.target == "transformers-v5" and not a_plan.failures and not a_plan.warnings
+    assert {group.count for group in a_plan.groups if "experts" in group.name} == {36 * 128}

@@ -1,0 +1,147 @@
+"""Tiny models of every family, made by transformers; `python -m tests.families` writes the README's table of them.
+
+A config is shrunk by the names of its settings, which families share; what a family needs beside that is said here.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spectrum_stream.model import families
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    # GPT-2, T5, MPT and others
+    "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 48, "d_model": 64, "n_layers": 2, "n_heads": 4,
+    "ffn_hidden_size": 48, "d_ff": 48, "d_kv": 16, "num_heads": 4, "num_layers": 2,
+    # experts
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+    "n_shared_experts": 1, "shared_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24,
+    "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "decoder_sparse_step": 1, "mlp_intermediate_size": 24, "expert_ffn_hidden_size": 24,
+    # latent attention
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    # state spaces and linear attention
+    "state_size": 16, "mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_num_heads": 8,
+    "mamba_head_dim": 16, "mamba_n_groups": 1, "n_groups": 1, "mamba_expand": 2, "expand": 2, "ssm_state_size": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "layer_types": None,
+}  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "depth": 2, "embed_dim": 32, "num_heads": 2, "out_hidden_size": 64, "mlp_ratio": 1,
+    "num_position_embeddings": 16, "vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64,
+    "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0], "mlp_dim": 40, "window_size": 2,
+    "global_attn_indexes": [0], "output_channels": 32, "num_global_layers": 1,
+}  # fmt: skip
+# What a family needs beside that.
+MORE: dict[str, dict[str, Any]] = {
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "conv_L_cache": 3},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"], "num_hidden_layers": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "vit": VISION,
+    "bamba": {"attn_layer_indices": [1]},
+    "falcon_h1": {"mamba_d_ssm": 128},
+}
+# By the classes that they are trained by; vision-language models come first where a family has several.
+TABLE = (
+    *("mixtral", "minimax", "minimax_m2", "phimoe"),
+    *("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next"),
+    *("ernie4_5_moe", "dots1", "hunyuan_v1_moe", "afmoe", "exaone_moe"),
+    *("granitemoe", "granitemoeshared", "granitemoehybrid", "lfm2_moe", "jamba", "nemotron_h", "jetmoe", "gpt_oss"),
+    *(
+        "llava",
+        "llava_next",
+        "vipllava",
+        "gemma3",
+        "paligemma",
+        "mistral3",
+        "internvl",
+        "aya_vision",
+        "got_ocr2",
+        "aria",
+    ),
+    *("mllama", "clip", "siglip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("llama4", "gpt_neox", "exaone4", "vit", "deepseek_v4"),
+    # whose names are the same
+    *("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "glm4", "cohere2", "olmo2", "smollm3"),
+    *("gpt2", "gpt_bigcode", "falcon", "bloom", "mpt", "bert", "roberta", "modernbert", "t5", "mamba", "bamba"),
+    *("mamba2", "falcon_h1", "idefics3", "smolvlm", "persimmon", "starcoder2", "stablelm", "opt"),
+)
+# Of the table of families that this project keeps, those that cannot be held against transformers here, and why.
+NOT_BUILT = {
+    "gemma3n": "its vision tower is timm's, another library",
+    "qwen2_5_omni": "its talker and thinker are a model each, and trainers train the thinker's names",
+    "kimi_k25": "a stored tensor of its vision tower becomes three parameters, which have no score of their own",
+    "molmo2": "one stored tensor becomes several parameters, which have no score of their own",
+    "exaone": "code of the repo's own, which is not run; its names in memory are the checkpoint's",
+    "dbrx": "its config class of transformers 5.24 makes no model",
+}
+
+
+def shrunk(config_class: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that make a config of this class small."""
+    settings = set(inspect.signature(config_class.__init__).parameters)
+    for one in config_class.__mro__:
+        settings |= set(getattr(one, "__annotations__", {}))
+    small = {name: value for name, value in sizes.items() if name in settings}
+    for name, inner in (config_class.sub_configs or {}).items():
+        if inner.__name__ == "AutoConfig":
+            # Which class it is, the default says.
+            default = getattr(config_class(), name)
+            if default is None:
+                continue
+            inner = type(default)
+        small[name] = inner(**shrunk(inner, VISION if "vision" in name else TEXT)).to_dict()
+    return small
+
+
+def tiny(family: str) -> Any:
+    """A model of a family, with random weights."""
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config_class = transformers.CONFIG_MAPPING[family]
+    config = config_class(**(shrunk(config_class, TEXT) | MORE.get(family, {})))
+    names = (
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(family)
+        or auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
+        or auto.MODEL_MAPPING_NAMES[family]
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, names if isinstance(names, str) else names[0])(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Some start at zero, or all alike, and would have the same score under any name.
+            if parameter.is_floating_point() and parameter.unique().numel() <= 1:
+                parameter.normal_(1, 0.1)
+    return model
+
+
+BEGIN, END = "<!-- families -->", "<!-- /families -->"
+
+
+def table() -> str:
+    """What the README says of families, as markdown."""
+    lines = ["| family | names in memory |", "|---|---|"]
+    passing = [f for f in TABLE if families.V5.get(f)]
+    lines.append(f"| {', '.join(f for f in TABLE if f not in passing)} | the checkpoint's; checked |")
+    lines.append(f"| {', '.join(passing)} | others in transformers 5; checked |")
+    lines += [f"| {family} | not checked: {why} |" for family, why in NOT_BUILT.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    readme = Path(__file__).parents[2] / "README.md"
+    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", "utf-8")

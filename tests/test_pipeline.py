@@ -1,0 +1,348 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
+from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
+from spectrum_stream.numerics.snr import Degeneracy
+from spectrum_stream.pipeline import Event, run
+from spectrum_stream.results.record import Status
+from spectrum_stream.results.result import Scored, read_scored
+
+from .conftest import Save, llama_tensors, reference_score
+
+TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+def results(stem: str = "x") -> dict[str, dict[str, float | str]]:
+    loaded: dict[str, dict[str, float | str]] = json.loads(
+        Path(f"model_snr_results/snr_results_{stem}.json").read_text()
+    )
+    return loaded
+
+
+def collect(model: Path, **options: object) -> list[Event]:
+    events: list[Event] = []
+    scan(str(model), name="x", on_event=events.append, **options)  # type: ignore[arg-type]
+    return events
+
+
+def started(events: list[Event]) -> ScanStarted:
+    assert isinstance(events[0], ScanStarted)
+    return events[0]
+
+
+def computed(events: list[Event]) -> list[str]:
+    return [e.record.module for e in events if isinstance(e, MatrixScored)]
+
+
+def test_every_weight_has_the_score_of_the_formula(save: Save) -> None:
+    tensors = llama_tensors(3)
+    scan(str(save(tensors, shards=3)), name="x")
+    found = results()
+    assert {f"{module}.weight" for module in found} == set(tensors)
+    for module, entry in found.items():
+        assert entry["snr"] == pytest.approx(reference_score(tensors[f"{module}.weight"]), rel=1e-5)
+
+
+def test_a_tied_head_is_computed_once_and_has_a_score_of_its_own(save: Save) -> None:
+    events = collect(save(llama_tensors(1, head=False), config=TIED))
+    found = results()
+    assert found["lm_head"]["snr"] == found["model.embed_tokens"]["snr"]
+    assert found["lm_head"]["type"] == "lm_head"
+    assert computed(events).count("lm_head") == 1
+
+
+def test_a_tied_head_can_be_asked_for_alone(save: Save) -> None:
+    collect(save(llama_tensors(1, head=False), config=TIED), modules=["lm_head"])
+    assert list(results()) == ["lm_head"]
+
+
+def test_the_files_have_spectrums_names_and_places(save: Save) -> None:
+    result = scan(str(save(llama_tensors(2))), name="org/a_b", top_percent=50)
+    assert [str(p) for p in result.written] == [
+        "model_snr_results/snr_results_org-a-b.json",
+        "snr_results_org-a-b_sorted.json",
+        "snr_results_org-a-b_unfrozenparameters_50percent.yaml",
+    ]
+    assert all(p.exists() for p in result.written)
+    assert result.selection is not None and result.complete
+
+
+def test_without_a_percentage_no_selection_is_written(save: Save) -> None:
+    assert scan(str(save(llama_tensors(1)))).selection is None
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_the_results_folder_can_be_moved(save: Save, tmp_path: Path) -> None:
+    result = scan(str(save(llama_tensors(1))), name="x", out=tmp_path / "else" / "where")
+    assert result.written[0] == tmp_path / "else" / "where" / "snr_results_x.json"
+    assert result.written[0].exists() and not Path("model_snr_results").exists()
+
+
+def test_a_finished_result_is_reused_for_another_percentage(save: Save) -> None:
+    folder = save(llama_tensors(4))
+    first = collect(folder, top_percent=50)
+    before = Path("model_snr_results/snr_results_x.json").read_bytes()
+    again = collect(folder, top_percent=25)
+    assert computed(first) and not computed(again)
+    assert started(again).done == len(started(again).plan.matrices)
+    assert Path("snr_results_x_unfrozenparameters_25percent.yaml").exists()
+    assert Path("model_snr_results/snr_results_x.json").read_bytes() == before
+
+
+def test_a_result_that_was_deleted_is_written_from_the_record(save: Save) -> None:
+    folder = save(llama_tensors(2))
+    collect(folder)
+    before = Path("model_snr_results/snr_results_x.json").read_bytes()
+    Path("model_snr_results/snr_results_x.json").unlink()
+    assert not computed(collect(folder))
+    assert Path("model_snr_results/snr_results_x.json").read_bytes() == before
+
+
+def test_fresh_computes_everything_again(save: Save) -> None:
+    folder = save(llama_tensors(1))
+    first, again = collect(folder), collect(folder, fresh=True)
+    assert sorted(computed(first)) == sorted(computed(again))
+    assert started(again).dropped == 0  # asked for, and no sign of a checkpoint that changed
+
+
+def test_a_checkpoint_that_changed_is_scanned_again(save: Save) -> None:
+    collect(save(llama_tensors(1)))
+    events = collect(save({name: t * 2 for name, t in llama_tensors(1).items()}))
+    assert started(events).dropped == len(computed(events)) > 0
+
+
+def test_a_scan_that_was_broken_off_goes_on_where_it_stopped(save: Save) -> None:
+    folder = save(llama_tensors(3), shards=2)
+    events = run(plan(str(folder), name="x"))
+    first = [next(events) for _ in range(6)]
+    events.close()  # type: ignore[attr-defined]
+    assert not Path("model_snr_results/snr_results_x.json").exists()
+    rest = collect(folder)
+    assert started(rest).done == 5
+    assert not set(computed(first)) & set(computed(rest))
+    interrupted = Path("model_snr_results/snr_results_x.json").read_bytes()
+    collect(folder, fresh=True)
+    assert Path("model_snr_results/snr_results_x.json").read_bytes() == interrupted
+
+
+def test_some_groups_first_and_the_rest_later_make_one_result(save: Save) -> None:
+    folder = save(llama_tensors(2))
+    part = scan(str(folder), name="x", modules=["mlp.*"], top_percent=50)
+    assert {line.group for line in part.scored} == {"mlp.up_proj", "mlp.down_proj"}
+    whole = collect(folder)
+    assert not any("mlp" in module for module in computed(whole))
+    assert len(results()) == len(llama_tensors(2))
+    part = scan(str(folder), name="x", modules=["mlp.up_proj"], top_percent=50)
+    assert len(results()) == len(llama_tensors(2))
+    assert part.selection is not None and set(part.selection.chosen) == {"mlp.up_proj"}
+
+
+def test_a_result_that_spectrum_left_is_reused(save: Save) -> None:
+    folder = save({f"layers.{i}.up.weight": torch.ones(2, 3) for i in range(2)})
+    theirs = {f"layers.{i}.up": {"snr": float(i), "type": "up"} for i in range(2)}
+    Path("model_snr_results").mkdir()
+    Path("model_snr_results/snr_results_x.json").write_text(json.dumps(theirs))
+    events = collect(folder, top_percent=50)
+    assert started(events).foreign is not None and not computed(events)
+    assert "layers.1.up" in Path("snr_results_x_unfrozenparameters_50percent.yaml").read_text()
+    assert computed(collect(folder, fresh=True))
+
+
+def test_a_result_of_another_program_that_lacks_a_module_is_left_alone(save: Save) -> None:
+    folder = save({f"layers.{i}.up.weight": torch.ones(2, 3) for i in range(2)})
+    Path("model_snr_results").mkdir()
+    theirs = '{"layers.0.up": {"snr": 1.0, "type": "up"}}'
+    Path("model_snr_results/snr_results_x.json").write_text(theirs)
+    with pytest.raises(ResultError) as error:
+        collect(folder)
+    assert error.value.reason == "other_result"
+    assert Path("model_snr_results/snr_results_x.json").read_text() == theirs
+    assert len(computed(collect(folder, fresh=True))) == 2
+
+
+def test_a_matrix_with_nan_is_recorded_and_the_others_are_scored(save: Save) -> None:
+    tensors = llama_tensors(2)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    result = scan(str(save(tensors)), name="x", top_percent=100)
+    assert [(r.module, r.status) for r in result.failed] == [("model.layers.1.mlp.up_proj", Status.NOT_FINITE)]
+    assert "1 of 3072" in result.failed[0].detail
+    assert not result.complete
+    assert "model.layers.1.mlp.up_proj" not in results() and "model.layers.0.mlp.up_proj" in results()
+    assert len(results()) == len(tensors) - 1
+
+
+def test_a_norm_with_infinity_is_not_scored_one(save: Save) -> None:
+    tensors = llama_tensors(1)
+    tensors["model.norm.weight"][0] = float("inf")
+    assert [r.module for r in scan(str(save(tensors)), name="x").failed] == ["model.norm"]
+
+
+def test_nothing_is_written_where_nothing_could_be_scored(save: Save) -> None:
+    with pytest.raises(ComputeError) as error:
+        scan(str(save({"a.weight": torch.full((3, 3), float("nan"))})), name="x")
+    assert error.value.reason == "all_failed"
+    assert not Path("model_snr_results/snr_results_x.json").exists()
+
+
+def test_weights_that_cannot_be_decoded_make_a_scan_incomplete(save: Save) -> None:
+    tensors = {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3, dtype=torch.int8)}
+    result = scan(str(save(tensors)), name="x")
+    assert not result.complete and not result.failed
+    assert list(results()) == ["a"]
+
+
+def test_degenerate_scores_are_finite_and_flagged(save: Save) -> None:
+    tensors = {
+        "zero.weight": torch.zeros(8, 8),
+        "norm.weight": torch.zeros(8),
+        "rank_one.weight": torch.ones(8, 8),
+        "noise.weight": torch.randn(16, 512, generator=torch.Generator().manual_seed(1)),
+    }
+    result = scan(str(save(tensors)), name="x")
+    flags = {r.module: r.score.degeneracy for r in result.records if r.score}
+    assert flags == {
+        "noise": Degeneracy.EMPTY_NOISE,
+        "norm": Degeneracy.VECTOR,
+        "rank_one": Degeneracy.ZERO_NOISE,
+        "zero": Degeneracy.ZERO,
+    }
+    assert results()["zero"]["snr"] == 0.0 and results()["norm"]["snr"] == 1.0
+
+
+def test_progress_counts_matrices_and_work_to_the_end(save: Save) -> None:
+    events = collect(save(llama_tensors(2, head=False), config=TIED))
+    scored = [e for e in events if isinstance(e, MatrixScored)]
+    assert [e.done for e in scored] == list(range(1, len(scored) + 1))
+    assert scored[-1].done == scored[-1].total
+    assert scored[-1].work_done == pytest.approx(scored[-1].work_total)
+    assert isinstance(events[-1], ScanFinished)
+
+
+def test_records_keep_the_singular_values(save: Save) -> None:
+    tensors = llama_tensors(1)
+    for record in scan(str(save(tensors)), name="x").records:
+        w = tensors[record.tensor].to(torch.float64)
+        exact = torch.linalg.svdvals(w if w.ndim == 2 else w[None]).numpy()
+        np.testing.assert_allclose(record.singular_values, exact, rtol=1e-4, atol=1e-6 * exact[0])
+
+
+def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) -> None:
+    folder = save(llama_tensors(2))
+    collect(folder)
+    for precision in ("fp64", "svd"):
+        events = collect(folder, precision=precision)
+        assert not computed(collect(folder, precision=precision))
+        assert {e.record.method for e in events if isinstance(e, MatrixScored)} == {precision}
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"precision": "svd"}], ids=str)
+def test_computing_one_group_again_keeps_the_others(save: Save, options: dict[str, object]) -> None:
+    folder = save(llama_tensors(3))
+    collect(folder)
+    events = collect(folder, modules=["mlp.up_proj"], **options)
+    assert len(computed(events)) == 3
+    assert len(results()) == len(llama_tensors(3))
+
+
+def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
+    folder = save(llama_tensors(3), shards=2)
+    events = run(plan(str(folder), name="x"))
+    first = computed([next(events) for _ in range(10)])
+    events.close()  # type: ignore[attr-defined]
+    collect(folder, modules=["model.norm"])
+    counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
+    members = plan(str(folder)).members
+    assert first and counts["model.norm"] == 1
+    assert all(count == len(members[str(group)]) for group, count in counts.items())
+
+
+def test_a_head_that_is_no_longer_tied_is_no_longer_published(save: Save) -> None:
+    collect(save(llama_tensors(1, head=False), config=TIED))
+    collect(save(llama_tensors(1, head=False), config={**TIED, "tie_word_embeddings": False}))
+    assert "lm_head" not in results()
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "fp32"}, {"precision": "fp64"}, {"max_nbytes": 300_000_000}], ids=str
+)
+def test_a_zero_matrix_is_zero_by_every_method(save: Save, options: dict[str, object]) -> None:
+    folder = save({"a.weight": torch.zeros(60, 70), "b.weight": torch.zeros(9)})
+    assert isinstance(collect(folder, **options)[-1], ScanFinished)
+    assert results()["a"]["snr"] == 0.0 and results()["b"]["snr"] == 1.0
+
+
+def test_weights_at_the_edge_of_float64_have_a_finite_score(save: Save) -> None:
+    w = torch.randn(24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e306
+    assert scan(str(save({"a.weight": w})), name="x").complete
+
+
+def test_a_precision_that_does_not_exist(save: Save) -> None:
+    folder = save(llama_tensors(1))
+    assert collect(folder, precision="auto")
+    with pytest.raises(UsageError):
+        collect(folder, precision="bogus")
+
+
+def test_a_memory_limit_reaches_the_engine(save: Save) -> None:
+    hard = torch.randn(200, 300, generator=torch.Generator().manual_seed(0)) + 1000
+    folder = save({"a.weight": hard, "b.weight": torch.ones(2, 3)})
+    tight = scan(str(folder), name="x", max_nbytes=plan(str(folder), max_nbytes=10**9).peak_nbytes)
+    assert [r.module for r in tight.inexact] == ["a"] and tight.complete
+    assert not scan(str(folder), name="x", fresh=True).inexact
+
+
+def test_two_models_with_one_slug_are_not_mixed(save: Save) -> None:
+    collect(save(llama_tensors(1), folder="a"))
+    with pytest.raises(ResultError) as error:
+        collect(save(llama_tensors(1), folder="b"))
+    assert error.value.reason == "other_model"
+
+
+def test_a_shard_that_vanishes_after_the_plan(save: Save) -> None:
+    folder = save(llama_tensors(1))
+    the_plan = plan(str(folder), name="x")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        list(run(the_plan))
+
+
+def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: Save) -> None:
+    folder = save({"a\n- evil.weight": torch.ones(2, 3)})
+    scan(str(folder), name="x")
+    assert list(results()) == ["a\n- evil"]
+    with pytest.raises(ResultError) as error:
+        scan(str(folder), name="x", top_percent=100)
+    assert error.value.reason == "unsafe_name"
+
+
+def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
+    result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
+    assert result.selection == select(read_scored(result.written[0]), 50)
+    assert result.selection.chosen == select(result.scored, 50).chosen
+    assert result.selection.chosen == select(result.written[0], 50).chosen
+    assert isinstance(result.scored[0], Scored)
+
+
+def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> None:
+    folder = save({"a.weight": torch.randn(4, 6, dtype=torch.float64) * 1e25, "b.weight": torch.ones(2, 3)})
+    first = scan(str(folder), name="x", precision="fp32")
+    assert [r.module for r in first.failed] == ["a"]
+    assert scan(str(folder), name="x").complete
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("modules", [None, ["mlp.*"]])
+def test_the_record_has_the_names_of_what_was_not_asked_for(
+    save: Save, tied: bool, modules: list[str] | None
+) -> None:
+    """A tied head is no parameter of its own, whether it was asked for or not."""
+    tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
+    found = scan(str(save(tensors, config=TIED if tied else {})), name="x", modules=modules)
+    assert read_scored(found.written[0]).names == tuple(sorted(tensors))

@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spectrum_stream import freeze, select
+from spectrum_stream.errors import FreezeError, ResultError
+from spectrum_stream.results.result import Scored
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(4, 4)
+        self.gate = nn.Linear(4, 4, bias=False)
+        self.gate_proj = nn.Linear(4, 4, bias=False)
+
+
+class Model(nn.Module):
+    """The names of a small tied language model."""
+
+    def __init__(self, *, tied: bool = True) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(8, 4)
+        self.model.layers = nn.ModuleList([Attention() for _ in range(12)])
+        self.lm_head = nn.Linear(4, 8, bias=False)
+        if tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def a_yaml(folder: Path, *patterns: str) -> Path:
+    path = folder / "s.yaml"
+    path.write_text("unfrozen_parameters:\n" + "".join(f"- {p}\n" for p in patterns))
+    return path
+
+
+def test_what_the_file_names_is_trained_and_the_rest_is_frozen(tmp_path: Path) -> None:
+    model = Model()
+    report = freeze(model, a_yaml(tmp_path, "^lm_head.weight$", "model.layers.1.q_proj"))
+    assert trainable(model) == {
+        "model.embed_tokens.weight",
+        "model.layers.1.q_proj.weight",
+        "model.layers.1.q_proj.bias",
+    }
+    assert report.trainable_count == 32 + 16 + 4
+    assert report.total_count == sum(p.numel() for p in model.parameters())
+    assert 0 < report.trainable_share < 0.1
+
+
+def test_a_selection_is_applied_without_a_file() -> None:
+    model = Model(tied=False)
+    lines = [Scored(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
+    report = freeze(model, select(lines, 10))
+    assert {n for n in report.trainable if "layers" in n} == {
+        "model.layers.11.q_proj.weight",
+        "model.layers.11.q_proj.bias",
+    }
+    assert {"lm_head.weight", "model.embed_tokens.weight"} < trainable(model)
+
+
+def test_it_can_be_applied_again() -> None:
+    model = Model()
+    for layer in (1, 2):
+        freeze(model, select([Scored(f"model.layers.{layer}.gate_proj", "g", 1.0)], 100))
+        assert {n for n in trainable(model) if "layers" in n} == {f"model.layers.{layer}.gate_proj.weight"}
+
+
+def test_a_head_and_an_embedding_that_the_model_lacks_are_no_mistake() -> None:
+    model = nn.Module()
+    model.encoder = nn.ModuleList([nn.Linear(2, 2)])
+    freeze(model, select([Scored("encoder.0", "", 1.0)], 100))
+    assert trainable(model) == {"encoder.0.weight", "encoder.0.bias"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("model.layers.99.q_proj", "no_match"),
+        ("layers.1.q_proj", "no_match"),
+        ("model.layers.1.q_proj[:2]", "row_range"),
+        ("model.layers.(1", "bad_pattern"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_changes_nothing(tmp_path: Path, pattern: str, reason: str) -> None:
+    model = Model()
+    before = trainable(model)
+    with pytest.raises(FreezeError) as error:
+        freeze(model, a_yaml(tmp_path, "model.layers.0.q_proj", pattern))
+    assert error.value.reason == reason and trainable(model) == before
+
+
+def test_a_selection_of_nothing_does_not_freeze_everything(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(FreezeError) as error:
+        freeze(model, a_yaml(tmp_path, "^lm_head.weight$"))
+    assert error.value.reason == "all_frozen" and len(trainable(model)) == 2
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(ResultError):
+        freeze(Model(), "no/such.yaml")
+
+
+def test_only_the_chosen_weights_move_in_training() -> None:
+    model = Model()
+    freeze(model, select([Scored("model.layers.3.gate_proj", "g", 1.0)], 100))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    layer = model.get_submodule("model.layers.3")
+    assert isinstance(layer, Attention)
+    for _ in range(2):
+        hidden = layer.gate_proj(layer.q_proj(model.get_submodule("model.embed_tokens")(torch.arange(8))))
+        loss = torch.Tensor(model.lm_head(hidden)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"model.layers.3.gate_proj.weight", "model.embed_tokens.weight"}
+
+
+def test_a_module_that_was_not_scanned_is_not_trained_for_its_name() -> None:
+    # `gate` alone is in the result, and is the start of `gate_proj`, which the model has.
+    model = Model(tied=False)
+    lines = [Scored(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
+    report = freeze(model, select(lines, 10))
+    assert {name for name in report.trainable if "layers" in name} == {"model.layers.11.gate.weight"}

@@ -1,4 +1,4 @@
-"""How fast, how exact and how small a scan is: measured against Spectrum's method and numpy's, side by side.
+"""How fast, how exact and how small a scan is: measured against Spectrum's precision and numpy's, side by side.
 
     python -m benchmarks --suite ci -o now.json
     python -m benchmarks --suite full --workload llama3-8b-layer
@@ -6,9 +6,9 @@
     python -m benchmarks --help
 
 Times depend on the machine and on who else uses it; ratios of times taken in alternation in one run depend on
-them far less. So everything here is a ratio: to Spectrum's method, to numpy's, to the parts of the scan
+them far less. So everything here is a ratio: to Spectrum's precision, to numpy's, to the parts of the scan
 (reading alone, computing alone), and to the floor, which is the time that the flops of half a Gram matrix and
-of its tridiagonalisation (`Matrix.flops`) would take at the rate of this machine's matrix product.
+of its tridiagonalization (`costs.flops`) would take at the rate of this machine's matrix product.
 
 Reading order:
 
@@ -16,7 +16,7 @@ Reading order:
     matrices.py     a dense matrix that has them, made without an SVD
     workloads.py    the suites: which shapes, how many, with which spectra
     checkpoints.py  a workload as a folder of safetensors
-    contenders.py   what is timed: our scan, Spectrum's method, numpy's, reading alone, computing alone
+    contenders.py   what is timed: our scan, Spectrum's precision, numpy's, reading alone, computing alone
     worker.py       a process for each contender, watched from outside for its peak memory
     measuring.py    contenders in alternation, and the scores against the known ones
     results.py      the numbers: ratios, JSON

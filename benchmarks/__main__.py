@@ -49,7 +49,7 @@ def main(
     repetitions: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
     numpy: Annotated[bool, typer.Option(help="Whether numpy takes part.")] = True,
     device: Annotated[
-        str, typer.Option(help="Where to compute, ours and Spectrum's method alike: cpu, cuda, cuda:N.")
+        str, typer.Option(help="Where to compute, ours and Spectrum's precision alike: cpu, cuda, cuda:N.")
     ] = "cpu",
     cold: Annotated[
         bool, typer.Option("--cold", help="Drop the checkpoint from the page cache before every turn (Linux).")
@@ -59,7 +59,7 @@ def main(
         typer.Option(metavar="DIR", help="Make checkpoints here, keep them, and use those of an earlier run."),
     ] = None,
 ) -> None:
-    """Time a scan beside Spectrum's method and numpy's, and check its scores against known ones."""
+    """Time a scan beside Spectrum's precision and numpy's, and check its scores against known ones."""
     # In a file or a CI log there is no terminal whose width must be kept to.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What is timed. Each contender takes a task, times itself, and runs in a process of its own.
 
     ours        `spectrum_stream.scan`, with its record and its files
-    spectrum    Spectrum's method: `torch.linalg.svdvals` of a float32 copy, one matrix after another
+    spectrum    Spectrum's precision: `torch.linalg.svdvals` of a float32 copy, one matrix after another
     numpy       `np.linalg.svd(compute_uv=False)` of a float32 copy: one matrix of each shape, times their count
     parts       what our scan consists of: reading alone, computing alone; and the rate of a matrix product
     shapes      computing alone, the matrices of each shape by themselves
@@ -23,8 +23,9 @@ from safetensors import safe_open
 
 from spectrum_stream import Plan, plan, scan
 from spectrum_stream.checkpoint import LocalShard
-from spectrum_stream.model.inventory import Matrix
-from spectrum_stream.numerics.schedule import measure_all, open_device
+from spectrum_stream.model.matrix import Matrix
+from spectrum_stream.numerics.device import open_device
+from spectrum_stream.numerics.schedule import measure_all
 from spectrum_stream.numerics.snr import score
 
 Shape = tuple[int, int]
@@ -53,7 +54,7 @@ class Scan:
         seconds: from the path to the scores.
         scores: by module; those without one are missing.
         errors: the relative errors that the scores themselves are said to have, where they are, by module.
-        methods: how many matrices (vectors left out) were computed by which method, where there are several.
+        methods: how many matrices (vectors left out) were computed by which precision, where there are several.
         matrices: how many were computed to arrive at `seconds`.
     """
 
@@ -97,7 +98,7 @@ def ours(task: Task) -> Scan:
         seconds,
         {module: s.snr for module, s in scored.items()},
         {module: s.error for module, s in scored.items()},
-        dict(Counter(r.method or r.status for r in result.records if min(r.n, r.m) > 1)),
+        dict(Counter(str(r.precision or r.no_score) for r in result.records if min(r.n, r.m) > 1)),
         len(result.records),
     )
 

@@ -16,6 +16,7 @@ import torch
 from spectrum_stream import Plan, plan, select
 from spectrum_stream.checkpoint import LocalShard
 from spectrum_stream.model.names import group_of
+from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import Scored
 
 from . import contenders
@@ -209,7 +210,7 @@ def _result(
 def _shapes(todo: Plan, seconds: Mapping[Shape, float], sgemm: float) -> list[ShapeResult]:
     results = []
     for n, m in sorted(seconds):
-        flops = [w.flops for w in todo.matrices if (w.n, w.m) == (n, m) and w.tied_to is None]
+        flops = [costs.flops(w.n, w.m) for w in todo.matrices if (w.n, w.m) == (n, m) and w.tied_to is None]
         results.append(ShapeResult(n, m, len(flops), seconds[n, m], sum(flops) / sgemm / seconds[n, m]))
     return results
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.report.data import read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.journal import Store
-from spectrum_stream.results.record import Record, Status
+from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import in_order, write_results
 from tests.support.browser import CHROMIUM, launched, opened
 
@@ -119,7 +120,7 @@ def _record(generator: np.random.Generator, module: str, group: str, n: int, m: 
     spikes = 2.0 ** (4 * generator.random() * np.exp(-np.arange(count) / (1 + 0.02 * count)))
     values = np.sort(bulk * spikes[::-1]).astype(np.float32)[::-1].copy()
     return Record(
-        module, f"{module}.weight", group, f"{module}.weight", n, m, "BF16", Status.OK, "", "fp32", "cpu",
+        module, f"{module}.weight", group, f"{module}.weight", n, m, "BF16", None, "", Precision.FP32, "cpu",
         score(values, n, m), values, 0.01,
     )  # fmt: skip
 

@@ -142,7 +142,7 @@ def _sets(same: Mapping[str, bool] | None) -> str:
 
 
 def _counts(methods: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {method}" for method, count in methods.items())
+    return ", ".join(f"{count} {precision}" for precision, count in methods.items())
 
 
 def _gb(nbytes: int | None) -> str:

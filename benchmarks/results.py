@@ -39,7 +39,7 @@ class Accuracy:
         excused: how many matrices exceed the limit and say so.
         unexcused: how many exceed it and do not say so.
         same_sets: whether the top 50 and the top 25 percent of every group are the exact ones.
-        methods: matrices by the method that the precision guard chose.
+        methods: matrices by the precision that the precision guard chose.
     """
 
     max_error: float
@@ -102,7 +102,7 @@ class WorkloadResult:
         peak_anonymous, peak_resident: by contender, the largest of the repetitions.
         others_cpu_share: how much of the machine other programs took while this was measured. A few percent spoil
             it: threads that wait for one another then wait for those programs too.
-        methods: matrices by the method that the precision guard chose, on the timed checkpoint.
+        methods: matrices by the precision that the precision guard chose, on the timed checkpoint.
         failed: modules without a score.
         accuracy: None where the singular values are not known.
         agreement: by contender.

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import LocalShard
-from .errors import CheckpointError, ComputeError, ResultError, UsageError
-from .model import quantization as quantised
-from .model.inventory import Experts, Matrix, Skip
+from .errors import CheckpointError, ComputeError, ResultError
+from .model import quantization as quantized
+from .model.matrix import Experts, Matrix, NoScore
 from .model.names import is_head, module_path
 from .model.parameters import Target
 from .model.quantization import is_companion
 from .model.quantization import parameter_of as stored_parameter
-from .numerics.schedule import CPU, Device, Measured, measure_all, open_device
+from .numerics import costs
+from .numerics.device import CPU, Device, open_device
+from .numerics.precision import Precision
+from .numerics.schedule import Measured, measure_all
 from .numerics.snr import TOLERANCE
-from .numerics.spectra import Failure, Method
 from .results.atomic import write_atomically
 from .results.journal import Store
-from .results.record import Record, Status
+from .results.record import Record
 from .results.result import Result, Scored, in_order, lines_of, read_results, write_results
 from .selection.select import Selection, select
 from .streaming import plan as planning
@@ -64,7 +66,7 @@ class MatrixScored:
 
     Attributes:
         done, total: matrices, those of earlier runs included.
-        work_done, work_total: in units of `Matrix.work`, those of this run only.
+        work_done, work_total: in units of `costs.work`, those of this run only.
     """
 
     record: Record
@@ -103,7 +105,7 @@ class ScanResult:
     @property
     def failed(self) -> tuple[Record, ...]:
         """Records without a score."""
-        return tuple(r for r in self.records if r.status is not Status.OK)
+        return tuple(r for r in self.records if r.no_score is not None)
 
     @property
     def inexact(self) -> tuple[Record, ...]:
@@ -124,7 +126,7 @@ def scan(
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     fresh: bool = False,
-    precision: Method | str | None = None,
+    precision: Precision | str = Precision.AUTO,
     device: str = "auto",
     wait: bool = False,
     max_nbytes: int | None = None,
@@ -138,9 +140,8 @@ def scan(
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes, target: as for `plan`.
+        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes, target, precision: as for `plan`.
         fresh: compute everything again, whatever is recorded.
-        precision: "fp32", "fp64" or "svd" for every matrix; None for the first that is exact enough for each.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         wait: for another scan that holds the record, instead of raising.
         on_event: called with each `Event` as it happens.
@@ -149,7 +150,6 @@ def scan(
         what `plan` raises; UsageError: no_such_device; ResultError: the record or a file cannot be written;
         ComputeError: all_failed.
     """
-    method = _method(precision)
     plan = planning.plan(
         model,
         top_percent=top_percent,
@@ -157,14 +157,14 @@ def scan(
         name=name,
         out=out,
         max_nbytes=max_nbytes,
-        precision=method,
+        precision=precision,
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
         target=target,
         names=names,
         experts=experts,
     )
-    for event in run(plan, fresh=fresh, method=method, device=open_device(device), wait=wait):
+    for event in run(plan, fresh=fresh, device=open_device(device), wait=wait):
         if on_event is not None:
             on_event(event)
         if isinstance(event, ScanFinished):
@@ -172,14 +172,12 @@ def scan(
     raise AssertionError("a scan ends with ScanFinished")
 
 
-def run(
-    plan: Plan, *, fresh: bool = False, method: Method | None = None, device: Device = CPU, wait: bool = False
-) -> Iterator[Event]:
+def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = False) -> Iterator[Event]:
     """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record.
 
     With `wait`, another scan that holds the record is waited for.
     """
-    foreign = None if fresh or method else _foreign_result(plan)
+    foreign = None if fresh or plan.precision is not Precision.AUTO else _foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
@@ -201,9 +199,7 @@ def run(
         # Read with its result, it has to have the names that the result has.
         if moved := [r for r in known.values() if _called(r) != _called(stored[r.module])]:
             store.rename(moved)
-        again = [
-            w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh, method)
-        ]
+        again = [w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh)]
         store.drop(again)
         known = {module: record for module, record in known.items() if module not in again}
         todo = [w for w in plan.matrices if w.module not in known]
@@ -213,7 +209,7 @@ def run(
             plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
         )
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for record, work in _records(plan, ways, todo, list(known.values()), method, device, traffic):
+        for record, work in _records(plan, ways, todo, list(known.values()), device, traffic):
             store.add(record)
             known[record.module] = record
             done, work_done = done + 1, work_done + work
@@ -241,7 +237,7 @@ def _all_names(plan: Plan) -> list[str]:
     if not any(is_head(module_path(name) or name) for name in skipped):
         # A head that is stored and was not asked for is among what is skipped.
         tied |= {name for module, name in plan.parameters.items() if is_head(module) and module not in asked}
-    absent = (Skip.NOT_CHOSEN, Skip.NOT_LOADED, Skip.MISSING_EXPERTS)
+    absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
     found = {*plan.parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
     return sorted(found - tied)
 
@@ -267,7 +263,6 @@ def _records(
     ways: Mapping[str, Way],
     todo: Sequence[Matrix],
     known: Sequence[Record],
-    method: Method | None,
     device: Device,
     traffic: Traffic,
 ) -> Iterator[tuple[Record, float]]:
@@ -288,68 +283,57 @@ def _records(
         for matrix in sharing[tensor]:
             yield (
                 replace(record, module=matrix.module, parameter=matrix.parameter, group=matrix.group),
-                matrix.work,
+                costs.work(matrix.n, matrix.m),
             )
     with feed:
         for first, measured in measure_all(
-            feed, method=method, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+            feed, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
         ):
             feed.release(first)
             for matrix in sharing[first.key]:
-                yield _record(matrix, measured), first.work if matrix is first else 0.0
+                yield _record(matrix, measured), costs.work(first.n, first.m) if matrix is first else 0.0
 
 
 def _record(matrix: Matrix, measured: Measured) -> Record:
     spectrum = measured.spectrum
-    status, detail = Status.OK, ""
-    if spectrum is Failure.OUT_OF_RANGE and not measured.not_finite:
-        status, detail = Status.OUT_OF_RANGE, "the squares of its weights do not fit the method"
-    elif spectrum is Failure.OUT_OF_RANGE:
-        status = Status.NOT_FINITE
+    no_score = spectrum if isinstance(spectrum, NoScore) else None
+    detail = measured.detail
+    if no_score is NoScore.OUT_OF_RANGE and measured.not_finite:
+        no_score = NoScore.NOT_FINITE
         detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
-    elif spectrum is Failure.NOT_CONVERGED:
-        status, detail = Status.NO_CONVERGENCE, "the singular values did not converge"
-    elif spectrum is Failure.BAD_SCALES:
-        status, detail = Status.BAD_SCALES, measured.detail
+    elif no_score is not None and not detail:
+        detail = no_score.sentence
     return Record(
         module=matrix.module,
         group=matrix.group,
         tensor=matrix.key,
         parameter=matrix.parameter,
-        quantised=matrix.quantisation.scheme if matrix.quantisation else None,
+        quantized=matrix.quantization.scheme if matrix.quantization else None,
         n=matrix.n,
         m=matrix.m,
         dtype=matrix.dtype,
-        status=status,
+        no_score=no_score,
         detail=detail,
-        method=None if isinstance(spectrum, Failure) else str(spectrum.method),
+        precision=None if isinstance(spectrum, NoScore) else spectrum.precision,
         device=measured.device,
         score=measured.score,
         singular_values=_NO_VALUES
-        if isinstance(spectrum, Failure)
+        if isinstance(spectrum, NoScore)
         else np.minimum(spectrum.values, _FLOAT32_MAX).astype(np.float32),
         compute_s=measured.compute_s,
     )
 
 
-def _method(precision: Method | str | None) -> Method | None:
-    if precision in (None, "auto"):
-        return None
-    if precision not in list(Method):
-        raise UsageError(f"there is no precision {precision!r}", reason="no_such_precision")
-    return Method(precision)
-
-
-def _is_stale(record: Record, plan: Plan, fresh: bool, method: Method | None) -> bool:
+def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
     """Whether a recorded matrix is to be computed again, for this plan and these options."""
-    if fresh or (method is not None and record.method != method):
+    if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
         return True
-    # Another method, or another version of LAPACK, may have an answer.
-    if record.status in (Status.OUT_OF_RANGE, Status.NO_CONVERGENCE):
+    # Another precision, or another version of LAPACK, may have an answer.
+    if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
         return True
     # Kept inexact under a memory limit that is gone.
-    inexact = record.score is not None and record.score.error > TOLERANCE and record.method != Method.SVD
-    return inexact and method is None and plan.max_nbytes is None
+    inexact = record.score is not None and record.score.error > TOLERANCE and record.precision != Precision.SVD
+    return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -360,7 +344,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Of those that are on this machine; one that is not yet has no version, but that of its commit.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantisation": quantised.settings(source.config),
+        "quantization": quantized.settings(source.config),
         "engine": _ENGINE,
     }
 
@@ -381,7 +365,7 @@ def _foreign_result(plan: Plan) -> list[Scored] | None:
 
 
 def _work(matrices: Sequence[Matrix]) -> float:
-    return sum({w.key: w.work for w in matrices}.values())
+    return sum({w.key: costs.work(w.n, w.m) for w in matrices}.values())
 
 
 def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> ScanResult:

@@ -7,9 +7,9 @@ import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
+from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
-from spectrum_stream.results.record import Status
 from spectrum_stream.results.result import Scored, read_scored
 
 from .conftest import Save, llama_tensors, reference_score
@@ -171,7 +171,7 @@ def test_a_matrix_with_nan_is_recorded_and_the_others_are_scored(save: Save) -> 
     tensors = llama_tensors(2)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     result = scan(str(save(tensors)), name="x", top_percent=100)
-    assert [(r.module, r.status) for r in result.failed] == [("model.layers.1.mlp.up_proj", Status.NOT_FINITE)]
+    assert [(r.module, r.no_score) for r in result.failed] == [("model.layers.1.mlp.up_proj", NoScore.NOT_FINITE)]
     assert "1 of 3072" in result.failed[0].detail
     assert not result.complete
     assert "model.layers.1.mlp.up_proj" not in results() and "model.layers.0.mlp.up_proj" in results()
@@ -239,7 +239,7 @@ def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) ->
     for precision in ("fp64", "svd"):
         events = collect(folder, precision=precision)
         assert not computed(collect(folder, precision=precision))
-        assert {e.record.method for e in events if isinstance(e, MatrixScored)} == {precision}
+        assert {e.record.precision for e in events if isinstance(e, MatrixScored)} == {precision}
 
 
 @pytest.mark.parametrize("options", [{"fresh": True}, {"precision": "svd"}], ids=str)

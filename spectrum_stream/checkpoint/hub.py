@@ -34,26 +34,23 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate_repo_id
 
-from .. import __version__
 from ..errors import BadIndex, CheckpointError, SourceError, UsageError
+from ..text import VERSION
 from .hub_errors import BadResponse, explaining, offline
-from .local import open_local
-from .ranges import RemoteFile, with_retries
-from .source import (
+from .index import (
     CONFIG_FILE,
     INDEX_FILE,
     MAX_JSON_NBYTES,
     Choice,
-    LocalShard,
-    RangesIgnored,
-    Shard,
-    Source,
     check_json_size,
     choose,
     is_safe_shard_name,
     parse_json,
     read_config,
 )
+from .local import open_local
+from .ranges import RemoteFile, with_retries
+from .source import LocalShard, RangesIgnored, Shard, Source
 
 _LIBRARY = "spectrum-stream"
 # One request brings most headers whole: 100 kB is the median of published shards.
@@ -95,7 +92,7 @@ class Repo:
         return RemoteFile(
             hf_hub_url(self.id, name, revision=self.commit, endpoint=self.endpoint),
             self.commit,
-            build_hf_headers(library_name=_LIBRARY, library_version=__version__),
+            build_hf_headers(library_name=_LIBRARY, library_version=VERSION),
             f"{self.id}/{name}",
         )
 
@@ -167,7 +164,7 @@ class HubShard:
                         local_dir=folder,
                         endpoint=self.repo.endpoint,
                         library_name=_LIBRARY,
-                        library_version=__version__,
+                        library_version=VERSION,
                         tqdm_class=Counter,
                     )
                 )
@@ -255,7 +252,7 @@ def open_hub(model: str, address: Address) -> Source:
 
 def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
     """The commit of a revision, and the files that it has."""
-    api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=__version__)
+    api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=VERSION)
     try:
         revision = address.revision or "main"
         info = api.model_info(address.repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadIndex, CheckpointError, SourceError
-from .source import INDEX_FILE, SINGLE_FILE, LocalShard, Source, check_json_size, choose, parse_json, read_config
+from .index import INDEX_FILE, SINGLE_FILE, check_json_size, choose, parse_json, read_config
+from .source import LocalShard, Source
 
 
 def open_local(model: str, path: Path) -> Source:

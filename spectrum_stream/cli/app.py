@@ -14,13 +14,15 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import SpectrumStreamError
+from ..text import VERSION
 from .check import check_command
 from .compare import compare_command
+from .demo import demo_command
 from .output import Output
+from .plan import plan_command
 from .report import report_command
-from .scan import demo_command, plan_command, scan_command
+from .scan import scan_command
 from .select import select_command
 from .verify import verify_command
 
@@ -40,7 +42,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(__version__)
+        typer.echo(VERSION)
         raise typer.Exit
 
 

@@ -8,9 +8,9 @@ import typer
 from ..errors import UsageError
 from ..results.check import check
 from ..results.provenance import write_provenance
+from ..text import counted
 from .common import command_line, open_output
 from .options import JsonOption, QuietOption
-from .tables import counted
 
 
 def check_command(

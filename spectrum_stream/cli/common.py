@@ -14,6 +14,7 @@ from ..results.remeasuring import read_recorded, record_path
 from ..results.result import Scored, is_record_of
 from ..selection.diagnose import Doubts
 from ..selection.select import Selection
+from ..text import counted
 from ..trainers import axolotl
 from . import tables
 from .output import LogNotes, Output
@@ -44,7 +45,7 @@ def explain(
         output.line(f"the YAML also trains {always}, where the model has them, as Spectrum's always does")
     if whole := axolotl.whole_names(selection, names):
         output.line(
-            f"with a $ at the end, to match nothing else: {tables.counted(len(whole), 'entry', 'entries')}, "
+            f"with a $ at the end, to match nothing else: {counted(len(whole), 'entry', 'entries')}, "
             f"{whole[0]}{' ...' if whole[1:] else ''}"
         )
     remark_on(output, selection, doubts)

@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..numerics.metrics import Metric
 from ..results.remeasuring import measured
 from ..selection.compare import Comparison, compare
+from ..text import counted
 from . import tables
 from .common import command_line, open_output, seed_of
 from .options import JsonOption, MetricOption, QuietOption, SeedOption
@@ -61,7 +62,7 @@ def compare_command(
                     output.line(f"  {sign} {module}")
     for path, modules in ((a, result.only_a), (second, result.only_b)):
         if modules:
-            output.line(f"only in {path}, {tables.counted(len(modules), 'module', 'modules')}:")
+            output.line(f"only in {path}, {counted(len(modules), 'module', 'modules')}:")
         for module in modules:
             output.line(f"  {module}")
     by = ("--metric", str(metric)) if metric is not Metric.SPECTRUM else ()

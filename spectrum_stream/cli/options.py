@@ -1,12 +1,11 @@
 """The options that commands of the command line share: how they are typed, and what is said of them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..model.inventory import Experts
+from ..model.matrix import Experts
 from ..model.parameters import Target
 from ..numerics.metrics import Metric
 from ..selection.budget import Recipe
@@ -33,7 +32,7 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Select as much as takes at most SIZE by --recipe: weights, gradients, optimiser; no activations.",
+        help="Select as much as takes at most SIZE by --recipe: weights, gradients, optimizer; no activations.",
     ),
 ]
 RecipeOption = Annotated[
@@ -125,12 +124,3 @@ SeedOption = Annotated[
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]
-
-
-class Precision(StrEnum):
-    """`--precision`; the names of `spectra.Method`, which this module does not import for torch's sake."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP64 = "fp64"
-    SVD = "svd"

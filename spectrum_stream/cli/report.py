@@ -14,9 +14,9 @@ from ..results.atomic import write_atomically
 from ..results.result import Scored
 from ..selection.select import Selection, select
 from ..streaming.plan import check_percent
+from ..text import counted
 from .common import command_line, open_output
 from .options import JsonOption, QuietOption
-from .tables import counted
 
 
 def report_command(

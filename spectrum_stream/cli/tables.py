@@ -19,6 +19,7 @@ from ..selection.diagnose import Doubts, diagnose
 from ..selection.select import Selection, rank
 from ..streaming.fetch import Way
 from ..streaming.plan import Plan
+from ..text import counted, printable, si_bytes, si_number
 from ..trainers.verify import Verdict
 
 if TYPE_CHECKING:
@@ -29,43 +30,9 @@ if TYPE_CHECKING:
 _MAX_FINDINGS = 40
 
 
-def printable(text: str) -> str:
-    """A stranger's string, made safe for a terminal: whatever could move the cursor, colour, retitle the
-    window or reverse the line is shown as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def foreign(text: str) -> Text:
     """The same as a rich Text, so that brackets in a name are not taken for markup."""
     return Text(printable(text))
-
-
-def si_bytes(nbytes: float) -> str:
-    """Bytes in SI units, three digits: `269 MB`."""
-    return _si(nbytes, "B")
-
-
-def _si(number: float, unit: str) -> str:
-    prefixes = iter(("", "k", "M", "G", "T", "P"))
-    prefix = next(prefixes)
-    while number >= 999.5 and (larger := next(prefixes, None)) is not None:
-        number, prefix = number / 1000, larger
-    return f"{number:.3g} {prefix}{unit}"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """`1 shard`, `2 shards`."""
-    return f"{number} {one if number == 1 else many}"
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -91,7 +58,7 @@ def _facts(plan: Plan) -> Table:
         "to score",
         f"{counted(len(plan.matrices), 'matrix', 'matrices')} in {counted(len(plan.groups), 'group', 'groups')}",
     )
-    facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {_si(plan.flops, 'flop')}")
+    facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {si_number(plan.flops, 'flop')}")
     chosen = list(plan.ways.values())
     for way, transfer in plan.transfers.items():
         taken = chosen.count(way)
@@ -190,7 +157,7 @@ def needs_table(need: Needs) -> Table:
     table.add_column(overflow="fold")
     table.add_row(
         "trains",
-        f"{_si(need.trainable, '').strip()} of {_si(need.total, '').strip()} scored weights, {need.share:.1%}",
+        f"{si_number(need.trainable)} of {si_number(need.total)} scored weights, {need.share:.1%}",
     )
     for recipe in Recipe:
         table.add_row(f"by {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")
@@ -304,7 +271,7 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.scored),
-        "failed": [{"module": r.module, "status": str(r.status), "detail": r.detail} for r in result.failed],
+        "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
         "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
         "degenerate": {
             r.module: str(r.score.degeneracy)
@@ -313,8 +280,8 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
         },
         "inexact": {r.module: r.score.error for r in result.inexact if r.score},
         "methods": {
-            method: sum(r.method == method for r in result.records)
-            for method in dict.fromkeys(r.method for r in result.records if r.method)
+            precision: sum(r.precision == precision for r in result.records)
+            for precision in dict.fromkeys(r.precision for r in result.records if r.precision)
         },
         "groups": {
             name: {

@@ -4,8 +4,11 @@ Pure functions of strings. Every name here may come from a stranger's checkpoint
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
+
+from ..errors import UsageError
 
 WEIGHT_SUFFIX = ".weight"
 
@@ -227,3 +230,23 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
     if len(embeddings) != 1 or not (is_causal or embeddings[0].endswith("embed_tokens")):
         return None
     return "lm_head", modules[embeddings[0]]
+
+
+def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """The groups that any pattern names, exactly or as a glob; never by a part of the name.
+
+    Raises:
+        UsageError: no_such_group, for a pattern that names none.
+    """
+    names = sorted(set(groups), key=group_order)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not matched:
+            raise UsageError(
+                f"no group is called or matches {pattern!r}",
+                reason="no_such_group",
+                hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
+            )
+        chosen |= matched
+    return chosen

@@ -7,12 +7,9 @@ config without weights, and each stored name goes the way that it goes when it i
 `verify`; no code from a repo is run.
 """
 
-import importlib.metadata
 import json
 import re
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -21,9 +18,10 @@ from typing import Any
 
 from ..errors import UsageError
 from . import families
-from .inventory import Matrix, Skip, Skipped
+from .matrix import Matrix, NoScore, Skipped
 from .names import bank_of, expert_bank_of, group_of, is_extra_layer, layer_count, module_path
 from .quantization import parameter_of
+from .transformers_names import _unknown, installed_version, parameter_names
 
 
 class Target(StrEnum):
@@ -140,7 +138,7 @@ def _renamed(
     warnings: list[str],
 ) -> Named:
     incomplete = {parameters.get(_stands_for(s)) for s in skipped if s.why.is_failure}
-    short = {s.tensor for s in skipped if s.why is Skip.MISSING_EXPERTS}
+    short = {s.tensor for s in skipped if s.why is NoScore.MISSING_EXPERTS}
     incomplete |= {parameters.get(w.parameter) for w in matrices if expert_bank_of(w.module) in short}
     kept: list[Matrix] = []
     not_loaded: list[Matrix] = []
@@ -168,15 +166,7 @@ def _renamed(
 def _stands_for(s: Skipped) -> str:
     """The parameter that was skipped; of experts that are not there, one of them."""
     owner, _, projection = s.tensor.rpartition(".")
-    return f"{owner}.0.{projection}.weight" if s.why is Skip.MISSING_EXPERTS else parameter_of(s.tensor)
-
-
-def installed_version() -> int | None:
-    """The version of transformers that is installed, the first number of it."""
-    try:
-        return int(importlib.metadata.version("transformers").split(".")[0])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
+    return f"{owner}.0.{projection}.weight" if s.why is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
 # What wrappers put into the names of the parameters that they wrap.
@@ -229,127 +219,3 @@ def read_names(path: Path) -> tuple[str, ...]:
     if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
         raise UsageError(f"{path} holds no list of names", reason="no_names")
     return tuple(data)
-
-
-def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
-    """The parameter of each tensor that becomes one, or a part of one; others are left out.
-
-    Args:
-        config: the checkpoint's config.json.
-        tensors: names in the checkpoint, in its order, which some of the renamings depend on.
-
-    Raises:
-        UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
-    """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError as error:
-        raise _missing() from error
-    tensors = list(tensors)
-    # A model takes memory and time by its layers, and a config is a stranger's.
-    if (layer_count(config) or 0) > len(tensors):
-        raise _unknown(f"{layer_count(config)} layers, and {len(tensors)} weights")
-    model = _model(config)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    state, shapes = model.state_dict(), {name: parameter.shape for name, parameter in model.named_parameters()}
-    found: dict[str, str] = {}
-    for tensor in tensors:
-        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
-        # One that is split into several has no one name.
-        if name in shapes and (converter is None or _becomes_one(converters, converter)):
-            found[tensor] = name
-    # The parts of a bank are its experts; parts of a matrix have no score that is the matrix's.
-    parts = Counter(found.values())
-    return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
-
-
-def model_parameters(config: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The shape of every parameter of the model that transformers makes, and the names that are another's as well.
-
-    Raises:
-        UsageError: missing_extra, unknown_architecture.
-    """
-    model = _model(config)
-    every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    own = dict(model.named_parameters())
-    # On the meta device nothing is tied yet; the model says what will be.
-    tied = {
-        k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
-    }
-    tied |= {name: name for name in every.keys() - own.keys() - tied.keys()}
-    return every, tied
-
-
-def _model(config: Mapping[str, Any]) -> Any:
-    """A model without weights."""
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise _missing() from error
-    model_class, model_config = _classes(transformers, config)
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            # The model's own advice about how to run it.
-            warnings.simplefilter("ignore")
-            transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-            model = model_class(model_config)
-    # A config is a stranger's, and every model has its own way to fail at one.
-    except Exception as error:
-        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
-    return model
-
-
-def _missing() -> UsageError:
-    return UsageError(
-        "the names of transformers need transformers 5",
-        reason="missing_extra",
-        hint="pip install 'spectrum-stream[verify]'",
-    )
-
-
-def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    kind, architectures = config.get("model_type"), config.get("architectures")
-    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
-    models = [getattr(transformers, name, None) for name in names]
-    model_class = next(
-        (m for m in models if isinstance(m, type) and issubclass(m, transformers.PreTrainedModel)), None
-    )
-    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    if model_class is None or not isinstance(kind, str) or kind not in mapping:
-        raise _unknown(", ".join(names) or "a config that names none")
-    # How it is to be run is of no account here, and could name code to fetch.
-    plain = {
-        key: _with_floats(value) for key, value in config.items() if not key.lstrip("_").endswith("_implementation")
-    }
-    try:
-        return model_class, mapping[kind].from_dict(plain)
-    except Exception as error:
-        raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
-
-
-def _with_floats(value: Any) -> Any:
-    # transformers writes an infinity as {"__float__": "Infinity"}.
-    if isinstance(value, dict):
-        special = value.get("__float__")
-        return (
-            float(special)
-            if special in ("Infinity", "-Infinity", "NaN")
-            else {k: _with_floats(v) for k, v in value.items()}
-        )
-    return [_with_floats(one) for one in value] if isinstance(value, list) else value
-
-
-def _unknown(what: str) -> UsageError:
-    return UsageError(
-        f"transformers has no model of its own for {' '.join(what.split())[:300]}",
-        reason="unknown_architecture",
-        hint="--target checkpoint keeps the checkpoint's names",
-    )
-
-
-def _becomes_one(converters: Iterable[Any], pattern: str) -> bool:
-    return any(pattern in c.source_patterns and len(c.target_patterns) == 1 for c in converters)

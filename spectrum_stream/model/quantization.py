@@ -1,4 +1,4 @@
-"""How a quantised weight is stored: its numbers, what it needs beside them, and what config.json says of it."""
+"""How a quantized weight is stored: its numbers, what it needs beside them, and what config.json says of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantisation:
+class Quantization:
     """How one weight is stored.
 
     Attributes:
@@ -80,7 +80,7 @@ class Quantisation:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A quantised weight that cannot be read.
+    """A quantized weight that cannot be read.
 
     Attributes:
         why: `missing_scales`, `bad_scales` or `unsupported_dtype`.
@@ -100,29 +100,29 @@ def parameter_of(tensor: str) -> str:
 
 
 def is_companion(tensor: str) -> bool:
-    """Whether a tensor belongs to a quantised weight, by its name."""
+    """Whether a tensor belongs to a quantized weight, by its name."""
     return tensor.endswith(_COMPANION_SUFFIXES)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says that changes what stored numbers mean."""
     names = ("weight_block_size", "bits", "group_size", "checkpoint_format", "version", "config_groups")
-    quantisation = quantisation_config(config)
-    return {name: quantisation[name] for name in names if name in quantisation}
+    quantization = quantization_config(config)
+    return {name: quantization[name] for name in names if name in quantization}
 
 
 def block_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """(rows, columns) of a float8 weight that share a scale, where they do so by blocks."""
-    quantisation = quantisation_config(config)
+    quantization = quantization_config(config)
     # compressed-tensors has it with the groups of layers; a block that is none of those fits no scales.
-    found = [quantisation.get("weight_block_size"), *(w.get("block_structure") for w in weights_of(quantisation))]
+    found = [quantization.get("weight_block_size"), *(w.get("block_structure") for w in weights_of(quantization))]
     for block in found:
         if isinstance(block, list) and len(block) == 2 and all(type(side) is int and side > 0 for side in block):
             return block[0], block[1]
     return _DEFAULT_BLOCK
 
 
-def quantisation_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json about it: of the model, or of the language model within."""
     text = config.get("text_config")
     for model in (config, text if isinstance(text, dict) else {}):
@@ -132,9 +132,9 @@ def quantisation_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def weights_of(quantisation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def weights_of(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What compressed-tensors says of the weights of each group of layers."""
-    groups = quantisation.get("config_groups")
+    groups = quantization.get("config_groups")
     return [
         weights
         for group in (groups.values() if isinstance(groups, dict) else ())

@@ -1,4 +1,4 @@
-"""The schemes of quantised weights, found by name: the numbers, their scales, and what they belong to.
+"""The schemes of quantized weights, found by name: the numbers, their scales, and what they belong to.
 
     float8       X.weight F8 (n, m)             X.weight_scale_inv or X.weight_scale: one, one a row, one a block
     int8         X.weight I8 (n, m)             X.weight_scale
@@ -27,12 +27,12 @@ from .names import WEIGHT_SUFFIX, is_expert_bank, module_path
 from .quantization import (
     Packing,
     Part,
-    Quantisation,
+    Quantization,
     Unreadable,
     block_size,
     is_companion,
     parameter_of,
-    quantisation_config,
+    quantization_config,
     weights_of,
 )
 
@@ -43,19 +43,19 @@ _EXPONENT_DTYPES = ("U8", "F8_E8M0")
 _MX_COLUMNS, _NV_COLUMNS = 32, 16
 _WORD_BITS = 32
 
-# One for a weight, one for each expert of a bank; None for what is not quantised.
-Found = Quantisation | list[Quantisation] | Unreadable | None
+# One for a weight, one for each expert of a bank; None for what is not quantized.
+Found = Quantization | list[Quantization] | Unreadable | None
 
 
-class QuantisationIndex:
-    """The quantised weights of a checkpoint, whatever shards their parts are in."""
+class QuantizationIndex:
+    """The quantized weights of a checkpoint, whatever shards their parts are in."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tensors: Mapping[str, tuple[str, TensorInfo]] = {
             tensor.name: (shard.name, tensor) for shard, tensor in checkpoint.tensors if is_companion(tensor.name)
         }
         self._shards = {shard.name: shard for shard in checkpoint.source.shards}
-        self._config = quantisation_config(checkpoint.source.config)
+        self._config = quantization_config(checkpoint.source.config)
         self._block = block_size(checkpoint.source.config)
 
     def find(self, tensor: TensorInfo) -> Found:
@@ -89,7 +89,7 @@ class QuantisationIndex:
             return None
         packed = tensor.name.endswith((WEIGHT_SUFFIX, ".qweight", ".weight_packed"))
         # A bare parameter of integers beside experts is a bank of them; elsewhere it is a buffer, unless the config
-        # says that weights are quantised: other schemes call them `B`, `W_q`, `codes` or `weight:qdata`.
+        # says that weights are quantized: other schemes call them `B`, `W_q`, `codes` or `weight:qdata`.
         bank = len(tensor.shape) >= 3 and is_expert_bank(parameter_of(tensor.name))
         # Older models keep a mask of theirs as a `bias` of bytes.
         other = len(tensor.shape) >= 2 and "quant_method" in self._config and not tensor.name.endswith("bias")
@@ -124,8 +124,8 @@ class QuantisationIndex:
                     self._with_grid(shard, scale, (n, m), "float8", scale.shape[1:], (e, experts))
                     for e in range(experts)
                 ]
-                quantisations = [grid for grid in grids if isinstance(grid, Quantisation)]
-                return quantisations if len(quantisations) == experts else grids[0]
+                quantizations = [grid for grid in grids if isinstance(grid, Quantization)]
+                return quantizations if len(quantizations) == experts else grids[0]
         return Unreadable("missing_scales")
 
     def _with_grid(
@@ -136,7 +136,7 @@ class QuantisationIndex:
         what: str,
         scale_shape: tuple[int, ...],
         expert: tuple[int, int] | None,
-    ) -> Quantisation | Unreadable:
+    ) -> Quantization | Unreadable:
         if scale.dtype not in (*_FLOAT_DTYPES, *_EXPONENT_DTYPES):
             return Unreadable("bad_scales", f"scales of dtype {scale.dtype}")
         n, m = shape
@@ -150,7 +150,7 @@ class QuantisationIndex:
             if scale_shape in shapes:
                 grid = (-(-n // sides[0]), -(-m // sides[1]))
                 part = _part("scales", shard, scale, grid, expert)
-                return Quantisation(f"{what} by {by}", Packing.NONE, shape, shape, sides, (part,))
+                return Quantization(f"{what} by {by}", Packing.NONE, shape, shape, sides, (part,))
         return _misfit(scale, shape)
 
     def _mxfp4_bank(self, blocks: TensorInfo) -> Found:
@@ -164,7 +164,7 @@ class QuantisationIndex:
         if scale.dtype not in _EXPONENT_DTYPES or scale.shape != (experts, n, groups):
             return _misfit(scale, blocks.shape)
         return [
-            Quantisation(
+            Quantization(
                 "mxfp4", Packing.FP4, (n, groups * width), (n, groups * _MX_COLUMNS), (1, _MX_COLUMNS),
                 (_part("scales", shard, scale, (n, groups), (e, experts)),),
             )
@@ -193,7 +193,7 @@ class QuantisationIndex:
             if one.dtype not in _FLOAT_DTYPES or prod(one.shape) != 1:
                 return _misfit(one, (n, m))
             parts.append(_part(role, shard, one, (1,)))
-        return Quantisation(scheme, Packing.FP4, (n, m // 2), (n, m), (1, columns), tuple(parts))
+        return Quantization(scheme, Packing.FP4, (n, m // 2), (n, m), (1, columns), tuple(parts))
 
     def _packed_integers(self, weight: TensorInfo) -> Found:
         name, bits = parameter_of(weight.name), self._bits()
@@ -230,7 +230,7 @@ class QuantisationIndex:
             if true[1].dtype not in ("I32", "I64") or true[1].shape != (2,):
                 return _misfit(true[1], (n, m))
             parts.append(_part("shape", *true, (2,)))
-        return Quantisation(f"int{bits}", Packing.ROWS, (n, words), (n, m), (rows, width), tuple(parts), bits)
+        return Quantization(f"int{bits}", Packing.ROWS, (n, words), (n, m), (rows, width), tuple(parts), bits)
 
     def _true_width(self, name: str, most: int, words: int, bits: int) -> int:
         """How many integers a row has, of which the last word may have room for more."""
@@ -277,7 +277,7 @@ class QuantisationIndex:
                 return _misfit(order[1], (out, inner))
             parts.append(_part("groups", *order, (inner,)))
         first_format = not awq and self._config.get("checkpoint_format") != "gptq_v2"
-        return Quantisation(
+        return Quantization(
             "awq" if awq else f"gptq, {bits} bits",
             Packing.AWQ if awq else Packing.COLUMNS,
             (rows, columns),

@@ -5,9 +5,11 @@ The plan promises by these numbers and the engine keeps to them, so the sizes th
 
 import os
 
+from .precision import Precision
+
 # Columns of the long side that are upcast and multiplied at a time.
 BLOCK_COLUMNS = 2048
-# Quantised weights that are multiplied out at a time.
+# Quantized weights that are multiplied out at a time.
 DECODED_NUMEL = 1 << 20
 # What scales and the like may take in memory that are read and not used up yet.
 PARTS_AHEAD_NBYTES = 32_000_000
@@ -17,7 +19,7 @@ SMALL_SIDE = 4096
 # BLAS and the allocator keep for every thread beside the arrays that are counted below (measured: 0.03 GB).
 _RUNTIME_NBYTES = 200_000_000
 _THREAD_NBYTES = 40_000_000
-# Tridiagonalisation is bound by memory and runs at about a fifth of the rate of matrix products.
+# Tridiagonalization is bound by memory and runs at about a fifth of the rate of matrix products.
 _EIGENVALUE_SLOWDOWN = 5
 
 
@@ -46,7 +48,7 @@ def gram_nbytes(n: int, m: int, itemsize: int) -> int:
 
 
 def decoding_nbytes(scales: int) -> int:
-    """Memory to multiply out quantised weights, beside the block that comes of it: codes, zero points and scales of a
+    """Memory to multiply out quantized weights, beside the block that comes of it: codes, zero points and scales of a
     few rows, and all scales and zero points as they are stored, read and in float32."""
     return 24 * DECODED_NUMEL + 24 * scales
 
@@ -56,6 +58,24 @@ def svd_nbytes(n: int, m: int) -> int:
     short, long = min(n, m), max(n, m)
     block = min(long, max(short, BLOCK_COLUMNS))
     return 8 * short * (2 * short + 2 * (short + block))
+
+
+def is_small(n: int, m: int) -> bool:
+    """Whether one core computes a matrix of this shape as fast as several would, each with a matrix of its own."""
+    return min(n, m) <= SMALL_SIDE
+
+
+def compute_nbytes(n: int, m: int, precision: Precision, scales: int | None = None) -> int:
+    """Memory to compute the singular values of one matrix, the stored matrix itself not counted.
+
+    Args:
+        precision: AUTO counts as its first step, fp32.
+        scales: the number of scales of a quantized matrix; None for a plain one.
+    """
+    dequantizing = 0 if scales is None else decoding_nbytes(scales)
+    if precision is Precision.SVD:
+        return svd_nbytes(n, m) + dequantizing
+    return gram_nbytes(n, m, 8 if precision is Precision.FP64 else 4) + dequantizing
 
 
 def cores() -> int:

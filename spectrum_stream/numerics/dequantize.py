@@ -1,4 +1,4 @@
-"""Quantised weights to numbers, a part at a time: the whole matrix is never multiplied out."""
+"""Quantized weights to numbers, a part at a time: the whole matrix is never multiplied out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import CheckpointError
-from ..model.quantization import Packing, Quantisation
+from ..model.quantization import Packing, Quantization
 from .costs import BLOCK_COLUMNS, DECODED_NUMEL
 
 DTYPES = {
@@ -28,7 +28,7 @@ _WORD_BITS = 32
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-class Quantised(ABC):
+class Quantized(ABC):
     """A matrix that is stored as small numbers and scales; a part of it is multiplied out when it is read.
 
     It is to be used as a float32 tensor of two dimensions would be, as far as that is needed.
@@ -41,7 +41,7 @@ class Quantised(ABC):
         self.scales = scales
 
     @property
-    def T(self) -> "Quantised":  # noqa: N802
+    def T(self) -> "Quantized":  # noqa: N802
         """Its transpose."""
         return _Turned(self)
 
@@ -71,13 +71,13 @@ class Quantised(ABC):
         return any(bool(self[i : i + height].any()) for i in range(0, self.shape[0], height))
 
 
-class _Turned(Quantised):
-    def __init__(self, inner: Quantised) -> None:
+class _Turned(Quantized):
+    def __init__(self, inner: Quantized) -> None:
         super().__init__(inner.shape[1], inner.shape[0], inner.scales)
         self._inner = inner
 
     @property
-    def T(self) -> Quantised:  # noqa: N802
+    def T(self) -> Quantized:  # noqa: N802
         return self._inner
 
     def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
@@ -87,7 +87,7 @@ class _Turned(Quantised):
         return self._inner._part(left, right, top, bottom).T
 
 
-class Scaled(Quantised):
+class Scaled(Quantized):
     """Numbers with a grid of scales over them.
 
     Args:
@@ -111,7 +111,7 @@ class Scaled(Quantised):
         return result
 
 
-class Fp4(Quantised):
+class Fp4(Quantized):
     """Numbers of four bits (E2M1), two a byte, with a scale for each few of a row: MXFP4 and NVFP4.
 
     Args:
@@ -144,7 +144,7 @@ class Fp4(Quantised):
         return numbers[:, left - start : right - start]
 
 
-class Integers(Quantised):
+class Integers(Quantized):
     """Integers of a few bits in words of 32, each less a zero point and times a scale.
 
     Args:
@@ -192,12 +192,12 @@ class Integers(Quantised):
         return result
 
 
-Weights = torch.Tensor | Quantised
+Weights = torch.Tensor | Quantized
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A quantised matrix as it was read, with the bytes of what it needs; its scales are not spread out yet.
+    """A quantized matrix as it was read, with the bytes of what it needs; its scales are not spread out yet.
 
     Attributes:
         stored: its numbers, of `how.stored_shape`.
@@ -205,10 +205,10 @@ class Packed:
     """
 
     stored: torch.Tensor
-    how: Quantisation
+    how: Quantization
     parts: Mapping[str, bytes]
 
-    def opened(self) -> Quantised:
+    def opened(self) -> Quantized:
         """Raises CheckpointError: bad_scales, what the companions hold does not fit the weight."""
         return multiplied_out(self.stored, self.how, self.parts)
 
@@ -235,8 +235,8 @@ def unpacked_awq(words: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return (words.index_select(1, columns // 8) >> shift) & 15
 
 
-def multiplied_out(stored: torch.Tensor, how: Quantisation, parts: Mapping[str, bytes]) -> Quantised:
-    """A quantised matrix.
+def multiplied_out(stored: torch.Tensor, how: Quantization, parts: Mapping[str, bytes]) -> Quantized:
+    """A quantized matrix.
 
     Args:
         stored: its numbers, of `how.stored_shape`.
@@ -262,8 +262,8 @@ def multiplied_out(stored: torch.Tensor, how: Quantisation, parts: Mapping[str, 
 
 
 def _integers(
-    words: torch.Tensor, how: Quantisation, found: Mapping[str, torch.Tensor], scales: torch.Tensor
-) -> Quantised:
+    words: torch.Tensor, how: Quantization, found: Mapping[str, torch.Tensor], scales: torch.Tensor
+) -> Quantized:
     if "shape" in found and tuple(found["shape"].tolist()) != how.shape:
         raise _unfit(how, f"its true shape is {found['shape'].tolist()}, and its words hold {list(how.shape)}")
     zeros = torch.full_like(scales, 1 << (how.bits - 1))
@@ -291,5 +291,5 @@ def _tensor(dtype: str, shape: tuple[int, ...], body: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(DTYPES[dtype]).reshape(shape)
 
 
-def _unfit(how: Quantisation, what: str) -> CheckpointError:
+def _unfit(how: Quantization, what: str) -> CheckpointError:
     return CheckpointError(f"{how.parts[0].tensor}: {what}", reason="bad_scales")

@@ -166,7 +166,7 @@ MEASURES = {
     Metric.MARCHENKO_PASTUR: Measure(marchenko_pastur, True, "more of the matrix is no noise, as in Spectrum"),
     Metric.STABLE_RANK: Measure(stable_rank, False, "noise has the highest, so a low one is far from noise"),
     Metric.EFFECTIVE_RANK: Measure(effective_rank, False, "noise has the highest, so a low one is far from noise"),
-    Metric.CONDITION: Measure(condition, False, "the least specialised first, as KappaTune chooses"),
+    Metric.CONDITION: Measure(condition, False, "the least specialized first, as KappaTune chooses"),
     Metric.ALPHA: Measure(
         alpha,
         False,

@@ -1,8 +1,8 @@
-"""Which matrices are computed together, where, and by which method.
+"""Which matrices are computed together, where, and by which precision.
 
 Three decisions, each made here and nowhere else:
 
-    method   fp32 first; fp64 and then svd for the matrices whose score would be wrong by more than TOLERANCE
+    precision   fp32 first; fp64 and then svd for the matrices whose score would be wrong by more than TOLERANCE
     where    the device, halving a batch that does not fit, and the CPU for what does not fit at all
     when     on a CPU, a small matrix is one core's work and as many run at once as there are cores, since
              the many short steps of an eigenvalue routine lose more to waiting for each other than two cores
@@ -20,41 +20,21 @@ from typing import Self
 
 import torch
 
-from ..errors import CheckpointError, UsageError
-from ..model.inventory import Matrix
-from .costs import cores, decoding_nbytes, gram_nbytes, svd_nbytes
-from .dequantize import Packed, Quantised, Weights
+from ..errors import CheckpointError
+from ..model.matrix import Matrix, NoScore
+from . import costs
+from .costs import cores, gram_nbytes
+from .dequantize import Packed, Quantized, Weights
+from .device import CPU, Device
+from .precision import Precision
 from .snr import TOLERANCE, Score, score
-from .spectra import Failure, Method, Spectrum, count_not_finite, exact_products, singular_values
+from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
 # Small matrices wait until there are this many for each core, or no more at hand: the longest is then the first.
 _WAITING_PER_WORKER = 16
-# Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
-_BATCH_SHARE = 0.25
 
 Item = tuple[Matrix, Weights | Packed]
-Compute = Callable[[Sequence[Weights], Method, torch.device, bool], list[Spectrum | Failure]]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where singular values are computed.
-
-    Attributes:
-        torch_device: the device of the products.
-        batch_nbytes: memory for the K of one batch; 0 where batches gain nothing.
-        looped: whether eigenvalues are found faster one matrix at a time (measured once).
-    """
-
-    torch_device: torch.device
-    batch_nbytes: int = 0
-    looped: bool = False
-
-    def __str__(self) -> str:
-        return str(self.torch_device)
-
-
-CPU = Device(torch.device("cpu"))
+Compute = Callable[[Sequence[Weights], Precision, torch.device, bool], list[Spectrum | NoScore]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +42,7 @@ class Measured:
     """What came of one matrix.
 
     Attributes:
-        spectrum: or why there is none, by the last method that was tried.
+        spectrum: or why there is none, by the last precision that was tried.
         score: None where there is no spectrum.
         device: where it was computed.
         not_finite: how many NaN and infinite weights it has, if that is why there is no spectrum.
@@ -70,7 +50,7 @@ class Measured:
         detail: what is wrong with how it is stored, if that is why there is no spectrum.
     """
 
-    spectrum: Spectrum | Failure
+    spectrum: Spectrum | NoScore
     score: Score | None
     device: str
     not_finite: int = 0
@@ -78,53 +58,10 @@ class Measured:
     detail: str = ""
 
 
-def open_device(name: str = "auto") -> Device:
-    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, probed.
-
-    Raises:
-        UsageError: no_such_device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cpu":
-        return CPU
-    try:
-        device = torch.device(name)
-        if device.type not in ("cuda", "mps"):
-            raise RuntimeError(name)
-        torch.zeros(1, device=device)
-    # torch raises whatever its build does: RuntimeError, AssertionError without CUDA, NotImplementedError.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"there is no device {name!r} here",
-            reason="no_such_device",
-            hint="--device auto takes what there is",
-        ) from error
-    if device.type == "mps":
-        return Device(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return Device(device, int(free * _BATCH_SHARE), _is_looping_faster(device))
-
-
-def _is_looping_faster(device: torch.device) -> bool:
-    # Which it is depends on the versions of torch and cuSOLVER, by factors of ten either way.
-    k = torch.eye(256, device=device).expand(16, -1, -1).contiguous()
-
-    def seconds(run: Callable[[], object]) -> float:
-        run()
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        run()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    return seconds(lambda: [torch.linalg.eigvalsh(one) for one in k]) < seconds(lambda: torch.linalg.eigvalsh(k))
-
-
 def measure(
     ws: Sequence[Weights],
     *,
-    method: Method | None = None,
+    precision: Precision = Precision.AUTO,
     device: Device = CPU,
     limit_nbytes: int | None = None,
     compute: Compute = singular_values,
@@ -133,19 +70,19 @@ def measure(
 
     Args:
         ws: (n, m) matrices on the CPU, in their stored dtype.
-        method: the one to use; None for the first that is exact enough for each matrix.
+        precision: the one to use; AUTO for the first that is exact enough for each matrix.
         device: where.
         limit_nbytes: skip methods that would take more memory, but for the first.
         compute: what computes a batch; tests put faults in its place.
     """
     started = time.perf_counter()
-    methods = list(Method) if method is None else [method]
+    steps = precision.steps
     if limit_nbytes is not None:
-        methods = [m for m in methods if m is methods[0] or _nbytes(ws[0], m) <= limit_nbytes]
+        steps = tuple(step for step in steps if step is steps[0] or _nbytes(ws[0], step) <= limit_nbytes)
     results: list[Measured | None] = [None] * len(ws)
-    for candidate in methods:
+    for step in steps:
         todo = [i for i, result in enumerate(results) if result is None or not _is_exact_enough(result)]
-        for i, found in zip(todo, _fitting([ws[i] for i in todo], candidate, device, compute), strict=True):
+        for i, found in zip(todo, _fitting([ws[i] for i in todo], step, device, compute), strict=True):
             earlier = results[i]
             # An inexact score is better than none.
             if earlier is None or earlier.score is None or found.score is not None:
@@ -154,7 +91,7 @@ def measure(
     return [
         replace(
             result,
-            not_finite=count_not_finite(w) if result.spectrum is Failure.OUT_OF_RANGE else 0,
+            not_finite=count_not_finite(w) if result.spectrum is NoScore.OUT_OF_RANGE else 0,
             compute_s=seconds,
         )
         for w, result in zip(ws, results, strict=True)
@@ -166,37 +103,34 @@ def _is_exact_enough(result: Measured) -> bool:
     return result.score is not None and result.score.error <= TOLERANCE
 
 
-def _nbytes(w: Weights, method: Method) -> int:
+def _nbytes(w: Weights, precision: Precision) -> int:
     n, m = w.shape
-    decoding = decoding_nbytes(w.scales) if isinstance(w, Quantised) else 0
-    if method is Method.SVD:
-        return svd_nbytes(n, m) + decoding
-    return gram_nbytes(n, m, 4 if method is Method.FP32 else 8) + decoding
+    return costs.compute_nbytes(n, m, precision, w.scales if isinstance(w, Quantized) else None)
 
 
-def _fitting(ws: Sequence[Weights], method: Method, device: Device, compute: Compute) -> list[Measured]:
+def _fitting(ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute) -> list[Measured]:
     """Compute a batch, in halves where the whole does not fit on the device, and on the CPU where one does not."""
     if not ws:
         return []
     where = device.torch_device
-    # Metal has no float64, and the last method has no use for a device.
-    if method is Method.SVD or (where.type == "mps" and method is Method.FP64):
+    # Metal has no float64, and the last precision has no use for a device.
+    if precision is Precision.SVD or (where.type == "mps" and precision is Precision.FP64):
         where = torch.device("cpu")
     try:
-        spectra = compute(ws, method, where, device.looped)
+        spectra = compute(ws, precision, where, device.looped)
     except torch.OutOfMemoryError:
         if where.type == "cuda":
             torch.cuda.empty_cache()
         if len(ws) > 1:
             half = len(ws) // 2
-            return _fitting(ws[:half], method, device, compute) + _fitting(ws[half:], method, device, compute)
+            return _fitting(ws[:half], precision, device, compute) + _fitting(ws[half:], precision, device, compute)
         where = torch.device("cpu")
-        spectra = compute(ws, method, where, False)
+        spectra = compute(ws, precision, where, False)
     return [
         Measured(
             spectrum,
             None
-            if isinstance(spectrum, Failure)
+            if isinstance(spectrum, NoScore)
             else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
             str(where),
         )
@@ -207,7 +141,7 @@ def _fitting(ws: Sequence[Weights], method: Method, device: Device, compute: Com
 def measure_all(
     items: Iterable[Item | None],
     *,
-    method: Method | None = None,
+    precision: Precision = Precision.AUTO,
     device: Device = CPU,
     workers: int | None = None,
     limit_nbytes: int | None = None,
@@ -220,7 +154,7 @@ def measure_all(
             one is not at hand yet, and may wait for those before to be computed: nothing is held back then. When
             a matrix is yielded, nothing here holds its tensor any more.
         workers: how many small matrices run at once on a CPU; None for one a core.
-        method, device, limit_nbytes, compute: as for `measure`.
+        precision, device, limit_nbytes, compute: as for `measure`.
     """
     # A host program that has taken cores from torch has a use for them.
     workers = min(workers or cores(), torch.get_num_threads())
@@ -232,11 +166,11 @@ def measure_all(
             try:
                 readable.append((matrix, w.opened() if isinstance(w, Packed) else w))
             except CheckpointError as error:
-                results.append((matrix, Measured(Failure.BAD_SCALES, None, "cpu", detail=str(error))))
+                results.append((matrix, Measured(NoScore.BAD_SCALES, None, "cpu", detail=str(error))))
         if readable:
             limit = None if limit_nbytes is None else limit_nbytes // at_once
             ws = [w for _, w in readable]
-            measured = measure(ws, method=method, device=device, limit_nbytes=limit, compute=compute)
+            measured = measure(ws, precision=precision, device=device, limit_nbytes=limit, compute=compute)
             results += [(matrix, result) for (matrix, _), result in zip(readable, measured, strict=True)]
         return results
 
@@ -251,7 +185,7 @@ def measure_all(
                 yield from pool.finished(wait=False)
                 continue
             matrix = item[0]
-            if not matrix.is_small:
+            if not costs.is_small(matrix.n, matrix.m):
                 # It takes all cores, and leaves those that wait for one where they are.
                 yield from pool.drained()
                 measured = run([item])
@@ -304,7 +238,7 @@ class _Pool:
         return bool(self._waiting or self._running)
 
     def add(self, item: Item) -> None:
-        bisect.insort(self._waiting, item, key=lambda item: item[0].work)
+        bisect.insort(self._waiting, item, key=lambda item: costs.work(item[0].n, item[0].m))
 
     def finished(self, *, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
         """What is done by now, or with `wait` at least one; whoever is idle starts with the next."""

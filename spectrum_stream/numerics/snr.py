@@ -72,7 +72,7 @@ def score(
         singular_values: (min(n, m),), descending, finite, not negative.
         n, m: the shape of the matrix.
         errors: the estimated absolute error of each singular value; None for exact ones.
-        drift: the part of the errors that neighbours share; None for none.
+        drift: the part of the errors that neighbors share; None for none.
     """
     s = np.asarray(singular_values, dtype=np.float64)
     exact = np.zeros_like(s)

@@ -24,15 +24,16 @@ block is copied while the last one is multiplied.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ..model.matrix import NoScore
 from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
+from .precision import Precision
 
 # K's lower triangle is computed in this many bands of rows: 8 bands are 56% of the full product. More than that
 # gains little, and below this side the whole product takes no longer than its bands (measured, MKL).
@@ -42,18 +43,10 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _CPU = torch.device("cpu")
 
 
-class Method(StrEnum):
-    """How singular values were computed, in order of cost."""
-
-    FP32 = "fp32"
-    FP64 = "fp64"
-    SVD = "svd"
-
-
 # Type, rounding unit, and the trace of K below which its smaller eigenvalues drown in underflow.
 _ARITHMETIC = {
-    Method.FP32: (torch.float32, 2.0**-24, 2.0**-80),
-    Method.FP64: (torch.float64, 2.0**-53, 2.0**-900),
+    Precision.FP32: (torch.float32, 2.0**-24, 2.0**-80),
+    Precision.FP64: (torch.float64, 2.0**-53, 2.0**-900),
 }
 
 
@@ -64,22 +57,14 @@ class Spectrum:
     Attributes:
         values: float64, (min(n, m),), descending.
         errors: float64, the same shape: the estimated absolute error of each.
-        drift: the part of the errors that neighbours share, so that a sum of values does not average it out.
-        method: how they were computed.
+        drift: the part of the errors that neighbors share, so that a sum of values does not average it out.
+        precision: how they were computed.
     """
 
     values: np.ndarray
     errors: np.ndarray
     drift: np.ndarray
-    method: Method
-
-
-class Failure(StrEnum):
-    """Why a method has no singular values to give. The next method may."""
-
-    OUT_OF_RANGE = "out_of_range"  # NaN or Inf in W, or squares too large or too small for the method
-    NOT_CONVERGED = "not_converged"  # LAPACK gave up
-    BAD_SCALES = "bad_scales"  # what a quantised W needs beside its numbers contradicts them
+    precision: Precision
 
 
 @contextlib.contextmanager
@@ -105,13 +90,13 @@ def exact_products() -> Iterator[None]:
 
 
 def singular_values(
-    ws: Sequence[Weights], method: Method, device: torch.device = _CPU, looped: bool = False
-) -> list[Spectrum | Failure]:
+    ws: Sequence[Weights], precision: Precision, device: torch.device = _CPU, looped: bool = False
+) -> list[Spectrum | NoScore]:
     """The singular values of each W of a batch.
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
-        method: see the module's head. `svd` runs on the CPU wherever the others run.
+        precision: see the module's head. `svd` runs on the CPU wherever the others run.
         device: where to compute.
         looped: find the eigenvalues of a batch one matrix at a time, on devices where that is faster.
 
@@ -120,28 +105,28 @@ def singular_values(
     """
     if ws[0].shape[0] > ws[0].shape[1]:
         ws = [w.T for w in ws]
-    if method is Method.SVD:
+    if precision is Precision.SVD:
         return [_by_svd(w) for w in ws]
-    dtype, unit, smallest = _ARITHMETIC[method]
+    dtype, unit, smallest = _ARITHMETIC[precision]
     k = gram(ws, dtype, device)
     traces = k.diagonal(dim1=1, dim2=2).sum(1).tolist()
     # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail the comparison as well.
     usable = [i for i, trace in enumerate(traces) if smallest < trace < torch.inf]
-    results: list[Spectrum | Failure] = [Failure.OUT_OF_RANGE] * len(ws)
+    results: list[Spectrum | NoScore] = [NoScore.OUT_OF_RANGE] * len(ws)
     for i, trace in enumerate(traces):
         if trace == 0 and not ws[i].any():
             zeros = np.zeros(k.shape[1])
-            results[i] = Spectrum(zeros, zeros, zeros, method)
+            results[i] = Spectrum(zeros, zeros, zeros, precision)
     for part in [[i] for i in usable] if looped else [usable] if usable else []:
         # Metal has no eigenvalues.
         chosen = k if len(part) == len(ws) else k[part]
         try:
             eigenvalues = torch.linalg.eigvalsh(chosen.cpu() if device.type == "mps" else chosen)
         except LinAlgError:
-            results = [Failure.NOT_CONVERGED if i in part else result for i, result in enumerate(results)]
+            results = [NoScore.NOT_CONVERGED if i in part else result for i, result in enumerate(results)]
             continue
         for i, row in zip(part, eigenvalues.flip(1).clamp_min(0).double().cpu().numpy(), strict=True):
-            results[i] = Spectrum(*_from_gram(row, unit), method)
+            results[i] = Spectrum(*_from_gram(row, unit), precision)
     return results
 
 
@@ -222,7 +207,7 @@ def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
     return errors
 
 
-def _by_svd(w: Weights) -> Spectrum | Failure:
+def _by_svd(w: Weights) -> Spectrum | NoScore:
     n, m = w.shape
     # R of a QR of Wᵀ has W's singular values; block after block, it is found without Wᵀ in memory.
     rows = max(n, BLOCK_COLUMNS)
@@ -230,13 +215,13 @@ def _by_svd(w: Weights) -> Spectrum | Failure:
     for column in range(0, m, rows):
         r = torch.linalg.qr(torch.cat([r, w[:, column : column + rows].T]), mode="r").R
     if not torch.isfinite(r).all():
-        return Failure.OUT_OF_RANGE
+        return NoScore.OUT_OF_RANGE
     try:
         values = torch.linalg.svdvals(r).numpy()
     except LinAlgError:
-        return Failure.NOT_CONVERGED
+        return NoScore.NOT_CONVERGED
     # numpy.linalg.matrix_rank's rule: what is below is rounding, and the true value may well be zero.
     rounding = np.finfo(np.float64).eps * max(n, m) * values[0]
     values = np.where(values > rounding, values, 0.0)
     errors = np.where(values > 0, rounding, 0.0)
-    return Spectrum(values, errors, errors, Method.SVD)
+    return Spectrum(values, errors, errors, Precision.SVD)

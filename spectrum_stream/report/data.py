@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.tables import si_bytes
 from ..errors import ResultError
 from ..numerics.metrics import Metric
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record, stored_records
 from ..results.remeasuring import value_of
 from ..results.result import Scored, is_record_of, read_results
+from ..text import si_bytes
 
 # Of all spectra together; 64 quantiles each of 45,000 matrices.
 _MAX_QUANTILES = 2_900_000
@@ -41,7 +41,7 @@ class Entry:
         snr: the score; inf and -inf (for NaN) as foreign results have them; None where there is none.
         bank: for one expert of a bank, the module of the bank's line.
         flag: why the score means nothing or is missing: a `Degeneracy` but for `vector`, `infinite`, `not_a_number`,
-            or a `store.Status`; "" for none.
+            or a `NoScore`; "" for none.
         n, m, tau, above, largest: the shape, the threshold, how many singular values exceed it, and the largest one;
             None where there is no record.
         measures: by name, what is known.
@@ -119,7 +119,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
     failed: list[Entry] = []
     methods: Counter[str] = Counter()
     seen: list[Record] = []
-    inexact = quantised = 0
+    inexact = quantized = 0
     with stored_records(path) as stored:
         identity, count = stored.identity, stored.count
         low, high = _QUANTILES_PER_MATRIX
@@ -127,9 +127,9 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
         for record in stored.records:
             # Without its spectrum: all of those do not fit memory.
             seen.append(replace(record, singular_values=record.singular_values[:0].copy()))
-            methods[record.method or "none"] += 1
+            methods[record.precision or "none"] += 1
             inexact += record.score is not None and record.score.error > TOLERANCE
-            quantised += record.quantised is not None
+            quantized += record.quantized is not None
             entry = _entry(record, keep)
             if record.bank is not None:
                 experts.setdefault(record.bank, []).append(entry)
@@ -166,7 +166,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
         ("degenerate scores", f"{sum(degenerate.values())}" + (f" ({_tally(degenerate)})" if degenerate else "")),
         ("inexact scores", f"{inexact} may be wrong by more than {TOLERANCE:g} of their value"),
         ("without a score", str(len(failed))),
-        ("quantised", str(quantised)),
+        ("quantized", str(quantized)),
     ]
     return Shown(name, tuple(facts), (), everything)
 
@@ -203,7 +203,7 @@ def _by_number(expert: Entry) -> tuple[int, str]:
 def _entry(record: Record, keep: int) -> Entry:
     score = record.score
     if score is None:
-        return Entry(record.module, record.group, None, record.bank, str(record.status), record.n, record.m)
+        return Entry(record.module, record.group, None, record.bank, str(record.no_score), record.n, record.m)
     values = record.singular_values
     flag = "" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy)
     measures = {

@@ -14,7 +14,7 @@ from ..model.names import expert_of, model_order, pool_of
 _ANY = "*"
 NO_NAME = "(no name)"
 
-# From low to high, readable without colour vision and in grey (Nuñez, Anderton and Renslow 2018); ten even steps.
+# From low to high, readable without color vision and in grey (Nuñez, Anderton and Renslow 2018); ten even steps.
 CIVIDIS = (
     "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
 )  # fmt: skip

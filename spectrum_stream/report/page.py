@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..errors import UsageError
 from ..model.names import pool_of
+from ..text import VERSION
 from .data import Entry, Shown
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
@@ -68,9 +68,9 @@ def page_data(results: Sequence[Shown], *, top_percent: float) -> tuple[dict[str
     encoded = [_spectra(shown.entries) for shown in results]
     data = {
         "schema_version": 1,
-        "version": __version__,
+        "version": VERSION,
         "top_percent": top_percent,
-        "colours": CIVIDIS,
+        "colors": CIVIDIS,
         "rows": grid.labels(),
         "columns": list(grid.columns),
         "groups": groups,

@@ -1,4 +1,4 @@
-"""The map for a terminal: colours where there are any, else digits; in bands where it is narrower than the model."""
+"""The map for a terminal: colors where there are any, else digits; in bands where it is narrower than the model."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from ..cli.tables import foreign, printable
+from ..text import printable
 from .data import Entry, Shown
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
@@ -22,10 +22,10 @@ _Key = tuple[tuple[str, str], str]
 
 
 class TerminalMap:
-    """A rich renderable: groups down, layers across, each row coloured from its lowest score to its highest.
+    """A rich renderable: groups down, layers across, each row colored from its lowest score to its highest.
 
     In a cell `*` says that it is chosen, `+` that some of the experts in it are; before it is `!` where the score is
-    degenerate, `x` where there is none, and else, without colours, a digit: 0 is the lowest tenth of the row's range.
+    degenerate, `x` where there is none, and else, without colors, a digit: 0 is the lowest tenth of the row's range.
     """
 
     def __init__(self, shown: Shown, chosen: Iterable[str]) -> None:
@@ -44,25 +44,25 @@ class TerminalMap:
         label_width = min(widest, max(12, options.max_width // 3))
         at_once = max(1, (options.max_width - label_width - 1) // _CELL_WIDTH)
         columns = self._grid.columns
-        # Sixteen colours are too few for a scale.
-        has_colour = console.color_system in ("256", "truecolor") and not console.no_color
+        # Sixteen colors are too few for a scale.
+        has_color = console.color_system in ("256", "truecolor") and not console.no_color
         for first in range(0, len(columns), at_once):
             band = columns[first : first + at_once]
             yield Text(" " * (label_width + 1) + _heading(band), style="dim")
             for label, row in zip(labels, self._grid.rows, strict=True):
                 if not any((row, layer) in self._cells for layer in band):
                     continue
-                line = foreign(_fitted(label, label_width))
+                line = Text(printable(_fitted(label, label_width)))
                 line.append(" ")
                 for layer in band:
-                    line.append_text(self._cell(row, layer, has_colour))
+                    line.append_text(self._cell(row, layer, has_color))
                 line.rstrip()
                 yield line
         yield Text("each row from its lowest score to its highest: ", end="")
-        yield _legend(has_colour)
+        yield _legend(has_color)
         yield Text("* chosen  + some of them  ! degenerate  x no score", style="dim")
 
-    def _cell(self, row: tuple[str, str], layer: str, has_colour: bool) -> Text:
+    def _cell(self, row: tuple[str, str], layer: str, has_color: bool) -> Text:
         if (row, layer) not in self._cells:
             return Text(" " * _CELL_WIDTH)
         cell = self._cells[row, layer]
@@ -70,7 +70,7 @@ class TerminalMap:
         if cell.value is None or scale is None:
             return Text(f"{cell.flaw}{cell.mark}")
         share = scale(cell.value)
-        if has_colour:
+        if has_color:
             return Text(f"{cell.flaw}{cell.mark}", style=_style(share))
         return Text(f"{cell.flaw.strip() or min(9, int(share * 10))}{cell.mark}")
 
@@ -154,12 +154,12 @@ def _style(share: float) -> Style:
     return Style(color=ink, bgcolor=f"rgb({r},{g},{b})", bold=True)
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def _legend(has_colour: bool) -> Text:
-    if not has_colour:
+def _legend(has_color: bool) -> Text:
+    if not has_color:
         return Text("0 to 9")
     legend = Text()
     for i in range(10):

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import ResultError, UsageError
 from ..model.names import slug
 from ..numerics.snr import Degeneracy
+from ..text import VERSION
 from .atomic import write_atomically
 from .remeasuring import read_recorded, record_path
 
@@ -78,9 +78,9 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
                 shard: {"nbytes": nbytes, "sha256": _shard_sha256(identity, shard, nbytes)}
                 for shard, nbytes in identity["shards"].items()
             },
-            "program": f"spectrum_stream {__version__}",
+            "program": f"spectrum_stream {VERSION}",
             "engine": identity["engine"],
-            "methods": dict(Counter(r.method for r in recorded.records if r.method is not None)),
+            "methods": dict(Counter(r.precision for r in recorded.records if r.precision is not None)),
             "degenerate": sum(
                 r.score is not None and r.score.degeneracy not in (None, Degeneracy.VECTOR) for r in recorded.records
             ),

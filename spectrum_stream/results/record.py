@@ -6,25 +6,16 @@ import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ResultError
+from ..model.matrix import NoScore
 from ..model.names import bank_of
+from ..numerics.precision import Precision
 from ..numerics.snr import Degeneracy, Score
-
-
-class Status(StrEnum):
-    """What became of a matrix."""
-
-    OK = "ok"
-    NOT_FINITE = "not_finite"  # the weights hold NaN or Inf
-    OUT_OF_RANGE = "out_of_range"  # finite, but their squares do not fit the method that was asked for
-    NO_CONVERGENCE = "no_convergence"  # LAPACK gave up
-    BAD_SCALES = "bad_scales"  # what a quantised weight needs beside its numbers contradicts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +25,10 @@ class Record:
     Attributes:
         module, group, tensor: its names; two modules can share a tensor.
         parameter: the name that a trainer trains it by, alone or as a part of a bank of experts.
-        quantised: how its weights were stored, if not as themselves; the noise of that is in the score.
+        quantized: how its weights were stored, if not as themselves; the noise of that is in the score.
         n, m, dtype: its shape and stored dtype.
-        status, detail: what became of it, and a clause about what went wrong.
-        method, device: how and where its singular values were computed; no method where they were not.
+        no_score, detail: why there is no score, None where there is one, and a clause about what went wrong.
+        precision, device: how and where its singular values were computed; no precision where they were not.
         score: None where there is none.
         singular_values: float32, (min(n, m),), descending; empty where there are none.
         compute_s: seconds from the first byte to the score.
@@ -50,14 +41,14 @@ class Record:
     n: int
     m: int
     dtype: str
-    status: Status
+    no_score: NoScore | None
     detail: str
-    method: str | None
+    precision: Precision | None
     device: str
     score: Score | None
     singular_values: np.ndarray
     compute_s: float
-    quantised: str | None = None
+    quantized: str | None = None
 
     @property
     def bank(self) -> str | None:
@@ -70,22 +61,22 @@ _NUMBERS = [name for name in _SCORE_COLUMNS if name != "degeneracy"]
 COLUMNS = [
     "module",
     "parameter",
-    "quantised",
+    "quantized",
     "tensor",
     "group_name",
     "n",
     "m",
     "dtype",
-    "status",
+    "no_score",
     "detail",
-    "method",
+    "precision",
     "device",
     "compute_s",
     "singular_values",
     *_SCORE_COLUMNS,
 ]
 # Raise it with any change of the columns.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
@@ -162,7 +153,7 @@ def _sound(record: Record, spectra: bool) -> Record:
     numbers = (record.compute_s, *(() if score is None else (getattr(score, name) for name in _NUMBERS)))
     is_sound = (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(text, (str, type(None))) for text in (record.method, record.quantised))
+        and all(isinstance(text, (str, type(None))) for text in (record.precision, record.quantized))
         and all(isinstance(number, (int, float)) for number in numbers)
         and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
         and (score is None or (isinstance(score.above, int) and 0 <= score.above <= count))
@@ -236,15 +227,15 @@ def to_row(record: Record) -> tuple[Any, ...]:
     return (
         record.module,
         record.parameter,
-        record.quantised,
+        record.quantized,
         record.tensor,
         record.group,
         record.n,
         record.m,
         record.dtype,
-        str(record.status),
+        record.no_score,
         record.detail,
-        record.method,
+        record.precision,
         record.device,
         record.compute_s,
         record.singular_values.astype("<f4").tobytes(),
@@ -265,15 +256,15 @@ def from_row(row: tuple[Any, ...]) -> Record:
     return Record(
         module=values["module"],
         parameter=values["parameter"],
-        quantised=values["quantised"],
+        quantized=values["quantized"],
         group=values["group_name"],
         tensor=values["tensor"],
         n=values["n"],
         m=values["m"],
         dtype=values["dtype"],
-        status=Status(values["status"]),
+        no_score=None if values["no_score"] is None else NoScore(values["no_score"]),
         detail=values["detail"],
-        method=values["method"],
+        precision=values["precision"],
         device=values["device"],
         score=score,
         singular_values=np.frombuffer(values["singular_values"], dtype="<f4"),

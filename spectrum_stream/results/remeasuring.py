@@ -98,7 +98,9 @@ def value_of(record: Record, metric: Metric) -> float | None:
         return None
     value = of_spectrum(record.singular_values, record.n, record.m)
     return (
-        None if metric is Metric.CONDITION and record.method == "fp32" and (value or 0) > _FP32_CONDITION else value
+        None
+        if metric is Metric.CONDITION and record.precision == "fp32" and (value or 0) > _FP32_CONDITION
+        else value
     )
 
 

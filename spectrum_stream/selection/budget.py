@@ -23,7 +23,7 @@ class Cost:
 
     Attributes:
         frozen: of one that is not trained: itself.
-        trainable: of one that is: itself, its gradient, and the optimiser's state.
+        trainable: of one that is: itself, its gradient, and the optimizer's state.
         words: of what these are made up.
     """
 
@@ -33,7 +33,7 @@ class Cost:
 
 
 class Recipe(StrEnum):
-    """How the weights are trained: sums of the dtypes, with the state that the optimisers' code allocates."""
+    """How the weights are trained: sums of the dtypes, with the state that the optimizers' code allocates."""
 
     ADAMW = "adamw"
     ADAMW_MIXED = "adamw-mixed"
@@ -75,7 +75,7 @@ class Needs:
         return self.trainable / self.total
 
     def nbytes(self, recipe: Recipe) -> float:
-        """Bytes of weights, gradients and optimiser state."""
+        """Bytes of weights, gradients and optimizer state."""
         cost = recipe.cost
         return self.trainable * cost.trainable + (self.total - self.trainable) * cost.frozen
 

@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..errors import UsageError
-from ..model.inventory import pick_groups
-from ..model.names import is_embedding, is_head, is_norm, pool_of
+from ..model.names import is_embedding, is_head, is_norm, pick_groups, pool_of
 from ..results.result import Result, Scored, read_scored
 from ..streaming.plan import check_percent
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import LocalShard, Shard
 from ..errors import CheckpointError, ComputeError
-from ..model.inventory import Matrix
+from ..model.matrix import Matrix
 from ..model.quantization import Part
 from ..numerics.dequantize import DTYPES
 from .fetch import requests
@@ -126,7 +126,7 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
 
 
 class PartReader:
-    """What quantised matrices of a shard need beside their numbers, in their order, a few megabytes at a time.
+    """What quantized matrices of a shard need beside their numbers, in their order, a few megabytes at a time.
 
     Args:
         shards: by name; the parts may be in another one.
@@ -144,7 +144,7 @@ class PartReader:
         self._count = count
         self._shards = shards
         self._here = here
-        self._left = deque((w.key, w.quantisation.parts) for w in matrices if w.quantisation is not None)
+        self._left = deque((w.key, w.quantization.parts) for w in matrices if w.quantization is not None)
         self._read: dict[str, dict[str, bytes]] = {}
 
     def of(self, matrix: Matrix) -> Mapping[str, bytes]:

@@ -15,10 +15,12 @@ from ..checkpoint import Source, open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import CheckpointError, UsageError
 from ..model import parameters as runtime
-from ..model.inventory import Experts, Matrix, Skip, Skipped, classify, pick_groups, pooled
-from ..model.names import MAX_SLUG_LENGTH, group_order, slug
+from ..model.inventory import classify, pooled
+from ..model.matrix import Experts, Matrix, NoScore, Skipped
+from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
 from ..model.parameters import Target
 from ..numerics import costs
+from ..numerics.precision import Precision
 from . import fetch as fetching
 from .fetch import Extent, Fetch, Transfer, Way
 
@@ -75,6 +77,7 @@ class Plan:
         fetch: how a repo's shards are to be read, as asked for.
         ways: how each shard is read, by name; shards with nothing to score are left out.
         top_percent: the selection to write, None for none.
+        precision: of the singular values.
         workers: how many small matrices are computed at once on a CPU.
         max_nbytes: the process's memory may not exceed this; None for no limit.
         max_disk_nbytes: shards that are downloaded to be deleted may not take more; None for no limit.
@@ -92,6 +95,7 @@ class Plan:
     fetch: Fetch
     ways: Mapping[str, Way]
     top_percent: float | None
+    precision: Precision
     workers: int
     max_nbytes: int | None
     max_disk_nbytes: int | None
@@ -125,12 +129,12 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return sum({(w.shard, w.start): w.flops for w in self.matrices}.values())
+        return sum({(w.shard, w.start): costs.flops(w.n, w.m) for w in self.matrices}.values())
 
     @property
     def peak_nbytes(self) -> int:
-        """Expected bound on the process's own memory (anonymous, so without the mapped files): all in float32."""
-        return _peak_nbytes(self.matrices, self.workers, None, self.buffers_nbytes)
+        """Expected limit of private memory, at the first step of the precision; mapped files do not count."""
+        return _peak_nbytes(self.matrices, self.workers, self.precision, self.buffers_nbytes)
 
     @property
     def buffers_nbytes(self) -> int:
@@ -166,13 +170,14 @@ class Plan:
 
     @property
     def worst_nbytes(self) -> int:
-        """The bound should the largest matrices need the most exact method, which few ever do; under a limit
+        """The bound should the largest matrices need the most exact precision, which few ever do; under a limit
         they then keep a less exact score, and the record says so."""
         worst = (
             costs.runtime_nbytes(self.workers)
             + self.buffers_nbytes
             + max(
-                (costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes) * (self.workers if w.is_small else 1)
+                costs.compute_nbytes(w.n, w.m, self.precision.steps[-1], w.scales)
+                * (self.workers if costs.is_small(w.n, w.m) else 1)
                 for w in self.matrices
             )
         )
@@ -217,6 +222,7 @@ class Plan:
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
             "worst_nbytes": self.worst_nbytes,
+            "precision": str(self.precision),
             "workers": self.workers,
             "outputs": {
                 "results": str(self.outputs.results),
@@ -236,7 +242,7 @@ def plan(
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     max_nbytes: int | None = None,
-    precision: str | None = None,
+    precision: Precision | str = Precision.AUTO,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
     target: Target | str = Target.AUTO,
@@ -254,7 +260,7 @@ def plan(
         out: the results folder.
         max_nbytes: a limit on the process's own memory on a CPU, mapped files not counted; fewer matrices are
             computed at once to keep it.
-        precision: the method that the scan will use, which the limit has to allow for; None for the choice.
+        precision: "fp32", "fp64" or "svd" for every matrix; "auto" for the first that is exact enough for each.
         fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
         target: whose names: "checkpoint", "transformers-v5", "transformers-v4", or "auto" for the one installed.
@@ -274,6 +280,9 @@ def plan(
         raise UsageError(f"there are no names of {target!r}", reason="no_such_target")
     if experts not in list(Experts):
         raise UsageError(f"experts cannot be {experts!r}", reason="no_such_experts")
+    if precision not in list(Precision):
+        raise UsageError(f"unknown precision {precision!r}", reason="no_such_precision")
+    precision = Precision(precision)
     if name is not None:
         _checked_slug(name)
     source = open_source(model)
@@ -283,7 +292,7 @@ def plan(
     warnings = list(checkpoint.warnings)
     named = runtime.named(matrices, skipped, source.config, Target(target), names)
     matrices = list(named.matrices)
-    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), Skip.NOT_LOADED) for w in named.not_loaded]
+    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
     warnings += named.warnings
     if experts == Experts.POOLED:
         matrices = pooled(matrices, skipped)
@@ -295,13 +304,13 @@ def plan(
     if modules is not None:
         chosen = pick_groups((w.group for w in matrices), modules)
         skipped += [
-            Skipped(w.key, w.dtype, (w.n, w.m), Skip.NOT_CHOSEN)
+            Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_CHOSEN)
             for w in matrices
             if w.group not in chosen and w.tied_to is None
         ]
         matrices = [w for w in matrices if w.group in chosen]
         skipped = [
-            replace(s, why=Skip.NOT_CHOSEN)
+            replace(s, why=NoScore.NOT_CHOSEN)
             # One that nobody knows the name of may have been asked for.
             if s.why.is_failure and (name := named.name_of(s)) and not s.is_among(chosen, modules, name)
             else s
@@ -331,6 +340,7 @@ def plan(
         Fetch(fetch),
         ways,
         top_percent,
+        precision,
         _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, ways)),
         max_nbytes,
         max_disk_nbytes,
@@ -347,7 +357,7 @@ def _extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
 
 
 def _buffers_nbytes(matrices: Sequence[Matrix], ways: Mapping[str, Way]) -> int:
-    parts = costs.PARTS_AHEAD_NBYTES if any(w.quantisation for w in matrices) else 0
+    parts = costs.PARTS_AHEAD_NBYTES if any(w.quantization for w in matrices) else 0
     return parts + fetching.ahead_nbytes(
         [e for shard, extents in _extents(matrices).items() if ways[shard] is Way.RANGE for e in extents]
     )
@@ -359,20 +369,18 @@ def _free_nbytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: str | None, buffers_nbytes: int) -> int:
+def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: Precision, buffers_nbytes: int) -> int:
     def one(w: Matrix) -> int:
-        if precision == "svd":
-            return costs.svd_nbytes(w.n, w.m) + w.decoding_nbytes
-        return costs.gram_nbytes(w.n, w.m, 8 if precision == "fp64" else 4) + w.decoding_nbytes
+        return costs.compute_nbytes(w.n, w.m, precision, w.scales)
 
     return (
         costs.runtime_nbytes(workers)
         + buffers_nbytes
-        + max(one(w) * (workers if w.is_small else 1) for w in matrices)
+        + max(one(w) * (workers if costs.is_small(w.n, w.m) else 1) for w in matrices)
     )
 
 
-def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: str | None, buffers_nbytes: int) -> int:
+def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int) -> int:
     """As many as there are cores, or as fit into the limit."""
     for workers in range(costs.cores(), 0, -1):
         if max_nbytes is None or _peak_nbytes(matrices, workers, precision, buffers_nbytes) <= max_nbytes:

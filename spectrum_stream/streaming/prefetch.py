@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 from ..checkpoint import LocalShard, RangesIgnored, RemoteShard, Shard
 from ..errors import SourceError
-from ..model.inventory import Matrix
+from ..model.matrix import Matrix
 from ..numerics import costs
 from ..numerics.dequantize import Packed
 from .decode import PartReader, ShardReader, empty_matrix
@@ -274,7 +274,7 @@ class Feed:
         return list(undelivered.values())
 
     def _hand_over(self, matrix: Matrix, stored: "torch.Tensor", parts: "PartReader") -> None:
-        how = matrix.quantisation
+        how = matrix.quantization
         if how is None:
             self._ready.put((matrix, stored))
             return

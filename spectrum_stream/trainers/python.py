@@ -7,7 +7,7 @@ from ..selection.select import Selection
 from .targets import targets_of
 
 SUFFIX = "py"
-ADVICE = "call freeze(model) before the trainer or the optimiser is made"
+ADVICE = "call freeze(model) before the trainer or the optimizer is made"
 
 _CODE = '''"""The parameters that are trained, and a function that freezes all others of a torch model."""
 

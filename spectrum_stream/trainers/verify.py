@@ -18,6 +18,7 @@ from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import ResultError, UsageError
 from ..model import parameters as runtime
+from ..model import transformers_names
 from ..model.names import is_expert_bank, is_head
 from ..model.parameters import Target
 from ..model.quantization import is_companion, parameter_of
@@ -112,9 +113,9 @@ def parameters_of(model: str | None, target: Target, names: Sequence[str] | None
     if model is None:
         raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names-from FILE")
     source = open_source(model)
-    if target in (Target.AUTO, Target.V5) and runtime.installed_version() == 5 and source.config:
+    if target in (Target.AUTO, Target.V5) and transformers_names.installed_version() == 5 and source.config:
         try:
-            shapes, tied = runtime.model_parameters(source.config)
+            shapes, tied = transformers_names.model_parameters(source.config)
             return Parameters(shapes, "of the model that transformers makes of config.json", tied)
         except UsageError:
             if target is Target.V5:

@@ -23,7 +23,7 @@ from spectrum_stream.checkpoint import ranges as http
 from spectrum_stream.checkpoint.hub_errors import explaining
 from spectrum_stream.cli.output import LogNotes
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
-from spectrum_stream.model.inventory import Matrix
+from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming import fetch as fetching
 from spectrum_stream.streaming.fetch import Way
@@ -760,8 +760,8 @@ def test_what_cannot_be_a_repo_is_not_asked_for(hub: HubServer, working_folder: 
 
 def test_an_index_of_implausible_size(hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spectrum_stream.checkpoint import hub as hub_module
-    from spectrum_stream.checkpoint import source as layout
+    from spectrum_stream.checkpoint import index
 
-    for module in (layout, hub_module):
+    for module in (index, hub_module):
         monkeypatch.setattr(module, "MAX_JSON_NBYTES", 100)
     assert refused().reason == "file_too_large"

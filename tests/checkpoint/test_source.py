@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrum_stream.checkpoint import open_source
-from spectrum_stream.checkpoint.source import is_safe_shard_name
+from spectrum_stream.checkpoint.index import is_safe_shard_name
 from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
 
 from ..conftest import Save, llama_tensors

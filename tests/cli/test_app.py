@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import spectrum_stream
-from spectrum_stream.cli.tables import duration, printable, si_bytes
+from spectrum_stream.text import duration, printable, si_bytes
 
 from ..conftest import GOLDEN, Save, llama_tensors
 

@@ -18,16 +18,17 @@ import yaml
 from rich.console import Console
 
 from spectrum_stream import plan, scan, select
-from spectrum_stream.checkpoint.source import is_safe_shard_name
-from spectrum_stream.cli.tables import plan_table, printable, remarks, score_table
+from spectrum_stream.checkpoint.index import is_safe_shard_name
+from spectrum_stream.cli.tables import plan_table, remarks, score_table
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.model.names import slug
+from spectrum_stream.text import printable
 from spectrum_stream.trainers import axolotl
 
 from ..conftest import Save
 
 CORPUS = {
-    "colour": "\x1b[31mred",
+    "color": "\x1b[31mred",
     "clear screen": "\x1b[2J\x1b[H",
     "title": "\x1b]0;owned\x07",
     "link (OSC 8)": "\x1b]8;;http://evil.example\x1b\\\\click\x1b]8;;\x1b\\\\",

@@ -11,9 +11,10 @@ import torch
 from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import UsageError
 from spectrum_stream.model import families
-from spectrum_stream.model.inventory import Skip
+from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import is_extra_layer
-from spectrum_stream.model.parameters import parameter_names, read_names
+from spectrum_stream.model.parameters import read_names
+from spectrum_stream.model.transformers_names import parameter_names
 from spectrum_stream.pipeline import MatrixScored
 from spectrum_stream.results.result import read_scored
 
@@ -184,7 +185,7 @@ def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) 
     assert found.count("mlp.up_proj") == 1 and found.count("mtp.mlp.up_proj") == 2
     a_plan = plan(folder, target="transformers-v5")
     assert [w.module for w in a_plan.matrices] == ["model.layers.0.mlp.up_proj"]
-    assert [s.why for s in a_plan.skipped] == [Skip.NOT_LOADED] * 2
+    assert [s.why for s in a_plan.skipped] == [NoScore.NOT_LOADED] * 2
 
 
 def test_what_transformers_does_not_know_is_refused_or_named(save: Save) -> None:

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: scored as what the libraries that own the formats make of them."""
+"""Quantized checkpoints: scored as what the libraries that own the formats make of them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ import torch
 
 from spectrum_stream import plan, scan, select
 from spectrum_stream.errors import SpectrumStreamError
-from spectrum_stream.model.inventory import Skip
+from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics import costs
-from spectrum_stream.results.record import Status
 from spectrum_stream.results.result import read_scored
 from spectrum_stream.streaming import decode
 from spectrum_stream.trainers import FORMATS
@@ -47,7 +46,7 @@ def test_block_scales_with_cut_edges_and_in_another_shard(save: Save, shape: tup
     )  # fmt: skip
     result = scan(str(folder), name="x")
     (record,) = [r for r in result.records if r.module == "layers.0.up"]
-    assert record.quantised == "float8 by block" and record.score is not None and result.complete
+    assert record.quantized == "float8 by block" and record.score is not None and result.complete
     assert record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
 
 
@@ -75,28 +74,28 @@ def test_compressed_tensors_agrees_about_tensors_and_channels(save: Save, strate
     theirs = lifecycle.dequantize(stored, scale, args=arguments, dtype=torch.float32)
     result = scan(str(save({"a.weight": stored, "a.weight_scale": scale})), name="x")
     record = result.records[0]
-    assert record.quantised == scheme and record.score is not None
+    assert record.quantized == scheme and record.score is not None
     assert record.score.snr == pytest.approx(reference_score(theirs), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("scales", "why"),
     [
-        (None, Skip.MISSING_SCALES),
-        (torch.ones(3, 3), Skip.BAD_SCALES),
-        (torch.ones(48), Skip.BAD_SCALES),
-        (torch.ones(1, 48), Skip.BAD_SCALES),
-        (torch.ones(2, 3, dtype=torch.int32), Skip.BAD_SCALES),
+        (None, NoScore.MISSING_SCALES),
+        (torch.ones(3, 3), NoScore.BAD_SCALES),
+        (torch.ones(48), NoScore.BAD_SCALES),
+        (torch.ones(1, 48), NoScore.BAD_SCALES),
+        (torch.ones(2, 3, dtype=torch.int32), NoScore.BAD_SCALES),
     ],
 )
-def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: Any, why: Skip) -> None:
+def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: Any, why: NoScore) -> None:
     stored, _, _ = by_block(64, 48)
     tensors = {"layers.0.up.weight": stored, "layers.0.down.weight": torch.randn(6, 7)}
     if scales is not None:
         tensors["layers.0.up.weight_scale_inv"] = scales
     result = scan(str(save(tensors, config=CONFIG)), name="x")
     assert [(s.tensor, s.why) for s in result.plan.failures] == [("layers.0.up.weight", why)]
-    assert bool(result.plan.failures[0].detail) == (why is Skip.BAD_SCALES)
+    assert bool(result.plan.failures[0].detail) == (why is NoScore.BAD_SCALES)
     assert [r.module for r in result.records] == ["layers.0.down"] and not result.complete
 
 
@@ -133,7 +132,7 @@ def test_a_deepseek_shaped_header_is_planned_in_full(save: Save) -> None:
         tensors[f"model.layers.{i}.mlp.gate.weight"] = torch.ones(8, 96, dtype=torch.bfloat16)
     a_plan = plan(str(save(tensors, shards=3, config=CONFIG)))
     assert len(a_plan.matrices) == 2 * (8 * 3 + 1) and not a_plan.failures
-    assert sum(w.quantisation is not None for w in a_plan.matrices) == 2 * 8 * 3
+    assert sum(w.quantization is not None for w in a_plan.matrices) == 2 * 8 * 3
 
 
 def mxfp4(experts: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +165,7 @@ def test_gpt_oss_is_scored_as_what_transformers_makes_of_it(save: Save) -> None:
             blocks, scales = tensors[f"{record.bank}_blocks"], tensors[f"{record.bank}_scales"]
             whole = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
             expert = int(record.module.rsplit(".", 1)[1])
-            assert record.quantised == "mxfp4"
+            assert record.quantized == "mxfp4"
             assert record.score.snr == pytest.approx(reference_score(whole[expert]), rel=1e-5)
 
 
@@ -188,7 +187,7 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
     if scales is not None:
         tensors[f"{name}_scales"] = scales
     result = scan(str(save(tensors)), name="x")
-    why = Skip.MISSING_SCALES if scales is None else Skip.BAD_SCALES
+    why = NoScore.MISSING_SCALES if scales is None else NoScore.BAD_SCALES
     assert [(s.tensor, s.why) for s in result.plan.failures] == [(f"{name}_blocks", why)]
     assert "model.layers.0.mlp.experts.down_proj" in {line.module for line in result.scored}
 
@@ -203,9 +202,9 @@ def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) ->
     }
     a_plan = plan(str(save(tensors)))
     assert {s.tensor: s.why for s in a_plan.failures} == {
-        "model.layers.0.mlp.experts.up_proj": Skip.MISSING_SCALES,
-        "model.layers.0.mlp.experts.gate_proj": Skip.BAD_SCALES,
-        "model.layers.0.mlp.experts.down_proj_blocks": Skip.UNSUPPORTED_DTYPE,
+        "model.layers.0.mlp.experts.up_proj": NoScore.MISSING_SCALES,
+        "model.layers.0.mlp.experts.gate_proj": NoScore.BAD_SCALES,
+        "model.layers.0.mlp.experts.down_proj_blocks": NoScore.UNSUPPORTED_DTYPE,
     }
     assert [w.module for w in a_plan.matrices] == ["a"]
 
@@ -237,13 +236,13 @@ def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyP
 
 
 def one_score(save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], scheme: str) -> float:
-    """The score of the one quantised weight of a checkpoint."""
+    """The score of the one quantized weight of a checkpoint."""
     tensors = tensors | {"layers.0.norm.weight": torch.ones(8)}
     # In two shards its parts are apart.
     result = scan(str(save(tensors, shards=2, config={"quantization_config": config})), name="x")
     assert result.complete
     (record,) = [r for r in result.records if r.module == "layers.0.up"]
-    assert record.quantised == scheme and record.score is not None and record.parameter == "layers.0.up.weight"
+    assert record.quantized == scheme and record.score is not None and record.parameter == "layers.0.up.weight"
     return record.score.snr
 
 
@@ -430,30 +429,30 @@ WORDS = torch.zeros(12, 64, dtype=torch.int32)
 @pytest.mark.parametrize(
     ("tensors", "config", "why"),
     [
-        ({"a.weight_packed": NIBBLES}, {}, Skip.MISSING_SCALES),
-        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 6).to(FP8)}, {}, Skip.MISSING_SCALES),
-        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 5).to(FP8)}, {}, Skip.BAD_SCALES),
-        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 3)}, {}, Skip.BAD_SCALES),
-        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(12, 1)}, {}, Skip.UNSUPPORTED_DTYPE),
-        ({"a.weight_packed": WORDS}, {"bits": 4}, Skip.MISSING_SCALES),
-        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(11, 1)}, {"bits": 4}, Skip.BAD_SCALES),
-        ({"a.qweight": WORDS}, {"bits": 4}, Skip.MISSING_SCALES),
-        ({"a.qweight": WORDS, "a.scales": torch.ones(3, 64).half()}, {"bits": 4}, Skip.MISSING_SCALES),
+        ({"a.weight_packed": NIBBLES}, {}, NoScore.MISSING_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 6).to(FP8)}, {}, NoScore.MISSING_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 5).to(FP8)}, {}, NoScore.BAD_SCALES),
+        ({"a.weight_packed": NIBBLES, "a.weight_scale": torch.ones(60, 3)}, {}, NoScore.BAD_SCALES),
+        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(12, 1)}, {}, NoScore.UNSUPPORTED_DTYPE),
+        ({"a.weight_packed": WORDS}, {"bits": 4}, NoScore.MISSING_SCALES),
+        ({"a.weight_packed": WORDS, "a.weight_scale": torch.ones(11, 1)}, {"bits": 4}, NoScore.BAD_SCALES),
+        ({"a.qweight": WORDS}, {"bits": 4}, NoScore.MISSING_SCALES),
+        ({"a.qweight": WORDS, "a.scales": torch.ones(3, 64).half()}, {"bits": 4}, NoScore.MISSING_SCALES),
         ({**gptq(4, None, True)[0], "layers.0.up.scales": torch.ones(4, 64).half()}, {"bits": 4, "group_size": 32},
-         Skip.BAD_SCALES),
+         NoScore.BAD_SCALES),
         ({**gptq(4, None, True)[0], "layers.0.up.qzeros": torch.ones(3, 9).int()}, {"bits": 4, "group_size": 32},
-         Skip.BAD_SCALES),
-        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, Skip.UNSUPPORTED_DTYPE),
-        (gptq(4, None, True)[0], {"group_size": 32}, Skip.UNSUPPORTED_DTYPE),
+         NoScore.BAD_SCALES),
+        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
+        (gptq(4, None, True)[0], {"group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
         ({"a.weight": NIBBLES, "a.weight.absmax": torch.ones(9)}, {"quant_method": "bitsandbytes"},
-         Skip.UNSUPPORTED_DTYPE),
-        ({"a.weight": NIBBLES.to(torch.int8), "a.SCB": torch.ones(60)}, {}, Skip.UNSUPPORTED_DTYPE),
-        ({"a.weight": NIBBLES}, {"quant_method": "hqq"}, Skip.UNSUPPORTED_DTYPE),
-        ({"a.experts.up_proj": NIBBLES.reshape(2, 30, 48)}, {"quant_method": "hqq"}, Skip.UNSUPPORTED_DTYPE),
+         NoScore.UNSUPPORTED_DTYPE),
+        ({"a.weight": NIBBLES.to(torch.int8), "a.SCB": torch.ones(60)}, {}, NoScore.UNSUPPORTED_DTYPE),
+        ({"a.weight": NIBBLES}, {"quant_method": "hqq"}, NoScore.UNSUPPORTED_DTYPE),
+        ({"a.experts.up_proj": NIBBLES.reshape(2, 30, 48)}, {"quant_method": "hqq"}, NoScore.UNSUPPORTED_DTYPE),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_has_a_reason_and_the_others_are_scored(
-    save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], why: Skip
+    save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], why: NoScore
 ) -> None:
     other = {"layers.0.norm.weight": torch.ones(8)}
     result = scan(str(save(tensors | other, config={"quantization_config": config})), name="x")
@@ -483,7 +482,7 @@ def test_companions_that_contradict_the_weight_are_its_reason_and_the_others_are
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
-    assert [(r.module, r.status) for r in result.failed] == [("layers.0.up", Status.BAD_SCALES)]
+    assert [(r.module, r.no_score) for r in result.failed] == [("layers.0.up", NoScore.BAD_SCALES)]
     assert [line.module for line in result.scored] == ["layers.0.down"] and not result.complete
 
 
@@ -553,7 +552,9 @@ def test_schemes_that_are_not_read_are_refused_whatever_they_call_their_numbers(
     tensors = {name: torch.ones(8, 16, dtype=torch.uint8), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "marlin"}}
     result = scan(str(save(tensors, config=config)), name="x")
-    assert [(s.tensor, s.why, s.detail) for s in result.plan.failures] == [(name, Skip.UNSUPPORTED_DTYPE, "marlin")]
+    assert [(s.tensor, s.why, s.detail) for s in result.plan.failures] == [
+        (name, NoScore.UNSUPPORTED_DTYPE, "marlin")
+    ]
 
 
 def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
@@ -561,7 +562,7 @@ def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
     result = scan(str(save(tensors, config=config)), name="x")
     assert {s.tensor for s in result.plan.failures} == {"layers.0.up.weight", "layers.0.up.qweight"}
-    assert {s.why for s in result.plan.failures} == {Skip.STORED_TWICE}
+    assert {s.why for s in result.plan.failures} == {NoScore.STORED_TWICE}
     assert [line.module for line in result.scored] == ["layers.0.norm"]
 
 
@@ -597,11 +598,11 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
     assert FORMATS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 
-def test_a_mask_of_bytes_beside_quantised_weights_is_no_weight(save: Save) -> None:
+def test_a_mask_of_bytes_beside_quantized_weights_is_no_weight(save: Save) -> None:
     tensors = awq()[0] | {"layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)}
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM"}}
     result = scan(str(save(tensors, config=config)), name="x")
-    assert result.complete and [r.quantised for r in result.records] == ["awq"]
+    assert result.complete and [r.quantized for r in result.records] == ["awq"]
 
 
 def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: Save) -> None:

@@ -1,4 +1,4 @@
-"""Quantised numbers to weights: any part of a matrix is that part of what the format's owner makes of all of it."""
+"""Quantized numbers to weights: any part of a matrix is that part of what the format's owner makes of all of it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.dequantize import Fp4, Quantised, Scaled, unpacked, unpacked_awq
+from spectrum_stream.numerics.dequantize import Fp4, Quantized, Scaled, unpacked, unpacked_awq
 
 from ..model.test_quantization import mxfp4
 
@@ -24,7 +24,7 @@ def test_any_part_of_it_is_that_part_of_the_product(
     stored = torch.arange(n * m, dtype=torch.float32).reshape(n, m)
     scales = torch.arange(1, 1 + -(-n // height) * -(-m // width), dtype=torch.float32).reshape(-(-n // height), -1)
     whole = stored * scales.repeat_interleave(height, 0)[:n].repeat_interleave(width, 1)[:, :m]
-    w: Quantised = Scaled(stored, scales, (height, width))
+    w: Quantized = Scaled(stored, scales, (height, width))
     if turned:
         w, whole = w.T, whole.T
     rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))

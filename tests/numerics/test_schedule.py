@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from spectrum_stream.errors import UsageError
-from spectrum_stream.model.inventory import Matrix
+from spectrum_stream.model.matrix import Matrix, NoScore
 from spectrum_stream.numerics.dequantize import Weights
-from spectrum_stream.numerics.schedule import CPU, Compute, Device, Measured, measure, measure_all, open_device
+from spectrum_stream.numerics.device import CPU, Device, open_device
+from spectrum_stream.numerics.precision import Precision
+from spectrum_stream.numerics.schedule import Compute, Measured, measure, measure_all
 from spectrum_stream.numerics.snr import TOLERANCE
-from spectrum_stream.numerics.spectra import Failure, Method, Spectrum, singular_values
+from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from ..conftest import reference_score
 
@@ -39,12 +41,12 @@ def limited(limit: int, calls: list[int]) -> Compute:
     """A device that has room for `limit` matrices, and none for any where that is 0; the CPU has."""
 
     def compute(
-        ws: Sequence[Weights], method: Method, device: torch.device, looped: bool
-    ) -> list[Spectrum | Failure]:
+        ws: Sequence[Weights], precision: Precision, device: torch.device, looped: bool
+    ) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
         if device.type == "meta" and len(ws) > limit:
             raise torch.OutOfMemoryError
-        return singular_values(ws, method, torch.device("cpu"), looped)
+        return singular_values(ws, precision, torch.device("cpu"), looped)
 
     return compute
 
@@ -75,14 +77,14 @@ def test_one_shape_is_one_batch_as_far_as_memory_goes() -> None:
 def test_shapes_and_dtypes_are_not_mixed_in_a_batch() -> None:
     ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
     calls: list[int] = []
-    list(measure_all(items_of(ws), device=PRETENDED, method=Method.FP32, compute=limited(0, calls)))
+    list(measure_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limited(0, calls)))
     assert sorted(calls) == [1, 1, 2]
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     calls: list[int] = []
     ws = [random(24, 60, seed) for seed in range(8)]
-    found = measure(ws, device=FULL_DEVICE, method=Method.FP32, compute=limited(2, calls))
+    found = measure(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limited(2, calls))
     assert calls == [8, 4, 2, 2, 4, 2, 2]
     assert {m.device for m in found} == {"meta"}
     for w, measured in zip(ws, found, strict=True):
@@ -92,13 +94,16 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
 def test_a_matrix_that_does_not_fit_alone_goes_to_the_cpu_and_says_so() -> None:
     calls: list[int] = []
     found = measure(
-        [random(24, 60, seed) for seed in range(2)], device=FULL_DEVICE, method=Method.FP32, compute=limited(0, calls)
+        [random(24, 60, seed) for seed in range(2)],
+        device=FULL_DEVICE,
+        precision=Precision.FP32,
+        compute=limited(0, calls),
     )
     assert calls == [2, 1, 1, 1, 1] and {m.device for m in found} == {"cpu"}
 
 
 def test_memory_that_ends_on_the_cpu_is_not_hidden() -> None:
-    def compute(*args: object) -> list[Spectrum | Failure]:
+    def compute(*args: object) -> list[Spectrum | NoScore]:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
@@ -115,10 +120,10 @@ def test_only_the_hard_members_of_a_batch_are_computed_again() -> None:
     ws = [random(200, 300, 0).to(torch.float32), hard(200, 300), random(200, 300, 5).to(torch.float32)]
     found = measure(ws, compute=limited(0, calls))
     assert calls == [3, 1]
-    assert [m.spectrum.method for m in found if isinstance(m.spectrum, Spectrum)] == [
-        Method.FP32,
-        Method.FP64,
-        Method.FP32,
+    assert [m.spectrum.precision for m in found if isinstance(m.spectrum, Spectrum)] == [
+        Precision.FP32,
+        Precision.FP64,
+        Precision.FP32,
     ]
 
 
@@ -126,33 +131,33 @@ def test_under_a_memory_limit_a_hard_matrix_keeps_its_inexact_score() -> None:
     w = hard(200, 300)
     (kept,) = measure([w], limit_nbytes=1000)
     (exact,) = measure([w])
-    assert isinstance(kept.spectrum, Spectrum) and kept.spectrum.method is Method.FP32
+    assert isinstance(kept.spectrum, Spectrum) and kept.spectrum.precision is Precision.FP32
     assert kept.score is not None and kept.score.error > TOLERANCE
     assert exact.score is not None and exact.score.error < TOLERANCE
 
 
 def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
     def compute(
-        ws: Sequence[Weights], method: Method, device: torch.device, looped: bool
-    ) -> list[Spectrum | Failure]:
-        if method is Method.FP32:
-            return singular_values(ws, method)
-        return [Failure.NOT_CONVERGED] * len(ws)
+        ws: Sequence[Weights], precision: Precision, device: torch.device, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        if precision is Precision.FP32:
+            return singular_values(ws, precision)
+        return [NoScore.NOT_CONVERGED] * len(ws)
 
     (found,) = measure([hard(200, 300)], compute=compute)
     assert isinstance(found.spectrum, Spectrum) and found.score is not None
 
 
 def test_what_does_not_converge_by_any_method_has_no_score() -> None:
-    (found,) = measure([random(4, 4, 0)], compute=lambda ws, *_: [Failure.NOT_CONVERGED] * len(ws))
-    assert found.spectrum is Failure.NOT_CONVERGED and found.score is None and found.not_finite == 0
+    (found,) = measure([random(4, 4, 0)], compute=lambda ws, *_: [NoScore.NOT_CONVERGED] * len(ws))
+    assert found.spectrum is NoScore.NOT_CONVERGED and found.score is None and found.not_finite == 0
 
 
 def test_nan_is_counted_once_no_method_can_do() -> None:
     w = random(20, 30, 0)
     w[3, 4] = w[5, 6] = float("nan")
     (found,) = measure([w])
-    assert found.spectrum is Failure.OUT_OF_RANGE and found.not_finite == 2
+    assert found.spectrum is NoScore.OUT_OF_RANGE and found.not_finite == 2
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps", "xpu:0", "tpu", "", "meta", "cuda:x"])

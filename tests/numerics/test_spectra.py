@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import measure as measure_batch
 from spectrum_stream.numerics.schedule import one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
-from spectrum_stream.numerics.spectra import Failure, Method, Spectrum, count_not_finite, gram, singular_values
+from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, gram, singular_values
 
 from ..conftest import reference_score
 
@@ -39,14 +41,14 @@ def with_spectrum(n: int, m: int, s: torch.Tensor) -> torch.Tensor:
     return (orthogonal(n, k, generator) * s.to(torch.float64)) @ orthogonal(m, k, generator).T
 
 
-def measure(w: torch.Tensor, method: Method | None = None) -> tuple[Spectrum, Score]:
-    (measured,) = measure_batch([w], method=method)
+def measure(w: torch.Tensor, precision: Precision = Precision.AUTO) -> tuple[Spectrum, Score]:
+    (measured,) = measure_batch([w], precision=precision)
     assert isinstance(measured.spectrum, Spectrum) and measured.score is not None
     return measured.spectrum, measured.score
 
 
-def spectrum_of(w: torch.Tensor, method: Method) -> Spectrum:
-    (found,) = singular_values([w], method)
+def spectrum_of(w: torch.Tensor, precision: Precision) -> Spectrum:
+    (found,) = singular_values([w], precision)
     assert isinstance(found, Spectrum)
     return found
 
@@ -70,15 +72,15 @@ SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
-def test_each_method_finds_the_singular_values(n: int, m: int, method: Method) -> None:
+def test_each_method_finds_the_singular_values(n: int, m: int, precision: Precision) -> None:
     w = gaussian(n, m).to(torch.bfloat16)
-    found = spectrum_of(w, method)
+    found = spectrum_of(w, precision)
     exact = torch.linalg.svdvals(w.to(torch.float64)).numpy()
     assert found.values.shape == (min(n, m),) and found.values.dtype == np.float64
-    assert np.all(np.diff(found.values) <= 0) and found.method is method
-    tolerance = 1e-5 if method is Method.FP32 else 1e-9
+    assert np.all(np.diff(found.values) <= 0) and found.precision is precision
+    tolerance = 1e-5 if precision is Precision.FP32 else 1e-9
     np.testing.assert_allclose(found.values, exact, rtol=tolerance, atol=tolerance * exact[0])
 
 
@@ -98,21 +100,21 @@ def test_the_score_is_that_of_the_formula_in_float64(n: int, m: int, spectrum: s
         return
     assert result.snr == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
     assert abs(result.snr - exact.snr) <= (result.error + 1e-11) * exact.snr
-    assert result.error <= TOLERANCE or found.method is Method.SVD
+    assert result.error <= TOLERANCE or found.precision is Precision.SVD
 
 
 def test_the_guard_escalates_where_float32_cannot_do() -> None:
     easy = SPECTRA["gaussian"](48, 200).to(torch.bfloat16)
     hard = SPECTRA["huge sigma_1"](48, 48).to(torch.float32)
     rank_one = torch.outer(torch.arange(1.0, 49), torch.arange(1.0, 65))
-    assert measure(easy)[0].method is Method.FP32
-    assert measure(hard)[0].method is Method.FP64
-    assert measure(rank_one)[0].method is Method.SVD
+    assert measure(easy)[0].precision is Precision.FP32
+    assert measure(hard)[0].precision is Precision.FP64
+    assert measure(rank_one)[0].precision is Precision.SVD
 
 
 def test_without_the_guard_the_score_of_a_hard_matrix_is_wrong_and_says_so() -> None:
     hard = SPECTRA["huge sigma_1"](200, 200).to(torch.float32)
-    _, result = measure(hard, Method.FP32)
+    _, result = measure(hard, Precision.FP32)
     wrong_by = abs(result.snr / reference_score(hard) - 1)
     assert wrong_by > 1e-3 and result.error > wrong_by
 
@@ -127,8 +129,8 @@ def test_the_estimated_error_is_never_below_the_true_one(n: int, m: int, slope: 
     w = ((orthogonal(n, k, generator) * s) @ orthogonal(m, k, generator).T).to(torch.float32)
     exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
     if exact.sigma > 0 and exact.snr > 0 and exact.degeneracy in (None, Degeneracy.EMPTY_NOISE):
-        for method in (Method.FP32, Method.FP64):
-            found = measure(w, method)[1]
+        for precision in (Precision.FP32, Precision.FP64):
+            found = measure(w, precision)[1]
             assert abs(found.snr / exact.snr - 1) <= 2 * found.error + 1e-11
 
 
@@ -158,8 +160,8 @@ def test_ties_at_tau_are_settled_as_the_formula_settles_them() -> None:
 def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: float) -> None:
     w = torch.ones(n, m, dtype=torch.bfloat16)
     w[n - 1, m // 2] = poison
-    for method in Method:
-        assert singular_values([w], method) == [Failure.OUT_OF_RANGE]
+    for precision in Precision:
+        assert singular_values([w], precision) == [NoScore.OUT_OF_RANGE]
     assert count_not_finite(w) == 1
 
 
@@ -168,13 +170,13 @@ def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: fl
 def test_tiny_and_huge_weights_are_scored_in_a_wider_type(dtype: torch.dtype, exponent: int) -> None:
     w = (gaussian(24, 60) * 50).to(torch.bfloat16).to(dtype)
     found, result = measure(w * 2.0**exponent)
-    assert found.method is not Method.FP32
+    assert found.precision is not Precision.FP32
     assert result.snr * 2.0**exponent == pytest.approx(reference_score(w), rel=1e-5)
 
 
 def test_weights_whose_squares_overflow_float64() -> None:
     w = gaussian(24, 60) * 50
-    assert measure(w * 2.0**600)[0].method is Method.SVD
+    assert measure(w * 2.0**600)[0].precision is Precision.SVD
 
 
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
@@ -185,17 +187,17 @@ def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
 
 
 @pytest.mark.parametrize("looped", [False, True])
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), (1030, 1100)])
-def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, method: Method, looped: bool) -> None:
+def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
     ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
-    found = singular_values(ws, method, looped=looped)
-    assert found[1] is Failure.OUT_OF_RANGE
+    found = singular_values(ws, precision, looped=looped)
+    assert found[1] is NoScore.OUT_OF_RANGE
     for i in (0, 2, 3):
         batched = found[i]
         assert isinstance(batched, Spectrum)
-        np.testing.assert_allclose(batched.values, spectrum_of(ws[i], method).values, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(batched.values, spectrum_of(ws[i], precision).values, rtol=1e-4, atol=1e-9)
 
 
 ROUNDING = {
@@ -230,12 +232,12 @@ assert state() == before, (state(), before)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", [Method.FP32, Method.FP64])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
 @pytest.mark.parametrize(("n", "m"), [(24, 60), (512, 512), (1536, 5000), (5000, 1536)])
-def test_a_gpu_finds_the_same_singular_values(n: int, m: int, method: Method, dtype: torch.dtype) -> None:
+def test_a_gpu_finds_the_same_singular_values(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]
     for looped in (False, True):
-        for w, found in zip(ws, singular_values(ws, method, torch.device("cuda"), looped), strict=True):
+        for w, found in zip(ws, singular_values(ws, precision, torch.device("cuda"), looped), strict=True):
             assert isinstance(found, Spectrum)
             exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
             assert score(found.values, n, m).snr == pytest.approx(exact.snr, rel=TOLERANCE)

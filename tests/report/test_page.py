@@ -297,13 +297,13 @@ def test_a_degenerate_score_is_marked_and_does_not_stretch_the_scale() -> None:
 @pytest.mark.parametrize(
     ("system", "no_color"), [("truecolor", False), ("256", False), ("256", True), ("standard", False)]
 )
-def test_colours_are_there_on_a_terminal_and_never_needed(tmp_path: Path, system: Any, no_color: bool) -> None:
+def test_colors_are_there_on_a_terminal_and_never_needed(tmp_path: Path, system: Any, no_color: bool) -> None:
     shown = read_shown(published(tmp_path / "a.json", {f"l.{i}.up": ("up", 1.0 + i) for i in range(3)}))
     text = drawn(shown, ("l.2.up",), force_terminal=True, color_system=system, no_color=no_color)
-    colours = system != "standard" and not no_color
-    assert bool(re.search(r";48;[25];", text)) is colours
+    colors = system != "standard" and not no_color
+    assert bool(re.search(r";48;[25];", text)) is colors
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
-    assert rows_of(plain) == ["up      *" if colours else "up 0 5 9*"]
+    assert rows_of(plain) == ["up      *" if colors else "up 0 5 9*"]
 
 
 def test_experts_are_folded_and_partly_chosen(tmp_path: Path) -> None:

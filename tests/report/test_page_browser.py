@@ -160,14 +160,14 @@ def test_a_click_shows_the_singular_values(tab: Any, result: Path) -> None:
 
 def test_an_open_matrix_follows_the_percentage_and_the_theme(tab: Any) -> None:
     cell(tab, "model.layers.3.self_attn.v_proj").click()
-    colour = "document.getElementById('spectrum').data[0].line.color"
-    before = tab.evaluate(colour)
+    color = "document.getElementById('spectrum').data[0].line.color"
+    before = tab.evaluate(color)
     tab.fill("#percent", "100")
     assert ", chosen" in tab.text_content("#detail-facts")
     tab.fill("#percent", "0")
     assert ", not chosen" in tab.text_content("#detail-facts")
     tab.click("#theme")
-    assert tab.evaluate(colour) != before
+    assert tab.evaluate(color) != before
 
 
 def test_the_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
@@ -235,14 +235,14 @@ def test_a_column_sorts_both_ways_and_what_has_no_number_is_last(tab: Any) -> No
         assert texts[-1] == "–" and numbers == sorted(numbers, reverse=is_down)
 
 
-def test_another_measure_colours_the_map_and_has_a_column(tab: Any) -> None:
-    def colours() -> list[str]:
+def test_another_measure_colors_the_map_and_has_a_column(tab: Any) -> None:
+    def colors() -> list[str]:
         found: list[str] = tab.eval_on_selector_all("#maps td", "all => all.map(td => td.style.backgroundColor)")
         return found
 
-    before = colours()
+    before = colors()
     tab.select_option("#measure", "stable rank")
-    assert colours() != before and "stable rank" in tab.text_content("#table thead")
+    assert colors() != before and "stable rank" in tab.text_content("#table thead")
     assert tab.evaluate("document.getElementById('boxes').layout.xaxis.title.text") == "stable rank"
     tab.select_option("#measure", "rank")
     # The first of a row is the brightest, and the last the darkest.
@@ -348,8 +348,8 @@ def test_text_stands_out_from_its_ground_in_both_themes(tab: Any) -> None:
         tab.click("#theme")
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 

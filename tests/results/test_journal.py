@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError
+from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results import atomic as durable
 from spectrum_stream.results.atomic import write_atomically
 from spectrum_stream.results.journal import Store
-from spectrum_stream.results.record import Record, Status
+from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import Scored, in_order, read_results, write_results
 
 IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
@@ -37,9 +39,9 @@ def record(module: str = "layers.0.up", group: str = "up", snr: float | None = N
         n=4,
         m=6,
         dtype="BF16",
-        status=Status.OK,
+        no_score=None,
         detail="",
-        method="fp32",
+        precision=Precision.FP32,
         device="cpu",
         score=result if snr is None else type(result)(**{**dataclass_items(result), "snr": snr}),
         singular_values=values.astype(np.float32),
@@ -65,7 +67,9 @@ def refused(reason: str) -> Iterator[None]:
 
 def test_a_record_survives_the_round_trip(tmp_path: Path) -> None:
     written = [record(), record("head", "head")]
-    written[1] = Record(**{**dataclass_items(written[1]), "status": Status.NOT_FINITE, "score": None, "method": None})
+    written[1] = Record(
+        **{**dataclass_items(written[1]), "no_score": NoScore.NOT_FINITE, "score": None, "precision": None}
+    )
     with Store(tmp_path / "r.sqlite", IDENTITY) as store:
         for one in written:
             store.add(one)
@@ -123,7 +127,7 @@ def test_a_row_of_another_version_is_corrupt_and_not_a_crash(tmp_path: Path) -> 
     with Store(path, IDENTITY) as store:
         store.add(record())
     database = sqlite3.connect(path)
-    database.execute("UPDATE matrices SET status = 'from the future'")
+    database.execute("UPDATE matrices SET no_score = 'from the future'")
     database.commit()
     database.close()
     with Store(path, IDENTITY) as store, refused("corrupt"):
@@ -178,7 +182,7 @@ def test_results_are_in_spectrums_schema_and_order(tmp_path: Path) -> None:
 
 
 def test_a_failed_matrix_is_left_out_of_the_results(tmp_path: Path) -> None:
-    failed = Record(**{**dataclass_items(record("bad", "bad")), "status": Status.NOT_FINITE, "score": None})
+    failed = Record(**{**dataclass_items(record("bad", "bad")), "no_score": NoScore.NOT_FINITE, "score": None})
     write_results(tmp_path / "r.json", [record(), failed])
     assert list(json.loads((tmp_path / "r.json").read_text())) == ["layers.0.up"]
 

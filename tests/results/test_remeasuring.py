@@ -14,6 +14,7 @@ from spectrum_stream import scan
 from spectrum_stream.cli.app import main
 from spectrum_stream.errors import ResultError
 from spectrum_stream.numerics.metrics import MEASURES, Metric, random_value
+from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.results.remeasuring import measured, read_recorded, record_path
 from spectrum_stream.results.result import read_results
 
@@ -122,10 +123,12 @@ def test_a_record_that_a_scan_holds_is_locked(scanned: Path) -> None:
     db.close()
 
 
-@pytest.mark.parametrize(("method", "known"), [("fp32", False), ("fp64", True), ("svd", True)])
-def test_a_condition_that_float32_cannot_tell_is_none(method: str, known: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "known"), [(Precision.FP32, False), (Precision.FP64, True), (Precision.SVD, True)]
+)
+def test_a_condition_that_float32_cannot_tell_is_none(precision: Precision, known: bool) -> None:
     s = np.array([1.0, 0.5, 1e-4], dtype=np.float32)
-    one = replace(record(), n=3, m=4, singular_values=s, method=method)
+    one = replace(record(), n=3, m=4, singular_values=s, precision=precision)
     (line,) = measured([one], Metric.CONDITION)
     assert line.snr == (pytest.approx(-1e4) if known else -math.inf)
     (line,) = measured([replace(one, singular_values=s[:2], n=2)], Metric.CONDITION)
@@ -142,7 +145,7 @@ def test_a_condition_that_float32_cannot_tell_is_none(method: str, known: bool) 
         "UPDATE matrices SET group_name = 1",
         "UPDATE matrices SET snr = 'x'",
         "UPDATE matrices SET error = NULL",
-        "UPDATE matrices SET status = 'fine'",
+        "UPDATE matrices SET no_score = 'fine'",
         "UPDATE matrices SET degeneracy = 'a little'",
         "UPDATE matrices SET singular_values = 'text'",
         "UPDATE matrices SET singular_values = x'0000'",
@@ -192,9 +195,9 @@ CORRUPTIONS = [
         f"UPDATE matrices SET {column} = 'x'"
         for column in ("n", "compute_s", "snr", "sigma", "tau", "margin", "error")
     ),
-    *(f"UPDATE matrices SET {column} = 5" for column in ("parameter", "tensor", "method", "quantised", "device")),
+    *(f"UPDATE matrices SET {column} = 5" for column in ("parameter", "tensor", "precision", "quantized", "device")),
     *(f"UPDATE matrices SET {column} = NULL" for column in ("n", "group_name", "snr", "above", "detail", "dtype")),
-    *(f"UPDATE matrices SET {column} = x'ff00'" for column in ("method", "tau", "status", "degeneracy")),
+    *(f"UPDATE matrices SET {column} = x'ff00'" for column in ("precision", "tau", "no_score", "degeneracy")),
     "UPDATE matrices SET module = x'ff00' WHERE rowid = 1",
     "UPDATE matrices SET n = 0",
     "UPDATE matrices SET n = -n",

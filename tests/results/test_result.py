@@ -116,7 +116,7 @@ def test_a_damaged_record_is_an_error_and_its_result_is_still_read(scanned: Path
     [
         "UPDATE matrices SET n = 'many'",
         "UPDATE matrices SET tensor = 7, parameter = x'00'",
-        "UPDATE matrices SET status = 'odd'",
+        "UPDATE matrices SET no_score = 'odd'",
         "UPDATE source SET value = '[1]'",
         "UPDATE source SET value = '{\"shards\": [1]}'",
         "DELETE FROM source",

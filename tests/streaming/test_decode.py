@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spectrum_stream.model.inventory import Matrix
+from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.streaming.decode import empty_matrix
 
 

@@ -54,7 +54,7 @@ def test_order_and_repetition_of_what_is_wanted_do_not_matter(wanted: list[Exten
     assert requests([*reversed(wanted), *wanted]) == requests(wanted)
 
 
-def test_neighbours_are_one_request_and_a_wide_gap_parts_them() -> None:
+def test_neighbors_are_one_request_and_a_wide_gap_parts_them() -> None:
     assert requests([(0, MB), (MB, 2 * MB)]) == [(0, 2 * MB)]
     assert requests([(0, MB), (MB + 100, 2 * MB)]) == [(0, 2 * MB)]
     assert requests([(0, MB), (2 * MB, 3 * MB)]) == [(0, MB), (2 * MB, 3 * MB)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from spectrum_stream.errors import CheckpointError, UsageError
-from spectrum_stream.model.inventory import Skip, pick_groups
+from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.names import pick_groups
 from spectrum_stream.streaming.plan import Outputs, Plan, plan
 
 from ..conftest import Save, llama_tensors
@@ -17,7 +18,7 @@ from ..support import header_only
 TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
 
-def reasons(a_plan: Plan) -> dict[str, Skip]:
+def reasons(a_plan: Plan) -> dict[str, NoScore]:
     return {s.tensor: s.why for s in a_plan.skipped}
 
 
@@ -63,16 +64,16 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
     }
     a_plan = plan(str(save({"a.weight": torch.ones(2, 3), **odd})))
     assert reasons(a_plan) == {
-        "a.bias": Skip.NOT_A_WEIGHT,
-        "position_ids": Skip.NOT_A_WEIGHT,
-        "bank.gate_up_proj": Skip.NOT_A_WEIGHT,
-        "conv.weight": Skip.NOT_A_MATRIX,
-        "patch.weight": Skip.NOT_A_MATRIX,
-        "scalar.weight": Skip.NOT_A_MATRIX,
-        "empty.weight": Skip.EMPTY,
-        "packed.weight": Skip.UNSUPPORTED_DTYPE,
-        "fp8.weight": Skip.MISSING_SCALES,
-        "gptq.qweight": Skip.MISSING_SCALES,
+        "a.bias": NoScore.NOT_A_WEIGHT,
+        "position_ids": NoScore.NOT_A_WEIGHT,
+        "bank.gate_up_proj": NoScore.NOT_A_WEIGHT,
+        "conv.weight": NoScore.NOT_A_MATRIX,
+        "patch.weight": NoScore.NOT_A_MATRIX,
+        "scalar.weight": NoScore.NOT_A_MATRIX,
+        "empty.weight": NoScore.EMPTY,
+        "packed.weight": NoScore.UNSUPPORTED_DTYPE,
+        "fp8.weight": NoScore.MISSING_SCALES,
+        "gptq.qweight": NoScore.MISSING_SCALES,
     }
     assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures
     assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
@@ -107,7 +108,7 @@ def test_a_group_nobody_has_is_a_usage_error(save: Save) -> None:
 def test_groups_not_chosen_are_listed_as_such(save: Save) -> None:
     a_plan = plan(str(save(llama_tensors(2))), modules=["mlp.*"])
     assert {w.group for w in a_plan.matrices} == {"mlp.up_proj", "mlp.down_proj"}
-    assert reasons(a_plan)["model.layers.0.self_attn.q_proj.weight"] == Skip.NOT_CHOSEN
+    assert reasons(a_plan)["model.layers.0.self_attn.q_proj.weight"] == NoScore.NOT_CHOSEN
 
 
 @pytest.mark.parametrize("percent", [0, -1, 100.5, float("nan"), float("inf")])
@@ -194,7 +195,7 @@ def test_deepseek_v3_as_published_is_planned_in_every_count(tmp_path: Path) -> N
     layer = 5 + 4  # attention and norms
     sparse = layer + 1 + experts + 3
     assert len(a_plan.matrices) == 3 * (layer + 3) + 59 * sparse + 3 + 3
-    assert sum(w.quantisation is not None for w in a_plan.matrices) == 3 * (5 + 3) + 59 * (5 + experts + 3)
+    assert sum(w.quantization is not None for w in a_plan.matrices) == 3 * (5 + 3) + 59 * (5 + experts + 3)
     assert not a_plan.failures and not a_plan.warnings
     counts = {group.name: group.count for group in a_plan.groups}
     assert counts["mlp.experts.255.up_proj"] == 58 and counts["mlp.gate"] == 58 and counts["self_attn.o_proj"] == 61
@@ -209,7 +210,7 @@ def test_gpt_oss_120b_as_published_is_planned_in_every_count(tmp_path: Path) -> 
     tensors, config = header_only.gpt_oss_120b()
     a_plan = plan(str(header_only.write(tmp_path / "m", tensors, 15, config)))
     assert len(a_plan.matrices) == 36 * (4 + 1 + 2 + 2 * 128) + 3
-    assert {w.quantisation.scheme for w in a_plan.matrices if w.quantisation} == {"mxfp4"}
-    assert {(w.n, w.m) for w in a_plan.matrices if w.quantisation} == {(5760, 2880), (2880, 2880)}
+    assert {w.quantization.scheme for w in a_plan.matrices if w.quantization} == {"mxfp4"}
+    assert {(w.n, w.m) for w in a_plan.matrices if w.quantization} == {(5760, 2880), (2880, 2880)}
     assert a_plan.target == "transformers-v5" and not a_plan.failures and not a_plan.warnings
     assert {group.count for group in a_plan.groups if "experts" in group.name} == {36 * 128}

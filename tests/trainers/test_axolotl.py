@@ -70,7 +70,7 @@ def test_patterns_match_as_axolotl_matches_them(pattern: str, parameter: str, ma
     assert Pattern(pattern).matches(parameter) is matches
 
 
-def test_row_ranges_are_recognised() -> None:
+def test_row_ranges_are_recognized() -> None:
     assert Pattern("a$[:10]").names_rows and Pattern("a[3]").names_rows
     assert not Pattern("a[b]").names_rows and not Pattern("a.b").names_rows
 

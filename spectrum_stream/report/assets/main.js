@@ -60,7 +60,7 @@ function start() {
     return list;
   }));
   $("percent").value = $("slider").value = state.percent;
-  $("bar").style.backgroundImage = `linear-gradient(to right, ${data.colours.join(", ")})`;
+  $("bar").style.backgroundImage = `linear-gradient(to right, ${data.colors.join(", ")})`;
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("measure").addEventListener("change", () => { state.measure = $("measure").value; redraw(); });
   $("scale").addEventListener("change", () => { state.scale = $("scale").value; drawMaps(); });

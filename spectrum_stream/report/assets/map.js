@@ -130,12 +130,12 @@ function paint(map) {
     const key = state.scale === "all" ? 0 : r;
     if (!scales.has(key)) scales.set(key, scaleAt(r));
     const scale = scales.get(key), value = valueOf(result, cell), flag = cellFlag(result, cell);
-    const hasColour = scale && value !== null && !Number.isNaN(value);
-    const colour = hasColour ? colourAt(scale.at(value)) : null;
-    td.style.backgroundColor = colour ? `rgb(${colour.join(" ")})` : "";
-    td.style.color = colour ? (isLight(colour) ? "#000" : "#fff") : "";
+    const hasColor = scale && value !== null && !Number.isNaN(value);
+    const color = hasColor ? colorAt(scale.at(value)) : null;
+    td.style.backgroundColor = color ? `rgb(${color.join(" ")})` : "";
+    td.style.color = color ? (isLight(color) ? "#000" : "#fff") : "";
     const share = chosenShare(result, cell);
-    td.className = [colour ? "" : "missing", share === 1 ? "chosen" : share > 0 ? "partly" : "", isPicked(result, cell) ? "picked" : ""].join(" ").trim();
+    td.className = [color ? "" : "missing", share === 1 ? "chosen" : share > 0 ? "partly" : "", isPicked(result, cell) ? "picked" : ""].join(" ").trim();
     td.textContent = !flag ? "" : isMissing(flag) ? "×" : "!";
     td.setAttribute("aria-label", map.spec.describe(cell, r, c).join(", "));
   }
@@ -162,7 +162,7 @@ function placeTip() {
 }
 function hideTip() { $("tip").hidden = true; tipped = null; }
 
-// Both results are coloured on one scale.
+// Both results are colored on one scale.
 function rowPairs(row) {
   return results.flatMap((result) => columns.flatMap((_, c) => {
     const cell = result.cells.get(row * columns.length + c);

@@ -68,7 +68,7 @@ function drawMatrix({ result, i }) {
   const noise = marchenkoPastur(beta), middle = median(values), fitted = middle / noise.median, own = tau / noise.edge;
   const right = Math.min(values[0], 1.25 * Math.max(noise.edge * fitted, tau)) || values[0];
   const seen = histogram(values, 0, right, 48);
-  const curve = (scale, name, colour, dash) => ({ x: noise.x.map((x) => x * scale), y: noise.f.map((f) => f / scale), mode: "lines", name, line: { color: colour, dash, width: 2 }, hoverinfo: "skip" });
+  const curve = (scale, name, color, dash) => ({ x: noise.x.map((x) => x * scale), y: noise.f.map((f) => f / scale), mode: "lines", name, line: { color: color, dash, width: 2 }, hoverinfo: "skip" });
   const traces = [{ type: "bar", x: seen.x, y: seen.f, width: seen.width, name: "singular values", marker: { color: accent, opacity: 0.45 }, hovertemplate: "%{x:.4g}: %{y:.3g}<extra></extra>" }];
   if (fitted > 0) traces.push(curve(fitted, "noise of the same median", second, "solid"));
   if (own > 0) traces.push(curve(own, "noise that ends at τ", threshold, "dash"));

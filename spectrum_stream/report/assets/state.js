@@ -79,8 +79,8 @@ function scaleOfCells(pairs) {
   return scaleOf(meant.filter((v) => v !== null)) || scaleOf(pairs.map(([r, c]) => valueOf(r, c)).filter((v) => v !== null));
 }
 
-const stops = data.colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
-function colourAt(share) {
+const stops = data.colors.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+function colorAt(share) {
   const at = Math.min(stops.length - 1.000001, Math.max(0, share * (stops.length - 1))), i = Math.floor(at);
   return stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (at - i)));
 }

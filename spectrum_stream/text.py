@@ -1,0 +1,38 @@
+"""What the program says of itself and of things: its version, untrusted names, counts, sizes and durations."""
+
+# Stated here only; pyproject.toml reads it.
+VERSION = "0.1.0"
+
+
+def printable(text: str) -> str:
+    """Make an untrusted string safe to print: show as escapes what could move the cursor or reverse the line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def si_bytes(nbytes: float) -> str:
+    """Bytes in SI units, three digits: `269 MB`."""
+    return si_number(nbytes, "B")
+
+
+def si_number(number: float, unit: str = "") -> str:
+    """A number with an SI prefix, three digits: `2.5 G`, `1.2 Tflop`."""
+    prefixes = iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while number >= 999.5 and (larger := next(prefixes, None)) is not None:
+        number, prefix = number / 1000, larger
+    return f"{number:.3g} {prefix}{unit}".rstrip()
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -25,7 +25,7 @@ from spectrum_stream import Plan, plan, scan
 from spectrum_stream.checkpoint import LocalShard
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.numerics.device import open_device
-from spectrum_stream.numerics.schedule import measure_all
+from spectrum_stream.numerics.schedule import compute_all
 from spectrum_stream.numerics.snr import score
 
 Shape = tuple[int, int]
@@ -157,7 +157,7 @@ def _time_reading(todo: Plan) -> float:
 def _time_computing(todo: Plan, items: Sequence[Item], device: str) -> float:
     opened = open_device(device)
     started = time.perf_counter()
-    for _ in measure_all(items, device=opened, workers=todo.workers):
+    for _ in compute_all(items, device=opened, workers=todo.workers):
         pass
     return time.perf_counter() - started
 

@@ -17,7 +17,7 @@ from spectrum_stream import Plan, plan, select
 from spectrum_stream.checkpoint import LocalShard
 from spectrum_stream.model.names import group_of
 from spectrum_stream.numerics import costs
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint
@@ -247,7 +247,7 @@ def _difference(a: float, b: float) -> float:
 def _same_sets(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, bool]:
     def chosen(scores: Mapping[str, float], percent: int) -> dict[str, set[str]]:
         # In one order for both, as it is what decides between equal scores.
-        lines = [Scored(module, group_of(module), scores[module]) for module in theirs if module in scores]
+        lines = [Module(module, group_of(module), scores[module]) for module in theirs if module in scores]
         return {group: set(modules) for group, modules in select(lines, percent).chosen.items()}
 
     return {f"top_{percent}": chosen(ours, percent) == chosen(theirs, percent) for percent in _PERCENTS}

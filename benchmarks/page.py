@@ -21,7 +21,7 @@ from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.report.data import read_shown
 from spectrum_stream.report.page import render
-from spectrum_stream.results.journal import Store
+from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import in_order, write_results
 from tests.support.browser import CHROMIUM, launched, opened
@@ -83,7 +83,7 @@ def _open(page: Path) -> dict[str, float]:
 def _make(result: Path) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     records = []
-    with Store(result.with_suffix(".sqlite"), {"path": "org/large", "commit": "0" * 40, "shards": {}}) as store:
+    with Journal(result.with_suffix(".sqlite"), {"path": "org/large", "commit": "0" * 40, "shards": {}}) as store:
         for record in _records():
             store.add(record)
             records.append(record)

@@ -70,7 +70,7 @@ def _at_rate(model: Path) -> dict[str, float]:
     with Worker(warm_up) as worker:
         apart = worker.run(parts, Task(str(model), "cpu")).value
     figures = {"computing_s": apart.computing}
-    for way in ("range", "shard"):
+    for way in ("range", "download"):
         with _served(lambda: model, RATE_NBYTES_S) as (url, traffic), _worker(url) as worker:
             seconds = worker.run(_scan_by, way).value
             network_s = traffic()[1] / RATE_NBYTES_S
@@ -84,15 +84,15 @@ def _at_rate(model: Path) -> dict[str, float]:
 
 def _plan(modules: str | None) -> dict[str, Any]:
     started = time.perf_counter()
-    made = plan(REPO, modules=None if modules is None else [modules])
+    made = plan(REPO, groups=None if modules is None else [modules])
     seconds = time.perf_counter() - started
-    kept = ("matrices", "shards", "read_nbytes", "transfers", "ways", "peak_nbytes")
+    kept = ("matrices", "shards", "read_nbytes", "transfers", "fetches", "peak_nbytes")
     return {"seconds": seconds, "plan": {key: value for key, value in made.to_dict().items() if key in kept}}
 
 
 def _scan(modules: str) -> float:
     started = time.perf_counter()
-    scan(REPO, modules=[modules], fresh=True)
+    scan(REPO, groups=[modules], fresh=True)
     return time.perf_counter() - started
 
 

@@ -67,7 +67,7 @@ class Worker:
         self.run(bool, 0)
 
     def run(self, function: Callable[[Argument], Result], argument: Argument) -> Watched[Result]:
-        """Call a function that can be imported, over there, and watch; both ways go through pickle.
+        """Call a function that can be imported, over there, and watch; both fetches go through pickle.
 
         Raises:
             WorkerError: it raised, or the process died.

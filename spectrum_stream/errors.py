@@ -42,7 +42,7 @@ class CheckpointError(SpectrumStreamError):
 
 
 class BadHeader(CheckpointError):
-    """A safetensors file breaks a rule of its format; `reason` is a `header.Fault`."""
+    """A safetensors file breaks a rule of its format; `reason` is a `header.HeaderFault`."""
 
 
 class BadIndex(CheckpointError):

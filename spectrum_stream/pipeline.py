@@ -14,22 +14,22 @@ from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError
 from .model import quantization as quantized
 from .model.matrix import Experts, Matrix, NoScore
-from .model.names import is_head, module_path
+from .model.names import is_head, module_of
 from .model.parameters import Target
 from .model.quantization import is_companion
 from .model.quantization import parameter_of as stored_parameter
 from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
-from .numerics.schedule import Measured, measure_all
+from .numerics.schedule import Computed, compute_all
 from .numerics.snr import TOLERANCE
 from .results.atomic import write_atomically
-from .results.journal import Store
+from .results.journal import Journal
 from .results.record import Record
-from .results.result import Result, Scored, in_order, lines_of, read_results, write_results
+from .results.result import Module, Result, in_order, lines_of, read_results, write_results
 from .selection.select import Selection, select
 from .streaming import plan as planning
-from .streaming.fetch import Fetch, Way
+from .streaming.fetch import Fetch
 from .streaming.plan import RESULTS_FOLDER, Plan
 from .streaming.prefetch import Feed, Traffic
 from .trainers import axolotl, spectrum
@@ -91,14 +91,14 @@ class ScanResult:
     Attributes:
         plan: what was to be done.
         records: one a matrix, in the order of the result file; empty where a foreign result was taken.
-        scored: the lines of the result file for the groups that were asked for.
+        modules: those of the result file for the groups that were asked for.
         selection: None without a percentage.
         written: the files written or kept, the result file first.
     """
 
     plan: Plan
     records: tuple[Record, ...]
-    scored: tuple[Scored, ...]
+    modules: tuple[Module, ...]
     selection: Selection | None
     written: tuple[Path, ...]
 
@@ -122,7 +122,7 @@ def scan(
     model: str,
     *,
     top_percent: float | None = None,
-    modules: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     fresh: bool = False,
@@ -140,7 +140,7 @@ def scan(
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, modules, name, out, max_nbytes, fetch, max_disk_nbytes, target, precision: as for `plan`.
+        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, target, precision: as for `plan`.
         fresh: compute everything again, whatever is recorded.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         wait: for another scan that holds the record, instead of raising.
@@ -153,7 +153,7 @@ def scan(
     plan = planning.plan(
         model,
         top_percent=top_percent,
-        modules=modules,
+        groups=groups,
         name=name,
         out=out,
         max_nbytes=max_nbytes,
@@ -182,7 +182,7 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
         yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
         yield ScanFinished(_finish(plan, (), foreign))
         return
-    with Store(
+    with Journal(
         plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
     ) as store:
         # By the names of this plan: whose names they are changes no number.
@@ -204,12 +204,12 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
         known = {module: record for module, record in known.items() if module not in again}
         todo = [w for w in plan.matrices if w.module not in known]
         traffic = Traffic()
-        ways = plan.ways_for(todo)
+        fetches = plan.fetches_for(todo)
         yield ScanStarted(
             plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
         )
         done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for record, work in _records(plan, ways, todo, list(known.values()), device, traffic):
+        for record, work in _records(plan, fetches, todo, list(known.values()), device, traffic):
             store.add(record)
             known[record.module] = record
             done, work_done = done + 1, work_done + work
@@ -234,7 +234,7 @@ def _all_names(plan: Plan) -> list[str]:
     tied = {w.parameter for w in plan.matrices if w.tied_to}
     skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped if not is_companion(s.tensor)}
     asked = {w.module for w in plan.matrices}
-    if not any(is_head(module_path(name) or name) for name in skipped):
+    if not any(is_head(module_of(name)) for name in skipped):
         # A head that is stored and was not asked for is among what is skipped.
         tied |= {name for module, name in plan.parameters.items() if is_head(module) and module not in asked}
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
@@ -260,7 +260,7 @@ def _check_unchanged(plan: Plan) -> None:
 
 def _records(
     plan: Plan,
-    ways: Mapping[str, Way],
+    fetches: Mapping[str, Fetch | None],
     todo: Sequence[Matrix],
     known: Sequence[Record],
     device: Device,
@@ -274,7 +274,7 @@ def _records(
     feed = Feed(
         {shard.name: shard for shard in plan.source.shards},
         [group[0] for tensor, group in sharing.items() if tensor not in recorded],
-        ways,
+        fetches,
         plan.outputs.shards,
         traffic,
         max_disk_nbytes=plan.room_nbytes,
@@ -286,7 +286,7 @@ def _records(
                 costs.work(matrix.n, matrix.m),
             )
     with feed:
-        for first, measured in measure_all(
+        for first, measured in compute_all(
             feed, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
         ):
             feed.release(first)
@@ -294,7 +294,7 @@ def _records(
                 yield _record(matrix, measured), costs.work(first.n, first.m) if matrix is first else 0.0
 
 
-def _record(matrix: Matrix, measured: Measured) -> Record:
+def _record(matrix: Matrix, measured: Computed) -> Record:
     spectrum = measured.spectrum
     no_score = spectrum if isinstance(spectrum, NoScore) else None
     detail = measured.detail
@@ -349,12 +349,12 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _foreign_result(plan: Plan) -> list[Scored] | None:
+def _foreign_result(plan: Plan) -> list[Module] | None:
     """A result with no record beside it, as Spectrum leaves one, if it holds all that the plan would score."""
     if plan.outputs.record.exists() or not plan.outputs.results.exists():
         return None
-    wanted = {(w.bank or w.module, w.group) for w in plan.matrices}
-    lines = [line for line in read_results(plan.outputs.results) if (line.module, line.group) in wanted]
+    wanted = {(w.result_name, w.group) for w in plan.matrices}
+    lines = [line for line in read_results(plan.outputs.results) if (line.name, line.group) in wanted]
     if len(lines) < len(wanted):
         raise ResultError(
             f"{plan.outputs.results} lacks {len(wanted) - len(lines)} modules and is not this program's own",
@@ -368,7 +368,7 @@ def _work(matrices: Sequence[Matrix]) -> float:
     return sum({w.key: costs.work(w.n, w.m) for w in matrices}.values())
 
 
-def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> ScanResult:
+def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Module]) -> ScanResult:
     outputs = plan.outputs
     written = [outputs.results]
     if records:
@@ -376,7 +376,7 @@ def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Scored]) -> 
         written.append(outputs.sorted)
     selection = None
     if plan.top_percent is not None:
-        selection = select(Result(tuple(scored), names=tuple(_all_names(plan))), plan.top_percent)
+        selection = select(Result(tuple(scored), parameters=tuple(_all_names(plan))), plan.top_percent)
         write_atomically(outputs.unfrozen(plan.top_percent), axolotl.render(selection))
         written.append(outputs.unfrozen(plan.top_percent))
     return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))

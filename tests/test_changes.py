@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, ResultError, SpectrumStreamError
 from spectrum_stream.pipeline import MatrixScored, run
-from spectrum_stream.results.journal import Store
+from spectrum_stream.results.journal import Journal
 from spectrum_stream.streaming.plan import plan
 
 from .conftest import Save, llama_tensors
@@ -151,7 +151,7 @@ def test_a_file_system_that_fills_up_is_one_sentence(save: Save, tmp_path: Path)
 
 
 def held(path: Path, ready: Event, done: Event) -> None:
-    with Store(path, IDENTITY):
+    with Journal(path, IDENTITY):
         ready.set()
         done.wait(60)
 
@@ -164,16 +164,16 @@ def test_a_second_scan_says_who_holds_the_record_or_waits(tmp_path: Path) -> Non
     process.start()
     assert ready.wait(60)
     with pytest.raises(ResultError) as error:
-        Store(path, IDENTITY)
+        Journal(path, IDENTITY)
     assert error.value.reason == "locked" and f"process {process.pid} on " in str(error.value)
     threading.Timer(0.5, done.set).start()
-    with Store(path, IDENTITY, wait=True) as store:
+    with Journal(path, IDENTITY, wait=True) as store:
         assert done.is_set() and store.records() == {}
     process.join()
     # Nothing is left of the lock, and one that is left means nothing.
     assert [p.name for p in tmp_path.iterdir()] == ["r.sqlite"]
     (tmp_path / ".r.holder").write_text("1 elsewhere")
-    with Store(path, IDENTITY):
+    with Journal(path, IDENTITY):
         pass
 
 
@@ -196,7 +196,7 @@ def test_two_models_of_one_slug_at_once_are_not_mixed(save: Save, working_folder
     first = both[0].returncode == 0
     assert "(other_model)" in errors[1 if first else 0]
     published = json.loads(Path("model_snr_results/snr_results_a-b.json").read_text())
-    assert len(published) == len(scan(str(folders[0 if first else 1]), name="own").scored)
+    assert len(published) == len(scan(str(folders[0 if first else 1]), name="own").modules)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

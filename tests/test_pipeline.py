@@ -10,7 +10,7 @@ from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, U
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
-from spectrum_stream.results.result import Scored, read_scored
+from spectrum_stream.results.result import Module, read_scored
 
 from .conftest import Save, llama_tensors, reference_score
 
@@ -59,7 +59,7 @@ def test_a_tied_head_is_computed_once_and_has_a_score_of_its_own(save: Save) -> 
 
 
 def test_a_tied_head_can_be_asked_for_alone(save: Save) -> None:
-    collect(save(llama_tensors(1, head=False), config=TIED), modules=["lm_head"])
+    collect(save(llama_tensors(1, head=False), config=TIED), groups=["lm_head"])
     assert list(results()) == ["lm_head"]
 
 
@@ -134,12 +134,12 @@ def test_a_scan_that_was_broken_off_goes_on_where_it_stopped(save: Save) -> None
 
 def test_some_groups_first_and_the_rest_later_make_one_result(save: Save) -> None:
     folder = save(llama_tensors(2))
-    part = scan(str(folder), name="x", modules=["mlp.*"], top_percent=50)
-    assert {line.group for line in part.scored} == {"mlp.up_proj", "mlp.down_proj"}
+    part = scan(str(folder), name="x", groups=["mlp.*"], top_percent=50)
+    assert {line.group for line in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
     whole = collect(folder)
     assert not any("mlp" in module for module in computed(whole))
     assert len(results()) == len(llama_tensors(2))
-    part = scan(str(folder), name="x", modules=["mlp.up_proj"], top_percent=50)
+    part = scan(str(folder), name="x", groups=["mlp.up_proj"], top_percent=50)
     assert len(results()) == len(llama_tensors(2))
     assert part.selection is not None and set(part.selection.chosen) == {"mlp.up_proj"}
 
@@ -246,7 +246,7 @@ def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) ->
 def test_computing_one_group_again_keeps_the_others(save: Save, options: dict[str, object]) -> None:
     folder = save(llama_tensors(3))
     collect(folder)
-    events = collect(folder, modules=["mlp.up_proj"], **options)
+    events = collect(folder, groups=["mlp.up_proj"], **options)
     assert len(computed(events)) == 3
     assert len(results()) == len(llama_tensors(3))
 
@@ -256,7 +256,7 @@ def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
     events = run(plan(str(folder), name="x"))
     first = computed([next(events) for _ in range(10)])
     events.close()  # type: ignore[attr-defined]
-    collect(folder, modules=["model.norm"])
+    collect(folder, groups=["model.norm"])
     counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
     members = plan(str(folder)).members
     assert first and counts["model.norm"] == 1
@@ -324,10 +324,12 @@ def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: S
 
 def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
-    assert result.selection == select(read_scored(result.written[0]), 50)
-    assert result.selection.chosen == select(result.scored, 50).chosen
+    again = select(read_scored(result.written[0]), 50)
+    assert result.selection is not None
+    assert (result.selection.ranked, result.selection.always) == (again.ranked, again.always)
+    assert result.selection.chosen == select(result.modules, 50).chosen
     assert result.selection.chosen == select(result.written[0], 50).chosen
-    assert isinstance(result.scored[0], Scored)
+    assert isinstance(result.modules[0], Module)
 
 
 def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> None:
@@ -344,5 +346,5 @@ def test_the_record_has_the_names_of_what_was_not_asked_for(
 ) -> None:
     """A tied head is no parameter of its own, whether it was asked for or not."""
     tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
-    found = scan(str(save(tensors, config=TIED if tied else {})), name="x", modules=modules)
-    assert read_scored(found.written[0]).names == tuple(sorted(tensors))
+    found = scan(str(save(tensors, config=TIED if tied else {})), name="x", groups=modules)
+    assert read_scored(found.written[0]).parameters == tuple(sorted(tensors))

@@ -79,13 +79,13 @@ def by_spectrums_rules(model: Any) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["llama", "tied llama", "gpt2"])
 def test_what_transformers_saves_scores_as_the_instantiated_modules_do(tmp_path: Path, kind: str) -> None:
     expected = by_spectrums_rules(saved_model(tmp_path / "m", kind))
-    found = {line.module: line.snr for line in scan(str(tmp_path / "m"), name="x").scored}
+    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x").modules}
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixtral_scores_as_the_instantiated_modules_and_expert_by_expert(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "m", "mixtral")
-    found = {line.module: line.snr for line in scan(str(tmp_path / "m"), name="x", target="checkpoint").scored}
+    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x", target="checkpoint").modules}
     # transformers 5 keeps the experts of a layer in one parameter without a module of its own, which Spectrum
     # does not see; the checkpoint has each expert's matrices, under the names that Spectrum's published
     # Mixtral results have.
@@ -107,6 +107,6 @@ def test_the_selection_of_a_scan_freezes_the_model_it_came_from(tmp_path: Path) 
     assert result.selection is not None
     report = freeze(model, result.written[2])
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    expected = {f"{module}.weight" for module in result.selection.modules} | {"model.embed_tokens.weight"}
+    expected = {f"{module}.weight" for module in result.selection.chosen_names} | {"model.embed_tokens.weight"}
     assert trained == expected
     assert report.trainable_count == sum(p.numel() for p in model.parameters() if p.requires_grad)

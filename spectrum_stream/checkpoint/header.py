@@ -34,7 +34,7 @@ DTYPE_BITS: Mapping[str, int] = {
 # fmt: on
 
 
-class Fault(StrEnum):
+class HeaderFault(StrEnum):
     """Why a header is refused."""
 
     TOO_SHORT = "header_too_short"  # the file ends before the eight bytes of N do
@@ -76,12 +76,12 @@ def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
         BadHeader: TOO_SHORT, TOO_LARGE, PAST_END.
     """
     if len(prefix) < PREFIX_NBYTES or file_nbytes < PREFIX_NBYTES:
-        _refuse(Fault.TOO_SHORT, f"the file is {file_nbytes} bytes long, too short to be safetensors")
+        _refuse(HeaderFault.TOO_SHORT, f"the file is {file_nbytes} bytes long, too short to be safetensors")
     nbytes = int.from_bytes(prefix[:PREFIX_NBYTES], "little")
     if nbytes > MAX_HEADER_NBYTES:
-        _refuse(Fault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
+        _refuse(HeaderFault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
     if PREFIX_NBYTES + nbytes > file_nbytes:
-        _refuse(Fault.PAST_END, f"the header claims {nbytes} bytes and the file has {file_nbytes}")
+        _refuse(HeaderFault.PAST_END, f"the header claims {nbytes} bytes and the file has {file_nbytes}")
     return nbytes
 
 
@@ -93,7 +93,7 @@ def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
         file_nbytes: the size of the whole file, 8 + N + data.
 
     Raises:
-        BadHeader: with the `Fault` that was found first; the rules are checked in the order of `Fault`.
+        BadHeader: with the `HeaderFault` that was found first; the rules are checked in the order of `HeaderFault`.
     """
     entries = _load(header)
     _check_metadata(entries.pop("__metadata__", None))
@@ -105,19 +105,19 @@ def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
     for tensor in tensors:
         if tensor.start != end or tensor.stop < tensor.start:
             _refuse(
-                Fault.BAD_OFFSETS,
+                HeaderFault.BAD_OFFSETS,
                 f"{tensor.name!r} claims bytes {tensor.start} to {tensor.stop}, expected to start at {end}",
             )
         _check_size(tensor)
         end = tensor.stop
     if end > file_nbytes:
-        _refuse(Fault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
+        _refuse(HeaderFault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
     if end < file_nbytes:
-        _refuse(Fault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
+        _refuse(HeaderFault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
     return tensors
 
 
-def _refuse(fault: Fault, message: str) -> NoReturn:
+def _refuse(fault: HeaderFault, message: str) -> NoReturn:
     raise BadHeader(message, reason=fault)
 
 
@@ -125,7 +125,7 @@ def _load(header: bytes) -> dict[str, Any]:
     try:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse(Fault.NOT_UTF8, "the header is not UTF-8 text")
+        _refuse(HeaderFault.NOT_UTF8, "the header is not UTF-8 text")
     try:
         entries = json.loads(
             text,
@@ -138,9 +138,9 @@ def _load(header: bytes) -> dict[str, Any]:
         raise
     # RecursionError: thousands of nested lists, in a header that is hostile by then.
     except (ValueError, RecursionError):
-        _refuse(Fault.NOT_JSON, "the header is not JSON")
+        _refuse(HeaderFault.NOT_JSON, "the header is not JSON")
     if not isinstance(entries, dict):
-        _refuse(Fault.NOT_AN_OBJECT, "the header is not a JSON object")
+        _refuse(HeaderFault.NOT_AN_OBJECT, "the header is not a JSON object")
     return entries
 
 
@@ -148,7 +148,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         # Python's json keeps the last of two equal keys, so two readers could see two different files.
-        _refuse(Fault.DUPLICATE, "the header names the same key twice")
+        _refuse(HeaderFault.DUPLICATE, "the header names the same key twice")
     return result
 
 
@@ -170,20 +170,20 @@ def _check_metadata(metadata: Any) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _refuse(Fault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
+        _refuse(HeaderFault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict) or any(field not in entry for field in _FIELDS):
-        _refuse(Fault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
+        _refuse(HeaderFault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
     dtype, shape, offsets = (entry[field] for field in _FIELDS)
     if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        _refuse(Fault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
+        _refuse(HeaderFault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         # A lone surrogate survives json.loads and would fail much later, when the result is written.
-        _refuse(Fault.NOT_JSON, "a tensor's name is not Unicode text")
+        _refuse(HeaderFault.NOT_JSON, "a tensor's name is not Unicode text")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
@@ -200,11 +200,11 @@ def _check_size(tensor: TensorInfo) -> None:
     for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
         bits *= factor
         if bits > _MAX_USIZE:
-            _refuse(Fault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")
+            _refuse(HeaderFault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")
     if bits % 8:
-        _refuse(Fault.MISALIGNED, f"{tensor.name!r} does not end on a whole byte")
+        _refuse(HeaderFault.MISALIGNED, f"{tensor.name!r} does not end on a whole byte")
     if bits // 8 != tensor.nbytes:
         _refuse(
-            Fault.WRONG_SIZE,
+            HeaderFault.WRONG_SIZE,
             f"{tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, {bits // 8} bytes, and claims {tensor.nbytes}",
         )

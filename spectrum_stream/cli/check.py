@@ -35,17 +35,17 @@ def check_command(
     if provenance:
         for file in files:
             output.note(f"wrote {write_provenance(file, model)}")
-    faults = {file: check(file) for file in files}
-    for file, found in faults.items():
-        for fault in found:
-            output.line(f"{file}: {fault.detail} ({fault.reason})")
+    findings = {file: check(file) for file in files}
+    for file, found in findings.items():
+        for finding in found:
+            output.line(f"{file}: {finding.detail} ({finding.reason})")
         if not found:
             output.line(f"{file}: good")
-    listed = {str(f): [{"reason": str(x.reason), "detail": x.detail} for x in found] for f, found in faults.items()}
+    listed = {str(f): [{"reason": str(x.reason), "detail": x.detail} for x in found] for f, found in findings.items()}
     output.data({"schema_version": 1, "files": listed})
     output.line()
-    wrong = sum(map(bool, faults.values()))
+    wrong = sum(map(bool, findings.values()))
     if wrong:
-        output.line(f"{wrong} of {counted(len(faults), 'file', 'files')} cannot be published as they are")
+        output.line(f"{wrong} of {counted(len(findings), 'file', 'files')} cannot be published as they are")
         raise typer.Exit(1)
     output.line(f"next: {command_line('select', str(files[0]), '--top-percent', '25')}")

@@ -11,8 +11,8 @@ from ..errors import ResultError, UsageError
 from ..numerics.metrics import Metric
 from ..results.record import Record
 from ..results.remeasuring import read_recorded, record_path
-from ..results.result import Scored, is_record_of
-from ..selection.diagnose import Doubts
+from ..results.result import Module, is_record_of
+from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection
 from ..text import counted
 from ..trainers import axolotl
@@ -34,7 +34,7 @@ def open_output(as_json: bool, quiet: bool) -> Output:
 def explain(
     output: Output,
     selection: Selection | None,
-    doubts: Mapping[str, Doubts],
+    doubts: Mapping[str, Diagnostics],
     names: Collection[str] | None = None,
 ) -> None:
     """What the YAML for Axolotl says beyond the choice; `names` as it was written with."""
@@ -51,12 +51,12 @@ def explain(
     remark_on(output, selection, doubts)
 
 
-def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Doubts]) -> None:
+def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Diagnostics]) -> None:
     for remark in tables.selection_remarks(selection, doubts):
         output.warn(remark)
 
 
-def recorded_of(output: Output, result: Path, lines: Iterable[Scored]) -> tuple[Record, ...]:
+def recorded_of(output: Output, result: Path, lines: Iterable[Module]) -> tuple[Record, ...]:
     """The record beside a result, where there is one of these lines: a result is of use without."""
     path = record_path(result)
     try:

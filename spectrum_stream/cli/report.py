@@ -11,7 +11,7 @@ from ..report.data import Entry, Shown, read_shown
 from ..report.grid import place_of
 from ..report.terminal import TerminalMap
 from ..results.atomic import write_atomically
-from ..results.result import Scored
+from ..results.result import Module
 from ..selection.select import Selection, select
 from ..streaming.plan import check_percent
 from ..text import counted
@@ -52,7 +52,7 @@ def report_command(
             output.warn(f"{shown.name}: {note}" if len(everything) > 1 else note)
         if page is None:
             output.line(f"{shown.name}, top {top_percent:g} percent")
-            output.show(TerminalMap(shown, selection.modules))
+            output.show(TerminalMap(shown, selection.chosen_names))
             if flagged := sum(shown.flagged.values()):
                 output.line(f"{counted(flagged, 'matrix has', 'matrices have')} no score that means anything")
             output.line()
@@ -72,13 +72,13 @@ def report_command(
 
 
 def _selection(shown: Shown, top_percent: float) -> Selection:
-    lines = [Scored(e.module, e.group, e.snr) for e in shown.entries if e.is_ranked and e.snr is not None]
+    lines = [Module(e.module, e.group, e.snr) for e in shown.entries if e.is_ranked and e.snr is not None]
     return select(lines, top_percent)
 
 
 def _data(shown: Shown, selection: Selection) -> dict[str, Any]:
-    ranks = {line.module: i for group in selection.ranked.values() for i, line in enumerate(group, 1)}
-    chosen = set(selection.modules)
+    ranks = {line.name: i for group in selection.ranked.values() for i, line in enumerate(group, 1)}
+    chosen = set(selection.chosen_names)
     return {
         "name": shown.name,
         "facts": dict(shown.facts),

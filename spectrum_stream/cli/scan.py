@@ -104,7 +104,7 @@ def _planned(
     return planning.plan(
         model,
         top_percent=top_percent,
-        modules=modules,
+        groups=modules,
         name=name,
         out=out,
         max_nbytes=nbytes_of(max_memory, "--max-memory"),
@@ -148,8 +148,8 @@ def _run(
         output.note("interrupted: what was scored is recorded, and the same command resumes")
         raise
     assert result is not None
-    doubts = diagnose(result.scored, result.selection, result.records)
-    output.show(tables.score_table(result.scored, result.selection, doubts))
+    doubts = diagnose(result.modules, result.selection, result.records)
+    output.show(tables.score_table(result.modules, result.selection, doubts))
     need = needs(result.selection, by_patterns=True) if result.selection else None
     if need is not None:
         output.line()

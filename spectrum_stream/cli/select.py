@@ -136,7 +136,7 @@ def select_command(
     need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
     scored = [line for group in selection.ranked.values() for line in group]
     # What is degenerate and inexact is Spectrum's score.
-    records = recorded_of(output, result, read.lines) if metric is Metric.SPECTRUM else ()
+    records = recorded_of(output, result, read.modules) if metric is Metric.SPECTRUM else ()
     doubts = diagnose(scored, selection, records)
     output.show(tables.score_table(scored, selection, doubts))
     data = {
@@ -182,8 +182,8 @@ def _ranked(result: Path, metric: Metric, seed: int) -> Result:
     read = read_scored(result)
     if metric is Metric.SPECTRUM:
         return read
-    values = {line.module: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
-    return replace(read, lines=tuple(line._replace(snr=values[line.module]) for line in read.lines))
+    values = {line.name: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
+    return replace(read, modules=tuple(line._replace(snr=values[line.name]) for line in read.modules))
 
 
 def _scanned(result: Path) -> str | None:

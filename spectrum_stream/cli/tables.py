@@ -12,12 +12,11 @@ from rich.text import Text
 
 from ..model.names import is_head, is_single_expert
 from ..results.record import Record
-from ..results.result import Scored
+from ..results.result import Module
 from ..selection.budget import Needs, Recipe
 from ..selection.compare import Comparison
-from ..selection.diagnose import Doubts, diagnose
+from ..selection.diagnose import Diagnostics, diagnose
 from ..selection.select import Selection, rank
-from ..streaming.fetch import Way
 from ..streaming.plan import Plan
 from ..text import counted, printable, si_bytes, si_number
 from ..trainers.verify import Verdict
@@ -52,14 +51,14 @@ def _facts(plan: Plan) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    shards = counted(len(plan.source.shards), "shard", "shards")
+    shards = counted(len(plan.source.shards), "download", "shards")
     facts.add_row("model", foreign(f"{plan.source} ({shards})"))
     facts.add_row(
         "to score",
         f"{counted(len(plan.matrices), 'matrix', 'matrices')} in {counted(len(plan.groups), 'group', 'groups')}",
     )
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {si_number(plan.flops, 'flop')}")
-    chosen = list(plan.ways.values())
+    chosen = list(plan.fetches.values())
     for way, transfer in plan.transfers.items():
         taken = chosen.count(way)
         mark = f"  <- {'chosen' if taken == len(chosen) else f'for {taken} of {len(chosen)} shards'}" if taken else ""
@@ -70,7 +69,7 @@ def _facts(plan: Plan) -> Table:
         )
     if plan.transfers:
         facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes(plan.matrices))}, if nothing is scanned yet")
-    if plan.source.commit is not None and (here := chosen.count(Way.MAPPED)):
+    if plan.source.commit is not None and (here := chosen.count(None)):
         facts.add_row("in the cache", f"{here} of {counted(len(chosen), 'shard', 'shards')}, read in place")
     facts.add_row(
         "peak memory",
@@ -108,7 +107,7 @@ _IN_FULL = {"tied": "tied at the cut"}
 
 
 def score_table(
-    scored: Sequence[Scored], selection: Selection | None, doubts: Mapping[str, Doubts] | None = None
+    scored: Sequence[Module], selection: Selection | None, doubts: Mapping[str, Diagnostics] | None = None
 ) -> Table:
     """Per group: how many, the spread of their scores, how many were chosen, and how many are doubtful."""
     found = {
@@ -191,14 +190,14 @@ def remarks(result: "ScanResult") -> list[str]:
     return lines
 
 
-def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None = None) -> list[str]:
+def selection_remarks(selection: Selection, doubts: Mapping[str, Diagnostics] | None = None) -> list[str]:
     """What a reader of a selection should know, a sentence each."""
-    lines = list(selection.notes)
+    lines = list(selection.result.notes)
     if selection.rule.head != selection.rule.embeddings and (
-        heads := [line for line in selection.lines if line.shares and is_head(line.module)]
+        heads := [line for line in selection.result.modules if line.shares and is_head(line.name)]
     ):
-        lines.append(f"{heads[0].module} and {heads[0].shares} are one parameter, so neither is trained")
-    if not selection.modules:
+        lines.append(f"{heads[0].name} and {heads[0].shares} are one parameter, so neither is trained")
+    if not selection.chosen_names:
         lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
     doubts = doubts or {}
     if tied := {name: d.tied for name, d in doubts.items() if d.tied}:
@@ -215,21 +214,21 @@ def selection_remarks(selection: Selection, doubts: Mapping[str, Doubts] | None 
             f"chosen by a degenerate score, no measure of signal against noise, in "
             f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
         )
-    owners = {line.module: line.shares for line in selection.lines if line.shares}
+    owners = {line.name: line.shares for line in selection.result.modules if line.shares}
     if (owner := next((o for m in selection.always if (o := owners.get(m))), None)) and owner not in (
         *selection.always,
-        *selection.modules,
+        *selection.chosen_names,
     ):
         lines.append(
             f"the head is {owner}, which no pattern of Spectrum's matches: Axolotl leaves it frozen unless it is "
             "chosen, freeze() and the other formats train it"
         )
-    if experts := [module for module in selection.modules if is_single_expert(module)]:
+    if experts := [module for module in selection.chosen_names if is_single_expert(module)]:
         lines.append(
             f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
             f"experts of a layer into one parameter, where these match nothing: {_some(experts)}"
         )
-    infinite = [line.module for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
+    infinite = [line.name for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
     if infinite:
         lines.append(f"{len(infinite)} scores are infinite, or there is none (NaN, no measure): {_some(infinite)}")
     return lines
@@ -262,7 +261,7 @@ def _kinds(records: Sequence[Record]) -> str:
 
 def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
     """A scan's outcome as JSON data, with what its selection takes to train."""
-    doubts = diagnose(result.scored, result.selection, result.records)
+    doubts = diagnose(result.modules, result.selection, result.records)
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
@@ -270,7 +269,7 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
         "target": result.plan.target,
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
-        "matrices": len(result.scored),
+        "matrices": len(result.modules),
         "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
         "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
         "degenerate": {
@@ -289,7 +288,7 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
                 "chosen": len(result.selection.chosen[name]) if result.selection else None,
                 **doubts[name].to_dict(),
             }
-            for name, group in rank(result.scored).items()
+            for name, group in rank(result.modules).items()
         },
         "files": [str(path) for path in result.written],
         "record": str(result.plan.outputs.record) if result.records else None,

@@ -10,14 +10,15 @@ from ..checkpoint.tensors import Checkpoint
 from .families import expert_count
 from .matrix import FLOAT_DTYPES, Matrix, NoScore, Skipped
 from .names import (
-    expert_bank_of,
+    fused_name_of,
     group_of,
-    is_expert_bank,
     is_extra_layer,
-    is_flat_expert_bank,
+    is_fused_experts,
+    is_stacked_experts,
+    is_weight,
     layer_count,
     model_order,
-    module_path,
+    module_of,
     tied_head,
     tower_of,
 )
@@ -97,9 +98,9 @@ def _kept_apart(matrices: list[Matrix], layers: int | None) -> list[Matrix]:
 def _missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
     """The banks of experts that are not whole: some of the experts, or all of one projection, are not there."""
     # Those that are there and cannot be read have a reason of their own.
-    failed = {module_path(parameter_of(s.tensor)) or parameter_of(s.tensor) for s in skipped if s.why.is_failure}
+    failed = {module_of(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
     present = Counter(bank for w in matrices if (bank := _bank(w)) is not None)
-    present.update(bank for name in failed if (bank := expert_bank_of(name)) is not None)
+    present.update(bank for name in failed if (bank := fused_name_of(name)) is not None)
     most: dict[str, int] = {}
     for bank, found in present.items():
         most[group_of(bank)] = max(most.get(group_of(bank), count or 0), found)
@@ -124,7 +125,7 @@ def _missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], cou
 
 def _bank(w: Matrix) -> str | None:
     """The bank that an expert is in, however that is stored."""
-    return expert_bank_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
+    return fused_name_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
 
 
 def _is_bank(tensor: TensorInfo) -> bool:
@@ -135,13 +136,13 @@ def _is_bank(tensor: TensorInfo) -> bool:
         and 0 not in tensor.shape
         and tensor.dtype in FLOAT_DTYPES
         and not is_companion(tensor.name)
-        and is_expert_bank(module_path(tensor.name) or tensor.name)
+        and is_fused_experts(module_of(tensor.name))
     )
 
 
 def _flat_experts(tensor: TensorInfo, config: Mapping[str, Any]) -> int | None:
     """How many experts lie one above the other in a tensor of two dimensions; None where it is no such bank."""
-    if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_DTYPES or not is_flat_expert_bank(tensor.name):
+    if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_DTYPES or not is_stacked_experts(tensor.name):
         return None
     count = expert_count(config)
     return count if count is not None and 0 not in tensor.shape and tensor.shape[0] % count == 0 else None
@@ -156,7 +157,7 @@ def _quantized(tensor: TensorInfo, shard: str, found: Quantization | list[Quanti
     if isinstance(found, list):
         return [_expert(tensor, shard, e, len(found), how.shape, how) for e, how in enumerate(found)]
     parameter, (n, m) = parameter_of(tensor.name), found.shape
-    module = module_path(parameter) or parameter
+    module = module_of(parameter)
     return [
         Matrix(
             module, parameter, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes,
@@ -169,7 +170,7 @@ def _expert(
     tensor: TensorInfo, shard: str, e: int, count: int, shape: tuple[int, int], how: Quantization | None
 ) -> Matrix:
     parameter, nbytes = parameter_of(tensor.name), tensor.nbytes // count
-    bank = module_path(parameter) or parameter
+    bank = module_of(parameter)
     return Matrix(
         f"{bank}.{e}", parameter, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, *shape,
         nbytes, expert=e, quantization=how,
@@ -177,7 +178,7 @@ def _expert(
 
 
 def _skip_reason(tensor: TensorInfo) -> NoScore | None:
-    if module_path(tensor.name) is None:
+    if not is_weight(tensor.name):
         return NoScore.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):
         return NoScore.NOT_A_MATRIX
@@ -187,7 +188,7 @@ def _skip_reason(tensor: TensorInfo) -> NoScore | None:
 
 
 def _matrix(tensor: TensorInfo, shard: str) -> Matrix:
-    module = module_path(tensor.name) or tensor.name
+    module = module_of(tensor.name)
     n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
     return Matrix(
         module, tensor.name, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes
@@ -199,11 +200,11 @@ def pooled(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matri
 
     Experts of a layer of which some have no score cannot be ranked as one; they stay as they are.
     """
-    failed = {module_path(parameter_of(s.tensor)) or s.tensor for s in skipped if s.why.is_failure}
-    broken = failed | {bank for name in failed if (bank := expert_bank_of(name)) is not None}
+    failed = {module_of(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
+    broken = failed | {bank for name in failed if (bank := fused_name_of(name)) is not None}
     return [
-        replace(w, group=w.group.removesuffix(group_of(w.bank or w.module)) + group_of(bank))
-        if (bank := expert_bank_of(w.bank or w.module)) is not None and expert_bank_of(w.module) not in broken
+        replace(w, group=w.group.removesuffix(group_of(w.result_name)) + group_of(bank))
+        if (bank := fused_name_of(w.result_name)) is not None and fused_name_of(w.module) not in broken
         else w
         for w in matrices
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from .names import bank_of, expert_bank_of, group_of, module_path, without_expert
+from .names import fused_name_of, group_of, module_of, without_expert
 from .quantization import Quantization
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -69,8 +69,8 @@ class Skipped:
         Args:
             parameter: what it is, or is a part of, by the names of the groups.
         """
-        module = module_path(parameter) or parameter
-        own = {group_of(module), group_of(expert_bank_of(module) or module)}
+        module = module_of(parameter)
+        own = {group_of(module), group_of(fused_name_of(module) or module)}
         known = {without_expert(group) for group in groups} | set(groups)
         # A tower, or what else a group is kept apart by, is in front of its name.
         names = own | {group for group in known if group.endswith(tuple(f".{name}" for name in own))}
@@ -108,9 +108,9 @@ class Matrix:
     quantization: Quantization | None = None
 
     @property
-    def bank(self) -> str | None:
-        """What results call it, together with all of its parameter, where that is not `module`."""
-        return bank_of(self.module, self.parameter)
+    def result_name(self) -> str:
+        """The name that results use: the parameter without `.weight`, the same for all experts of a fused one."""
+        return module_of(self.parameter)
 
     @property
     def key(self) -> str:

@@ -30,27 +30,20 @@ _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 
 
-def module_path(tensor: str) -> str | None:
-    """The module that owns a weight: its name without `.weight`, or None when it is no weight.
+def is_weight(tensor: str) -> bool:
+    """Whether a name is a module's weight; Spectrum scores no biases, buffers and bare parameters."""
+    return tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX
 
-    Spectrum walks modules that have a `.weight`; biases, buffers and bare parameters are not scored.
-    """
-    return tensor[: -len(WEIGHT_SUFFIX)] if tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX else None
+
+def module_of(tensor: str) -> str:
+    """The module that owns a weight: its name without `.weight`; any other name as it is."""
+    return tensor.removesuffix(WEIGHT_SUFFIX) if is_weight(tensor) else tensor
 
 
 def groups_of(module: str) -> set[str]:
     """The groups that a module can be ranked in: its own, pooled with other experts, apart from another tower."""
-    own = {group_of(module), group_of(expert_bank_of(module) or module)}
+    own = {group_of(module), group_of(fused_name_of(module) or module)}
     return own | {f"{apart}.{group}" for apart in (tower_of(module), "mtp") if apart for group in own}
-
-
-def bank_of(module: str, parameter: str) -> str | None:
-    """What results call a matrix, where that is not its module: the parameter's own name, without `.weight`.
-
-    It is that of the bank for an expert of a bank, and a trainer's where that is another than the checkpoint's.
-    """
-    name = module_path(parameter) or parameter
-    return None if name == module else name
 
 
 def group_of(module: str) -> str:
@@ -66,7 +59,7 @@ def group_of(module: str) -> str:
     return module
 
 
-def is_expert_bank(module: str) -> bool:
+def is_fused_experts(module: str) -> bool:
     """Whether a tensor of three dimensions by this name holds one matrix for each expert.
 
     `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
@@ -82,7 +75,7 @@ def is_expert_bank(module: str) -> bool:
     return bank or step3 or parts[-1] in ("input_linear", "output_linear")
 
 
-def is_flat_expert_bank(module: str) -> bool:
+def is_stacked_experts(module: str) -> bool:
     """Whether a tensor of two dimensions by this name holds all experts, one above the other: DBRX."""
     return module.endswith((".experts.mlp.w1", ".experts.mlp.v1", ".experts.mlp.w2"))
 
@@ -92,7 +85,7 @@ def is_single_expert(module: str) -> bool:
     return _EXPERT.search(module) is not None
 
 
-def expert_bank_of(module: str) -> str | None:
+def fused_name_of(module: str) -> str | None:
     """What the experts of a layer are called together: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
     return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
 
@@ -110,7 +103,7 @@ def expert_of(module: str) -> str:
 
 def pool_of(module: str, group: str) -> str | None:
     """What an expert is ranked together with, if its group is one of all experts: the experts of its layer."""
-    bank = expert_bank_of(module)
+    bank = fused_name_of(module)
     return bank if bank is not None and f".{group}".endswith(f".{group_of(bank)}") else None
 
 
@@ -221,7 +214,7 @@ def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, s
         flags.append(text_config.get("tie_word_embeddings"))
     if False in flags and True not in flags:
         return None
-    modules = {m: t for t in tensors if (m := module_path(t)) is not None}
+    modules = {module_of(t): t for t in tensors if is_weight(t)}
     # The head of a language model that is a part of the whole has its name in front.
     if any(is_head(m) and not tower_of(m) for m in modules):
         return None

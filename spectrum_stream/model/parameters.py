@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import UsageError
 from . import families
 from .matrix import Matrix, NoScore, Skipped
-from .names import bank_of, expert_bank_of, group_of, is_extra_layer, layer_count, module_path
+from .names import fused_name_of, group_of, is_extra_layer, layer_count, module_of
 from .quantization import parameter_of
 from .transformers_names import _unknown, installed_version, parameter_names
 
@@ -139,7 +139,7 @@ def _renamed(
 ) -> Named:
     incomplete = {parameters.get(_stands_for(s)) for s in skipped if s.why.is_failure}
     short = {s.tensor for s in skipped if s.why is NoScore.MISSING_EXPERTS}
-    incomplete |= {parameters.get(w.parameter) for w in matrices if expert_bank_of(w.module) in short}
+    incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in short}
     kept: list[Matrix] = []
     not_loaded: list[Matrix] = []
     unknown: dict[str, None] = {}
@@ -151,11 +151,11 @@ def _renamed(
             kept.append(w)
         elif parameter is None or parameter in incomplete:
             kept.append(w)
-            unknown[w.bank or w.module] = None
+            unknown[w.result_name] = None
         else:
             # The tower of a group, or what else it is kept apart by, is in front of the name.
-            apart = w.group.removesuffix(group_of(bank_of(w.module, w.parameter) or w.module))
-            group = group_of(module_path(parameter) or parameter)
+            apart = w.group.removesuffix(group_of(w.result_name))
+            group = group_of(module_of(parameter))
             kept.append(replace(w, group=apart + group, parameter=parameter))
     if unknown:
         some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
@@ -186,11 +186,11 @@ def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[
     rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
     best: dict[str, str] = {}
     # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
-    ways: list[Callable[[str], str]] = [lambda name: name]
+    fetches: list[Callable[[str], str]] = [lambda name: name]
     for prefix in ("model.", "transformer.", "language_model."):
-        ways += [partial(str.__add__, prefix), partial(_without, prefix)]
+        fetches += [partial(str.__add__, prefix), partial(_without, prefix)]
     for rename in map(families.rename, rules):
-        for way in ways:
+        for way in fetches:
             found = {name: plain[there] for name in stored if (there := way(rename(name))) in plain}
             best = found if len(found) > len(best) else best
     if not best:

@@ -23,7 +23,7 @@ from typing import Any
 from ..checkpoint import LocalShard
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
-from .names import WEIGHT_SUFFIX, is_expert_bank, module_path
+from .names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from .quantization import (
     Packing,
     Part,
@@ -78,11 +78,7 @@ class QuantizationIndex:
         return self._unknown(tensor)
 
     def _is_bank(self, tensor: TensorInfo) -> bool:
-        return (
-            len(tensor.shape) == 3
-            and tensor.dtype in FLOAT8_DTYPES
-            and is_expert_bank(module_path(tensor.name) or tensor.name)
-        )
+        return len(tensor.shape) == 3 and tensor.dtype in FLOAT8_DTYPES and is_fused_experts(module_of(tensor.name))
 
     def _unknown(self, tensor: TensorInfo) -> Found:
         if tensor.dtype in (*_FLOAT_DTYPES, "I64", "BOOL"):
@@ -90,7 +86,7 @@ class QuantizationIndex:
         packed = tensor.name.endswith((WEIGHT_SUFFIX, ".qweight", ".weight_packed"))
         # A bare parameter of integers beside experts is a bank of them; elsewhere it is a buffer, unless the config
         # says that weights are quantized: other schemes call them `B`, `W_q`, `codes` or `weight:qdata`.
-        bank = len(tensor.shape) >= 3 and is_expert_bank(parameter_of(tensor.name))
+        bank = len(tensor.shape) >= 3 and is_fused_experts(parameter_of(tensor.name))
         # Older models keep a mask of theirs as a `bias` of bytes.
         other = len(tensor.shape) >= 2 and "quant_method" in self._config and not tensor.name.endswith("bias")
         return self._refused(tensor) if packed or bank or other else None

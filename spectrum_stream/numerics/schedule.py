@@ -38,7 +38,7 @@ Compute = Callable[[Sequence[Weights], Precision, torch.device, bool], list[Spec
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Computed:
     """What came of one matrix.
 
     Attributes:
@@ -58,14 +58,14 @@ class Measured:
     detail: str = ""
 
 
-def measure(
+def compute_batch(
     ws: Sequence[Weights],
     *,
     precision: Precision = Precision.AUTO,
     device: Device = CPU,
     limit_nbytes: int | None = None,
     compute: Compute = singular_values,
-) -> list[Measured]:
+) -> list[Computed]:
     """Singular values and scores of a batch of matrices of one shape and dtype.
 
     Args:
@@ -79,7 +79,7 @@ def measure(
     steps = precision.steps
     if limit_nbytes is not None:
         steps = tuple(step for step in steps if step is steps[0] or _nbytes(ws[0], step) <= limit_nbytes)
-    results: list[Measured | None] = [None] * len(ws)
+    results: list[Computed | None] = [None] * len(ws)
     for step in steps:
         todo = [i for i, result in enumerate(results) if result is None or not _is_exact_enough(result)]
         for i, found in zip(todo, _fitting([ws[i] for i in todo], step, device, compute), strict=True):
@@ -99,7 +99,7 @@ def measure(
     ]
 
 
-def _is_exact_enough(result: Measured) -> bool:
+def _is_exact_enough(result: Computed) -> bool:
     return result.score is not None and result.score.error <= TOLERANCE
 
 
@@ -108,7 +108,7 @@ def _nbytes(w: Weights, precision: Precision) -> int:
     return costs.compute_nbytes(n, m, precision, w.scales if isinstance(w, Quantized) else None)
 
 
-def _fitting(ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute) -> list[Measured]:
+def _fitting(ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute) -> list[Computed]:
     """Compute a batch, in halves where the whole does not fit on the device, and on the CPU where one does not."""
     if not ws:
         return []
@@ -127,7 +127,7 @@ def _fitting(ws: Sequence[Weights], precision: Precision, device: Device, comput
         where = torch.device("cpu")
         spectra = compute(ws, precision, where, False)
     return [
-        Measured(
+        Computed(
             spectrum,
             None
             if isinstance(spectrum, NoScore)
@@ -138,7 +138,7 @@ def _fitting(ws: Sequence[Weights], precision: Precision, device: Device, comput
     ]
 
 
-def measure_all(
+def compute_all(
     items: Iterable[Item | None],
     *,
     precision: Precision = Precision.AUTO,
@@ -146,7 +146,7 @@ def measure_all(
     workers: int | None = None,
     limit_nbytes: int | None = None,
     compute: Compute = singular_values,
-) -> Iterator[tuple[Matrix, Measured]]:
+) -> Iterator[tuple[Matrix, Computed]]:
     """Measure a stream of matrices; yields each as it is done, in an order that suits the machine.
 
     Args:
@@ -154,23 +154,23 @@ def measure_all(
             one is not at hand yet, and may wait for those before to be computed: nothing is held back then. When
             a matrix is yielded, nothing here holds its tensor any more.
         workers: how many small matrices run at once on a CPU; None for one a core.
-        precision, device, limit_nbytes, compute: as for `measure`.
+        precision, device, limit_nbytes, compute: as for `compute_batch`.
     """
     # A host program that has taken cores from torch has a use for them.
     workers = min(workers or cores(), torch.get_num_threads())
 
-    def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Measured]]:
+    def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Computed]]:
         readable: list[tuple[Matrix, Weights]] = []
-        results: list[tuple[Matrix, Measured]] = []
+        results: list[tuple[Matrix, Computed]] = []
         for matrix, w in batch:
             try:
                 readable.append((matrix, w.opened() if isinstance(w, Packed) else w))
             except CheckpointError as error:
-                results.append((matrix, Measured(NoScore.BAD_SCALES, None, "cpu", detail=str(error))))
+                results.append((matrix, Computed(NoScore.BAD_SCALES, None, "cpu", detail=str(error))))
         if readable:
             limit = None if limit_nbytes is None else limit_nbytes // at_once
             ws = [w for _, w in readable]
-            measured = measure(ws, precision=precision, device=device, limit_nbytes=limit, compute=compute)
+            measured = compute_batch(ws, precision=precision, device=device, limit_nbytes=limit, compute=compute)
             results += [(matrix, result) for (matrix, _), result in zip(readable, measured, strict=True)]
         return results
 
@@ -210,8 +210,8 @@ def measure_all(
 
 
 def _emptied(
-    batch: list[Item], run: Callable[[Sequence[Item]], list[tuple[Matrix, Measured]]]
-) -> list[tuple[Matrix, Measured]]:
+    batch: list[Item], run: Callable[[Sequence[Item]], list[tuple[Matrix, Computed]]]
+) -> list[tuple[Matrix, Computed]]:
     measured = run(batch)
     batch.clear()
     return measured
@@ -221,11 +221,11 @@ class _Pool:
     """Small matrices, each on one core, as many at once as there are cores; of those that wait the longest is first,
     or a long one at the end would leave the other cores idle."""
 
-    def __init__(self, run: Callable[[Item], list[tuple[Matrix, Measured]]], workers: int) -> None:
+    def __init__(self, run: Callable[[Item], list[tuple[Matrix, Computed]]], workers: int) -> None:
         self._run = run
         self._workers = workers
         self._waiting: list[Item] = []
-        self._running: set[Future[list[tuple[Matrix, Measured]]]] = set()
+        self._running: set[Future[list[tuple[Matrix, Computed]]]] = set()
         self._open = contextlib.ExitStack()
         self._executor: ThreadPoolExecutor | None = None
 
@@ -240,7 +240,7 @@ class _Pool:
     def add(self, item: Item) -> None:
         bisect.insort(self._waiting, item, key=lambda item: costs.work(item[0].n, item[0].m))
 
-    def finished(self, *, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
+    def finished(self, *, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
         """What is done by now, or with `wait` at least one; whoever is idle starts with the next."""
         # One more than run at once, so that who is done need not wait for this thread, which has others to attend to.
         while self._waiting and len(self._running) <= self._workers:
@@ -252,13 +252,13 @@ class _Pool:
             self._running.add(self._executor.submit(self._run, self._waiting.pop()))
         yield from self._collected(wait)
 
-    def drained(self) -> Iterator[tuple[Matrix, Measured]]:
+    def drained(self) -> Iterator[tuple[Matrix, Computed]]:
         """What is running, until all cores are free."""
         while self._running:
             yield from self._collected(wait=True)
         self._close()
 
-    def _collected(self, wait: bool) -> Iterator[tuple[Matrix, Measured]]:
+    def _collected(self, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
         done, self._running = concurrent.futures.wait(
             self._running, None if wait else 0, concurrent.futures.FIRST_COMPLETED
         )

@@ -17,7 +17,7 @@ from ..numerics.metrics import Metric
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record, stored_records
 from ..results.remeasuring import value_of
-from ..results.result import Scored, is_record_of, read_results
+from ..results.result import Module, is_record_of, read_results
 from ..text import si_bytes
 
 # Of all spectra together; 64 quantiles each of 45,000 matrices.
@@ -112,8 +112,8 @@ def read_shown(path: Path) -> Shown:
     return Shown(path.name, tuple(facts), (note,), tuple(_line(line) for line in lines))
 
 
-def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], path: Path) -> Shown:
-    wanted = {line.module: line for line in lines}
+def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], path: Path) -> Shown:
+    wanted = {line.name: line for line in lines}
     entries: dict[str, Entry] = {}
     experts: dict[str, list[Entry]] = {}
     failed: list[Entry] = []
@@ -131,8 +131,8 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
             inexact += record.score is not None and record.score.error > TOLERANCE
             quantized += record.quantized is not None
             entry = _entry(record, keep)
-            if record.bank is not None:
-                experts.setdefault(record.bank, []).append(entry)
+            if record.result_name != record.module:
+                experts.setdefault(record.result_name, []).append(entry)
             elif record.score is None:
                 failed.append(entry)
             elif record.module in wanted:
@@ -146,8 +146,8 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Scored], p
             failed.append(entry)
         elif parameter in wanted:
             entries[parameter] = replace(entry, module=parameter, bank=None)
-    shown = [entries.get(line.module) or _bank(line, experts.get(line.module, [])) for line in lines]
-    members = [entry for line in lines for entry in sorted(experts.get(line.module, []), key=_by_number)]
+    shown = [entries.get(line.name) or _bank(line, experts.get(line.name, [])) for line in lines]
+    members = [entry for line in lines for entry in sorted(experts.get(line.name, []), key=_by_number)]
     failed += [entry for bank in experts.keys() - wanted.keys() for entry in experts[bank]]
     everything = (*shown, *members, *failed)
     flags = Counter(entry.flag for entry in everything if entry.flag)
@@ -175,12 +175,12 @@ def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {number}" for name, number in sorted(counts.items()))
 
 
-def _line(line: Scored) -> Entry:
+def _line(line: Module) -> Entry:
     flag = "" if math.isfinite(line.snr) else "infinite" if line.snr > 0 else "not_a_number"
-    return Entry(line.module, line.group, line.snr, flag=flag)
+    return Entry(line.name, line.group, line.snr, flag=flag)
 
 
-def _bank(line: Scored, experts: Sequence[Entry]) -> Entry:
+def _bank(line: Module, experts: Sequence[Entry]) -> Entry:
     """A bank's line: the score it has, and of each measure the median of its experts', as the score is."""
     if not experts:
         return _line(line)
@@ -192,7 +192,7 @@ def _bank(line: Scored, experts: Sequence[Entry]) -> Entry:
     flags = {expert.flag for expert in experts}
     # Where all of them are degenerate, so is the median; one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""
-    return Entry(line.module, line.group, line.snr, flag=flag, measures=medians)
+    return Entry(line.name, line.group, line.snr, flag=flag, measures=medians)
 
 
 def _by_number(expert: Entry) -> tuple[int, str]:
@@ -203,7 +203,7 @@ def _by_number(expert: Entry) -> tuple[int, str]:
 def _entry(record: Record, keep: int) -> Entry:
     score = record.score
     if score is None:
-        return Entry(record.module, record.group, None, record.bank, str(record.no_score), record.n, record.m)
+        return Entry(record.module, record.group, None, _fused(record), str(record.no_score), record.n, record.m)
     values = record.singular_values
     flag = "" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy)
     measures = {
@@ -217,7 +217,7 @@ def _entry(record: Record, keep: int) -> Entry:
         record.module,
         record.group,
         score.snr,
-        record.bank,
+        _fused(record),
         flag,
         record.n,
         record.m,
@@ -227,6 +227,10 @@ def _entry(record: Record, keep: int) -> Entry:
         measures,
         quantiles_of(values, keep) if len(values) else None,
     )
+
+
+def _fused(record: Record) -> str | None:
+    return None if record.result_name == record.module else record.result_name
 
 
 def quantiles_of(singular_values: np.ndarray, keep: int) -> np.ndarray:

@@ -68,120 +68,122 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Finding:
     """One thing that is wrong, and where."""
 
     reason: Reason
     detail: str
 
 
-def check(result: Path) -> list[Fault]:
+def check(result: Path) -> list[Finding]:
     """Every fault of a result file, of its provenance and of its record; an empty list for none."""
-    faults: list[Fault] = []
+    findings: list[Finding] = []
     found = slug_of(result)
     if found is None or slug(found) != found or not 0 < len(found) <= MAX_SLUG_LENGTH:
-        faults.append(Fault(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
+        findings.append(Finding(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
     try:
         if result.stat().st_size > MAX_RESULT_NBYTES:
             raise ValueError("it is too large")
         pairs = json.loads(result.read_text("utf-8"), object_pairs_hook=_Pairs)
     except OSError as error:
-        return [*faults, Fault(Reason.UNREADABLE, f"{error.strerror}")]
+        return [*findings, Finding(Reason.UNREADABLE, f"{error.strerror}")]
     except (ValueError, RecursionError) as error:
-        return [*faults, Fault(Reason.NOT_JSON, str(error))]
+        return [*findings, Finding(Reason.NOT_JSON, str(error))]
     if not isinstance(pairs, _Pairs):
-        return [*faults, Fault(Reason.BAD_ENTRY, "it is no object of modules")]
+        return [*findings, Finding(Reason.BAD_ENTRY, "it is no object of modules")]
     scores: dict[str, float] = {}
-    faults += _entries(pairs, scores)
+    findings += _entries(pairs, scores)
     provenance, of_provenance = _provenance(result)
-    faults += of_provenance
+    findings += of_provenance
     if record_path(result).exists():
         try:
             recorded = read_recorded(record_path(result))
         except ResultError as error:
-            return [*faults, Fault(Reason.BAD_RECORD, str(error))]
-        faults += _record(recorded, scores, {module for module, _ in pairs}, provenance)
-    return faults
+            return [*findings, Finding(Reason.BAD_RECORD, str(error))]
+        findings += _record(recorded, scores, {module for module, _ in pairs}, provenance)
+    return findings
 
 
 class _Pairs(list[tuple[str, Any]]):
     """An object of JSON as its keys and values in order, since a dict would hide a key that is there twice."""
 
 
-def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Fault]:
-    """The faults of the modules; fills `scores` with those that have a finite one."""
+def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]:
+    """The findings of the modules; fills `scores` with those that have a finite one."""
     if not pairs:
-        yield Fault(Reason.EMPTY, "it names no module")
+        yield Finding(Reason.EMPTY, "it names no module")
     seen: set[str] = set()
     previous: tuple[Any, ...] | None = None
     for module, entry in pairs:
         if module in seen:
-            yield Fault(Reason.DUPLICATE_MODULE, f"{module} is there twice")
+            yield Finding(Reason.DUPLICATE_MODULE, f"{module} is there twice")
         seen.add(module)
         fields = dict(entry) if isinstance(entry, _Pairs) and len(entry) == 2 else {}
         snr, group = fields.get("snr"), fields.get("type")
         if not isinstance(snr, (int, float)) or isinstance(snr, bool) or not isinstance(group, str):
-            yield Fault(Reason.BAD_ENTRY, f'{module} is not {{"snr": number, "type": group}}')
+            yield Finding(Reason.BAD_ENTRY, f'{module} is not {{"snr": number, "type": group}}')
             continue
         # False for a NaN too, and for an int that no float holds.
         if not abs(snr) <= sys.float_info.max:
-            yield Fault(Reason.NOT_FINITE, f"{module} has {'NaN' if snr != snr else 'what is no finite number'}")
+            yield Finding(Reason.NOT_FINITE, f"{module} has {'NaN' if snr != snr else 'what is no finite number'}")
         else:
             scores[module] = float(snr)
             if snr < 0:
-                yield Fault(Reason.NEGATIVE, f"{module} has {snr}")
+                yield Finding(Reason.NEGATIVE, f"{module} has {snr}")
         is_its_own = group in groups_of(module)
         if not is_its_own:
-            yield Fault(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
-        # By its own group, so that one fault is not two.
+            yield Finding(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
+        # By its own group, so that one finding is not two.
         place = (group_order(group if is_its_own else group_of(module)), model_order(module))
         if previous is not None and place < previous:
-            yield Fault(Reason.WRONG_ORDER, f"{module} is out of its place")
+            yield Finding(Reason.WRONG_ORDER, f"{module} is out of its place")
         previous = place
 
 
-def _provenance(result: Path) -> tuple[dict[str, Any] | None, list[Fault]]:
+def _provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     path = provenance_path(result)
     try:
         if path.stat().st_size > _MAX_PROVENANCE_NBYTES:
             raise ValueError("it is too large")
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        return None, [Fault(Reason.NO_PROVENANCE, f"there is no {path.name}; --write-provenance writes it")]
+        return None, [Finding(Reason.NO_PROVENANCE, f"there is no {path.name}; --write-provenance writes it")]
     except (OSError, ValueError, RecursionError) as error:
-        return None, [Fault(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
-    faults = list(_provenance_faults(result, data))
-    return None if any(f.reason is Reason.BAD_PROVENANCE for f in faults) else data, faults
+        return None, [Finding(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
+    findings = list(_provenance_faults(result, data))
+    return None if any(f.reason is Reason.BAD_PROVENANCE for f in findings) else data, findings
 
 
-def _provenance_faults(result: Path, data: Any) -> Iterator[Fault]:
+def _provenance_faults(result: Path, data: Any) -> Iterator[Finding]:
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        yield Fault(Reason.BAD_PROVENANCE, f"its schema_version is not {SCHEMA_VERSION}")
+        yield Finding(Reason.BAD_PROVENANCE, f"its schema_version is not {SCHEMA_VERSION}")
         return
     wrong = [key for key, kind in _PROVENANCE_KEYS.items() if not isinstance(data.get(key, ...), kind)]
     for key in [*wrong, *(data.keys() - _PROVENANCE_KEYS.keys())]:
-        yield Fault(Reason.BAD_PROVENANCE, f"{key!r} is missing, unknown or of the wrong type")
+        yield Finding(Reason.BAD_PROVENANCE, f"{key!r} is missing, unknown or of the wrong type")
     if private := [text for text in _texts(data) if _is_path(text)]:
-        yield Fault(Reason.PRIVATE_PATH, f"{private[0]!r} is a path")
+        yield Finding(Reason.PRIVATE_PATH, f"{private[0]!r} is a path")
     if wrong:
         return
     if slug(data["model"]) != slug_of(result):
-        yield Fault(Reason.WRONG_SLUG, f"{data['model']} is not what {result.name} is named after")
+        yield Finding(Reason.WRONG_SLUG, f"{data['model']} is not what {result.name} is named after")
     if data["result_sha256"] != sha256(result):
-        yield Fault(Reason.OTHER_RESULT, "the file was changed after its provenance was written")
+        yield Finding(Reason.OTHER_RESULT, "the file was changed after its provenance was written")
     shards = [shard if isinstance(shard, dict) else {} for shard in data["shards"].values()]
     is_hashed = bool(shards) and all(_is_hex(shard.get("sha256"), 64) for shard in shards)
     if not is_hashed and not _is_hex(data["commit"], 40):
-        yield Fault(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
+        yield Finding(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
 
 
 def _record(
     recorded: Recorded, scores: dict[str, float], listed: Set[str], provenance: dict[str, Any] | None
-) -> Iterator[Fault]:
+) -> Iterator[Finding]:
     if provenance is not None:
         theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
         if recorded.identity["commit"] != provenance["commit"] or recorded.identity["shards"] != theirs:
-            yield Fault(Reason.OTHER_RECORD, "the record is of another commit, or other shards, than the provenance")
+            yield Finding(
+                Reason.OTHER_RECORD, "the record is of another commit, or other shards, than the provenance"
+            )
     # What each score may differ by: a value near tau can change sides when it is rounded to float32.
     tolerances: dict[str, float] = {}
     again = []
@@ -189,19 +191,19 @@ def _record(
         computed = _again(record)
         again.append(computed)
         if computed.score is not None:
-            name = record.bank or record.module
+            name = record.result_name
             tolerances[name] = max(tolerances.get(name, 0.0), TOLERANCE + computed.score.error)
     lines = lines_of(again)
-    found = {line.module: line.snr for line in lines}
-    groups = {line.group for line in lines if line.module in listed}
+    found = {line.name: line.snr for line in lines}
+    groups = {line.group for line in lines if line.name in listed}
     for line in lines:
-        if line.group in groups and line.module not in listed:
-            yield Fault(Reason.MISSING_MODULE, f"{line.module} is in the record, and its group {line.group!r} here")
+        if line.group in groups and line.name not in listed:
+            yield Finding(Reason.MISSING_MODULE, f"{line.name} is in the record, and its group {line.group!r} here")
     for module, snr in scores.items():
         if module not in found:
-            yield Fault(Reason.NOT_IN_RECORD, f"{module} is not in the record, or has no score there")
+            yield Finding(Reason.NOT_IN_RECORD, f"{module} is not in the record, or has no score there")
         elif not abs(snr - found[module]) <= tolerances[module] * abs(found[module]):
-            yield Fault(Reason.WRONG_SCORE, f"{module} has {snr}; its singular values come to {found[module]}")
+            yield Finding(Reason.WRONG_SCORE, f"{module} has {snr}; its singular values come to {found[module]}")
 
 
 def _again(record: Record) -> Record:

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module))
 """
 
 
-class Store:
+class Journal:
     """The record of one model, open for writing by one process at a time. A context manager."""
 
     def __init__(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ResultError
 from ..model.matrix import NoScore
-from ..model.names import bank_of
+from ..model.names import module_of
 from ..numerics.precision import Precision
 from ..numerics.snr import Degeneracy, Score
 
@@ -51,9 +51,9 @@ class Record:
     quantized: str | None = None
 
     @property
-    def bank(self) -> str | None:
-        """What results call it, together with all of its parameter, where that is not `module`."""
-        return bank_of(self.module, self.parameter)
+    def result_name(self) -> str:
+        """The name that results use: the parameter without `.weight`, the same for all experts of a fused one."""
+        return module_of(self.parameter)
 
 
 _SCORE_COLUMNS = [field.name for field in fields(Score)]
@@ -100,7 +100,7 @@ class Stored:
     """A record that is being read.
 
     Attributes:
-        identity: what was scanned, as `Store` was told.
+        identity: what was scanned, as `Journal` was told.
         names: of all of the model's weights that its headers tell, scanned or not.
         weights: how many numbers all of the model's matrices have, scanned or not.
         count: of its rows.
@@ -176,7 +176,7 @@ def _names(db: sqlite3.Connection) -> tuple[tuple[str, ...], int]:
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """What was scanned, as `Store` was told. Reads and raises as `read_records`."""
+    """What was scanned, as `Journal` was told. Reads and raises as `read_records`."""
     with stored_records(path, spectra=False) as stored:
         return dict(stored.identity)
 
@@ -264,7 +264,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
         dtype=values["dtype"],
         no_score=None if values["no_score"] is None else NoScore(values["no_score"]),
         detail=values["detail"],
-        precision=values["precision"],
+        precision=None if values["precision"] is None else Precision(values["precision"]),
         device=values["device"],
         score=score,
         singular_values=np.frombuffer(values["singular_values"], dtype="<f4"),

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ResultError
 from ..numerics.metrics import MEASURES, Metric, random_value
 from .record import Record, stored_records
-from .result import Scored, in_order, is_record_of, lines_of, read_results
+from .result import Module, in_order, is_record_of, lines_of, read_results
 
 # Squares summed in float32 lose what is smaller, relative to the largest, than the square root of float32's step:
 # a condition above this is rounding.
@@ -49,7 +49,7 @@ def read_recorded(path: Path) -> Recorded:
         return Recorded(stored.identity, tuple(stored.records))
 
 
-def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Scored]:
+def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> list[Module]:
     """The lines of a result, with what `metric` ranks them by in the place of the score: the largest is chosen first.
 
     That is the measure, negated where its smaller values are chosen first, and -inf where a matrix has none. A bank
@@ -71,7 +71,7 @@ def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> 
     if metric is Metric.SPECTRUM:
         return lines
     if metric is Metric.RANDOM:
-        return [line._replace(snr=random_value(seed, line.module)) for line in lines]
+        return [line._replace(snr=random_value(seed, line.name)) for line in lines]
     # A result can have fewer groups than its record, and is what was asked for.
     records = read_recorded(record_path(result)).records
     if not is_record_of(records, lines):
@@ -80,14 +80,14 @@ def measured(result: Path | Iterable[Record], metric: Metric, seed: int = 0) -> 
             reason="other_record",
             hint="scan the model again with --fresh",
         )
-    found = {line.module: line for line in _measured(records, metric, seed)}
-    return [found[line.module] for line in lines]
+    found = {line.name: line for line in _measured(records, metric, seed)}
+    return [found[line.name] for line in lines]
 
 
-def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Scored]:
+def _measured(records: Iterable[Record], metric: Metric, seed: int) -> list[Module]:
     ordered = in_order(records)
     if metric is Metric.RANDOM:
-        return [line._replace(snr=random_value(seed, line.module)) for line in lines_of(ordered)]
+        return [line._replace(snr=random_value(seed, line.name)) for line in lines_of(ordered)]
     return lines_of([_by(record, metric) for record in ordered])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ResultError
-from ..model.names import group_order, is_single_expert, model_order, module_path, pool_of
+from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.quantization import parameter_of as stored_parameter
 from .atomic import write_atomically
 from .record import Record, read_records, stored_records
@@ -25,7 +25,7 @@ MAX_RESULT_NBYTES = 200_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Scored(NamedTuple):
+class Module(NamedTuple):
     """A module's line in a result: all that a selection needs.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scored(NamedTuple):
             trained as a whole or not at all, and counted there. None for a parameter of its own.
     """
 
-    module: str
+    name: str
     group: str
     snr: float
     parameter: str | None = None
@@ -46,7 +46,7 @@ class Scored(NamedTuple):
     @property
     def owner(self) -> str:
         """The module that its weights are counted under."""
-        return self.shares or self.module
+        return self.shares or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ class Result:
     """A result file, read.
 
     Attributes:
-        lines: in the file's order; with parameters and sizes where a record beside it knows them.
+        modules: in the file's order; with parameters and sizes where a record beside it knows them.
         notes: what is odd about it, a sentence each.
         covered: the share of the weights of the model's matrices that was scanned; None where it is not known.
-        names: of the model's parameters, those without a line as well, as far as a scan saw them; a tied one once.
+        parameters: names that the scan saw, those without a score as well; a tied one once.
     """
 
-    lines: tuple[Scored, ...]
+    modules: tuple[Module, ...]
     notes: tuple[str, ...] = ()
     covered: float | None = None
-    names: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
@@ -71,14 +71,14 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     write_atomically(
         path,
         json.dumps(
-            {line.module: {"snr": line.snr, "type": line.group} for line in lines_of(in_order(records))},
+            {line.name: {"snr": line.snr, "type": line.group} for line in lines_of(in_order(records))},
             indent=4,
             allow_nan=False,
         ),
     )
 
 
-def lines_of(records: Sequence[Record]) -> list[Scored]:
+def lines_of(records: Sequence[Record]) -> list[Module]:
     """The lines of a result: a module each, and one for a whole bank of experts.
 
     A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
@@ -86,21 +86,21 @@ def lines_of(records: Sequence[Record]) -> list[Scored]:
     """
     units: dict[str, list[Record]] = {}
     for record in records:
-        name = record.bank or record.module
+        name = record.result_name
         units.setdefault(pool_of(name, record.group) or name, []).append(record)
     owners = _owners(records)
-    lines: list[Scored] = []
+    lines: list[Module] = []
     for unit in units.values():
         scores = [record.score.snr for record in unit if record.score is not None]
         if len(scores) < len(unit):
             continue
         named: dict[str, list[Record]] = {}
         for record in unit:
-            named.setdefault(record.bank or record.module, []).append(record)
+            named.setdefault(record.result_name, []).append(record)
         for name, parts in named.items():
             first, numel, owner = parts[0], sum(part.n * part.m for part in parts), owners[parts[0].tensor]
             shares = None if owner == name else owner
-            lines.append(Scored(name, first.group, statistics.median(scores), first.parameter, numel, shares))
+            lines.append(Module(name, first.group, statistics.median(scores), first.parameter, numel, shares))
     return lines
 
 
@@ -108,8 +108,8 @@ def _owners(records: Iterable[Record]) -> dict[str, str]:
     """What results call the module that each tensor is stored for; where that is not among them, the first."""
     owners: dict[str, str] = {}
     for record in records:
-        if record.tensor not in owners or module_path(stored_parameter(record.tensor)) == record.module:
-            owners[record.tensor] = record.bank or record.module
+        if record.tensor not in owners or module_of(stored_parameter(record.tensor)) == record.module:
+            owners[record.tensor] = record.result_name
     return owners
 
 
@@ -118,10 +118,10 @@ def in_order(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
 
 
-def parameter_of(line: Scored) -> str:
+def parameter_of(line: Module) -> str:
     """The name of a line's parameter: the record's, or else the likely one, a bank's own name or `module`.weight."""
-    bank = "experts" in line.module.split(".")[:-1] and not is_single_expert(f"{line.module}.")
-    return line.parameter or (line.module if bank else f"{line.module}.weight")
+    bank = "experts" in line.name.split(".")[:-1] and not is_single_expert(f"{line.name}.")
+    return line.parameter or (line.name if bank else f"{line.name}.weight")
 
 
 def read_scored(path: Path) -> Result:
@@ -151,45 +151,45 @@ def read_scored(path: Path) -> Result:
     notes = []
     if is_sorted:
         notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
-    known: dict[str, Scored] = {}
+    known: dict[str, Module] = {}
     covered: float | None = None
-    names: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     try:
         if asked_for_record or (path.suffix == ".json" and record.exists()):
-            known, covered, names = _recorded(record, scored)
+            known, covered, parameters = _recorded(record, scored)
     except ResultError as error:
         if asked_for_record:
             raise
         notes.append(f"sizes and names of parameters are not known: {error}")
-    return Result(tuple(known.get(line.module, line) for line in scored), tuple(notes), covered, names)
+    return Result(tuple(known.get(line.name, line) for line in scored), tuple(notes), covered, parameters)
 
 
-def _recorded(path: Path, scored: Sequence[Scored]) -> tuple[dict[str, Scored], float | None, tuple[str, ...]]:
+def _recorded(path: Path, scored: Sequence[Module]) -> tuple[dict[str, Module], float | None, tuple[str, ...]]:
     """What a record has of these lines, the share of the model's weights that was scanned, and all its names."""
     with stored_records(path, spectra=False) as stored:
         records, names, weights = list(stored.records), stored.names, stored.weights
-    lines = {line.module: line for line in lines_of(records)}
+    lines = {line.name: line for line in lines_of(records)}
     if not _are_among(scored, lines):
         raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
     # What has no line, as a bank of which one expert has no score, was scanned all the same.
-    left_out = lines.keys() - {line.module for line in scored}
-    scanned = {r.tensor: r.n * r.m for r in records if (r.bank or r.module) not in left_out}
+    left_out = lines.keys() - {line.name for line in scored}
+    scanned = {r.tensor: r.n * r.m for r in records if (r.result_name) not in left_out}
     return lines, sum(scanned.values()) / weights if weights else None, names
 
 
-def is_record_of(records: Sequence[Record], lines: Iterable[Scored]) -> bool:
+def is_record_of(records: Sequence[Record], lines: Iterable[Module]) -> bool:
     """Whether a record is of a result's scan: it has each of its lines, with that group and that very score.
 
     A record of other scores says nothing of these, whatever modules it has. It may have more than the result.
     """
-    return _are_among(lines, {line.module: line for line in lines_of(records)})
+    return _are_among(lines, {line.name: line for line in lines_of(records)})
 
 
-def _are_among(lines: Iterable[Scored], known: Mapping[str, Scored]) -> bool:
-    return all((same := known.get(line.module)) is not None and same[:3] == line[:3] for line in lines)
+def _are_among(lines: Iterable[Module], known: Mapping[str, Module]) -> bool:
+    return all((same := known.get(line.name)) is not None and same[:3] == line[:3] for line in lines)
 
 
-def read_results(path: Path) -> list[Scored]:
+def read_results(path: Path) -> list[Module]:
     """The modules of a result file, ours or one published with Spectrum, in the file's order.
 
     Infinity, which older ones hold where the noise set was empty, is read as such, and ranks first as it
@@ -202,7 +202,7 @@ def read_results(path: Path) -> list[Scored]:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[list[Scored], bool]:
+def _read(path: Path) -> tuple[list[Module], bool]:
     """The lines, and whether they are in the schema of `_sorted.json`."""
     try:
         if path.stat().st_size > MAX_RESULT_NBYTES:
@@ -220,30 +220,30 @@ def _read(path: Path) -> tuple[list[Scored], bool]:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
     for read, is_sorted in ((_from_modules, False), (_from_groups, True)):
         # No file and no terminal takes a half of a pair of UTF-16.
-        if (scored := read(data)) and not any(_SURROGATE.search(f"{line.module}{line.group}") for line in scored):
+        if (scored := read(data)) and not any(_SURROGATE.search(f"{line.name}{line.group}") for line in scored):
             return scored, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 
-def _from_modules(data: Any) -> list[Scored] | None:
+def _from_modules(data: Any) -> list[Module] | None:
     if not isinstance(data, dict):
         return None
     scored = []
     for module, entry in data.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not _is_number(entry.get("snr")):
             return None
-        scored.append(Scored(module, entry["type"], _ranked(entry["snr"])))
+        scored.append(Module(module, entry["type"], _ranked(entry["snr"])))
     return scored
 
 
-def _from_groups(data: Any) -> list[Scored] | None:
+def _from_groups(data: Any) -> list[Module] | None:
     if not isinstance(data, dict):
         return None
     scored = []
     for group, modules in data.items():
         if not isinstance(modules, dict) or not all(_is_number(snr) for snr in modules.values()):
             return None
-        scored += [Scored(module, group, _ranked(snr)) for module, snr in modules.items()]
+        scored += [Module(module, group, _ranked(snr)) for module, snr in modules.items()]
     return scored
 
 

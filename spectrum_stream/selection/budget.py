@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..errors import ResultError, UsageError
-from ..results.result import Result, Scored
+from ..results.result import Module, Result
 from .select import Rule, Selection, choose, result_of
 
 # A percentage is raised in steps of a hundredth.
@@ -87,12 +87,12 @@ def needs(selection: Selection, *, by_patterns: bool = False) -> Needs | None:
         by_patterns: as Axolotl trains it, see `Selection.trained_by_patterns`.
     """
     trained = selection.trained_by_patterns if by_patterns else selection.trained
-    trainable, total = _numel(trained), _numel(selection.lines)
+    trainable, total = _numel(trained), _numel(selection.result.modules)
     return None if trainable is None or total is None else Needs(trainable, total)
 
 
 def fit(
-    result: str | Path | Result | Iterable[Scored],
+    result: str | Path | Result | Iterable[Module],
     rule: Rule,
     *,
     max_numel: int | None = None,
@@ -119,8 +119,8 @@ def fit(
     def selection(step: int) -> Selection:
         return choose(read, replace(rule, percent=step * 100 / _STEPS))
 
-    lines = {line.module for line in read.lines}
-    if unseen := [m for m in selection(_STEPS).always if m not in lines and f"{m}.weight" in read.names]:
+    lines = {line.name for line in read.modules}
+    if unseen := [m for m in selection(_STEPS).always if m not in lines and f"{m}.weight" in read.parameters]:
         raise ResultError(
             f"{unseen[0]} is always trained, and this result does not have its size",
             reason="partial",
@@ -137,9 +137,9 @@ def fit(
 
     step = _last(fits, _STEPS)
     best = selection(step) if step else None
-    if best is None or not best.modules:
+    if best is None or not best.chosen_names:
         # The least that has a module; where every group is at 0 percent, there is none.
-        need = _known(selection(min(_STEPS, _last(lambda step: not selection(step).modules, _STEPS) + 1)))
+        need = _known(selection(min(_STEPS, _last(lambda step: not selection(step).chosen_names, _STEPS) + 1)))
         raise UsageError(
             f"the budget is too small: the first module to choose makes {need.trainable} weights to train, "
             f"{need.nbytes(recipe):.4g} bytes by {recipe}",
@@ -169,7 +169,7 @@ def _last(holds: Callable[[int], bool], end: int) -> int:
     return low
 
 
-def _numel(lines: Iterable[Scored]) -> int | None:
+def _numel(lines: Iterable[Module]) -> int | None:
     owners: dict[str, int | None] = {line.owner: line.numel for line in lines}
     sizes = [numel for numel in owners.values() if numel is not None]
     return sum(sizes) if len(sizes) == len(owners) else None

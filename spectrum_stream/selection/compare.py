@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UsageError
-from ..results.result import Scored
+from ..results.result import Module
 from .select import Selection, select
 
 
@@ -72,7 +72,7 @@ def overlap(groups: Iterable[GroupComparison]) -> float | None:
 
 
 def compare(
-    a: Sequence[Scored], b: Sequence[Scored], top_percent: float, top_percent_b: float | None = None
+    a: Sequence[Module], b: Sequence[Module], top_percent: float, top_percent_b: float | None = None
 ) -> Comparison:
     """Compare two results, module by module, by name.
 
@@ -83,7 +83,7 @@ def compare(
     Raises:
         UsageError: bad_percent; nothing_in_common, they have no module in common.
     """
-    if {line.module for line in a}.isdisjoint(line.module for line in b):
+    if {line.name for line in a}.isdisjoint(line.name for line in b):
         raise UsageError(
             "the two results have no module in common",
             reason="nothing_in_common",
@@ -91,12 +91,12 @@ def compare(
         )
     chosen_a = select(a, top_percent)
     chosen_b = select(b, top_percent if top_percent_b is None else top_percent_b)
-    in_a, in_b = ({line.module: line.snr for line in lines} for lines in (a, b))
+    in_a, in_b = ({line.name: line.snr for line in lines} for lines in (a, b))
     names: dict[str, list[str]] = {line.group: [] for line in (*a, *b)}
     for line in a:
-        if line.module in in_b:
-            names[line.group].append(line.module)
-    everywhere = frozenset(chosen_a.modules), frozenset(chosen_b.modules)
+        if line.name in in_b:
+            names[line.group].append(line.name)
+    everywhere = frozenset(chosen_a.chosen_names), frozenset(chosen_b.chosen_names)
     return Comparison(
         {
             group: _group(group, modules, in_a, in_b, chosen_a, chosen_b, everywhere)

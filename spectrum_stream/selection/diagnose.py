@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record
-from ..results.result import Scored
+from ..results.result import Module
 from .select import Selection, rank
 
 
 @dataclass(frozen=True, slots=True)
-class Doubts:
+class Diagnostics:
     """Numbers of a group's modules; a bank of experts is one.
 
     Attributes:
@@ -32,8 +32,8 @@ class Doubts:
 
 
 def diagnose(
-    scored: Iterable[Scored], selection: Selection | None, records: Sequence[Record]
-) -> Mapping[str, Doubts]:
+    scored: Iterable[Module], selection: Selection | None, records: Sequence[Record]
+) -> Mapping[str, Diagnostics]:
     """The doubts of every group of a result.
 
     Args:
@@ -43,14 +43,14 @@ def diagnose(
     """
     members: dict[str, list[Record]] = {}
     for record in records:
-        members.setdefault(record.bank or record.module, []).append(record)
-    chosen = set(selection.modules) if selection else set()
+        members.setdefault(record.result_name, []).append(record)
+    chosen = set(selection.chosen_names) if selection else set()
     tied = selection.tied if selection else {}
     doubts = {}
     for name, group in rank(scored).items():
-        degenerate = {line.module for line in group if _is_degenerate(members.get(line.module, []))}
-        inexact = [line for line in group if any(map(_is_inexact, members.get(line.module, [])))]
-        doubts[name] = Doubts(
+        degenerate = {line.name for line in group if _is_degenerate(members.get(line.name, []))}
+        inexact = [line for line in group if any(map(_is_inexact, members.get(line.name, [])))]
+        doubts[name] = Diagnostics(
             len(degenerate) if members else None,
             len(degenerate & chosen),
             tied.get(name, 0),

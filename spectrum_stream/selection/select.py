@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..model.names import is_embedding, is_head, is_norm, pick_groups, pool_of
-from ..results.result import Result, Scored, read_scored
+from ..results.result import Module, Result, read_scored
 from ..streaming.plan import check_percent
 
 # Spectrum always trains these two, whatever the model calls them and whether or not it has them.
@@ -28,7 +28,7 @@ class Rule:
 
     Attributes:
         percent: of the modules of each group, in (0, 100].
-        modules: groups to choose from, by exact name or glob; None for all.
+        groups: to choose from, by exact name or glob; None for all.
         percents: of single groups instead, by exact name or glob, in [0, 100]. An exact name counts before a glob,
             and a glob before later ones.
         rounding: of the number of modules.
@@ -39,7 +39,7 @@ class Rule:
     """
 
     percent: float
-    modules: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
     percents: Mapping[str, float] = field(default_factory=dict)
     rounding: Rounding = Rounding.FLOOR
     min_per_group: int = 0
@@ -51,7 +51,7 @@ class Rule:
     @property
     def is_spectrums(self) -> bool:
         """Whether Spectrum could have been asked for it."""
-        return self == Rule(self.percent, self.modules)
+        return self == Rule(self.percent, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,15 @@ class Selection:
         rule: by which.
         ranked: every group's modules, best first; ties in the model's order.
         chosen: the modules chosen, first choice first, by group; a group of few can have none.
-        lines: all of the result, of other groups as well.
         always: modules that are trained whatever was chosen, where the model has them.
-        notes: what is odd about the result, a sentence each.
-        names: of the model's parameters, as `Result` has them.
+        result: what was chosen from, with the modules of other groups as well.
     """
 
     rule: Rule
-    ranked: Mapping[str, tuple[Scored, ...]]
+    ranked: Mapping[str, tuple[Module, ...]]
     chosen: Mapping[str, tuple[str, ...]]
-    lines: tuple[Scored, ...]
     always: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    result: Result
 
     @property
     def top_percent(self) -> float:
@@ -95,57 +91,57 @@ class Selection:
         }
 
     @property
-    def modules(self) -> tuple[str, ...]:
+    def chosen_names(self) -> tuple[str, ...]:
         return tuple(module for group in self.chosen.values() for module in group)
 
     @property
-    def trained(self) -> tuple[Scored, ...]:
+    def trained(self) -> tuple[Module, ...]:
         """The lines of the parameters that are trained, those of `always` first; each parameter once."""
-        return self._lines_of((*self.always, *self.modules))
+        return self._lines_of((*self.always, *self.chosen_names))
 
     @property
-    def trained_by_patterns(self) -> tuple[Scored, ...]:
+    def trained_by_patterns(self) -> tuple[Module, ...]:
         """The same where Spectrum's two patterns are all that is said of head and embedding, as in Axolotl: they find
         no head that is an embedding of another name."""
-        shares = {line.module: line.shares for line in self.lines}
+        shares = {line.name: line.shares for line in self.result.modules}
         found = [module for module in self.always if shares.get(module) is None or shares[module] in self.always]
-        return self._lines_of((*found, *self.modules))
+        return self._lines_of((*found, *self.chosen_names))
 
-    def _lines_of(self, modules: Iterable[str]) -> tuple[Scored, ...]:
-        lines = {line.module: line for line in self.lines}
+    def _lines_of(self, modules: Iterable[str]) -> tuple[Module, ...]:
+        lines = {line.name: line for line in self.result.modules}
         chosen = [lines[module] for module in modules if module in lines]
         # The owner itself can be missing from a result that has some groups only.
         return tuple({line.owner: lines.get(line.owner, line) for line in chosen}.values())
 
 
-def rank(scored: Iterable[Scored]) -> dict[str, tuple[Scored, ...]]:
+def rank(scored: Iterable[Module]) -> dict[str, tuple[Module, ...]]:
     """Each group's modules by score, best first; equal ones keep their order, groups the order they came in."""
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, list[Module]] = {}
     for line in scored:
         groups.setdefault(line.group, []).append(line)
     return {name: tuple(sorted(group, key=lambda line: line.snr, reverse=True)) for name, group in groups.items()}
 
 
 def select(
-    result: str | Path | Result | Iterable[Scored],
+    result: str | Path | Result | Iterable[Module],
     top_percent: float,
     *,
-    modules: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Selection:
     """Choose the top `top_percent` of every group, rounded down: a group of one is chosen at 100 only.
 
     Args:
         result: a result file, ours or Spectrum's, or the lines of one (`ScanResult.scored`).
-        modules: groups to choose from, by exact name or glob; None for all.
+        groups: to choose from, by exact name or glob; None for all.
 
     Raises:
         UsageError: bad_percent, no_such_group.
         ResultError: the file cannot be read.
     """
-    return choose(result, Rule(top_percent, None if modules is None else tuple(modules)))
+    return choose(result, Rule(top_percent, None if groups is None else tuple(groups)))
 
 
-def choose(result: str | Path | Result | Iterable[Scored], rule: Rule) -> Selection:
+def choose(result: str | Path | Result | Iterable[Module], rule: Rule) -> Selection:
     """Choose by a rule.
 
     Raises:
@@ -155,32 +151,30 @@ def choose(result: str | Path | Result | Iterable[Scored], rule: Rule) -> Select
     """
     _check(rule)
     read = result_of(result)
-    lines = read.lines
-    excluded = {line.owner for line in lines if _is_excluded(line.module, rule)}
+    lines = read.modules
+    excluded = {line.owner for line in lines if _is_excluded(line.name, rule)}
     excluded_always = {module for module in ALWAYS if _is_excluded(module, rule)}
     ranked = rank(line for line in lines if line.owner not in excluded)
-    if modules := rule.modules:
-        wanted = pick_groups((line.group for line in lines), modules)
+    if rule.groups:
+        wanted = pick_groups((line.group for line in lines), rule.groups)
         ranked = {name: group for name, group in ranked.items() if name in wanted}
     if not ranked:
         raise UsageError("the options leave no module to choose from", reason="nothing_left")
     percents = _percents(rule, ranked)
-    owners = {line.module: line.owner for line in lines}
+    owners = {line.name: line.owner for line in lines}
     return Selection(
         rule,
         ranked,
         {
-            name: tuple(line.module for line in _first(_in_order_of_choice(group, rule), percents[name], rule))
+            name: tuple(line.name for line in _first(_in_order_of_choice(group, rule), percents[name], rule))
             for name, group in ranked.items()
         },
-        lines,
         tuple(m for m in ALWAYS if m not in excluded_always and owners.get(m, m) not in excluded),
-        read.notes,
-        read.names,
+        read,
     )
 
 
-def result_of(result: str | Path | Result | Iterable[Scored]) -> Result:
+def result_of(result: str | Path | Result | Iterable[Module]) -> Result:
     """A result, from its file or its lines.
 
     Raises:
@@ -220,11 +214,11 @@ def _percents(rule: Rule, groups: Iterable[str]) -> dict[str, float]:
     return percents
 
 
-def _first(group: Sequence[Scored], percent: float, rule: Rule) -> list[Scored]:
+def _first(group: Sequence[Module], percent: float, rule: Rule) -> list[Module]:
     """The lines that are chosen; experts that are ranked as one count as one."""
-    units: dict[str, list[Scored]] = {}
+    units: dict[str, list[Module]] = {}
     for line in group:
-        units.setdefault(pool_of(line.module, line.group) or line.module, []).append(line)
+        units.setdefault(pool_of(line.name, line.group) or line.name, []).append(line)
     count = _count(len(units), percent, rule)
     return [line for unit in list(units.values())[:count] for line in unit]
 
@@ -238,9 +232,9 @@ def _count(size: int, percent: float, rule: Rule) -> int:
     return min(size, max(count, rule.min_per_group))
 
 
-def _in_order_of_choice(ranked: Sequence[Scored], rule: Rule) -> Sequence[Scored]:
+def _in_order_of_choice(ranked: Sequence[Module], rule: Rule) -> Sequence[Module]:
     if not rule.bottom:
         return ranked
-    order = {line.module: i for i, line in enumerate(ranked)}
+    order = {line.name: i for i, line in enumerate(ranked)}
     # Equal ones keep the model's order, as they do at the top. NaN is read as -inf and means nothing.
-    return sorted(ranked, key=lambda line: (line.snr == -math.inf, line.snr, order[line.module]))
+    return sorted(ranked, key=lambda line: (line.snr == -math.inf, line.snr, order[line.name]))

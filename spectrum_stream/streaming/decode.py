@@ -107,7 +107,7 @@ class ShardReader:
 def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     """Memory for a matrix as it is stored, of `stored_shape`, and its bytes to be filled.
 
-    It is aligned as it would be in a memory map of its shard, so that the two ways give the same bits.
+    It is aligned as it would be in a memory map of its shard, so that both give the same bits.
     """
     dtype = DTYPES[matrix.dtype]
     # A tensor at an odd offset, which the format allows, is not aligned.
@@ -119,7 +119,7 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
         raise ComputeError(
             f"{matrix.tensor}, {matrix.nbytes} bytes, does not fit into memory",
             reason="too_little_memory",
-            hint="--fetch shard needs none for it",
+            hint="--fetch download needs none for it",
         ) from error
     stored = torch.frombuffer(memory, dtype=torch.uint8, offset=offset)
     return stored.view(dtype).reshape(matrix.stored_shape), memoryview(memory)[offset:]

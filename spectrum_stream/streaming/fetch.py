@@ -30,20 +30,11 @@ SHARDS_ON_DISK = 2
 
 
 class Fetch(StrEnum):
-    """What a user asks for."""
+    """How shards of a repo are fetched. A shard that is on this machine is mapped where it lies, and has none."""
 
     AUTO = "auto"
     RANGE = "range"
-    SHARD = "shard"
-    CACHE = "cache"
-
-
-class Way(StrEnum):
-    """How one shard is read."""
-
-    MAPPED = "mapped"
-    RANGE = "range"
-    SHARD = "shard"
+    DOWNLOAD = "download"
     CACHE = "cache"
 
 
@@ -91,13 +82,13 @@ def requests(extents: Sequence[Extent]) -> list[Extent]:
     ]
 
 
-def choose_ways(
+def choose_fetches(
     shards: Sequence[Shard],
     wanted: Mapping[str, Sequence[Extent]],
     fetch: Fetch,
     free_nbytes: int,
     max_disk_nbytes: int | None,
-) -> Mapping[str, Way]:
+) -> Mapping[str, Fetch | None]:
     """The way of each shard that has anything wanted in it.
 
     Args:
@@ -109,25 +100,25 @@ def choose_ways(
         UsageError: too_little_disk, with the number that would do.
     """
     room = free_nbytes if max_disk_nbytes is None else min(free_nbytes, max_disk_nbytes)
-    ways: dict[str, Way] = {}
+    fetches: dict[str, Fetch | None] = {}
     for shard in shards:
         if not wanted.get(shard.name):
             continue
         if isinstance(shard, LocalShard):
-            ways[shard.name] = Way.MAPPED
+            fetches[shard.name] = None
             continue
         can_range = shard.is_ranged
         share = sum(stop - start for start, stop in set(wanted[shard.name])) / shard.nbytes
         if fetch is Fetch.CACHE:
-            ways[shard.name] = Way.CACHE
+            fetches[shard.name] = Fetch.CACHE
         elif can_range and (
             fetch is Fetch.RANGE or (fetch is Fetch.AUTO and (share <= _SHARD_SHARE or shard.nbytes > room))
         ):
-            ways[shard.name] = Way.RANGE
+            fetches[shard.name] = Fetch.RANGE
         else:
-            ways[shard.name] = Way.SHARD
-    downloads = [s.nbytes for s in shards if ways.get(s.name) is Way.SHARD]
-    kept = sum(s.nbytes for s in shards if ways.get(s.name) is Way.CACHE)
+            fetches[shard.name] = Fetch.DOWNLOAD
+    downloads = [s.nbytes for s in shards if fetches.get(s.name) is Fetch.DOWNLOAD]
+    kept = sum(s.nbytes for s in shards if fetches.get(s.name) is Fetch.CACHE)
     if max(max(downloads, default=0), kept) > room:
         enough = max(max(downloads, default=0), kept)
         can_range = all(s.is_ranged for s in shards if not isinstance(s, LocalShard))
@@ -139,12 +130,12 @@ def choose_ways(
             if all(s.is_ranged for s in shards if not isinstance(s, LocalShard))
             else None,
         )
-    return ways
+    return fetches
 
 
 def transfers(
     shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], max_disk_nbytes: int | None = None
-) -> Mapping[Way, Transfer]:
+) -> Mapping[Fetch, Transfer]:
     """What each way would take for the shards that are not on this machine; empty where all are."""
     remote = [s for s in shards if wanted.get(s.name) and not isinstance(s, LocalShard)]
     if not remote:
@@ -156,22 +147,24 @@ def transfers(
     if max_disk_nbytes is not None:
         at_once = min(at_once, max_disk_nbytes)
     by_way = {
-        Way.SHARD: Transfer(whole, len(remote), at_once),
-        Way.CACHE: Transfer(whole, len(remote), whole),
+        Fetch.DOWNLOAD: Transfer(whole, len(remote), at_once),
+        Fetch.CACHE: Transfer(whole, len(remote), whole),
     }
     if all(s.is_ranged for s in remote):
-        by_way = {Way.RANGE: Transfer(sum(stop - start for start, stop in ranges), len(ranges), 0), **by_way}
+        by_way = {Fetch.RANGE: Transfer(sum(stop - start for start, stop in ranges), len(ranges), 0), **by_way}
     return by_way
 
 
-def fetched_nbytes(shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], ways: Mapping[str, Way]) -> int:
+def fetched_nbytes(
+    shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], fetches: Mapping[str, Fetch | None]
+) -> int:
     """Bytes that come over the network when each shard is read in its way."""
     total = 0
     for shard in shards:
-        way, extents = ways.get(shard.name, Way.MAPPED), wanted.get(shard.name, ())
-        if way is Way.RANGE:
+        way, extents = fetches.get(shard.name, None), wanted.get(shard.name, ())
+        if way is Fetch.RANGE:
             total += sum(stop - start for start, stop in requests(extents))
-        elif way is not Way.MAPPED and extents:
+        elif way is not None and extents:
             total += shard.nbytes
     return total
 

@@ -22,7 +22,7 @@ from ..model.parameters import Target
 from ..numerics import costs
 from ..numerics.precision import Precision
 from . import fetch as fetching
-from .fetch import Extent, Fetch, Transfer, Way
+from .fetch import Extent, Fetch, Transfer
 
 RESULTS_FOLDER = "model_snr_results"
 
@@ -75,7 +75,7 @@ class Plan:
         weights: how many the matrices of the checkpoint have, asked for or not; what two share counts once.
         skipped: every other tensor, with the reason.
         fetch: how a repo's shards are to be read, as asked for.
-        ways: how each shard is read, by name; shards with nothing to score are left out.
+        fetches: how each shard is read, by name; shards with nothing to score are left out.
         top_percent: the selection to write, None for none.
         precision: of the singular values.
         workers: how many small matrices are computed at once on a CPU.
@@ -93,7 +93,7 @@ class Plan:
     weights: int
     skipped: tuple[Skipped, ...]
     fetch: Fetch
-    ways: Mapping[str, Way]
+    fetches: Mapping[str, Fetch | None]
     top_percent: float | None
     precision: Precision
     workers: int
@@ -139,7 +139,7 @@ class Plan:
     @property
     def buffers_nbytes(self) -> int:
         """The part of the peak that is read or fetched ahead: matrices by range, and scales."""
-        return _buffers_nbytes(self.matrices, self.ways)
+        return _buffers_nbytes(self.matrices, self.fetches)
 
     @property
     def room_nbytes(self) -> int:
@@ -147,24 +147,24 @@ class Plan:
         free = _free_nbytes(self.outputs.folder)
         return free if self.max_disk_nbytes is None else min(free, self.max_disk_nbytes)
 
-    def ways_for(self, todo: Sequence[Matrix]) -> Mapping[str, Way]:
+    def fetches_for(self, todo: Sequence[Matrix]) -> Mapping[str, Fetch | None]:
         """How each shard is read when only some of the matrices are left to be scored.
 
         Raises:
             UsageError: too_little_disk.
         """
-        # Under a limit of memory the plan has promised what its ways take.
+        # Under a limit of memory the plan has promised what its fetches take.
         if self.max_nbytes is not None:
-            return self.ways
+            return self.fetches
         free = _free_nbytes(self.outputs.folder)
-        return fetching.choose_ways(self.source.shards, _extents(todo), self.fetch, free, self.max_disk_nbytes)
+        return fetching.choose_fetches(self.source.shards, _extents(todo), self.fetch, free, self.max_disk_nbytes)
 
     def fetched_nbytes(self, todo: Sequence[Matrix]) -> int:
         """What comes over the network for some of the matrices, headers left out."""
-        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.ways_for(todo))
+        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.fetches_for(todo))
 
     @property
-    def transfers(self) -> Mapping[Way, Transfer]:
+    def transfers(self) -> Mapping[Fetch, Transfer]:
         """What each way would take to fetch what is not on this machine; empty where everything is."""
         return fetching.transfers(self.source.shards, _extents(self.matrices), self.max_disk_nbytes)
 
@@ -199,7 +199,7 @@ class Plan:
             "commit": self.source.commit,
             "target": self.target,
             "shards": len(self.source.shards),
-            "ways": {way: list(self.ways.values()).count(way) for way in Way if way in self.ways.values()},
+            "fetches": {way: list(self.fetches.values()).count(way) for way in Fetch if way in self.fetches.values()},
             "fetch_nbytes": self.fetched_nbytes(self.matrices),
             "transfers": {way: asdict(transfer) for way, transfer in self.transfers.items()},
             "matrices": len(self.matrices),
@@ -238,7 +238,7 @@ def plan(
     model: str,
     *,
     top_percent: float | None = None,
-    modules: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
     name: str | None = None,
     out: str | Path = RESULTS_FOLDER,
     max_nbytes: int | None = None,
@@ -255,13 +255,13 @@ def plan(
         model: a folder of safetensors shards, one safetensors file, or a repo of the Hugging Face Hub: `org/name`,
             with `@revision` or without, `hf://…`, or the address of its page. A path that exists wins.
         top_percent: the share of each group to select, in (0, 100].
-        modules: groups to score, by exact name or glob (`mlp.*`); None for all.
+        groups: to score, by exact name or glob (`mlp.*`); None for all.
         name: what to call the model in file names instead of `model` as typed.
         out: the results folder.
         max_nbytes: a limit on the process's own memory on a CPU, mapped files not counted; fewer matrices are
             computed at once to keep it.
         precision: "fp32", "fp64" or "svd" for every matrix; "auto" for the first that is exact enough for each.
-        fetch: how a repo's shards are read: "range", "shard", "cache", or "auto" for what suits each.
+        fetch: how a repo's shards are read: "range", "download", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
         target: whose names: "checkpoint", "transformers-v5", "transformers-v4", or "auto" for the one installed.
         names: of all parameters in a trainer, which then decide instead of `target`.
@@ -301,8 +301,8 @@ def plan(
     members: dict[str, set[str]] = {}
     for matrix in matrices:
         members.setdefault(matrix.group, set()).add(matrix.module)
-    if modules is not None:
-        chosen = pick_groups((w.group for w in matrices), modules)
+    if groups is not None:
+        chosen = pick_groups((w.group for w in matrices), groups)
         skipped += [
             Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_CHOSEN)
             for w in matrices
@@ -312,7 +312,7 @@ def plan(
         skipped = [
             replace(s, why=NoScore.NOT_CHOSEN)
             # One that nobody knows the name of may have been asked for.
-            if s.why.is_failure and (name := named.name_of(s)) and not s.is_among(chosen, modules, name)
+            if s.why.is_failure and (name := named.name_of(s)) and not s.is_among(chosen, groups, name)
             else s
             for s in skipped
         ]
@@ -323,10 +323,10 @@ def plan(
             + (", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"),
             reason="nothing_to_score",
         )
-    ways = fetching.choose_ways(
+    fetches = fetching.choose_fetches(
         checkpoint.source.shards, _extents(matrices), Fetch(fetch), _free_nbytes(outputs.folder), max_disk_nbytes
     )
-    if fetch == Fetch.RANGE and Way.SHARD in ways.values():
+    if fetch == Fetch.RANGE and Fetch.DOWNLOAD in fetches.values():
         warnings.append("the server sends whole files only, so shards are downloaded one after another")
     return Plan(
         checkpoint.source,
@@ -338,10 +338,10 @@ def plan(
         weights,
         tuple(skipped),
         Fetch(fetch),
-        ways,
+        fetches,
         top_percent,
         precision,
-        _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, ways)),
+        _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, fetches)),
         max_nbytes,
         max_disk_nbytes,
         tuple(warnings),
@@ -356,10 +356,10 @@ def _extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
     return extents
 
 
-def _buffers_nbytes(matrices: Sequence[Matrix], ways: Mapping[str, Way]) -> int:
+def _buffers_nbytes(matrices: Sequence[Matrix], fetches: Mapping[str, Fetch | None]) -> int:
     parts = costs.PARTS_AHEAD_NBYTES if any(w.quantization for w in matrices) else 0
     return parts + fetching.ahead_nbytes(
-        [e for shard, extents in _extents(matrices).items() if ways[shard] is Way.RANGE for e in extents]
+        [e for shard, extents in _extents(matrices).items() if fetches[shard] is Fetch.RANGE for e in extents]
     )
 
 
@@ -389,7 +389,7 @@ def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: Prec
     raise UsageError(
         f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
         reason="too_little_memory",
-        hint=f"--max-memory {-(-enough // 1_000_000)}MB" + (", or --fetch shard" if buffers_nbytes else ""),
+        hint=f"--max-memory {-(-enough // 1_000_000)}MB" + (", or --fetch download" if buffers_nbytes else ""),
     )
 
 

@@ -26,7 +26,7 @@ from ..model.matrix import Matrix
 from ..numerics import costs
 from ..numerics.dequantize import Packed
 from .decode import PartReader, ShardReader, empty_matrix
-from .fetch import AHEAD_NBYTES, SHARDS_ON_DISK, Way, requests
+from .fetch import AHEAD_NBYTES, SHARDS_ON_DISK, Fetch, requests
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Feed:
     Args:
         shards: by name.
         matrices: in the order of shards and of the bytes in them, no tensor twice.
-        ways: how each shard is read, by name.
+        fetches: how each shard is read, by name.
         folder: for shards that are downloaded and deleted; made when it is needed, removed at the end.
         traffic: counted up as it happens.
         max_disk_nbytes: how much such shards may take.
@@ -81,7 +81,7 @@ class Feed:
         self,
         shards: Mapping[str, Shard],
         matrices: Sequence[Matrix],
-        ways: Mapping[str, Way],
+        fetches: Mapping[str, Fetch | None],
         folder: Path,
         traffic: Traffic,
         *,
@@ -91,7 +91,7 @@ class Feed:
     ) -> None:
         self._shards = shards
         self._matrices = matrices
-        self._ways = ways
+        self._ways = fetches
         self._folder = folder
         self._ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
         self._mapped = _Budget(mapped_ahead_nbytes)
@@ -139,7 +139,7 @@ class Feed:
                 return
             if isinstance(item, BaseException):
                 raise item
-            if self._ways[item[0].shard] is Way.MAPPED:
+            if self._ways[item[0].shard] is None:
                 self._mapped.give(item[0].nbytes)
             yield item
             # Or it would be kept alive while the next one is awaited.
@@ -162,7 +162,7 @@ class Feed:
                 if isinstance(shard, LocalShard):
                     self._map(shard, matrices)
                     continue
-                if way is Way.RANGE:
+                if way is Fetch.RANGE:
                     matrices = self._fetch(shard, matrices)
                     if matrices and self._disk.is_over(shard.nbytes):
                         raise SourceError(
@@ -172,8 +172,8 @@ class Feed:
                         )
                     if matrices:
                         _log.warning("%s: the server sends whole files only now: it is downloaded", shard.where)
-                        way = Way.SHARD
-                if matrices and way is Way.CACHE:
+                        way = Fetch.DOWNLOAD
+                if matrices and way is Fetch.CACHE:
                     self._map(self._download(shard, None), matrices)
                 elif matrices:
                     self._pass_through_disk(shard, matrices)
@@ -192,7 +192,7 @@ class Feed:
         # A tensor keeps the map that it is a view of.
         with ShardReader(shard) as reader:
             for matrix in matrices:
-                if self._ways[matrix.shard] is Way.MAPPED:
+                if self._ways[matrix.shard] is None:
                     self._mapped.take(matrix.nbytes)
                 elif self._halt.is_set():
                     raise _Closed

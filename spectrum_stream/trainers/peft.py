@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from ..errors import ResultError
-from ..model.names import group_of, is_embedding, is_expert_bank, is_head, is_norm
+from ..model.names import group_of, is_embedding, is_fused_experts, is_head, is_norm
 from ..selection.select import Selection
 from .targets import Target, inexact, targets_of
 
@@ -60,7 +60,7 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
             raise inexact(f"{target.parameter} would adapt {others[0]} as well", "leave it out with --modules")
     banks = [target.parameter for target in targets.chosen if target.is_bare]
     modules = [_module(target) for target in targets.chosen if not target.is_bare]
-    is_mixture = any(is_expert_bank(name) and not name.endswith(".weight") for name in (*targets.known, *banks))
+    is_mixture = any(is_fused_experts(name) and not name.endswith(".weight") for name in (*targets.known, *banks))
     if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
         raise ResultError(
             f"PEFT adapts no router, and takes modules called so for experts: {taken[0]}",

@@ -19,7 +19,7 @@ def render(selection: Selection, parameters: Collection[str] | None = None) -> s
         ResultError: no_such_parameter.
     """
     targets = targets_of(selection, parameters)
-    sizes, need = {line.module: line.numel for line in selection.lines}, needs(selection)
+    sizes, need = {line.name: line.numel for line in selection.result.modules}, needs(selection)
     data = {
         "schema_version": 1,
         "percent": selection.rule.percent,

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..errors import ResultError
-from ..results.result import Scored, parameter_of
+from ..results.result import Module, parameter_of
 from ..selection.select import Selection
 from .patterns import starting_with
 
@@ -73,7 +73,7 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
             train, which many trainers take for everything.
     """
     known = None if names is None else frozenset(names)
-    lines = {line.module: line for line in selection.lines}
+    lines = {line.name: line for line in selection.result.modules}
     chosen = []
     for group, modules in selection.chosen.items():
         for module in modules:
@@ -90,27 +90,33 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
             chosen.append(Target(module, group, line.snr, parameter, certain, tied))
     always = []
     for module in selection.always:
-        line = lines.get(module, Scored(module, module, 0.0))
+        line = lines.get(module, Module(module, module, 0.0))
         parameter = _parameter(line, lines, known)
         if parameter is not None:
             always.append(parameter)
     if not chosen and not always:
         raise ResultError("there is nothing to train", reason="nothing_chosen", hint="choose a larger share")
-    alone = (line for line in selection.lines if line.owner == line.module or line.owner not in lines)
+    alone = (line for line in selection.result.modules if line.owner == line.name or line.owner not in lines)
     return Targets(
         tuple(chosen),
         tuple(dict.fromkeys(always)),
-        tuple(sorted(known if known is not None else {*selection.names, *(parameter_of(line) for line in alone)})),
+        tuple(
+            sorted(
+                known
+                if known is not None
+                else {*selection.result.parameters, *(parameter_of(line) for line in alone)}
+            )
+        ),
         known is not None,
     )
 
 
-def _parameter(line: Scored, lines: dict[str, Scored], known: frozenset[str] | None) -> str | None:
+def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> str | None:
     owner = lines.get(line.owner, line)
     if known is None:
         return parameter_of(owner)
     # A list of names can have a tied parameter under one name or under both.
-    likely = [line.parameter] if line.parameter else [f"{line.module}.weight", line.module]
+    likely = [line.parameter] if line.parameter else [f"{line.name}.weight", line.name]
     others = [] if owner is line else [parameter_of(owner)]
     return next((name for name in (*likely, *others) if name in known), None)
 

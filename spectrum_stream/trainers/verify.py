@@ -19,7 +19,7 @@ from ..checkpoint.tensors import read_checkpoint
 from ..errors import ResultError, UsageError
 from ..model import parameters as runtime
 from ..model import transformers_names
-from ..model.names import is_expert_bank, is_head
+from ..model.names import is_fused_experts, is_head
 from ..model.parameters import Target
 from ..model.quantization import is_companion, parameter_of
 from ..results.result import parameter_of as parameter_of_line
@@ -297,25 +297,25 @@ def _of_result(path: Path, parameters: Parameters) -> list[Finding] | None:
             return None
         raise
     findings = []
-    for line in result.lines:
+    for line in result.modules:
         name = parameter_of_line(line)
         if (
             name in parameters.tied
             or line.shares is not None
-            or (is_head(line.module) and name not in parameters.shapes)
+            or (is_head(line.name) and name not in parameters.shapes)
         ):
             other = parameters.tied.get(name) or line.shares or "the embedding"
-            findings.append(Finding(Mistake.TIED_HEAD, line.module, f"is {other}, and trained with it or not at all"))
-        elif name not in parameters.shapes and line.module not in parameters.shapes:
-            advice = _advice(line.module, parameters.shapes)
-            findings.append(Finding(Mistake.NOT_IN_MODEL, line.module, f"is no parameter of the model{advice}"))
+            findings.append(Finding(Mistake.TIED_HEAD, line.name, f"is {other}, and trained with it or not at all"))
+        elif name not in parameters.shapes and line.name not in parameters.shapes:
+            advice = _advice(line.name, parameters.shapes)
+            findings.append(Finding(Mistake.NOT_IN_MODEL, line.name, f"is no parameter of the model{advice}"))
     return findings
 
 
 def _of_config(trainer: str, text: str, entries: Sequence[str], parameters: Parameters) -> list[Finding]:
     """What the rest of a config says that does not go with frozen parameters."""
     if trainer == "peft":
-        is_mixture = any(is_expert_bank(name) and not name.endswith(".weight") for name in parameters.shapes)
+        is_mixture = any(is_fused_experts(name) and not name.endswith(".weight") for name in parameters.shapes)
         modules = json.loads(text).get("target_modules")
         if not is_mixture or not isinstance(modules, str) or modules.lower() == peft.ALL_LINEAR:
             return []

@@ -15,7 +15,7 @@ import atheris
 import safetensors
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
-    from spectrum_stream.checkpoint.header import DTYPE_BITS, Fault, header_nbytes, parse_header
+    from spectrum_stream.checkpoint.header import DTYPE_BITS, HeaderFault, header_nbytes, parse_header
     from spectrum_stream.errors import BadHeader
 
 
@@ -26,7 +26,7 @@ def one(data: bytes) -> None:
         nbytes = header_nbytes(file[:8], len(file))
         tensors = parse_header(file[8 : 8 + nbytes], len(file))
     except BadHeader as error:
-        assert error.reason in set(Fault)
+        assert error.reason in set(HeaderFault)
         return
     if all(t.dtype in DTYPE_BITS for t in tensors):
         safetensors.deserialize(file)  # type: ignore[no-untyped-call]

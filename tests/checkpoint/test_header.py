@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spectrum_stream.checkpoint.header import (
     DTYPE_BITS,
     MAX_HEADER_NBYTES,
-    Fault,
+    HeaderFault,
     TensorInfo,
     header_nbytes,
     parse_header,
@@ -47,62 +47,72 @@ ONE = f32(0, 4, 1)
 WORD = b"\0" * 4
 
 REFUSED = [
-    pytest.param(b"", Fault.TOO_SHORT, id="empty file"),
-    pytest.param(b"\0" * 7, Fault.TOO_SHORT, id="seven bytes"),
-    pytest.param(file_of("{}", claim=MAX_HEADER_NBYTES + 1), Fault.TOO_LARGE, id="length over the limit"),
-    pytest.param(b"\xff" * 8 + b"{}", Fault.TOO_LARGE, id="length of 2**64 - 1"),
-    pytest.param(file_of("{}", claim=3), Fault.PAST_END, id="length past the end by one"),
-    pytest.param(file_of(b"\xff\xfe{}"), Fault.NOT_UTF8, id="not UTF-8"),
-    pytest.param(file_of(b'{"\xff":0}'), Fault.NOT_UTF8, id="name not UTF-8"),
-    pytest.param(file_of(""), Fault.NOT_JSON, id="header of no bytes"),
-    pytest.param(file_of("{"), Fault.NOT_JSON, id="cut JSON"),
-    pytest.param(file_of(b"\xef\xbb\xbf{}"), Fault.NOT_JSON, id="byte order mark"),
-    pytest.param(file_of('{"a": NaN}'), Fault.NOT_JSON, id="NaN"),
-    pytest.param(file_of('{"a": 1e999}'), Fault.NOT_JSON, id="number out of range"),
-    pytest.param(file_of("[" * 100_000), Fault.NOT_JSON, id="nested beyond the stack"),
-    pytest.param(file_of('{"a": ' + "9" * 5000 + "}"), Fault.NOT_JSON, id="integer of 5,000 digits"),
+    pytest.param(b"", HeaderFault.TOO_SHORT, id="empty file"),
+    pytest.param(b"\0" * 7, HeaderFault.TOO_SHORT, id="seven bytes"),
+    pytest.param(file_of("{}", claim=MAX_HEADER_NBYTES + 1), HeaderFault.TOO_LARGE, id="length over the limit"),
+    pytest.param(b"\xff" * 8 + b"{}", HeaderFault.TOO_LARGE, id="length of 2**64 - 1"),
+    pytest.param(file_of("{}", claim=3), HeaderFault.PAST_END, id="length past the end by one"),
+    pytest.param(file_of(b"\xff\xfe{}"), HeaderFault.NOT_UTF8, id="not UTF-8"),
+    pytest.param(file_of(b'{"\xff":0}'), HeaderFault.NOT_UTF8, id="name not UTF-8"),
+    pytest.param(file_of(""), HeaderFault.NOT_JSON, id="header of no bytes"),
+    pytest.param(file_of("{"), HeaderFault.NOT_JSON, id="cut JSON"),
+    pytest.param(file_of(b"\xef\xbb\xbf{}"), HeaderFault.NOT_JSON, id="byte order mark"),
+    pytest.param(file_of('{"a": NaN}'), HeaderFault.NOT_JSON, id="NaN"),
+    pytest.param(file_of('{"a": 1e999}'), HeaderFault.NOT_JSON, id="number out of range"),
+    pytest.param(file_of("[" * 100_000), HeaderFault.NOT_JSON, id="nested beyond the stack"),
+    pytest.param(file_of('{"a": ' + "9" * 5000 + "}"), HeaderFault.NOT_JSON, id="integer of 5,000 digits"),
     pytest.param(
-        file_of('{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', WORD), Fault.NOT_JSON, id="surrogate"
+        file_of('{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', WORD),
+        HeaderFault.NOT_JSON,
+        id="surrogate",
     ),
-    pytest.param(file_of("[]"), Fault.NOT_AN_OBJECT, id="list"),
-    pytest.param(file_of("null"), Fault.NOT_AN_OBJECT, id="null"),
-    pytest.param(file_of('{"__metadata__":{},"__metadata__":{}}'), Fault.DUPLICATE, id="metadata twice"),
+    pytest.param(file_of("[]"), HeaderFault.NOT_AN_OBJECT, id="list"),
+    pytest.param(file_of("null"), HeaderFault.NOT_AN_OBJECT, id="null"),
+    pytest.param(file_of('{"__metadata__":{},"__metadata__":{}}'), HeaderFault.DUPLICATE, id="metadata twice"),
     pytest.param(
         file_of('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', WORD),
-        Fault.DUPLICATE,
+        HeaderFault.DUPLICATE,
         id="field twice",
     ),
-    pytest.param(file_of({"__metadata__": {"a": 1}}), Fault.BAD_METADATA, id="metadata of numbers"),
-    pytest.param(file_of({"__metadata__": []}), Fault.BAD_METADATA, id="metadata a list"),
-    pytest.param(file_of({"__metadata__": ONE}, WORD), Fault.BAD_METADATA, id="metadata a tensor"),
-    pytest.param(file_of({"a": 1}), Fault.BAD_TENSOR, id="tensor a number"),
-    pytest.param(file_of({"a": {"dtype": "F32", "shape": [1]}}, WORD), Fault.BAD_TENSOR, id="no offsets"),
-    pytest.param(file_of({"a": {**ONE, "dtype": None}}, WORD), Fault.BAD_TENSOR, id="dtype null"),
-    pytest.param(file_of({"a": {**ONE, "shape": 1}}, WORD), Fault.BAD_TENSOR, id="shape a number"),
-    pytest.param(file_of({"a": {**ONE, "shape": [1.0]}}, WORD), Fault.BAD_TENSOR, id="shape a float"),
-    pytest.param(file_of({"a": {**ONE, "shape": [True]}}, WORD), Fault.BAD_TENSOR, id="shape true"),
-    pytest.param(file_of({"a": {**ONE, "shape": [-1]}}, WORD), Fault.BAD_TENSOR, id="shape negative"),
-    pytest.param(file_of({"a": f32(0, 0, 0, 2**64)}), Fault.BAD_TENSOR, id="dimension of 2**64"),
-    pytest.param(file_of({"a": {**ONE, "data_offsets": [0, 4, 4]}}, WORD), Fault.BAD_TENSOR, id="three offsets"),
-    pytest.param(file_of({"a": {**ONE, "data_offsets": [-4, 0]}}, WORD), Fault.BAD_TENSOR, id="negative offset"),
+    pytest.param(file_of({"__metadata__": {"a": 1}}), HeaderFault.BAD_METADATA, id="metadata of numbers"),
+    pytest.param(file_of({"__metadata__": []}), HeaderFault.BAD_METADATA, id="metadata a list"),
+    pytest.param(file_of({"__metadata__": ONE}, WORD), HeaderFault.BAD_METADATA, id="metadata a tensor"),
+    pytest.param(file_of({"a": 1}), HeaderFault.BAD_TENSOR, id="tensor a number"),
+    pytest.param(file_of({"a": {"dtype": "F32", "shape": [1]}}, WORD), HeaderFault.BAD_TENSOR, id="no offsets"),
+    pytest.param(file_of({"a": {**ONE, "dtype": None}}, WORD), HeaderFault.BAD_TENSOR, id="dtype null"),
+    pytest.param(file_of({"a": {**ONE, "shape": 1}}, WORD), HeaderFault.BAD_TENSOR, id="shape a number"),
+    pytest.param(file_of({"a": {**ONE, "shape": [1.0]}}, WORD), HeaderFault.BAD_TENSOR, id="shape a float"),
+    pytest.param(file_of({"a": {**ONE, "shape": [True]}}, WORD), HeaderFault.BAD_TENSOR, id="shape true"),
+    pytest.param(file_of({"a": {**ONE, "shape": [-1]}}, WORD), HeaderFault.BAD_TENSOR, id="shape negative"),
+    pytest.param(file_of({"a": f32(0, 0, 0, 2**64)}), HeaderFault.BAD_TENSOR, id="dimension of 2**64"),
     pytest.param(
-        file_of('{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', WORD), Fault.BAD_TENSOR, id="minus zero"
+        file_of({"a": {**ONE, "data_offsets": [0, 4, 4]}}, WORD), HeaderFault.BAD_TENSOR, id="three offsets"
     ),
-    pytest.param(file_of({"a": f32(4, 8, 1)}, WORD * 2), Fault.BAD_OFFSETS, id="hole at the start"),
-    pytest.param(file_of({"a": ONE, "b": f32(8, 12, 1)}, WORD * 3), Fault.BAD_OFFSETS, id="hole between"),
-    pytest.param(file_of({"a": ONE, "b": ONE}, WORD), Fault.BAD_OFFSETS, id="two names for one range"),
-    pytest.param(file_of({"a": f32(0, 8, 2), "b": f32(4, 12, 2)}, WORD * 3), Fault.BAD_OFFSETS, id="overlap"),
-    pytest.param(file_of({"a": f32(4, 0, 1)}, WORD), Fault.BAD_OFFSETS, id="reversed"),
-    pytest.param(file_of({"a": f32(0, 0, 2**63, 4, 0)}), Fault.OVERFLOW, id="shape overflows"),
-    pytest.param(file_of({"a": f32(0, 0, 2**62)}), Fault.OVERFLOW, id="bits overflow to zero modulo 2**64"),
     pytest.param(
-        file_of({"a": {"dtype": "F4", "shape": [7], "data_offsets": [0, 4]}}, WORD), Fault.MISALIGNED, id="half byte"
+        file_of({"a": {**ONE, "data_offsets": [-4, 0]}}, WORD), HeaderFault.BAD_TENSOR, id="negative offset"
     ),
-    pytest.param(file_of({"a": f32(0, 4, 2)}, WORD), Fault.WRONG_SIZE, id="shape too large"),
-    pytest.param(file_of({"a": f32(0, 8, 1)}, WORD * 2), Fault.WRONG_SIZE, id="shape too small"),
-    pytest.param(file_of({"a": f32(0, 8, 2)}, WORD), Fault.TRUNCATED, id="data cut short"),
-    pytest.param(file_of({"a": ONE}, WORD + b"\0"), Fault.TRAILING, id="a byte after the data"),
-    pytest.param(file_of("{}", b"PK\x03\x04"), Fault.TRAILING, id="another file appended"),
+    pytest.param(
+        file_of('{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', WORD),
+        HeaderFault.BAD_TENSOR,
+        id="minus zero",
+    ),
+    pytest.param(file_of({"a": f32(4, 8, 1)}, WORD * 2), HeaderFault.BAD_OFFSETS, id="hole at the start"),
+    pytest.param(file_of({"a": ONE, "b": f32(8, 12, 1)}, WORD * 3), HeaderFault.BAD_OFFSETS, id="hole between"),
+    pytest.param(file_of({"a": ONE, "b": ONE}, WORD), HeaderFault.BAD_OFFSETS, id="two names for one range"),
+    pytest.param(file_of({"a": f32(0, 8, 2), "b": f32(4, 12, 2)}, WORD * 3), HeaderFault.BAD_OFFSETS, id="overlap"),
+    pytest.param(file_of({"a": f32(4, 0, 1)}, WORD), HeaderFault.BAD_OFFSETS, id="reversed"),
+    pytest.param(file_of({"a": f32(0, 0, 2**63, 4, 0)}), HeaderFault.OVERFLOW, id="shape overflows"),
+    pytest.param(file_of({"a": f32(0, 0, 2**62)}), HeaderFault.OVERFLOW, id="bits overflow to zero modulo 2**64"),
+    pytest.param(
+        file_of({"a": {"dtype": "F4", "shape": [7], "data_offsets": [0, 4]}}, WORD),
+        HeaderFault.MISALIGNED,
+        id="half byte",
+    ),
+    pytest.param(file_of({"a": f32(0, 4, 2)}, WORD), HeaderFault.WRONG_SIZE, id="shape too large"),
+    pytest.param(file_of({"a": f32(0, 8, 1)}, WORD * 2), HeaderFault.WRONG_SIZE, id="shape too small"),
+    pytest.param(file_of({"a": f32(0, 8, 2)}, WORD), HeaderFault.TRUNCATED, id="data cut short"),
+    pytest.param(file_of({"a": ONE}, WORD + b"\0"), HeaderFault.TRAILING, id="a byte after the data"),
+    pytest.param(file_of("{}", b"PK\x03\x04"), HeaderFault.TRAILING, id="another file appended"),
 ]
 
 ACCEPTED = [
@@ -123,7 +133,7 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("file", "fault"), REFUSED)
-def test_a_broken_header_is_refused_for_its_reason(file: bytes, fault: Fault) -> None:
+def test_a_broken_header_is_refused_for_its_reason(file: bytes, fault: HeaderFault) -> None:
     with pytest.raises(BadHeader) as refused:
         read(file)
     assert refused.value.reason == fault
@@ -137,7 +147,7 @@ def test_an_odd_but_valid_header_is_read(file: bytes, count: int) -> None:
 
 
 def test_every_fault_has_a_row() -> None:
-    assert {param.values[1] for param in REFUSED} == set(Fault)
+    assert {param.values[1] for param in REFUSED} == set(HeaderFault)
 
 
 def test_a_tensor_named_twice_is_refused_where_the_reference_keeps_the_last() -> None:
@@ -145,7 +155,7 @@ def test_a_tensor_named_twice_is_refused_where_the_reference_keeps_the_last() ->
     file = file_of(f'{{"a":{entry},"a":{entry}}}', WORD)
     with pytest.raises(BadHeader) as refused:
         read(file)
-    assert refused.value.reason == Fault.DUPLICATE
+    assert refused.value.reason == HeaderFault.DUPLICATE
     assert reference_accepts(file)
 
 
@@ -154,7 +164,7 @@ def test_a_dtype_from_the_future_is_read_with_its_offsets_checked() -> None:
     assert read(file_of({"a": future}, WORD))[0].dtype == "F2_E1M0"
     with pytest.raises(BadHeader) as refused:
         read(file_of({"a": future, "b": f32(8, 12, 1)}, WORD * 3))
-    assert refused.value.reason == Fault.BAD_OFFSETS
+    assert refused.value.reason == HeaderFault.BAD_OFFSETS
 
 
 def test_tensors_come_in_the_order_of_their_bytes_at_file_offsets() -> None:
@@ -210,7 +220,7 @@ def test_a_mutated_file_is_read_or_refused_and_never_wrongly_accepted(file: byte
     try:
         tensors = read(bytes(mutated))
     except BadHeader as error:
-        assert error.reason in set(Fault)
+        assert error.reason in set(HeaderFault)
     else:
         if all(t.dtype in DTYPE_BITS for t in tensors):
             assert reference_accepts(bytes(mutated))

@@ -26,7 +26,7 @@ from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming import fetch as fetching
-from spectrum_stream.streaming.fetch import Way
+from spectrum_stream.streaming.fetch import Fetch
 from spectrum_stream.streaming.plan import plan
 from spectrum_stream.streaming.prefetch import Feed, Traffic
 
@@ -35,7 +35,7 @@ from ..support import hub_server
 from ..support.hub_server import COMMIT, Fault, HubServer
 
 REPO = "org/model"
-WAYS = ("range", "shard", "cache")
+WAYS = ("range", "download", "cache")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_branch_that_moved_between_two_scans_drops_the_old_scores(hub: HubServ
 
 
 def test_a_range_scan_fetches_the_bytes_of_the_matrices_and_no_others(hub: HubServer, working_folder: Path) -> None:
-    result = scan(REPO, modules=["self_attn.v_proj"], fetch="range")
+    result = scan(REPO, groups=["self_attn.v_proj"], fetch="range")
     fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
     assert fetched <= 1.02 * result.plan.read_nbytes
     assert not hub.of_kind("whole")[2:], "the index and the config are read whole, and nothing else"
@@ -125,7 +125,7 @@ def test_what_is_in_the_cache_is_read_in_place_and_stays(
     cached = sorted((tmp_path / "cache").rglob("*.safetensors"))
     assert len(cached) == 2
     hub.requests.clear()
-    result = scan(REPO, fetch="shard", name="second")
+    result = scan(REPO, fetch="download", name="second")
     assert values(result) == values(scan(str(folder), name="local"))
     assert {r.kind for r in hub.requests} == {"api"}, "the revision only"
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == cached and not result.plan.transfers
@@ -135,16 +135,16 @@ def test_scores_survive_a_change_of_the_way(hub: HubServer, working_folder: Path
     scan(REPO, fetch="range")
     events: list[object] = []
     scan(REPO, fetch="cache", on_event=events.append)
-    scan(REPO, fetch="shard", on_event=events.append)
+    scan(REPO, fetch="download", on_event=events.append)
     assert not [e for e in events if type(e).__name__ == "MatrixScored"]
 
 
 def test_what_is_left_decides_the_way_of_a_resumed_scan(hub: HubServer, working_folder: Path) -> None:
-    scan(REPO, modules=["mlp.*", "lm_head", "model.*"], fetch="range")
+    scan(REPO, groups=["mlp.*", "lm_head", "model.*"], fetch="range")
     hub.requests.clear()
     hub.sent_nbytes = 0
-    result = scan(REPO, modules=["mlp.*", "self_attn.v_proj", "lm_head", "model.*"])
-    assert set(result.plan.ways.values()) == {Way.SHARD}, "which is right for the whole"
+    result = scan(REPO, groups=["mlp.*", "self_attn.v_proj", "lm_head", "model.*"])
+    assert set(result.plan.fetches.values()) == {Fetch.DOWNLOAD}, "which is right for the whole"
     left = sum(r.n * r.m * 2 for r in result.records if r.group == "self_attn.v_proj")
     fetched = sum(r.range[1] - r.range[0] for r in hub.of_kind("data") if r.range)
     assert left <= fetched <= 1.02 * left and len(hub.of_kind("whole")) <= 2
@@ -167,7 +167,7 @@ def test_a_server_without_ranges_is_read_shard_by_shard(
         use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
     assert values(result) == values(scan(str(folder), name="local"))
-    assert set(result.plan.ways.values()) == {"shard"} and result.plan.warnings
+    assert set(result.plan.fetches.values()) == {"download"} and result.plan.warnings
 
 
 # What passes, and how often it is asked for again.
@@ -204,7 +204,7 @@ def test_a_passing_fault_of_the_revision_or_of_a_download(
 ) -> None:
     hub.script("api", hub_server.status(code, retry_after="0"))
     hub.script("head", hub_server.status(code, retry_after="0"))
-    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+    assert values(scan(REPO, fetch="download")) == values(scan(str(folder), name="local"))
 
 
 def test_a_body_that_broke_off_is_resumed_and_not_fetched_again(
@@ -293,7 +293,7 @@ def test_a_page_instead_of_data_is_told_apart(hub: HubServer, working_folder: Pa
 
 
 def test_a_shard_that_is_not_what_its_header_said_is_refused(hub: HubServer, working_folder: Path) -> None:
-    a_plan = plan(REPO, fetch="shard")
+    a_plan = plan(REPO, fetch="download")
     name = "model-00002-of-00002.safetensors"
     files = dict(hub.repos[REPO])
     other = bytearray(files[name].read(0, files[name].nbytes))
@@ -390,10 +390,10 @@ def test_no_server_is_one_sentence(working_folder: Path, monkeypatch: pytest.Mon
 
 def test_a_disk_limit_takes_ranges_or_says_what_would_do(hub: HubServer, working_folder: Path) -> None:
     smallest, largest = sorted(s.nbytes for s in plan(REPO).source.shards)
-    assert set(plan(REPO, max_disk_nbytes=smallest - 1).ways.values()) == {"range"}
-    assert set(plan(REPO, max_disk_nbytes=largest).ways.values()) == {"shard"}
+    assert set(plan(REPO, max_disk_nbytes=smallest - 1).fetches.values()) == {"range"}
+    assert set(plan(REPO, max_disk_nbytes=largest).fetches.values()) == {"download"}
     with pytest.raises(SpectrumStreamError) as error:
-        plan(REPO, fetch="shard", max_disk_nbytes=largest - 1)
+        plan(REPO, fetch="download", max_disk_nbytes=largest - 1)
     assert error.value.reason == "too_little_disk" and re.search(str(largest), str(error.value))
 
 
@@ -403,7 +403,7 @@ def test_never_more_than_two_shards_are_on_disk(
     folder = save(llama_tensors(6), shards=6)
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
-        a_plan = plan(REPO, fetch="shard")
+        a_plan = plan(REPO, fetch="download")
         from spectrum_stream.pipeline import run
 
         most = 0
@@ -427,7 +427,7 @@ def test_buffers_are_bounded_and_nobody_waits_for_each_other(
     shards = {shard.name: shard for shard in a_plan.source.shards}
     most = 0
     held: list[Matrix] = []
-    with Feed(shards, a_plan.matrices, a_plan.ways, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+    with Feed(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
         for item in feed:
             # As an engine does that holds back what it has until nothing more comes.
             if item is None:
@@ -457,10 +457,10 @@ def test_a_70b_repo_is_planned_from_its_headers_and_a_group_of_it_is_a_hundredth
 ) -> None:
     with HubServer({REPO: hub_server.llama3_70b()}) as server:
         use(server.url, monkeypatch, tmp_path)
-        a_plan = plan(REPO, modules=["self_attn.k_proj"])
+        a_plan = plan(REPO, groups=["self_attn.k_proj"])
         assert len(server.requests) <= 3 + 2 * 30 and server.sent_nbytes < 5_000_000
-        ranges, shards = a_plan.transfers[Way.RANGE], a_plan.transfers[Way.SHARD]
-        assert len(a_plan.matrices) == 80 and set(a_plan.ways.values()) == {Way.RANGE}
+        ranges, shards = a_plan.transfers[Fetch.RANGE], a_plan.transfers[Fetch.DOWNLOAD]
+        assert len(a_plan.matrices) == 80 and set(a_plan.fetches.values()) == {Fetch.RANGE}
         assert ranges.nbytes <= 1.02 * a_plan.read_nbytes and 0.005 < ranges.nbytes / shards.nbytes < 0.015
         assert ranges.requests <= ranges.nbytes / 8e6 + 3 * 30
         assert a_plan.peak_nbytes < 1.5 * 2**30
@@ -473,7 +473,7 @@ def test_a_671b_repo_is_planned(working_folder: Path, monkeypatch: pytest.Monkey
         use(server.url, monkeypatch, tmp_path)
         a_plan = plan(REPO, max_disk_nbytes=20_000_000_000)
         assert len(a_plan.matrices) > 45_000 and len(server.requests) <= 3 + 2 * 163
-        assert a_plan.transfers[Way.SHARD].disk_nbytes < 20_000_000_000 and a_plan.peak_nbytes < 1.5 * 2**30
+        assert a_plan.transfers[Fetch.DOWNLOAD].disk_nbytes < 20_000_000_000 and a_plan.peak_nbytes < 1.5 * 2**30
 
 
 def test_a_matrix_of_a_fabricated_repo_is_scanned_and_nothing_stays(
@@ -483,7 +483,7 @@ def test_a_matrix_of_a_fabricated_repo_is_scanned_and_nothing_stays(
     repo = hub_server.sharded(tensors | {"lm_head.weight": (5000, 512)}, 3)
     with HubServer({REPO: repo}) as server:
         use(server.url, monkeypatch, tmp_path)
-        result = scan(REPO, modules=["self_attn.k_proj"])
+        result = scan(REPO, groups=["self_attn.k_proj"])
         assert len(result.records) == 6 and server.sent_nbytes < 0.5 * sum(f.nbytes for f in repo.values())
     assert max(p.stat().st_size for p in working_folder.rglob("*") if p.is_file()) < 100_000
 
@@ -619,7 +619,7 @@ def test_a_disk_that_fills_up_after_the_plan(
 ) -> None:
     from spectrum_stream.pipeline import run
 
-    a_plan = plan(REPO, fetch="shard")
+    a_plan = plan(REPO, fetch="download")
     free = iter([10**12] * 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, next(free, 0)))
     with pytest.raises(SpectrumStreamError) as error:
@@ -639,7 +639,7 @@ def test_room_for_one_shard_is_enough(
         return shutil._ntuple_diskusage(10**12, 0, sizes[1] + 10 - here)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    assert values(scan(REPO, fetch="shard")) == values(scan(str(folder), name="local"))
+    assert values(scan(REPO, fetch="download")) == values(scan(str(folder), name="local"))
     assert max(used) <= sizes[1]
 
 

@@ -97,9 +97,9 @@ def test_a_repo_of_olah_in_every_way(
     use(olah, monkeypatch, tmp_path)
     local = scan(str(folder), name="local")
     # It has no ranges, so that is the second way by another name; the cache comes last, or it would serve the others.
-    for fetch, way in (("auto", "shard"), ("range", "shard"), ("shard", "shard"), ("cache", "cache")):
+    for fetch, way in (("auto", "download"), ("range", "download"), ("download", "download"), ("cache", "cache")):
         remote = scan(REPO, name=fetch, fetch=fetch)
-        assert set(remote.plan.ways.values()) == {way} and values(remote) == values(local)
+        assert set(remote.plan.fetches.values()) == {way} and values(remote) == values(local)
 
 
 def nginx(folder: Path, tmp_path: Path, port: int) -> list[str]:
@@ -155,11 +155,11 @@ def test_a_real_model_through_nginx_by_range(
     with serving(nginx(smollm2, tmp_path, port), port, tmp_path / "nginx.log"):
         use(f"http://127.0.0.1:{port}", monkeypatch, tmp_path)
         remote = scan(REPO, fetch="range")
-    assert set(remote.plan.ways.values()) == {"range"}
+    assert set(remote.plan.fetches.values()) == {"range"}
     assert values(remote) == values(scan(str(smollm2), name="local"))
 
 
-@pytest.mark.parametrize("fetch", ["range", "shard"])
+@pytest.mark.parametrize("fetch", ["range", "download"])
 def test_a_signature_that_expires_is_renewed_and_the_token_stays_at_home(
     smollm2: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_signature_that_expires_is_renewed_and_the_token_stays_at_home(
     answers = [line.split("|") for line in (tmp_path / "blobs.log").read_text().splitlines()]
     assert {authorization for _, authorization, _ in answers} == {"-"}
     assert {r.headers.get("authorization") for r in hub.requests} == {"Bearer hf_secret"}
-    shards = len(a_plan.ways)
+    shards = len(a_plan.fetches)
     if fetch == "range":
         expired = [status for status, _, _ in answers if status == "403"]
         assert shards <= len(expired) <= 4 * shards, "as many as were under way when it expired"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spectrum_stream.checkpoint import open_source
-from spectrum_stream.checkpoint.header import Fault
+from spectrum_stream.checkpoint.header import HeaderFault
 from spectrum_stream.checkpoint.tensors import Checkpoint, read_checkpoint
 from spectrum_stream.errors import BadHeader, BadIndex
 
@@ -77,7 +77,7 @@ def test_a_truncated_shard_is_named(save: Save) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(BadHeader) as error:
         read(folder)
-    assert error.value.reason == Fault.TRUNCATED and SECOND in str(error.value)
+    assert error.value.reason == HeaderFault.TRUNCATED and SECOND in str(error.value)
 
 
 @pytest.mark.parametrize(

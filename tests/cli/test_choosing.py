@@ -76,7 +76,7 @@ def test_a_budget_is_kept_and_what_it_takes_is_said(names: list[str]) -> None:
 
 def test_a_budget_is_not_kept_by_what_was_not_scanned(save: Save) -> None:
     # The embedding would be trained, and is not in the result.
-    scan(str(save(llama_tensors(4))), name="x", modules=["mlp.*"])
+    scan(str(save(llama_tensors(4))), name="x", groups=["mlp.*"])
     assert reason(cli("select", RESULT, "--params", "25k", code=1)) == "partial"
     assert "trains" in cli("select", RESULT, "--top-percent", "50").stdout
 

@@ -87,12 +87,12 @@ def test_as_a_module_and_a_group(save: Save, payload: str) -> None:
     module = f"layers.0.{payload}"
     folder = save({f"{module}.weight": torch.randn(6, 9), "layers.0.bad.weight": torch.full((2, 2), torch.nan)})
     result = scan(str(folder), name="x")
-    shown = rendered(plan_table(result.plan), score_table(result.scored, None), *map(printable, remarks(result)))
+    shown = rendered(plan_table(result.plan), score_table(result.modules, None), *map(printable, remarks(result)))
     assert inert(shown)
     # The table is as wide as its console, and a long name goes over several of its lines.
     assert printable(payload).replace(" ", "")[:200] in re.sub(r"\s", "", shown)
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text("utf-8"))
-    assert published[module]["type"] == payload and [s.module for s in select(result.written[0], 100).ranked[payload]]
+    assert published[module]["type"] == payload and [s.name for s in select(result.written[0], 100).ranked[payload]]
     with sqlite3.connect(Path("model_snr_results/snr_results_x.sqlite")) as db:
         assert (module, payload) in db.execute("SELECT module, group_name FROM matrices").fetchall()
     db.close()
@@ -103,7 +103,7 @@ def test_in_the_yaml_it_is_itself_or_refused(save: Save, payload: str) -> None:
     module = f"layers.0.{payload}"
     result = scan(str(save({f"{module}.weight": torch.randn(6, 9)})), name="x")
     try:
-        text = axolotl.render(select(result.scored, 100))
+        text = axolotl.render(select(result.modules, 100))
     except ResultError as error:
         assert error.reason == "unsafe_name"
         assert not list(Path().glob("*.yaml"))

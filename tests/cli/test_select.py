@@ -72,13 +72,13 @@ def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -
         for name, n in (("gate", 4), ("gate_proj", 64)):
             tensors[f"model.layers.{i}.mlp.{name}.weight"] = tensors["lm_head.weight"][:n].clone()
             tensors[f"model.layers.{i}.mlp.{name}.bias"] = tensors["model.norm.weight"].clone()
-    found = scan(str(save(tensors, folder="gated")), name="gated", modules=["mlp.gate"], top_percent=100)
+    found = scan(str(save(tensors, folder="gated")), name="gated", groups=["mlp.gate"], top_percent=100)
     cli("select", found.written[0], "--top-percent", "100", "-o", "chosen.yaml")
     assert found.selection is not None
     always = {"lm_head.weight", "model.embed_tokens.weight"}
     for path in (Path("chosen.yaml"), found.written[-1]):
         trained = axolotl.matches(path.read_text(), tensors) - always
-        assert {name.removesuffix(".weight") for name in trained} == set(found.selection.modules), path
+        assert {name.removesuffix(".weight") for name in trained} == set(found.selection.chosen_names), path
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None
     ]
     for name, bank in stored.items():
         module = name.removesuffix(".weight")
-        experts = [r for r in result.records if r.bank == module]
+        experts = [r for r in result.records if r.result_name == module != r.module]
         if bank.ndim == 3 and "experts" in name:
             assert [r.module for r in experts] == [f"{module}.{e}" for e in range(12)]
             scores = [r.score.snr for r in experts if r.score]
@@ -57,7 +57,7 @@ def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None
 
 
 def test_a_bank_is_read_one_expert_at_a_time(save: Save) -> None:
-    a_plan = plan(str(save(tensors(experts=64, layers=1))), modules=["mlp.experts.*"])
+    a_plan = plan(str(save(tensors(experts=64, layers=1))), groups=["mlp.experts.*"])
     assert len(a_plan.matrices) == 2 * 64
     assert {w.nbytes for w in a_plan.matrices} == {2 * 24 * 40, 2 * 20 * 24}
     assert [g.name for g in a_plan.groups] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
@@ -77,7 +77,7 @@ def test_a_bank_with_a_broken_expert_has_no_score_and_the_other_experts_have(sav
     assert [r.module for r in result.failed] == [f"{BANK}.5"] and not result.complete
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
     assert BANK not in published and "model.layers.1.mlp.experts.gate_up_proj" in published
-    assert sum(r.score is not None for r in result.records if r.bank == BANK) == 11
+    assert sum(r.score is not None for r in result.records if r.result_name == BANK) == 11
 
 
 def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
@@ -86,7 +86,7 @@ def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
     events: list[object] = []
     again = scan(str(folder), name="x", top_percent=100, on_event=events.append)
     assert not [e for e in events if type(e).__name__ == "MatrixScored"]
-    assert values(again) == values(first) and again.scored == first.scored
+    assert values(again) == values(first) and again.modules == first.modules
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
@@ -107,11 +107,11 @@ def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) ->
     result = scan(str(tmp_path / "saved"), name="x", top_percent=50)
     parameters = dict(model.named_parameters())
     for record in result.records:
-        if record.bank is not None and record.score is not None:
-            bank = parameters[record.bank]
+        if record.result_name != record.module and record.score is not None:
+            bank = parameters[record.result_name]
             expert = int(record.module.rsplit(".", 1)[1])
             assert record.score.snr == pytest.approx(reference_score(bank[expert]), rel=1e-4), record.module
-    assert sum(r.bank is not None for r in result.records) == 2 * 2 * 4
+    assert sum(r.result_name != r.module for r in result.records) == 2 * 2 * 4
     assert result.selection is not None
     assert 0 < freeze(model, result.selection).trainable_share < 1
     assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())
@@ -130,13 +130,13 @@ def apart(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]:
 def test_pooled_experts_are_chosen_together(save: Save) -> None:
     folder = str(save(apart()))
     separate = scan(folder, name="x", top_percent=50)
-    assert len({line.group for line in separate.scored}) == 8
+    assert len({line.group for line in separate.modules}) == 8
     pooled = scan(folder, name="x", top_percent=50, experts="pooled")
-    assert {line.group for line in pooled.scored} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
-    of = {line.module: line.snr for line in separate.scored}
-    for line in pooled.scored:
-        layer = line.module.split(".experts.")[0]
-        name = line.module.rsplit(".", 1)[1]
+    assert {line.group for line in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
+    of = {line.name: line.snr for line in separate.modules}
+    for line in pooled.modules:
+        layer = line.name.split(".experts.")[0]
+        name = line.name.rsplit(".", 1)[1]
         assert line.snr == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
     assert pooled.selection is not None
     for group, chosen in pooled.selection.chosen.items():
@@ -145,14 +145,14 @@ def test_pooled_experts_are_chosen_together(save: Save) -> None:
     again = select(Path("model_snr_results/snr_results_x.json"), 50)
     assert again.chosen == pooled.selection.chosen
     # A percentage that would cut the experts of a layer in two chooses whole layers, rounded down.
-    assert all(len(chosen) == 4 for chosen in select(pooled.scored, 40).chosen.values())
+    assert all(len(chosen) == 4 for chosen in select(pooled.modules, 40).chosen.values())
 
 
 def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:
     tensors = apart()
     tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = torch.nan
     result = scan(str(save(tensors)), name="x", experts="pooled")
-    names = {line.module for line in result.scored}
+    names = {line.name for line in result.modules}
     assert not any("layers.1.mlp.experts" in name and "up_proj" in name for name in names)
     assert sum("layers.1.mlp.experts" in name for name in names) == 4 and not result.complete
 
@@ -165,7 +165,7 @@ def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save
     result = scan(str(save(tensors, config=config)), name="x")
     (failure,) = result.plan.failures
     assert failure.why is NoScore.MISSING_EXPERTS and failure.tensor == "model.layers.2.mlp.experts.up_proj"
-    assert len(result.scored) == 30 and not result.complete
+    assert len(result.modules) == 30 and not result.complete
 
 
 def test_experts_that_are_fewer_than_the_config_says_everywhere_are_missing(save: Save) -> None:
@@ -178,7 +178,7 @@ def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
     result = scan(folder, name="x", target="transformers-v5")
-    names = {line.module for line in result.scored}
+    names = {line.name for line in result.modules}
     assert "model.layers.1.mlp.experts.gate_up_proj" in names
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
 
@@ -187,7 +187,7 @@ def test_a_stored_bank_that_lacks_experts_is_a_reason_and_no_score(save: Save) -
     stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
     result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
     assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
-    assert [line.module for line in result.scored] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
+    assert [line.name for line in result.modules] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
 
 
 def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
@@ -197,7 +197,7 @@ def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
     assert [(s.tensor, s.detail) for s in result.plan.failures] == [
         ("model.layers.1.mlp.experts.up_proj", "0 of 4 experts")
     ]
-    assert "model.layers.1.mlp.experts.gate_up_proj" not in {line.module for line in result.scored}
+    assert "model.layers.1.mlp.experts.gate_up_proj" not in {line.name for line in result.modules}
 
 
 @pytest.mark.parametrize("modules", ["mlp.experts.*.up_proj", "mlp.experts.3.up_proj"])
@@ -205,15 +205,15 @@ def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules:
     tensors = apart()
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors))
-    assert [s.why for s in plan(folder, modules=[modules]).failures] == [NoScore.MISSING_EXPERTS]
-    assert plan(folder, modules=["mlp.experts.*.down_proj"]).failures == ()
+    assert [s.why for s in plan(folder, groups=[modules]).failures] == [NoScore.MISSING_EXPERTS]
+    assert plan(folder, groups=["mlp.experts.*.down_proj"]).failures == ()
 
 
 def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Save) -> None:
     tensors = apart()
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    a_plan = plan(str(save(tensors)), experts="pooled", modules=["mlp.experts.up_proj"])
+    a_plan = plan(str(save(tensors)), experts="pooled", groups=["mlp.experts.up_proj"])
     assert [s.why for s in a_plan.failures] == [NoScore.MISSING_SCALES]
     assert {w.module.split(".")[2] for w in a_plan.matrices} == {"0", "2", "3"}
 
@@ -225,7 +225,7 @@ def test_a_weight_of_a_tower_that_was_asked_for_stays_a_failure(save: Save) -> N
         "model.layers.0.q.weight": torch.randn(6, 9),
     }
     folder = str(save(tensors))
-    assert len(plan(folder, modules=["vision.q"]).failures) == 1
+    assert len(plan(folder, groups=["vision.q"]).failures) == 1
 
 
 def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
@@ -235,7 +235,7 @@ def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
     result = scan(str(save({name: flat}, config={"ffn_config": {"moe_num_experts": 4}})), name="x")
     scores = [r.score.snr for r in result.records if r.score]
     assert scores == pytest.approx([reference_score(w) for w in flat.reshape(4, 12, 16)], rel=1e-5)
-    assert [(line.module, line.parameter) for line in result.scored] == [(name, name)]
+    assert [(line.name, line.parameter) for line in result.modules] == [(name, name)]
 
 
 @pytest.mark.parametrize("name", ["layers.0.local_experts.up_proj", "layers.0.moe.gate_proj.weight"])

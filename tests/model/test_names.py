@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum_stream.model.names import group_of, group_order, model_order, module_path, slug, tied_head
+from spectrum_stream.model.names import group_of, group_order, is_weight, model_order, module_of, slug, tied_head
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,8 @@ from spectrum_stream.model.names import group_of, group_order, model_order, modu
     ],
 )
 def test_only_weights_have_a_module(tensor: str, module: str | None) -> None:
-    assert module_path(tensor) == module
+    assert is_weight(tensor) == (module is not None)
+    assert module_of(tensor) == (module or tensor)
 
 
 @pytest.mark.parametrize(

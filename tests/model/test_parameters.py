@@ -91,14 +91,14 @@ def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
     events: list[object] = []
     second = scan(str(tmp_path / "saved"), name="x", target="transformers-v5", on_event=events.append)
     assert not [e for e in events if isinstance(e, MatrixScored)]
-    names = {line.module for line in second.scored}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.scored)
+    names = {line.name for line in second.modules}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.modules)
     assert json.loads(path.read_text()).keys() == names
-    assert read_scored(path).lines == tuple(second.scored) and not read_scored(path).notes
+    assert read_scored(path).modules == tuple(second.modules) and not read_scored(path).notes
     back = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
-    assert back.scored == first.scored
-    assert read_scored(path).lines == tuple(first.scored)
-    assert json.loads(path.read_text()).keys() == {s.module for s in first.scored}
+    assert back.modules == first.modules
+    assert read_scored(path).modules == tuple(first.modules)
+    assert json.loads(path.read_text()).keys() == {s.name for s in first.modules}
 
 
 def test_the_names_are_those_of_the_transformers_that_is_installed(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path
     save_file(load_file(path) | {"model.extra.0.eh_proj.weight": torch.randn(6, 9)}, path)
     a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
     assert any("model.extra.0.eh_proj" in warning for warning in a_plan.warnings)
-    assert {w.bank for w in a_plan.matrices} == {None}
+    assert all(w.result_name == w.module for w in a_plan.matrices)
 
 
 def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Path) -> None:
@@ -226,7 +226,9 @@ def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Pa
         tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = mxfp4(experts, columns, rows)
     save_file(tensors, path)
     a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
-    assert not a_plan.warnings and "model.layers.0.mlp.experts.gate_up_proj" in {w.bank for w in a_plan.matrices}
+    assert not a_plan.warnings and "model.layers.0.mlp.experts.gate_up_proj" in {
+        w.result_name for w in a_plan.matrices
+    }
 
 
 def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
     tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
     save_file(tensors, path)
     result = scan(str(tmp_path / "saved"), name="x", target="transformers-v5")
-    names = {line.module for line in result.scored}
+    names = {line.name for line in result.modules}
     assert not result.complete and [s.tensor for s in result.plan.failures] == [broken]
     assert "model.layers.0.mlp.experts.gate_up_proj" not in names
     assert "model.layers.1.mlp.experts.gate_up_proj" in names

@@ -99,7 +99,7 @@ def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: 
     assert [r.module for r in result.records] == ["layers.0.down"] and not result.complete
 
 
-@pytest.mark.parametrize("fetch", ["range", "shard"])
+@pytest.mark.parametrize("fetch", ["range", "download"])
 def test_a_remote_float8_repo_is_the_same(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
@@ -156,20 +156,20 @@ def test_gpt_oss_is_scored_as_what_transformers_makes_of_it(save: Save) -> None:
     theirs = pytest.importorskip("transformers.integrations.mxfp4")
     tensors = gpt_oss()
     result = scan(str(save(tensors, shards=3)), name="x")
-    assert result.complete and {line.module for line in result.scored} == {
+    assert result.complete and {line.name for line in result.modules} == {
         *(f"model.layers.{i}.mlp.experts.{name}" for i in range(2) for name in ("gate_up_proj", "down_proj")),
         *(f"model.layers.{i}.mlp.router" for i in range(2)),
     }
     for record in result.records:
-        if record.bank is not None and record.score is not None:
-            blocks, scales = tensors[f"{record.bank}_blocks"], tensors[f"{record.bank}_scales"]
+        if record.result_name != record.module and record.score is not None:
+            blocks, scales = tensors[f"{record.result_name}_blocks"], tensors[f"{record.result_name}_scales"]
             whole = theirs.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
             expert = int(record.module.rsplit(".", 1)[1])
             assert record.quantized == "mxfp4"
             assert record.score.snr == pytest.approx(reference_score(whole[expert]), rel=1e-5)
 
 
-@pytest.mark.parametrize("fetch", ["range", "shard"])
+@pytest.mark.parametrize("fetch", ["range", "download"])
 def test_a_remote_gpt_oss_is_the_same(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
     result = scan(str(save(tensors)), name="x")
     why = NoScore.MISSING_SCALES if scales is None else NoScore.BAD_SCALES
     assert [(s.tensor, s.why) for s in result.plan.failures] == [(f"{name}_blocks", why)]
-    assert "model.layers.0.mlp.experts.down_proj" in {line.module for line in result.scored}
+    assert "model.layers.0.mlp.experts.down_proj" in {line.name for line in result.modules}
 
 
 def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) -> None:
@@ -213,9 +213,9 @@ def test_a_bank_without_scales_that_was_asked_for_is_a_failure(save: Save) -> No
     tensors = gpt_oss(1)
     del tensors["model.layers.0.mlp.experts.gate_up_proj_scales"]
     folder = str(save(tensors))
-    assert plan(folder, modules=["mlp.experts.down_proj"]).failures == ()
+    assert plan(folder, groups=["mlp.experts.down_proj"]).failures == ()
     with pytest.raises(SpectrumStreamError):
-        plan(folder, modules=["mlp.experts.gate_up_proj"])
+        plan(folder, groups=["mlp.experts.gate_up_proj"])
 
 
 def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
@@ -225,7 +225,7 @@ def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
     first = scan(str(folder), name="x")
     save(tensors, config={"quantization_config": {"weight_block_size": [33, 17]}})
     second = scan(str(folder), name="x")
-    assert first.scored[0].snr != second.scored[0].snr
+    assert first.modules[0].snr != second.modules[0].snr
 
 
 def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +417,7 @@ def test_a_float8_bank_is_scored_expert_by_expert(save: Save, by: str) -> None:
     whole = stored.float() * grid.repeat_interleave(height, 1).repeat_interleave(width, 2)
     bank = "model.layers.0.mlp.experts.gate_up_proj"
     result = scan(str(save({bank: stored, f"{bank}_scale_inv": scales}, config=CONFIG)), name="x")
-    assert result.complete and [line.module for line in result.scored] == [bank]
+    assert result.complete and [line.name for line in result.modules] == [bank]
     for record, weight in zip(result.records, whole, strict=True):
         assert record.score is not None and record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
 
@@ -483,10 +483,10 @@ def test_companions_that_contradict_the_weight_are_its_reason_and_the_others_are
         use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
     assert [(r.module, r.no_score) for r in result.failed] == [("layers.0.up", NoScore.BAD_SCALES)]
-    assert [line.module for line in result.scored] == ["layers.0.down"] and not result.complete
+    assert [line.name for line in result.modules] == ["layers.0.down"] and not result.complete
 
 
-@pytest.mark.parametrize("fetch", ["range", "shard"])
+@pytest.mark.parametrize("fetch", ["range", "download"])
 def test_remote_packed_weights_are_the_same(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
@@ -563,7 +563,7 @@ def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
     result = scan(str(save(tensors, config=config)), name="x")
     assert {s.tensor for s in result.plan.failures} == {"layers.0.up.weight", "layers.0.up.qweight"}
     assert {s.why for s in result.plan.failures} == {NoScore.STORED_TWICE}
-    assert [line.module for line in result.scored] == ["layers.0.norm"]
+    assert [line.name for line in result.modules] == ["layers.0.norm"]
 
 
 def test_a_buffer_of_integers_is_no_weight(save: Save) -> None:
@@ -594,7 +594,7 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
         stored, scales, _ = by_block(64, 40, seed=i)
         tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
     path = scan(str(save(tensors, config=CONFIG)), name="x").written[0]
-    assert read_scored(path).names == ("layers.0.up.weight", "layers.1.up.weight")
+    assert read_scored(path).parameters == ("layers.0.up.weight", "layers.1.up.weight")
     assert FORMATS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 
@@ -614,5 +614,5 @@ def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: 
         save(tensors, config={"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}})
     )
     for target in ("checkpoint", "transformers-v5"):
-        assert not plan(folder, modules=["self_attn.*"], target=target).failures
+        assert not plan(folder, groups=["self_attn.*"], target=target).failures
         assert len(plan(folder, target=target).failures) == 1

@@ -10,7 +10,7 @@ from spectrum_stream.model.matrix import Matrix, NoScore
 from spectrum_stream.numerics.dequantize import Weights
 from spectrum_stream.numerics.device import CPU, Device, open_device
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import Compute, Measured, measure, measure_all
+from spectrum_stream.numerics.schedule import Compute, Computed, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
@@ -21,7 +21,7 @@ PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
     n, m = w.shape
-    return Matrix(name, f"{name}.weight", name, f"{name}.weight", "shard", 0, str(w.dtype), n, m, w.nbytes)
+    return Matrix(name, f"{name}.weight", name, f"{name}.weight", "download", 0, str(w.dtype), n, m, w.nbytes)
 
 
 def random(n: int, m: int, seed: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def items_of(ws: Sequence[torch.Tensor]) -> list[tuple[Matrix, torch.Tensor]]:
     return [(matrix(w, f"m{i}"), w) for i, w in enumerate(ws)]
 
 
-def score_of(measured: Measured) -> float:
+def score_of(measured: Computed) -> float:
     assert measured.score is not None
     return measured.score.snr
 
@@ -59,7 +59,7 @@ FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 30)
 def test_every_matrix_comes_out_once_with_its_own_score(device: Device, workers: int) -> None:
     shapes = [(24, 60), (60, 24), (24, 60), (1, 9), (130, 40), (2100, 40), (24, 60), (40, 2100)] * 6
     ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
-    found = dict(measure_all(items_of(ws), device=device, workers=workers))
+    found = dict(compute_all(items_of(ws), device=device, workers=workers))
     assert len(found) == len(ws)
     for i, w in enumerate(ws):
         measured = next(measured for m, measured in found.items() if m.module == f"m{i}")
@@ -70,21 +70,21 @@ def test_one_shape_is_one_batch_as_far_as_memory_goes() -> None:
     calls: list[int] = []
     ws = [random(64, 100, seed) for seed in range(70)]
     each = 4 * 64 * (2 * 64 + 100)
-    list(measure_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limited(0, calls)))
+    list(compute_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limited(0, calls)))
     assert [n for n in calls if n > 9] == [30, 30, 10]
 
 
 def test_shapes_and_dtypes_are_not_mixed_in_a_batch() -> None:
     ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
     calls: list[int] = []
-    list(measure_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limited(0, calls)))
+    list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limited(0, calls)))
     assert sorted(calls) == [1, 1, 2]
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     calls: list[int] = []
     ws = [random(24, 60, seed) for seed in range(8)]
-    found = measure(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limited(2, calls))
+    found = compute_batch(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limited(2, calls))
     assert calls == [8, 4, 2, 2, 4, 2, 2]
     assert {m.device for m in found} == {"meta"}
     for w, measured in zip(ws, found, strict=True):
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
 
 def test_a_matrix_that_does_not_fit_alone_goes_to_the_cpu_and_says_so() -> None:
     calls: list[int] = []
-    found = measure(
+    found = compute_batch(
         [random(24, 60, seed) for seed in range(2)],
         device=FULL_DEVICE,
         precision=Precision.FP32,
@@ -107,7 +107,7 @@ def test_memory_that_ends_on_the_cpu_is_not_hidden() -> None:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        measure([random(4, 4, 0)], compute=compute)
+        compute_batch([random(4, 4, 0)], compute=compute)
 
 
 def hard(n: int, m: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def hard(n: int, m: int) -> torch.Tensor:
 def test_only_the_hard_members_of_a_batch_are_computed_again() -> None:
     calls: list[int] = []
     ws = [random(200, 300, 0).to(torch.float32), hard(200, 300), random(200, 300, 5).to(torch.float32)]
-    found = measure(ws, compute=limited(0, calls))
+    found = compute_batch(ws, compute=limited(0, calls))
     assert calls == [3, 1]
     assert [m.spectrum.precision for m in found if isinstance(m.spectrum, Spectrum)] == [
         Precision.FP32,
@@ -129,8 +129,8 @@ def test_only_the_hard_members_of_a_batch_are_computed_again() -> None:
 
 def test_under_a_memory_limit_a_hard_matrix_keeps_its_inexact_score() -> None:
     w = hard(200, 300)
-    (kept,) = measure([w], limit_nbytes=1000)
-    (exact,) = measure([w])
+    (kept,) = compute_batch([w], limit_nbytes=1000)
+    (exact,) = compute_batch([w])
     assert isinstance(kept.spectrum, Spectrum) and kept.spectrum.precision is Precision.FP32
     assert kept.score is not None and kept.score.error > TOLERANCE
     assert exact.score is not None and exact.score.error < TOLERANCE
@@ -144,19 +144,19 @@ def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
             return singular_values(ws, precision)
         return [NoScore.NOT_CONVERGED] * len(ws)
 
-    (found,) = measure([hard(200, 300)], compute=compute)
+    (found,) = compute_batch([hard(200, 300)], compute=compute)
     assert isinstance(found.spectrum, Spectrum) and found.score is not None
 
 
 def test_what_does_not_converge_by_any_method_has_no_score() -> None:
-    (found,) = measure([random(4, 4, 0)], compute=lambda ws, *_: [NoScore.NOT_CONVERGED] * len(ws))
+    (found,) = compute_batch([random(4, 4, 0)], compute=lambda ws, *_: [NoScore.NOT_CONVERGED] * len(ws))
     assert found.spectrum is NoScore.NOT_CONVERGED and found.score is None and found.not_finite == 0
 
 
 def test_nan_is_counted_once_no_method_can_do() -> None:
     w = random(20, 30, 0)
     w[3, 4] = w[5, 6] = float("nan")
-    (found,) = measure([w])
+    (found,) = compute_batch([w])
     assert found.spectrum is NoScore.OUT_OF_RANGE and found.not_finite == 2
 
 
@@ -176,9 +176,9 @@ def test_auto_takes_what_there_is() -> None:
 
 def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
-    list(measure_all(items_of([random(24, 60, 0)] * 3), workers=2))
+    list(compute_all(items_of([random(24, 60, 0)] * 3), workers=2))
     assert torch.get_num_threads() == before
-    stream = measure_all(items_of([random(24, 60, 0)] * 3), workers=2)
+    stream = compute_all(items_of([random(24, 60, 0)] * 3), workers=2)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert torch.get_num_threads() == before
@@ -190,7 +190,7 @@ def test_a_gpu_scores_as_the_cpu_does() -> None:
     shapes = [(192, 576), (768, 2048), (576, 576), (1, 576), (2500, 3000)] * 4
     ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
     ws[3] = hard(*shapes[3])
-    found = {m.module: measured for m, measured in measure_all(items_of(ws), device=device)}
+    found = {m.module: measured for m, measured in compute_all(items_of(ws), device=device)}
     assert any(measured.device.startswith("cuda") for measured in found.values())
     for i, w in enumerate(ws):
         assert score_of(found[f"m{i}"]) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
@@ -202,7 +202,7 @@ def test_a_gpu_that_is_full_falls_back() -> None:
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(int(free * 0.98), dtype=torch.uint8, device="cuda")
     ws = [random(2048, 2048, seed) for seed in range(8)]
-    found = measure(ws, device=device)
+    found = compute_batch(ws, device=device)
     del hog
     for w, measured in zip(ws, found, strict=True):
         assert score_of(measured) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import measure as measure_batch
-from spectrum_stream.numerics.schedule import one_thread_each
+from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
 from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, gram, singular_values
 
@@ -42,7 +41,7 @@ def with_spectrum(n: int, m: int, s: torch.Tensor) -> torch.Tensor:
 
 
 def measure(w: torch.Tensor, precision: Precision = Precision.AUTO) -> tuple[Spectrum, Score]:
-    (measured,) = measure_batch([w], precision=precision)
+    (measured,) = compute_batch([w], precision=precision)
     assert isinstance(measured.spectrum, Spectrum) and measured.score is not None
     return measured.spectrum, measured.score
 
@@ -72,7 +71,7 @@ SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", Precision.AUTO.steps)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
 def test_each_method_finds_the_singular_values(n: int, m: int, precision: Precision) -> None:
     w = gaussian(n, m).to(torch.bfloat16)
@@ -160,7 +159,7 @@ def test_ties_at_tau_are_settled_as_the_formula_settles_them() -> None:
 def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: float) -> None:
     w = torch.ones(n, m, dtype=torch.bfloat16)
     w[n - 1, m // 2] = poison
-    for precision in Precision:
+    for precision in Precision.AUTO.steps:
         assert singular_values([w], precision) == [NoScore.OUT_OF_RANGE]
     assert count_not_finite(w) == 1
 
@@ -187,7 +186,7 @@ def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
 
 
 @pytest.mark.parametrize("looped", [False, True])
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", Precision.AUTO.steps)
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), (1030, 1100)])
 def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
@@ -212,7 +211,7 @@ def test_settings_that_round_products_are_turned_off_and_restored(how: str) -> N
     # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.
     code = f"""
 import torch
-from spectrum_stream.spectra import exact_products
+from spectrum_stream.numerics.spectra import exact_products
 matmul = torch.backends.cuda.matmul
 def state():
     return matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision, \\

@@ -275,7 +275,7 @@ def rows_of(text: str) -> list[str]:
 def test_a_row_goes_from_its_lowest_to_its_highest_score(tmp_path: Path) -> None:
     scores = {f"l.{i}.up": ("up", 1.0 + i) for i in range(11)}
     shown = read_shown(published(tmp_path / "a.json", scores))
-    (row,) = rows_of(drawn(shown, select(tmp_path / "a.json", 20).modules, color_system=None))
+    (row,) = rows_of(drawn(shown, select(tmp_path / "a.json", 20).chosen_names, color_system=None))
     assert row == "up 0 1 2 3 4 5 6 7 8 9*9*"
 
 
@@ -309,7 +309,7 @@ def test_colors_are_there_on_a_terminal_and_never_needed(tmp_path: Path, system:
 def test_experts_are_folded_and_partly_chosen(tmp_path: Path) -> None:
     scores = {f"l.{i}.experts.{e}.up": (f"experts.{e}.up", 1.0 + i * (-1) ** e) for i in range(2) for e in range(2)}
     shown = read_shown(published(tmp_path / "a.json", scores))
-    text = drawn(shown, select(tmp_path / "a.json", 50).modules, color_system=None)
+    text = drawn(shown, select(tmp_path / "a.json", 50).chosen_names, color_system=None)
     (row,) = [line for line in text.splitlines() if line.startswith("experts")]
     assert row == "experts.*.up 5+5+"
 
@@ -345,7 +345,7 @@ def test_report_as_json_has_what_select_chooses(save: Save) -> None:
     path = result_of(save, tensors(experts=3))
     done = run(path, "--top-percent", "50", "--json")
     (result,) = json.loads(done.stdout)["results"]
-    assert {m["module"] for m in result["modules"] if m["chosen"]} == set(select(path, 50).modules)
+    assert {m["module"] for m in result["modules"] if m["chosen"]} == set(select(path, 50).chosen_names)
     assert len([m for m in result["modules"] if m["bank"] == BANK]) == 3
     assert run(path, "-q").stdout == ""
 
@@ -389,5 +389,5 @@ def test_a_matrix_by_another_name_in_memory_is_shown_with_its_spectrum(working_f
     result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
     shown = read_shown(result.written[0])
     assert shown.name == result.written[0].name
-    assert not shown.notes and {entry.module for entry in shown.entries} == {line.module for line in result.scored}
+    assert not shown.notes and {entry.module for entry in shown.entries} == {line.name for line in result.modules}
     assert all(entry.bank is None and entry.quantiles is not None and entry.n for entry in shown.entries)

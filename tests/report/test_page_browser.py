@@ -18,7 +18,7 @@ import torch
 from spectrum_stream import scan, select
 from spectrum_stream.report.data import Entry, Shown, read_shown
 from spectrum_stream.report.page import render
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 
 from ..checkpoint.test_peers import executable
 from ..cli.test_injection import CORPUS
@@ -96,8 +96,8 @@ def test_the_outline_is_the_selection(tab: Any, result: Path) -> None:
     # Among them one whose product is whole but for rounding, on one side of it or the other.
     for percent in (1, 16.6, 20, 28.999999999999996, 33.4, 50, 57, 99.9, 100):
         tab.fill("#percent", str(percent))
-        assert outlined(tab) == set(select(result, percent).modules), percent
-        assert tab.text_content("#summary").startswith(f"{len(select(result, percent).modules)} of ")
+        assert outlined(tab) == set(select(result, percent).chosen_names), percent
+        assert tab.text_content("#summary").startswith(f"{len(select(result, percent).chosen_names)} of ")
 
 
 def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
@@ -108,7 +108,7 @@ def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
         scores = [generator.choice([0.1, 0.1 + 2**-56, 0.3, 7.0, math.inf, -math.inf]) for _ in range(count)]
         groups = [generator.randrange(4) for _ in range(count)]
         percent = generator.choice([1, 7, 29, 50, 57, 58, 100, generator.uniform(0.1, 100)])
-        lines = [Scored(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
+        lines = [Module(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
         chosen = tab.evaluate(
             """([groups, scores, percent]) => {
                 const all = (value) => groups.map(() => value);
@@ -117,7 +117,7 @@ def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
             }""",
             [groups, list(map(_in_javascript, scores)), percent],
         )
-        assert {str(i) for i in chosen} == set(select(lines, percent).modules)
+        assert {str(i) for i in chosen} == set(select(lines, percent).chosen_names)
 
 
 def _in_javascript(value: float) -> float | str:
@@ -263,7 +263,7 @@ def test_the_csv_is_what_the_table_has_found_in_full(tab: Any, result: Path) -> 
     assert {row["module"]: float(row["score"]) for row in rows} == {
         module: entry["snr"] for module, entry in scores.items() if entry["type"] == "mlp.down_proj"
     }
-    chosen = set(select(result, 50).modules)
+    chosen = set(select(result, 50).chosen_names)
     assert {row["module"] for row in rows if row["chosen"]} == {row["module"] for row in rows} & chosen
     assert all(float(row["stable rank"]) >= 1 for row in rows)
 
@@ -317,7 +317,7 @@ def test_two_results_are_shown_side_by_side(result: Path, show: Show) -> None:
     with show(*results, viewport={"width": 1280, "height": 800}) as tab:
         first, second = (tab.locator("#maps > div").nth(i).bounding_box() for i in range(2))
         assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"]
-        chosen = [set(select(path, 50).modules) for path in (result, Path("other.json"))]
+        chosen = [set(select(path, 50).chosen_names) for path in (result, Path("other.json"))]
         text = tab.text_content("#overlap")
         assert f"{len(chosen[0])} chosen in A, {len(chosen[1])} in B, {len(chosen[0] & chosen[1])} in both" in text
         assert "B: there is no record" in tab.text_content("#notes")
@@ -480,7 +480,7 @@ def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, sa
         for percent in (25, 40, 50, 99, 100):
             page.fill("#percent", str(percent))
             chosen = page.evaluate("() => results[0].module.filter((_, i) => isChosen(results[0], i))")
-            assert set(chosen) == set(select(path, percent).modules), percent
+            assert set(chosen) == set(select(path, percent).chosen_names), percent
 
 
 def test_experts_that_are_ranked_as_one_are_the_parts_of_a_cell(show: Show, save: Save) -> None:

@@ -1,4 +1,4 @@
-"""Each fault, alone, is found under its own reason; and the results in this repository have none."""
+"""Each finding, alone, is found under its own reason; and the results in this repository have none."""
 
 import json
 import sqlite3
@@ -35,7 +35,7 @@ def result(save: Save, working_folder: Path) -> Path:
 
 
 def reasons(path: Path) -> set[Reason]:
-    return {fault.reason for fault in check(path)}
+    return {finding.reason for finding in check(path)}
 
 
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
@@ -44,7 +44,7 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def resign(result: Path) -> Path:
-    """As its author would who changed it, so that no other fault is there but the change."""
+    """As its author would who changed it, so that no other finding is there but the change."""
     write_provenance(result, "org/x")
     return result
 
@@ -237,9 +237,9 @@ def test_the_published_scores_are_what_a_scan_finds_today(
 ) -> None:
     found = scan(str(minilm), name="x")
     theirs = read_results(published / "snr_results_sentence-transformers-all-MiniLM-L6-v2.json")
-    assert [(line.module, line.group) for line in found.scored] == [(line.module, line.group) for line in theirs]
-    for line, published_line in zip(found.scored, theirs, strict=True):
-        assert line.snr == pytest.approx(published_line.snr, rel=1e-5), line.module
+    assert [(line.name, line.group) for line in found.modules] == [(line.name, line.group) for line in theirs]
+    for line, published_line in zip(found.modules, theirs, strict=True):
+        assert line.snr == pytest.approx(published_line.snr, rel=1e-5), line.name
 
 
 def test_a_group_that_lacks_modules_of_its_record(result: Path) -> None:

@@ -21,9 +21,9 @@ from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results import atomic as durable
 from spectrum_stream.results.atomic import write_atomically
-from spectrum_stream.results.journal import Store
+from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import Record
-from spectrum_stream.results.result import Scored, in_order, read_results, write_results
+from spectrum_stream.results.result import Module, in_order, read_results, write_results
 
 IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
 
@@ -70,10 +70,10 @@ def test_a_record_survives_the_round_trip(tmp_path: Path) -> None:
     written[1] = Record(
         **{**dataclass_items(written[1]), "no_score": NoScore.NOT_FINITE, "score": None, "precision": None}
     )
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store:
         for one in written:
             store.add(one)
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store:
         found = store.records()
     assert list(found) == [one.module for one in written]
     assert all(equal(found[one.module], one) for one in written)
@@ -83,14 +83,14 @@ def test_infinite_diagnostics_are_kept(tmp_path: Path) -> None:
     one = record()
     assert one.score is not None
     endless = type(one.score)(**{**dataclass_items(one.score), "margin": math.inf, "sigma1_over_q25": math.inf})
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store:
         store.add(Record(**{**dataclass_items(one), "score": endless}))
         assert store.records()[one.module].score == endless
 
 
 def test_rows_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     def die() -> None:
-        store = Store(tmp_path / "r.sqlite", IDENTITY)
+        store = Journal(tmp_path / "r.sqlite", IDENTITY)
         store.add(record())
         os.kill(os.getpid(), 9)
 
@@ -98,47 +98,47 @@ def test_rows_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     process.start()
     process.join()
     assert process.exitcode == -9
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store:
         assert list(store.records()) == ["layers.0.up"]
 
 
 @pytest.mark.parametrize("change", [{"shards": [["model.safetensors", 10, 21]]}, {"engine": 2}])
 def test_rows_of_another_state_of_the_checkpoint_are_dropped(tmp_path: Path, change: dict[str, Any]) -> None:
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store:
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store:
         store.add(record())
-    with Store(tmp_path / "r.sqlite", {**IDENTITY, **change}) as store:
+    with Journal(tmp_path / "r.sqlite", {**IDENTITY, **change}) as store:
         assert store.dropped == 1 and not store.records()
 
 
 def test_the_record_of_another_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
-    with Store(path, IDENTITY) as store:
+    with Journal(path, IDENTITY) as store:
         store.add(record())
     with refused("other_model"):
-        Store(path, {**IDENTITY, "path": "/models/b"})
-    with Store(path, IDENTITY) as store:
+        Journal(path, {**IDENTITY, "path": "/models/b"})
+    with Journal(path, IDENTITY) as store:
         assert len(store.records()) == 1
-    with Store(path, {**IDENTITY, "path": "/models/b"}, fresh=True) as store:
+    with Journal(path, {**IDENTITY, "path": "/models/b"}, fresh=True) as store:
         assert not store.records()
 
 
 def test_a_row_of_another_version_is_corrupt_and_not_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
-    with Store(path, IDENTITY) as store:
+    with Journal(path, IDENTITY) as store:
         store.add(record())
     database = sqlite3.connect(path)
     database.execute("UPDATE matrices SET no_score = 'from the future'")
     database.commit()
     database.close()
-    with Store(path, IDENTITY) as store, refused("corrupt"):
+    with Journal(path, IDENTITY) as store, refused("corrupt"):
         store.records()
 
 
 def test_two_scans_of_one_model_do_not_share_a_record(tmp_path: Path) -> None:
-    with Store(tmp_path / "r.sqlite", IDENTITY), refused("locked"):
-        Store(tmp_path / "r.sqlite", IDENTITY)
-    with Store(tmp_path / "r.sqlite", IDENTITY, fresh=True), refused("locked"):
-        Store(tmp_path / "r.sqlite", IDENTITY, fresh=True)
+    with Journal(tmp_path / "r.sqlite", IDENTITY), refused("locked"):
+        Journal(tmp_path / "r.sqlite", IDENTITY)
+    with Journal(tmp_path / "r.sqlite", IDENTITY, fresh=True), refused("locked"):
+        Journal(tmp_path / "r.sqlite", IDENTITY, fresh=True)
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 200])
@@ -146,9 +146,9 @@ def test_a_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.sqlite"
     path.write_bytes(content)
     with refused("corrupt"):
-        Store(path, IDENTITY)
+        Journal(path, IDENTITY)
     assert path.read_bytes() == content
-    with Store(path, IDENTITY, fresh=True) as store:
+    with Journal(path, IDENTITY, fresh=True) as store:
         assert not store.records()
 
 
@@ -160,15 +160,15 @@ def test_a_database_of_another_program(tmp_path: Path) -> None:
     database.commit()
     database.close()
     with refused("corrupt"):
-        Store(path, IDENTITY)
-    with Store(path, IDENTITY, fresh=True) as store:
+        Journal(path, IDENTITY)
+    with Journal(path, IDENTITY, fresh=True) as store:
         assert not store.records()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with refused("unwritable"):
-        Store(tmp_path / "file" / "r.sqlite", IDENTITY)
+        Journal(tmp_path / "file" / "r.sqlite", IDENTITY)
 
 
 def test_results_are_in_spectrums_schema_and_order(tmp_path: Path) -> None:
@@ -190,20 +190,20 @@ def test_a_failed_matrix_is_left_out_of_the_results(tmp_path: Path) -> None:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     records = in_order([record("head", "head"), record()])
     write_results(tmp_path / "r.json", records)
-    expected = [Scored(r.module, r.group, r.score.snr) for r in records if r.score]
+    expected = [Module(r.module, r.group, r.score.snr) for r in records if r.score]
     assert read_results(tmp_path / "r.json") == expected
 
 
 def test_infinity_and_nan_of_older_results_rank_first_and_last(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text('{"a": {"snr": Infinity, "type": "g"}, "b": {"snr": NaN, "type": "g"}}')
-    assert read_results(path) == [Scored("a", "g", math.inf), Scored("b", "g", -math.inf)]
+    assert read_results(path) == [Module("a", "g", math.inf), Module("b", "g", -math.inf)]
 
 
 def test_the_sorted_schema_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text('{"g": {"layers.1.g": 2.5, "layers.0.g": Infinity}}')
-    assert read_results(path) == [Scored("layers.1.g", "g", 2.5), Scored("layers.0.g", "g", math.inf)]
+    assert read_results(path) == [Module("layers.1.g", "g", 2.5), Module("layers.0.g", "g", math.inf)]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_integer_beyond_all_floats_ranks_first(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"a": {"snr": 1%s, "type": "a"}}' % ("0" * 400))
-    assert read_results(tmp_path / "r.json") == [Scored("a", "a", math.inf)]
+    assert read_results(tmp_path / "r.json") == [Module("a", "a", math.inf)]
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
@@ -282,17 +282,17 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
 @pytest.mark.parametrize("holder", ["", "nonsense", "12", "x" * 10_000, "\0", "-1 host"])
 def test_a_note_of_the_holder_that_says_nothing_is_left_out(tmp_path: Path, holder: str) -> None:
     path = tmp_path / "r.sqlite"
-    with Store(path, IDENTITY):
+    with Journal(path, IDENTITY):
         (tmp_path / ".r.holder").write_text(holder)
         with pytest.raises(ResultError) as error:
-            Store(path, IDENTITY)
+            Journal(path, IDENTITY)
     assert error.value.reason == "locked" and str(error.value).endswith("another scan")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 100, 5000])
 def test_a_journal_that_was_torn_loses_no_row_before_the_tear(tmp_path: Path, keep: int) -> None:
     path, wal = tmp_path / "r.sqlite", tmp_path / "r.sqlite-wal"
-    store = Store(path, IDENTITY)
+    store = Journal(path, IDENTITY)
     for i in range(3):
         store.add(record(f"layers.{i}.up"))
     # As the power leaves it: the journal is there and its end is not.
@@ -302,7 +302,7 @@ def test_a_journal_that_was_torn_loses_no_row_before_the_tear(tmp_path: Path, ke
         p.write_bytes(data)
     whole = files[wal]
     wal.write_bytes(whole[: len(whole) - keep])
-    with Store(path, IDENTITY) as again:
+    with Journal(path, IDENTITY) as again:
         found = again.records()
     assert set(found) <= {f"layers.{i}.up" for i in range(3)} and (keep or len(found) == 3)
     assert list(found) == [f"layers.{i}.up" for i in range(len(found))]
@@ -313,10 +313,10 @@ def test_a_record_that_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFi
     found: list[dict[str, Record]] = []
 
     def second() -> None:
-        with Store(path, IDENTITY, wait=True) as store:
+        with Journal(path, IDENTITY, wait=True) as store:
             found.append(store.records())
 
-    with Store(path, IDENTITY) as store:
+    with Journal(path, IDENTITY) as store:
         thread = threading.Thread(target=second)
         thread.start()
         store.add(record())
@@ -332,6 +332,6 @@ def test_a_commit_that_fails_is_an_error_of_ours(tmp_path: Path, monkeypatch: py
         if step == "commit":
             raise OSError(28, "No space left on device")
 
-    with Store(tmp_path / "r.sqlite", IDENTITY) as store, refused("unwritable"):
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as store, refused("unwritable"):
         monkeypatch.setattr(durable, "before", full)
         store.add(record())

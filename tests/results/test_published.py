@@ -47,13 +47,13 @@ def test_the_yaml_is_the_one_of_spectrums_rules(path: Path, percent: int) -> Non
     assert axolotl.render(selection) == expected
     # As Spectrum would have read it, too, where the schema is the other one.
     is_sorted = in_plain_schema(data) is not data
-    assert bool(selection.notes) == is_sorted
+    assert bool(selection.result.notes) == is_sorted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_format_takes_a_published_result_or_says_why_not(path: Path) -> None:
     selection = select(path, 50)
-    names = [parameter_of(line) for line in read_scored(path).lines]
+    names = [parameter_of(line) for line in read_scored(path).modules]
     chosen = {parameter_of(line) for line in selection.trained}
     for name in ("lines", "ms-swift", "ms-swift-regex", "distillkit", "soup", "python", "json"):
         assert FORMATS[name].matches(FORMATS[name].render(selection), names) == chosen

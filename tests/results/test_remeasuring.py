@@ -37,14 +37,14 @@ def scanned(save: Save, working_folder: Path) -> Path:
 @pytest.mark.parametrize("metric", Metric)
 def test_lines_are_those_of_the_result_in_its_order(scanned: Path, metric: Metric) -> None:
     lines = measured(scanned, metric)
-    assert [(line.module, line.group) for line in lines] == [(r.module, r.group) for r in read_results(scanned)]
+    assert [(line.name, line.group) for line in lines] == [(r.name, r.group) for r in read_results(scanned)]
 
 
 @pytest.mark.parametrize("metric", [m for m in Metric if m not in (Metric.SPECTRUM, Metric.RANDOM)])
 def test_what_is_stored_measures_as_the_weights_do(save: Save, scanned: Path, metric: Metric) -> None:
     measure, tensors = MEASURES[metric], llama_tensors(4)
     assert measure.of_spectrum is not None
-    lines = {line.module: line for line in measured(scanned, metric)}
+    lines = {line.name: line for line in measured(scanned, metric)}
     for module in ("model.layers.2.mlp.up_proj", "lm_head", "model.layers.1.self_attn.v_proj"):
         w = tensors[f"{module}.weight"].double()
         expected = measure.rank_key(measure.of_spectrum(torch.linalg.svdvals(w).numpy(), *w.shape))
@@ -56,7 +56,7 @@ def test_a_bank_has_the_median_of_its_experts(scanned: Path) -> None:
     records = read_recorded(record_path(scanned)).records
     ranks = [-_stable_rank(r.singular_values) for r in records if ".experts." in r.module]
     assert len(ranks) == 5
-    (line,) = (line for line in measured(records, Metric.STABLE_RANK) if "experts" in line.module)
+    (line,) = (line for line in measured(records, Metric.STABLE_RANK) if "experts" in line.name)
     assert line.snr == pytest.approx(statistics.median(ranks)) and line.numel == 5 * 12 * 24
 
 
@@ -67,7 +67,7 @@ def _stable_rank(s: np.ndarray) -> float:
 def test_chance_needs_no_record_and_knows_its_seed(scanned: Path) -> None:
     record_path(scanned).unlink()
     lines = measured(scanned, Metric.RANDOM, 7)
-    assert [line.snr for line in lines] == [random_value(7, line.module) for line in lines]
+    assert [line.snr for line in lines] == [random_value(7, line.name) for line in lines]
     assert measured(scanned, Metric.SPECTRUM) == read_results(scanned)
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError
-from spectrum_stream.results.journal import Store
+from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import read_records
-from spectrum_stream.results.result import Scored, lines_of, parameter_of, read_results, read_scored
+from spectrum_stream.results.result import Module, lines_of, parameter_of, read_results, read_scored
 from spectrum_stream.selection.select import choose, select
 
 from ..conftest import GOLDEN, Save, llama_tensors
@@ -47,8 +47,8 @@ def reason(path: Path) -> str:
 def test_a_record_beside_a_result_names_and_sizes_its_parameters(scanned: Path, path: Path) -> None:
     before = state(scanned.parent)
     read = read_scored(path)
-    lines = {line.module: line for line in read.lines}
-    assert [line[:3] for line in read.lines] == [line[:3] for line in read_results(scanned)] and not read.notes
+    lines = {line.name: line for line in read.modules}
+    assert [line[:3] for line in read.modules] == [line[:3] for line in read_results(scanned)] and not read.notes
     name = "model.layers.1.mlp.down_proj"
     assert lines[name].parameter == f"{name}.weight" and lines[name].numel == 32 * 96
     assert lines["lm_head"].shares == "model.embed_tokens" and lines["model.embed_tokens"].shares is None
@@ -59,21 +59,21 @@ def test_a_record_beside_a_result_names_and_sizes_its_parameters(scanned: Path, 
 def test_a_tied_head_shares_the_embeddings_parameter_and_not_the_other_way(scanned: Path) -> None:
     records = list(read_records(RECORD).values())
     for order in (records, records[::-1]):
-        assert {line.module: line.shares for line in lines_of(order) if line.shares} == {
+        assert {line.name: line.shares for line in lines_of(order) if line.shares} == {
             "lm_head": "model.embed_tokens"
         }
 
 
 def test_a_bank_is_one_parameter_of_all_its_experts(save: Save) -> None:
     scan(str(save(tensors())), name="x")
-    bank = next(line for line in read_scored(RESULT).lines if line.module == BANK)
+    bank = next(line for line in read_scored(RESULT).modules if line.name == BANK)
     assert bank.parameter == BANK and bank.numel == tensors()[BANK].numel() and bank.shares is None
 
 
 def test_a_result_alone_says_no_more_than_it_knows(scanned: Path) -> None:
     RECORD.unlink()
     read = read_scored(scanned)
-    assert not read.notes and {(line.parameter, line.numel, line.shares) for line in read.lines} == {(None,) * 3}
+    assert not read.notes and {(line.parameter, line.numel, line.shares) for line in read.modules} == {(None,) * 3}
 
 
 def test_a_result_counts_before_a_record_of_another_scan(scanned: Path) -> None:
@@ -81,16 +81,16 @@ def test_a_result_counts_before_a_record_of_another_scan(scanned: Path) -> None:
     data["model.norm"]["snr"] = 7.5
     scanned.write_text(json.dumps(data))
     read = read_scored(scanned)
-    assert Scored("model.norm", "model.norm", 7.5) in read.lines and len(read.notes) == 1
-    assert all(line.parameter is None for line in read.lines)
-    assert choose(scanned, select(scanned, 50).rule).notes == read.notes
+    assert Module("model.norm", "model.norm", 7.5) in read.modules and len(read.notes) == 1
+    assert all(line.parameter is None for line in read.modules)
+    assert choose(scanned, select(scanned, 50).rule).result.notes == read.notes
     assert reason(RECORD) == "other_result"
 
 
 def test_a_result_of_some_groups_is_of_its_scan(scanned: Path) -> None:
     data = {module: entry for module, entry in json.loads(scanned.read_text()).items() if entry["type"] == "lm_head"}
     scanned.write_text(json.dumps(data))
-    (head,) = read_scored(scanned).lines
+    (head,) = read_scored(scanned).modules
     assert head.shares == "model.embed_tokens" and head.numel == 128 * 32
 
 
@@ -108,7 +108,7 @@ def test_a_damaged_record_is_an_error_and_its_result_is_still_read(scanned: Path
         read_records(RECORD)
     assert error.value.reason == "corrupt" and reason(RECORD) == "corrupt"
     read = read_scored(scanned)
-    assert len(read.notes) == 1 and len(read.lines) == len(read_results(scanned))
+    assert len(read.notes) == 1 and len(read.modules) == len(read_results(scanned))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
     except ResultError as error:
         assert error.reason in ("corrupt", "other_result")
     else:
-        assert [line[:3] for line in read.lines] == [line[:3] for line in read_results(scanned)]
+        assert [line[:3] for line in read.modules] == [line[:3] for line in read_results(scanned)]
 
 
 def test_a_record_of_another_version_is_not_misread(scanned: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_scan_that_goes_on_is_neither_read_nor_disturbed(scanned: Path) -> Non
     db = sqlite3.connect(RECORD)
     identity = json.loads(db.execute("SELECT value FROM source").fetchone()[0])
     db.close()
-    with Store(RECORD, identity) as store:
+    with Journal(RECORD, identity) as store:
         store.drop(["model.norm"])
         before = state(scanned.parent)
         with pytest.raises(ResultError) as error:
@@ -192,7 +192,7 @@ def test_records_are_read_with_and_without_their_singular_values(scanned: Path) 
 def test_the_schema_of_sorted_files_is_said(tmp_path: Path) -> None:
     read = read_scored(GOLDEN / "smollm2_sorted.json")
     assert len(read.notes) == 1
-    assert {s[:3] for s in read.lines} == {s[:3] for s in read_results(GOLDEN / "snr_results_smollm2.json")}
+    assert {s[:3] for s in read.modules} == {s[:3] for s in read_results(GOLDEN / "snr_results_smollm2.json")}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_schema_of_sorted_files_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_a_parameter_that_is_not_known_has_the_likely_name(module: str, parameter: str) -> None:
-    assert parameter_of(Scored(module, "g", 1.0)) == parameter
+    assert parameter_of(Module(module, "g", 1.0)) == parameter
 
 
 @pytest.mark.parametrize(("module", "group"), [("a\ud800", "b"), ("a", "\udfffb")])

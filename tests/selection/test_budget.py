@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError, UsageError
-from spectrum_stream.results.result import Result, Scored
+from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.budget import Needs, Recipe, fit, needs
 from spectrum_stream.selection.select import Rounding, Rule, choose
 
 from ..conftest import GOLDEN, Save, llama_tensors
 
-LINES = [Scored(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
-    Scored("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),
-    Scored("lm_head", "lm_head", 3.0, "lm_head.weight", 1000, shares="model.embed_tokens"),
+LINES = [Module(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
+    Module("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),
+    Module("lm_head", "lm_head", 3.0, "lm_head.weight", 1000, shares="model.embed_tokens"),
 ]
 
 
@@ -35,14 +35,14 @@ def test_bytes_are_those_of_trained_and_of_frozen_weights() -> None:
 
 
 def test_what_is_always_trained_is_within_the_budget() -> None:
-    assert len(fit(LINES, Rule(100), max_numel=1399).modules) == 3
-    assert len(fit(LINES, Rule(100), max_numel=1400).modules) == 4
-    assert len(fit(LINES, Rule(100, head=False, embeddings=False), max_numel=400).modules) == 4
+    assert len(fit(LINES, Rule(100), max_numel=1399).chosen_names) == 3
+    assert len(fit(LINES, Rule(100), max_numel=1400).chosen_names) == 4
+    assert len(fit(LINES, Rule(100, head=False, embeddings=False), max_numel=400).chosen_names) == 4
 
 
 def test_both_budgets_hold_at_once() -> None:
     nbytes = int(Needs(1200, 1800).nbytes(Recipe.ADAMW_BF16))
-    assert len(fit(LINES, Rule(100), max_numel=1500, max_nbytes=nbytes, recipe=Recipe.ADAMW_BF16).modules) == 2
+    assert len(fit(LINES, Rule(100), max_numel=1500, max_nbytes=nbytes, recipe=Recipe.ADAMW_BF16).chosen_names) == 2
 
 
 def test_a_budget_for_nothing_is_an_error() -> None:
@@ -71,7 +71,7 @@ def test_sizes_that_are_not_known_are_not_guessed() -> None:
 def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
     lines: list[tuple[str, float, int]], max_numel: int, bottom: bool, rounding: Rounding, least: int
 ) -> None:
-    scored = [Scored(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(lines)]
+    scored = [Module(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(lines)]
     rule = Rule(100, bottom=bottom, rounding=rounding, min_per_group=least)
     try:
         selection = fit(scored, rule, max_numel=max_numel)
@@ -80,7 +80,8 @@ def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
         smallest = choose(scored, Rule(0.01, bottom=bottom, rounding=rounding, min_per_group=least))
         # The first module there is to choose, by percentage, is more than the budget.
         assert (
-            not smallest.modules or sum(scored[int(m.split(".")[0])].numel or 0 for m in smallest.modules) > max_numel
+            not smallest.chosen_names
+            or sum(scored[int(m.split(".")[0])].numel or 0 for m in smallest.chosen_names) > max_numel
         )
         return
     need = needs(selection)
@@ -93,22 +94,24 @@ def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
 @pytest.mark.parametrize("unseen", ["lm_head", "model.embed_tokens"])
 def test_what_is_always_trained_and_has_no_line_is_not_left_out_of_the_budget(unseen: str) -> None:
     names = ("lm_head.weight", "model.embed_tokens.weight")
-    lines = tuple(line._replace(shares=None) for line in LINES if line.module != unseen)
+    lines = tuple(line._replace(shares=None) for line in LINES if line.name != unseen)
     with pytest.raises(ResultError) as error:
-        fit(Result(lines, covered=1.0, names=names), Rule(100), max_numel=10_000)
+        fit(Result(lines, covered=1.0, parameters=names), Rule(100), max_numel=10_000)
     assert error.value.reason == "partial"
-    assert fit(Result(lines, covered=1.0, names=names), Rule(100, head=False, embeddings=False), max_numel=10_000)
+    assert fit(
+        Result(lines, covered=1.0, parameters=names), Rule(100, head=False, embeddings=False), max_numel=10_000
+    )
     # A model that has none is not asked for it.
     kept = tuple(name for name in names if name != f"{unseen}.weight")
-    assert fit(Result(lines, covered=1.0, names=kept), Rule(100), max_numel=10_000)
+    assert fit(Result(lines, covered=1.0, parameters=kept), Rule(100), max_numel=10_000)
 
 
 def test_a_whole_scan_of_a_model_with_other_tensors_is_whole(save: Save, working_folder: Path) -> None:
     """Convolutions and biases are no part of what is scored."""
     tensors = llama_tensors(2) | {"conv.weight": torch.randn(8, 8, 30), "a.bias": torch.zeros(4000)}
     scan(str(save(tensors)), name="x")
-    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules
-    scan(str(save(tensors)), name="y", modules=["mlp.*"])
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).chosen_names
+    scan(str(save(tensors)), name="y", groups=["mlp.*"])
     with pytest.raises(ResultError) as error:
         fit(Path("model_snr_results/snr_results_y.json"), Rule(100), max_numel=20_000)
     assert error.value.reason == "partial"
@@ -118,4 +121,4 @@ def test_a_bank_with_a_broken_expert_was_scanned_all_the_same(save: Save, workin
     bank = torch.randn(4, 8, 12)
     bank[2, 0, 0] = torch.nan
     scan(str(save(llama_tensors(2) | {"model.layers.0.mlp.experts.up_proj": bank})), name="x")
-    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).modules
+    assert fit(Path("model_snr_results/snr_results_x.json"), Rule(100), max_numel=20_000).chosen_names

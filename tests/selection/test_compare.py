@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from spectrum_stream.errors import UsageError
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 from spectrum_stream.selection.compare import compare, kendall, overlap, spearman
 from spectrum_stream.selection.select import select
 
 
-def lines(*scores: float, group: str = "up") -> list[Scored]:
-    return [Scored(f"layers.{i}.{group}", group, snr) for i, snr in enumerate(scores)]
+def lines(*scores: float, group: str = "up") -> list[Module]:
+    return [Module(f"layers.{i}.{group}", group, snr) for i, snr in enumerate(scores)]
 
 
 # Few values, so that ties are common; and what no measure ranks as.
@@ -91,7 +91,7 @@ def test_the_two_differences_turn_one_selection_into_the_other(
 ) -> None:
     a, b = lines(*(row[0] for row in rows)), lines(*(row[1] for row in rows))
     found = compare(a, b, percent, percent_b)
-    first, second = set(select(a, percent).modules), set(select(b, percent_b).modules)
+    first, second = set(select(a, percent).chosen_names), set(select(b, percent_b).chosen_names)
     entered = {module for group in found.groups.values() for module in group.entered}
     left = {module for group in found.groups.values() for module in group.left}
     assert (first - left) | entered == second and left <= first and not entered & first
@@ -100,19 +100,19 @@ def test_the_two_differences_turn_one_selection_into_the_other(
 
 
 def test_what_is_chosen_in_another_group_has_not_left() -> None:
-    a = [Scored("layers.0.experts.1.up", "experts.1.up", 2.0), Scored("layers.1.experts.1.up", "experts.1.up", 1.0)]
+    a = [Module("layers.0.experts.1.up", "experts.1.up", 2.0), Module("layers.1.experts.1.up", "experts.1.up", 1.0)]
     b = [line._replace(group="experts.up") for line in a]
     found = compare(a, b, 50)
     assert not [g for g in found.groups.values() if g.entered or g.left] and found.overlap == 1.0
 
 
 def test_groups_that_only_one_has_count_against_what_is_in_common() -> None:
-    a = [Scored(f"layers.{i}.up", "up", float(i)) for i in range(4)]
-    found = compare(a, [*a, *(Scored(f"layers.{i}.down", "down", float(i)) for i in range(4))], 50)
+    a = [Module(f"layers.{i}.up", "up", float(i)) for i in range(4)]
+    found = compare(a, [*a, *(Module(f"layers.{i}.down", "down", float(i)) for i in range(4))], 50)
     assert found.overlap == 0.5
 
 
 def test_results_of_two_models_are_refused() -> None:
     with pytest.raises(UsageError) as error:
-        compare(lines(1), [Scored("other", "other", 1.0)], 50)
+        compare(lines(1), [Module("other", "other", 1.0)], 50)
     assert error.value.reason == "nothing_in_common"

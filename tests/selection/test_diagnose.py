@@ -6,8 +6,8 @@ import pytest
 from spectrum_stream.cli.tables import selection_remarks
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
-from spectrum_stream.results.result import Scored, lines_of
-from spectrum_stream.selection.diagnose import Doubts, diagnose
+from spectrum_stream.results.result import Module, lines_of
+from spectrum_stream.selection.diagnose import Diagnostics, diagnose
 from spectrum_stream.selection.select import Rule, Selection, choose, select
 
 from ..results.test_journal import record
@@ -21,7 +21,7 @@ def scored_as(module: str, s: np.ndarray, group: str = "up", parameter: str | No
     return replace(record(module, group), score=result, parameter=parameter or f"{module}.weight")
 
 
-def doubts_of(records: list[Record], percent: float) -> tuple[Doubts, Selection]:
+def doubts_of(records: list[Record], percent: float) -> tuple[Diagnostics, Selection]:
     lines = lines_of(records)
     selection = select(lines, percent)
     return diagnose(lines, selection, records)["up"], selection
@@ -59,13 +59,13 @@ def test_an_inexact_score_is_counted() -> None:
 
 
 def test_without_a_record_ties_are_known_and_nothing_else() -> None:
-    lines = [Scored(f"layers.{i}.up", "up", 1.0) for i in range(4)]
+    lines = [Module(f"layers.{i}.up", "up", 1.0) for i in range(4)]
     found = diagnose(lines, select(lines, 50), ())["up"]
     assert found.to_dict() == {"degenerate": None, "tied": 4, "inexact": None}
 
 
 def test_a_tie_at_the_lower_end_is_one_too() -> None:
-    lines = [Scored(f"layers.{i}.up", "up", snr) for i, snr in enumerate((3.0, 2.0, 1.0, 1.0, 1.0))]
+    lines = [Module(f"layers.{i}.up", "up", snr) for i, snr in enumerate((3.0, 2.0, 1.0, 1.0, 1.0))]
     selection = choose(lines, Rule(40, bottom=True))
     assert selection.tied == {"up": 3} and diagnose(lines, selection, ())["up"].tied == 3
     assert diagnose(lines, choose(lines, Rule(60, bottom=True)), ())["up"].tied == 0

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model.names import is_embedding, is_head, is_norm
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import ALWAYS, Rounding, Rule, choose, rank, select
 
 from ..conftest import GOLDEN
 
-LINES = [Scored(f"layers.{i}.up", "up", snr) for i, snr in enumerate([0.5, 2.0, 1.0, 2.0, 0.1])] + [
-    Scored("head", "head", 9.0)
+LINES = [Module(f"layers.{i}.up", "up", snr) for i, snr in enumerate([0.5, 2.0, 1.0, 2.0, 0.1])] + [
+    Module("head", "head", 9.0)
 ]
 
 
@@ -39,13 +39,13 @@ def test_groups_keep_the_order_of_the_file() -> None:
 
 
 def test_only_the_groups_asked_for_are_chosen_from() -> None:
-    assert list(select(LINES, 50, modules=["up"]).chosen) == ["up"]
+    assert list(select(LINES, 50, groups=["up"]).chosen) == ["up"]
     with pytest.raises(UsageError):
-        select(LINES, 50, modules=["down"])
+        select(LINES, 50, groups=["down"])
 
 
 def test_infinity_ranks_first() -> None:
-    assert rank([*LINES, Scored("layers.9.up", "up", math.inf)])["up"][0].module == "layers.9.up"
+    assert rank([*LINES, Module("layers.9.up", "up", math.inf)])["up"][0].name == "layers.9.up"
 
 
 def test_a_percentage_out_of_range() -> None:
@@ -55,7 +55,7 @@ def test_a_percentage_out_of_range() -> None:
 
 
 def test_a_result_file_is_read() -> None:
-    assert len(select(GOLDEN / "snr_results_smollm2.json", 50).modules) == 9 * 15
+    assert len(select(GOLDEN / "snr_results_smollm2.json", 50).chosen_names) == 9 * 15
     with pytest.raises(ResultError):
         select(Path("no/such.json"), 50)
 
@@ -65,13 +65,13 @@ def test_a_result_file_is_read() -> None:
     st.floats(0.01, 100),
 )
 def test_what_is_chosen_is_never_beaten_by_what_is_not(lines: list[tuple[str, float]], percent: float) -> None:
-    scored = [Scored(f"{i}.{group}", group, snr) for i, (group, snr) in enumerate(lines)]
+    scored = [Module(f"{i}.{group}", group, snr) for i, (group, snr) in enumerate(lines)]
     selection = select(scored, percent)
-    snr = {line.module: line.snr for line in scored}
+    snr = {line.name: line.snr for line in scored}
     for name, group in selection.ranked.items():
         chosen = selection.chosen[name]
         assert len(chosen) == int(len(group) * percent / 100)
-        rest = [line.snr for line in group if line.module not in chosen]
+        rest = [line.snr for line in group if line.name not in chosen]
         assert not chosen or not rest or min(snr[m] for m in chosen) >= max(rest)
 
 
@@ -88,7 +88,7 @@ def test_each_of_spectrums_rules_can_be_changed() -> None:
 
 
 def test_a_group_has_its_own_percentage_by_name_before_glob_and_by_the_first_glob() -> None:
-    lines = [Scored(f"{i}.{group}", group, 1.0) for i in range(4) for group in ("mlp.up", "mlp.down", "attn")]
+    lines = [Module(f"{i}.{group}", group, 1.0) for i in range(4) for group in ("mlp.up", "mlp.down", "attn")]
     percents = {"mlp.*": 50.0, "mlp.up": 75.0, "*": 0.0}
     counts = {name: len(c) for name, c in choose(lines, Rule(100, percents=percents)).chosen.items()}
     assert counts == {"mlp.up": 3, "mlp.down": 2, "attn": 0}
@@ -100,18 +100,18 @@ def test_a_group_has_its_own_percentage_by_name_before_glob_and_by_the_first_glo
 
 
 def test_a_group_that_is_called_like_a_glob_is_no_glob() -> None:
-    lines = [Scored(f"0.{group}", group, 1.0) for group in ("a?", "ab")]
-    assert choose(lines, Rule(100, percents={"a?": 0})).modules == ("0.ab",)
+    lines = [Module(f"0.{group}", group, 1.0) for group in ("a?", "ab")]
+    assert choose(lines, Rule(100, percents={"a?": 0})).chosen_names == ("0.ab",)
 
 
 def test_old_scores_that_are_no_numbers_are_not_the_lowest() -> None:
-    lines = [Scored("0.a", "a", -math.inf), Scored("1.a", "a", 1.0), Scored("2.a", "a", 0.5), Scored("3.a", "a", 0.5)]
+    lines = [Module("0.a", "a", -math.inf), Module("1.a", "a", 1.0), Module("2.a", "a", 0.5), Module("3.a", "a", 0.5)]
     assert choose(lines, Rule(50, bottom=True)).chosen["a"] == ("2.a", "3.a")
 
 
 def test_norms_embeddings_and_the_head_can_be_left_out() -> None:
     names = ["0.norm", "0.up", "model.embed_tokens", "lm_head"]
-    lines = [Scored(name, name, 1.0) for name in names]
+    lines = [Module(name, name, 1.0) for name in names]
     for rule, left, always in (
         (Rule(100, norms=False), names[1:], ALWAYS),
         (Rule(100, embeddings=False), ["0.norm", "0.up", "lm_head"], ("lm_head",)),
@@ -119,7 +119,7 @@ def test_norms_embeddings_and_the_head_can_be_left_out() -> None:
         (Rule(100, head=False, embeddings=False), names[:2], ()),
     ):
         selection = choose(lines, rule)
-        assert (list(selection.modules), selection.always) == (left, always)
+        assert (list(selection.chosen_names), selection.always) == (left, always)
     with pytest.raises(UsageError) as error:
         choose(lines[:1], Rule(100, norms=False))
     assert error.value.reason == "nothing_left"
@@ -128,12 +128,12 @@ def test_norms_embeddings_and_the_head_can_be_left_out() -> None:
 @pytest.mark.parametrize("rule", [Rule(100, head=False), Rule(100, embeddings=False)])
 def test_a_tied_head_and_its_embedding_are_left_out_together(rule: Rule) -> None:
     lines = [
-        Scored("0.up", "up", 1.0),
-        Scored("model.embed_tokens", "e", 1.0),
-        Scored("lm_head", "h", 1.0, shares="model.embed_tokens"),
+        Module("0.up", "up", 1.0),
+        Module("model.embed_tokens", "e", 1.0),
+        Module("lm_head", "h", 1.0, shares="model.embed_tokens"),
     ]
     selection = choose(lines, rule)
-    assert selection.modules == ("0.up",) and selection.always == ()
+    assert selection.chosen_names == ("0.up",) and selection.always == ()
 
 
 @pytest.mark.parametrize("module", ["model.layers.0.input_layernorm", "a.ln_1", "ln_f", "q_norm", "x.LayerNorm"])

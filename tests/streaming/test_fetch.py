@@ -11,9 +11,8 @@ from spectrum_stream.streaming.fetch import (
     Extent,
     Fetch,
     Transfer,
-    Way,
     ahead_nbytes,
-    choose_ways,
+    choose_fetches,
     fetched_nbytes,
     requests,
     transfers,
@@ -72,35 +71,35 @@ PART = {"a": [(0, 2 * MB)]}
 @pytest.mark.parametrize(
     ("wanted", "ranged", "fetch", "way"),
     [
-        (PART, True, Fetch.AUTO, Way.RANGE),
-        (WHOLE, True, Fetch.AUTO, Way.SHARD),
-        (PART, False, Fetch.AUTO, Way.SHARD),
-        (WHOLE, True, Fetch.RANGE, Way.RANGE),
-        (PART, False, Fetch.RANGE, Way.SHARD),
-        (PART, True, Fetch.SHARD, Way.SHARD),
-        (PART, True, Fetch.CACHE, Way.CACHE),
+        (PART, True, Fetch.AUTO, Fetch.RANGE),
+        (WHOLE, True, Fetch.AUTO, Fetch.DOWNLOAD),
+        (PART, False, Fetch.AUTO, Fetch.DOWNLOAD),
+        (WHOLE, True, Fetch.RANGE, Fetch.RANGE),
+        (PART, False, Fetch.RANGE, Fetch.DOWNLOAD),
+        (PART, True, Fetch.DOWNLOAD, Fetch.DOWNLOAD),
+        (PART, True, Fetch.CACHE, Fetch.CACHE),
     ],
 )
 def test_the_way_follows_what_is_wanted_and_what_the_server_can_do(
-    wanted: dict[str, list[Extent]], ranged: bool, fetch: Fetch, way: Way
+    wanted: dict[str, list[Extent]], ranged: bool, fetch: Fetch, way: Fetch
 ) -> None:
-    assert choose_ways([shard(10 * MB, ranged)], wanted, fetch, 10**12, None) == {"a": way}
+    assert choose_fetches([shard(10 * MB, ranged)], wanted, fetch, 10**12, None) == {"a": way}
 
 
 def test_what_is_here_is_mapped_and_what_is_not_wanted_is_left_out() -> None:
     here = LocalShard("b", Path("b"), 10, 0, 0)
-    ways = choose_ways([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
-    assert ways == {"b": Way.MAPPED} and transfers([here], {"b": [(0, 10)]}) == {}
-    assert fetched_nbytes([here], {"b": [(0, 10)]}, ways) == 0
+    fetches = choose_fetches([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
+    assert fetches == {"b": None} and transfers([here], {"b": [(0, 10)]}) == {}
+    assert fetched_nbytes([here], {"b": [(0, 10)]}, fetches) == 0
 
 
 @pytest.mark.parametrize(("free", "limit"), [(MB, None), (10**12, MB)])
 def test_too_little_disk_means_ranges_or_a_refusal_with_the_number(free: int, limit: int | None) -> None:
-    assert choose_ways([shard(10 * MB)], WHOLE, Fetch.AUTO, free, limit) == {"a": Way.RANGE}
-    for ranged, fetch in ((False, Fetch.AUTO), (True, Fetch.SHARD), (True, Fetch.CACHE)):
+    assert choose_fetches([shard(10 * MB)], WHOLE, Fetch.AUTO, free, limit) == {"a": Fetch.RANGE}
+    for ranged, fetch in ((False, Fetch.AUTO), (True, Fetch.DOWNLOAD), (True, Fetch.CACHE)):
         big = shard(10 * MB, ranged)
         with pytest.raises(UsageError) as error:
-            choose_ways([big], WHOLE, fetch, free, limit)
+            choose_fetches([big], WHOLE, fetch, free, limit)
         assert error.value.reason == "too_little_disk" and str(big.nbytes) in str(error.value)
 
 
@@ -109,11 +108,14 @@ def test_what_each_way_takes() -> None:
     wanted = {name: [(1000, 1000 + 40 * MB)] for name in "abc"}
     size = shards[0].nbytes
     assert transfers(shards, wanted) == {
-        Way.RANGE: Transfer(120 * MB, 6, 0),
-        Way.SHARD: Transfer(3 * size, 3, 2 * size),
-        Way.CACHE: Transfer(3 * size, 3, 3 * size),
+        Fetch.RANGE: Transfer(120 * MB, 6, 0),
+        Fetch.DOWNLOAD: Transfer(3 * size, 3, 2 * size),
+        Fetch.CACHE: Transfer(3 * size, 3, 3 * size),
     }
-    assert fetched_nbytes(shards, wanted, {"a": Way.RANGE, "b": Way.SHARD, "c": Way.CACHE}) == 40 * MB + 2 * size
+    assert (
+        fetched_nbytes(shards, wanted, {"a": Fetch.RANGE, "b": Fetch.DOWNLOAD, "c": Fetch.CACHE})
+        == 40 * MB + 2 * size
+    )
 
 
 def test_memory_for_ranges_is_bounded_but_holds_the_largest_matrix() -> None:

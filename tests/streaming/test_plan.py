@@ -75,7 +75,7 @@ def test_what_is_skipped_is_skipped_for_its_reason(save: Save) -> None:
         "fp8.weight": NoScore.MISSING_SCALES,
         "gptq.qweight": NoScore.MISSING_SCALES,
     }
-    assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), modules=["a"]).failures
+    assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), groups=["a"]).failures
     assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
 
 
@@ -101,12 +101,12 @@ def test_groups_are_picked_by_name_or_glob_and_never_by_a_part(patterns: list[st
 
 def test_a_group_nobody_has_is_a_usage_error(save: Save) -> None:
     with pytest.raises(UsageError) as error:
-        plan(str(save(llama_tensors(1))), modules=["mlp.up"])
+        plan(str(save(llama_tensors(1))), groups=["mlp.up"])
     assert error.value.reason == "no_such_group" and "mlp.up_proj" in (error.value.hint or "")
 
 
 def test_groups_not_chosen_are_listed_as_such(save: Save) -> None:
-    a_plan = plan(str(save(llama_tensors(2))), modules=["mlp.*"])
+    a_plan = plan(str(save(llama_tensors(2))), groups=["mlp.*"])
     assert {w.group for w in a_plan.matrices} == {"mlp.up_proj", "mlp.down_proj"}
     assert reasons(a_plan)["model.layers.0.self_attn.q_proj.weight"] == NoScore.NOT_CHOSEN
 
@@ -202,7 +202,7 @@ def test_deepseek_v3_as_published_is_planned_in_every_count(tmp_path: Path) -> N
     assert counts["mtp.mlp.experts.255.up_proj"] == 1 and counts["mtp.eh_proj"] == 1
     fused = plan(folder, target="transformers-v5")
     assert len(fused.matrices) == 3 * (layer + 3) + 58 * sparse + 3
-    banks = {w.bank for w in fused.matrices if w.bank}
+    banks = {w.result_name for w in fused.matrices if w.result_name != w.module}
     assert len(banks) == 58 * 2 and "model.layers.60.mlp.experts.gate_up_proj" in banks
 
 

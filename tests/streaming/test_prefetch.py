@@ -1,4 +1,4 @@
-"""The reader on local shards; the ways of the network are in `test_remote.py`."""
+"""The reader on local shards; the fetches of the network are in `test_remote.py`."""
 
 import threading
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..conftest import Save, llama_tensors
 def feed_of(a_plan: Plan, mapped_ahead_nbytes: int = 10**9) -> Feed:
     shards = {s.name: s for s in a_plan.source.shards}
     folder = a_plan.outputs.shards
-    return Feed(shards, a_plan.matrices, a_plan.ways, folder, Traffic(), mapped_ahead_nbytes=mapped_ahead_nbytes)
+    return Feed(shards, a_plan.matrices, a_plan.fetches, folder, Traffic(), mapped_ahead_nbytes=mapped_ahead_nbytes)
 
 
 def all_of(feed: Feed) -> list[Item]:
@@ -98,4 +98,4 @@ def test_a_shard_that_is_gone_is_an_error_where_the_tensors_are_awaited(save: Sa
 def test_a_fault_of_the_reader_itself_is_not_swallowed(save: Save, tmp_path: Path) -> None:
     a_plan = plan(str(save({"a.weight": torch.ones(2, 3)})))
     with pytest.raises(KeyError):
-        all_of(Feed({}, a_plan.matrices, a_plan.ways, tmp_path / "shards", Traffic()))
+        all_of(Feed({}, a_plan.matrices, a_plan.fetches, tmp_path / "shards", Traffic()))

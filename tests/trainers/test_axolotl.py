@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from spectrum_stream.errors import ResultError
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers.axolotl import ALWAYS, Pattern, matches, patterns, read_patterns, render, whole_names
 
@@ -18,7 +18,7 @@ def test_the_yaml_is_spectrums_byte_for_byte() -> None:
 
 def test_only_a_name_that_others_start_with_is_written_whole() -> None:
     names = [f"h.{i}.{module}" for i in (1, 10) for module in ("gate", "gate_proj", "up")]
-    lines = [Scored(name, name.split(".", 2)[2], 1.0) for name in names]
+    lines = [Module(name, name.split(".", 2)[2], 1.0) for name in names]
     selection = select(lines, 100)
     assert whole_names(selection) == ("h.1.gate.weight$", "h.10.gate.weight$")
     assert set(patterns(selection)) == {
@@ -31,11 +31,11 @@ def test_only_a_name_that_others_start_with_is_written_whole() -> None:
 
 
 def test_a_tied_head_alone_trains_the_embedding_that_it_is() -> None:
-    wte = Scored("transformer.wte", "wte", 1.0, "transformer.wte.weight")
-    head = Scored("lm_head", "lm_head", 1.0, "lm_head.weight", shares="transformer.wte")
+    wte = Module("transformer.wte", "wte", 1.0, "transformer.wte.weight")
+    head = Module("lm_head", "lm_head", 1.0, "lm_head.weight", shares="transformer.wte")
     # A model has the parameter under the embedding's name, which none of Spectrum's entries is.
     names = ["transformer.wte.weight", "transformer.wte.weight_scale"]
-    selection = select([wte, head], 100, modules=["lm_head"])
+    selection = select([wte, head], 100, groups=["lm_head"])
     assert matches(render(selection), names) == {"transformer.wte.weight"}
     names.append("lm_head_2.weight")
     assert matches(render(selection, names), names) == {"transformer.wte.weight"}
@@ -99,7 +99,7 @@ def test_row_ranges_are_recognized() -> None:
 )
 def test_a_name_that_would_mean_something_else_is_refused(name: str) -> None:
     with pytest.raises(ResultError) as error:
-        render(select([Scored(name, "group", 1.0)], 100))
+        render(select([Module(name, "group", 1.0)], 100))
     assert error.value.reason == "unsafe_name"
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model.names import group_of
-from spectrum_stream.results.result import Result, Scored
+from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.select import Rule, Selection, choose
 from spectrum_stream.trainers import FORMATS
 from spectrum_stream.trainers.patterns import Names, alternatives, literal_prefix
@@ -44,16 +44,16 @@ ALSO = tuple(f"{bank}_bias" for bank in BANKS) + tuple(
 
 
 @st.composite
-def models(draw: st.DrawFn) -> tuple[list[Scored], list[str]]:
+def models(draw: st.DrawFn) -> tuple[list[Module], list[str]]:
     """The lines of a result, and the names of all parameters of its model."""
     modules = draw(st.lists(st.sampled_from(MODULES), min_size=1, max_size=14, unique=True))
     banks = draw(st.lists(st.sampled_from(BANKS), max_size=3, unique=True))
     scores = st.floats(0.01, 100)
-    lines = [Scored(name, group_of(name), draw(scores), f"{name}.weight", 100) for name in modules]
-    lines += [Scored(name, group_of(name), draw(scores), name, 100) for name in banks]
+    lines = [Module(name, group_of(name), draw(scores), f"{name}.weight", 100) for name in modules]
+    lines += [Module(name, group_of(name), draw(scores), name, 100) for name in banks]
     names = {line.parameter for line in lines if line.parameter}
     if "model.embed_tokens" in modules and "lm_head" not in modules and draw(st.booleans()):
-        lines.append(Scored("lm_head", "lm_head", 1.0, "lm_head.weight", 100, "model.embed_tokens"))
+        lines.append(Module("lm_head", "lm_head", 1.0, "lm_head.weight", 100, "model.embed_tokens"))
     elif draw(st.booleans()):
         names |= {"lm_head.weight", "model.embed_tokens.weight"}
     also = [name for name in ALSO if name.startswith((*modules, *banks))]
@@ -83,12 +83,12 @@ def added(name: str, modules: Sequence[str], names: Sequence[str]) -> frozenset[
 @settings(max_examples=100, deadline=None)
 @given(models(), RULES, st.sampled_from(["told", "recorded", "unknown"]))
 def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
-    name: str, model: tuple[list[Scored], list[str]], rule: Rule, known: str
+    name: str, model: tuple[list[Module], list[str]], rule: Rule, known: str
 ) -> None:
     lines, names = model
     try:
         # A scan of some groups sees the names of all.
-        selection = choose(Result(tuple(lines), names=tuple(names) if known == "recorded" else ()), rule)
+        selection = choose(Result(tuple(lines), parameters=tuple(names) if known == "recorded" else ()), rule)
     except UsageError as error:
         assert error.reason == "nothing_left"
         return
@@ -113,25 +113,25 @@ def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
 )
 def test_names_that_run_into_each_other_are_kept_apart_or_refused(name: str, module: str, others: list[str]) -> None:
     parameter = module if ".experts." in module else f"{module}.weight"
-    lines = [Scored(module, "group", 1.0, parameter)]
+    lines = [Module(module, "group", 1.0, parameter)]
     hold(name, lines, choose(lines, Rule(100)), [parameter, *others], True)
 
 
-def hold(name: str, lines: Sequence[Scored], selection: Selection, names: Sequence[str], told: bool) -> None:
+def hold(name: str, lines: Sequence[Module], selection: Selection, names: Sequence[str], told: bool) -> None:
     """A format trains what was chosen and nothing else, or refuses."""
     try:
         text = FORMATS[name].render(selection, names if told else None)
     except ResultError as error:
         assert error.reason in REFUSALS[name] | {"nothing_chosen"}, error
         return
-    parameters = {line.module: line.parameter for line in lines}
-    chosen = {parameters[line.owner] for line in lines if line.module in selection.modules}
+    parameters = {line.name: line.parameter for line in lines}
+    chosen = {parameters[line.owner] for line in lines if line.name in selection.chosen_names}
     if name != "peft":
         # `^lm_head.weight$` and the other: the module need not be there.
-        chosen |= {parameters[line.owner] for line in lines if line.module in selection.always}
+        chosen |= {parameters[line.owner] for line in lines if line.name in selection.always}
         chosen |= {f"{module}.weight" for module in selection.always if module not in parameters} & set(names)
     trained = FORMATS[name].matches(text, names)
-    extra = added(name, selection.modules, names)
+    extra = added(name, selection.chosen_names, names)
     assert chosen <= trained <= chosen | extra
 
 
@@ -159,17 +159,17 @@ def hold(name: str, lines: Sequence[Scored], selection: Selection, names: Sequen
     ],
 )
 def test_a_name_with_a_meaning_means_itself_or_is_refused(name: str, module: str) -> None:
-    lines = [Scored(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")]
+    lines = [Module(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")]
     names = [f"h.0.{module}.weight", "h.0.a.weight", "h.0.aa.weight", "h.0..weight"]
     hold(name, lines, choose(lines, Rule(100)), names, True)
 
 
 def test_what_a_trainer_cannot_take_for_its_size_is_refused() -> None:
-    many = [Scored(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_000)]
+    many = [Module(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_000)]
     for name, lines in (
         ("ms-swift-regex", many[:4000]),
         ("soup", many),
-        ("soup", [Scored("a" * 600, "g", 1.0)]),
+        ("soup", [Module("a" * 600, "g", 1.0)]),
     ):
         with pytest.raises(ResultError) as error:
             FORMATS[name].render(choose(lines, Rule(100)))

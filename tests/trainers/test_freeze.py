@@ -6,7 +6,7 @@ from torch import nn
 
 from spectrum_stream import freeze, select
 from spectrum_stream.errors import FreezeError, ResultError
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 
 
 class Attention(nn.Module):
@@ -55,7 +55,7 @@ def test_what_the_file_names_is_trained_and_the_rest_is_frozen(tmp_path: Path) -
 
 def test_a_selection_is_applied_without_a_file() -> None:
     model = Model(tied=False)
-    lines = [Scored(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
+    lines = [Module(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
     report = freeze(model, select(lines, 10))
     assert {n for n in report.trainable if "layers" in n} == {
         "model.layers.11.q_proj.weight",
@@ -67,14 +67,14 @@ def test_a_selection_is_applied_without_a_file() -> None:
 def test_it_can_be_applied_again() -> None:
     model = Model()
     for layer in (1, 2):
-        freeze(model, select([Scored(f"model.layers.{layer}.gate_proj", "g", 1.0)], 100))
+        freeze(model, select([Module(f"model.layers.{layer}.gate_proj", "g", 1.0)], 100))
         assert {n for n in trainable(model) if "layers" in n} == {f"model.layers.{layer}.gate_proj.weight"}
 
 
 def test_a_head_and_an_embedding_that_the_model_lacks_are_no_mistake() -> None:
     model = nn.Module()
     model.encoder = nn.ModuleList([nn.Linear(2, 2)])
-    freeze(model, select([Scored("encoder.0", "", 1.0)], 100))
+    freeze(model, select([Module("encoder.0", "", 1.0)], 100))
     assert trainable(model) == {"encoder.0.weight", "encoder.0.bias"}
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there() -> None:
 
 def test_only_the_chosen_weights_move_in_training() -> None:
     model = Model()
-    freeze(model, select([Scored("model.layers.3.gate_proj", "g", 1.0)], 100))
+    freeze(model, select([Module("model.layers.3.gate_proj", "g", 1.0)], 100))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     layer = model.get_submodule("model.layers.3")
@@ -127,6 +127,6 @@ def test_only_the_chosen_weights_move_in_training() -> None:
 def test_a_module_that_was_not_scanned_is_not_trained_for_its_name() -> None:
     # `gate` alone is in the result, and is the start of `gate_proj`, which the model has.
     model = Model(tied=False)
-    lines = [Scored(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
+    lines = [Module(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
     report = freeze(model, select(lines, 10))
     assert {name for name in report.trainable if "layers" in name} == {"model.layers.11.gate.weight"}

@@ -20,7 +20,7 @@ import yaml
 
 from spectrum_stream.errors import ResultError
 from spectrum_stream.model.names import group_of
-from spectrum_stream.results.result import Scored
+from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import Rule, Selection, choose
 from spectrum_stream.trainers import FORMATS
 
@@ -69,21 +69,21 @@ def names_of(model: torch.nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
-def lines_of(model: torch.nn.Module) -> list[Scored]:
+def lines_of(model: torch.nn.Module) -> list[Module]:
     """What a scan of the model would give, with scores that say nothing."""
     random = np.random.default_rng(0)
     lines = []
     for name, parameter in model.named_parameters():
         if name.endswith(".weight") or parameter.ndim == 3:
             module = name.removesuffix(".weight")
-            lines.append(Scored(module, group_of(module), float(random.random()), name, parameter.numel()))
+            lines.append(Module(module, group_of(module), float(random.random()), name, parameter.numel()))
     return lines
 
 
 def wanted(selection: Selection, names: Collection[str]) -> set[str]:
-    parameters = {line.module: line.parameter for line in selection.lines}
+    parameters = {line.name: line.parameter for line in selection.result.modules}
     always = {f"{module}.weight" for module in selection.always} & set(names)
-    return {str(parameters[module]) for module in selection.modules} | always
+    return {str(parameters[module]) for module in selection.chosen_names} | always
 
 
 def trained_by(model: torch.nn.Module) -> set[str]:
@@ -243,7 +243,7 @@ def test_llama_factory_trains_the_layers_that_it_can_name() -> None:
     for first, layers in ((False, range(9, 12)), (True, range(3))):
         model = llama()
         lines = [
-            line._replace(snr=float(".mlp." in line.module and int(line.module.split(".")[2]) in layers))
+            line._replace(snr=float(".mlp." in line.name and int(line.name.split(".")[2]) in layers))
             for line in lines_of(model)
         ]
         chosen = choose(lines, Rule(25, ("mlp.*",)))
@@ -261,10 +261,10 @@ def test_peft_adapts_what_was_chosen_with_the_ranks_it_was_given(make: Make) -> 
     model = make()
     rule = Rule(50, norms=False, head=make is not llama)
     # gpt-oss' router is no Linear, which PEFT says itself.
-    lines = [line for line in lines_of(model) if not line.module.endswith("router")]
+    lines = [line for line in lines_of(model) if not line.name.endswith("router")]
     selection = choose(lines, rule)
     text = FORMATS["peft"].render(selection, names_of(model))
-    chosen = {str(line.parameter) for line in lines if line.module in selection.modules}
+    chosen = {str(line.parameter) for line in lines if line.name in selection.chosen_names}
     assert chosen == FORMATS["peft"].matches(text, names_of(model))
     options = json.loads(text)
     peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
@@ -291,11 +291,11 @@ def test_peft_adapts_single_layers_of_a_mixture_of_experts(family: str) -> None:
     peft = pytest.importorskip("peft")
     model = tiny(family)
     lines = [line for line in lines_of(model) if line.group not in ("mlp.gate", "mlp.router")]
-    lines = [line for line in lines if not line.module.endswith(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))]
-    lines = [line for line in lines if "shared_experts" not in line.module]
+    lines = [line for line in lines if not line.name.endswith(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))]
+    lines = [line for line in lines if "shared_experts" not in line.name]
     selection = choose(lines, Rule(50, norms=False, head=False, embeddings=False))
     text = FORMATS["peft"].render(selection, names_of(model))
-    chosen = {str(line.parameter) for line in lines if line.module in selection.modules}
+    chosen = {str(line.parameter) for line in lines if line.name in selection.chosen_names}
     assert chosen == FORMATS["peft"].matches(text, names_of(model))
     adapted = peft.get_peft_model(model, peft.LoraConfig(**json.loads(text)))
     found = set()

@@ -216,8 +216,8 @@ def test_hostile_text_is_one_sentence(tmp_path: Path, text: str, trainer: str) -
 @pytest.mark.parametrize("trainer", sorted(set(FORMATS) - {"llama-factory"}))
 def test_what_select_writes_passes_for_its_trainer(save: Save, tmp_path: Path, trainer: str) -> None:
     result = scan(str(save(llama_tensors(4), config={"model_type": "llama"})), name="x")
-    names = [f"{line.module}.weight" for line in result.scored]
-    selection = select([line for line in result.scored if "norm" not in line.module], 50)
+    names = [f"{line.name}.weight" for line in result.modules]
+    selection = select([line for line in result.modules if "norm" not in line.name], 50)
     path = tmp_path / f"selection.{FORMATS[trainer].SUFFIX}"
     path.write_text(FORMATS[trainer].render(selection, names))
     verdict = verify(path, Parameters(dict.fromkeys(names), "given", {}), trainer)

@@ -27,7 +27,7 @@ def main() -> NoReturn:
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # An exception in the middle of torch's import would abort the process. Before a scan nothing has to be closed.
+        # An exception during the import of torch would abort the process. Before a scan nothing has to be closed.
         if not hasattr(sys.modules.get("spectrum_stream.pipeline"), "run"):
             os._exit(128 + number)
         received.append(number)

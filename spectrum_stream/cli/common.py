@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ..errors import ResultError, UsageError
+from ..model.parameters import Names, read_names
 from ..numerics.metrics import Metric
 from ..results.record import Record
 from ..results.remeasuring import read_recorded, record_path
@@ -97,6 +98,21 @@ def patterns_of(modules: list[str] | None) -> list[str] | None:
     if modules and not patterns:
         raise UsageError("--modules names no group", reason="no_such_group")
     return patterns or None
+
+
+def names_of(text: str) -> Names | tuple[str, ...]:
+    """A member of `Names`, or the names in a file.
+
+    Raises:
+        UsageError: no_such_file, no_names.
+    """
+    if text in list(Names):
+        return Names(text)
+    try:
+        return read_names(Path(text))
+    except UsageError as error:
+        hint = f"use one of {', '.join(Names)}, or a file with one name a line"
+        raise UsageError(str(error), reason=error.reason, hint=hint) from error
 
 
 def nbytes_of(size: str | None, option: str) -> int | None:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ..model.matrix import Experts
-from ..model.parameters import Target
 from ..numerics.metrics import Metric
 from ..selection.budget import Recipe
 from ..selection.select import Rounding
@@ -96,18 +95,18 @@ MaxDiskOption = Annotated[
         "--max-disk", metavar="SIZE", help="Bound the disk that shards take which are downloaded to be deleted."
     ),
 ]
-TargetOption = Annotated[
-    Target,
+NamesOption = Annotated[
+    str,
     typer.Option(
-        "--target",
-        help="Whose names: the checkpoint's, or those of transformers 4 or 5 in memory; auto: the one installed.",
+        "--names",
+        metavar="NAMES",
+        help="Parameter names to use: transformers-v5 or transformers-v4, as these name them after loading; "
+        "checkpoint, as stored; transformers, as the installed one says; or a FILE with the trainer's names.",
     ),
 ]
-NamesFromOption = Annotated[
+NamesFileOption = Annotated[
     Path | None,
-    typer.Option(
-        "--names-from", metavar="FILE", help="The names of all parameters of the model in the trainer, one a line."
-    ),
+    typer.Option("--names", metavar="FILE", help="The names of all parameters in the trainer, one a line."),
 ]
 ExpertsOption = Annotated[
     Experts,

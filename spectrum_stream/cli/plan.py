@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..model.matrix import Experts
-from ..model.parameters import Target
+from ..model.parameters import Names
 from ..streaming.fetch import Fetch
 from ..streaming.plan import RESULTS_FOLDER
 from . import tables
@@ -19,10 +19,9 @@ from .options import (
     ModelNameOption,
     ModulesOption,
     NameOption,
-    NamesFromOption,
+    NamesOption,
     OutOption,
     QuietOption,
-    TargetOption,
     TopPercentOption,
 )
 
@@ -40,8 +39,7 @@ def plan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
     experts: ExpertsOption = Experts.SEPARATE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -50,9 +48,7 @@ def plan_command(
     """Show what a scan would read, score, skip, cost and write. Reads headers only."""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
-    plan = _planned(
-        typed, top_percent, patterns_of(modules), name, out, max_memory, fetch, max_disk, target, names_from, experts
-    )
+    plan = _planned(typed, top_percent, patterns_of(modules), name, out, max_memory, fetch, max_disk, names, experts)
     for warning in plan.warnings:
         output.warn(warning)
     output.show(tables.plan_table(plan))
@@ -64,8 +60,7 @@ def plan_command(
         "--max-memory": max_memory,
         "--fetch": None if fetch is Fetch.AUTO else str(fetch),
         "--max-disk": max_disk,
-        "--target": None if target is Target.AUTO else str(target),
-        "--names-from": None if names_from is None else str(names_from),
+        "--names": None if names == Names.V5 else names,
         "--experts": None if experts is Experts.SEPARATE else str(experts),
     }
     kept = [word for option, value in given.items() if value is not None for word in (option, value)]

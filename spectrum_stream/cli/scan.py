@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..model.matrix import Experts
-from ..model.parameters import Target, read_names
+from ..model.parameters import Names
 from ..numerics.precision import Precision
 from ..selection.budget import needs
 from ..selection.diagnose import diagnose
@@ -19,7 +19,7 @@ from ..streaming.fetch import Fetch
 from ..streaming.plan import RESULTS_FOLDER
 from ..text import counted, duration, printable, si_bytes
 from . import tables
-from .common import again, command_line, explain, model_of, nbytes_of, open_output, patterns_of
+from .common import again, command_line, explain, model_of, names_of, nbytes_of, open_output, patterns_of
 from .options import (
     ExpertsOption,
     FetchOption,
@@ -31,10 +31,9 @@ from .options import (
     ModelNameOption,
     ModulesOption,
     NameOption,
-    NamesFromOption,
+    NamesOption,
     OutOption,
     QuietOption,
-    TargetOption,
     TopPercentOption,
     WaitOption,
 )
@@ -65,8 +64,7 @@ def scan_command(
     max_memory: MaxMemoryOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
     experts: ExpertsOption = Experts.SEPARATE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -80,9 +78,7 @@ def scan_command(
         if patterns:
             raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
         patterns = _tick_groups(typed, output)
-    plan = _planned(
-        typed, top_percent, patterns, name, out, max_memory, fetch, max_disk, target, names_from, experts, precision
-    )
+    plan = _planned(typed, top_percent, patterns, name, out, max_memory, fetch, max_disk, names, experts, precision)
     _run(output, plan, fresh, wait, device, patterns)
 
 
@@ -95,8 +91,7 @@ def _planned(
     max_memory: str | None,
     fetch: Fetch,
     max_disk: str | None,
-    target: Target,
-    names_from: Path | None,
+    names: str,
     experts: Experts,
     precision: Precision = Precision.AUTO,
 ) -> planning.Plan:
@@ -111,8 +106,7 @@ def _planned(
         precision=precision,
         fetch=fetch,
         max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
-        target=target,
-        names=None if names_from is None else read_names(names_from),
+        names=names_of(names),
         experts=experts,
     )
 

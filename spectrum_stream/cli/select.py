@@ -40,7 +40,7 @@ from .options import (
     MetricOption,
     MinPerGroupOption,
     ModulesOption,
-    NamesFromOption,
+    NamesFileOption,
     NormsOption,
     OutputOption,
     ParamsOption,
@@ -77,7 +77,7 @@ def select_command(
     seed_option: SeedOption = None,
     format_name: FormatOption = _DEFAULT,
     file: OutputOption = None,
-    names_from: NamesFromOption = None,
+    names_file: NamesFileOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -125,7 +125,7 @@ def select_command(
     else:
         selection = choose(read, rule)
     exporter = FORMATS[format_name]
-    names = None if names_from is None else read_names(names_from)
+    names = None if names_file is None else read_names(names_file)
     text = exporter.render(selection, names)
     path = file or Path(
         f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"

@@ -95,8 +95,12 @@ def _facts(plan: Plan) -> Table:
 
 def whose(plan: Plan) -> str:
     """Whose names these are, in words."""
-    names = {"checkpoint": "of the checkpoint", "given": "of the list given"}
-    return names.get(plan.target, f"of the parameters of {plan.target.replace('-v', ' ')}")
+    names = {
+        "checkpoint": "of the checkpoint",
+        "given": "of the list given",
+        "transformers": "of the parameters of the installed transformers",
+    }
+    return names.get(plan.names, f"of the parameters of {plan.names.replace('-v', ' ')}")
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:
@@ -266,7 +270,7 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
         "schema_version": 1,
         "model": result.plan.source.model,
         "complete": result.complete,
-        "target": result.plan.target,
+        "names": result.plan.names,
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),

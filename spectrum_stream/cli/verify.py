@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ..model.parameters import Target, read_names
+from ..model.parameters import Names
 from ..trainers.verify import parameters_of, verify
 from . import tables
-from .common import open_output
-from .options import JsonOption, NamesFromOption, QuietOption, TargetOption
+from .common import names_of, open_output
+from .options import JsonOption, NamesOption, QuietOption
 
 
 def verify_command(
@@ -23,14 +23,13 @@ def verify_command(
     trainer: Annotated[
         str, typer.Option("--for", metavar="FORMAT", help="Whose words, one of the formats of `select`.")
     ] = "axolotl",
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Hold FILE against a model's parameters, as its trainer will match them. Exit code 4 on a mismatch."""
     output = open_output(as_json, quiet)
-    parameters = parameters_of(model, target, None if names_from is None else read_names(names_from))
+    parameters = parameters_of(model, names_of(names))
     verdict = verify(file, parameters, trainer)
     output.data(
         {

@@ -376,9 +376,9 @@ def test_names_and_experts_are_options_that_the_next_command_repeats(save: Save,
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{name}\n" for name in tensors))
     folder = save(tensors)
-    done = cli("plan", folder, "--names-from", names, "--experts", "pooled")
+    done = cli("plan", folder, "--names", names, "--experts", "pooled")
     command = re.search(r"^next: spectrum-stream (.+)$", done.stdout, re.MULTILINE)
     assert command is not None and "of the list given" in done.stdout
     scanned = cli(*command[1].split(), "--json", "--name", "x")
     assert list(json.loads(scanned.stdout)["groups"]) == ["experts.up"]
-    assert reason(cli("plan", folder, "--names-from", tmp_path / "none", code=2)) == "no_such_file"
+    assert reason(cli("plan", folder, "--names", tmp_path / "none", code=2)) == "no_such_file"

@@ -38,7 +38,7 @@ def test_every_format_is_written_and_says_what_to_do_with_it(names: list[str]) -
             "--top-percent",
             "50",
             "--no-norms",
-            "--names-from",
+            "--names",
             "names.txt",
         ]
         if name == "llama-factory":
@@ -100,7 +100,7 @@ def test_entries_that_are_not_as_spectrum_writes_them_are_pointed_at(names: list
     Path("names.txt").write_text("\n".join([*names, "model.layers.1.mlp.up_proj_2.weight"]))
     command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]
     assert "with a $ at the end" not in cli(*command).stdout
-    done = cli(*command, "--names-from", "names.txt")
+    done = cli(*command, "--names", "names.txt")
     assert "1 entry, model.layers.1" in done.stdout and "model.layers.1.mlp.up_proj.weight$" in done.stdout
 
 
@@ -138,9 +138,9 @@ def test_sizes_that_are_not_known_are_said_so() -> None:
         (["--top-percent", "50", "--format", "llama-factory"], 1, "needs_names"),
         (["--top-percent", "50", "--format", "peft"], 1, "not_adaptable"),
         (["--top-percent", "50", "--format", "axolotl-snr", "--no-head"], 1, "inexact"),
-        (["--top-percent", "50", "--names-from", "missing.txt"], 2, "no_such_file"),
-        (["--top-percent", "50", "--names-from", "empty.txt"], 2, "no_names"),
-        (["--top-percent", "50", "--names-from", "others.txt"], 1, "no_such_parameter"),
+        (["--top-percent", "50", "--names", "missing.txt"], 2, "no_such_file"),
+        (["--top-percent", "50", "--names", "empty.txt"], 2, "no_names"),
+        (["--top-percent", "50", "--names", "others.txt"], 1, "no_such_parameter"),
         (["--top-percent", "50", "-o", "result.json"], 2, "conflicting_options"),
         (["--top-percent", "1", "--no-head", "--no-embeddings"], 1, "nothing_chosen"),
     ],

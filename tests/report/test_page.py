@@ -386,7 +386,7 @@ def test_every_asset_is_used_and_is_package_data() -> None:
 
 def test_a_matrix_by_another_name_in_memory_is_shown_with_its_spectrum(working_folder: Path) -> None:
     tiny("llava").save_pretrained(working_folder / "saved")
-    result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
+    result = scan(str(working_folder / "saved"), name="x", names="transformers-v5")
     shown = read_shown(result.written[0])
     assert shown.name == result.written[0].name
     assert not shown.notes and {entry.module for entry in shown.entries} == {line.name for line in result.modules}

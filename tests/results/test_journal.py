@@ -25,7 +25,13 @@ from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import Module, in_order, read_results, write_results
 
-IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1}
+IDENTITY: dict[str, Any] = {
+    "path": "/models/a",
+    "shards": [["model.safetensors", 10, 20]],
+    "engine": 1,
+    "names": "checkpoint",
+    "names_sha256": None,
+}
 
 
 def record(module: str = "layers.0.up", group: str = "up", snr: float | None = None) -> Record:

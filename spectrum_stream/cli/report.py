@@ -91,16 +91,16 @@ def _module(entry: Entry, ranks: dict[str, int], chosen: set[str]) -> dict[str, 
     return {
         "module": entry.module,
         "group": entry.group,
-        "layer": place_of(entry.module, entry.group, entry.bank).layer or None,
-        "bank": entry.bank,
+        "layer": place_of(entry.module, entry.group, entry.fused).layer or None,
+        "fused": entry.fused,
         "snr": _finite(entry.snr),
-        "rank": ranks.get(entry.module) if entry.bank is None else None,
-        "chosen": entry.bank is None and entry.module in chosen,
+        "rank": ranks.get(entry.module) if entry.fused is None else None,
+        "chosen": entry.fused is None and entry.module in chosen,
         "flag": entry.flag or None,
         "n": entry.n,
         "m": entry.m,
         "tau": entry.tau,
-        "measures": {name: _finite(value) for name, value in entry.measures.items()},
+        "metrics": {name: _finite(value) for name, value in entry.metrics.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader sees and does, and what a stranger's names cannot."""
+"""The page in a real browser: what a reader sees and does, and what untrusted names cannot do."""
 
 import csv
 import io
@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from spectrum_stream import scan, select
-from spectrum_stream.report.data import Entry, Shown, read_shown
+from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.numerics.snr import Degeneracy
+from spectrum_stream.report.data import Shown, read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.result import Module
 
@@ -25,6 +27,7 @@ from ..cli.test_injection import CORPUS
 from ..conftest import Save, llama_tensors
 from ..model.test_inventory import BANK, apart, tensors
 from ..support.browser import CHROMIUM, Heard, launched, opened
+from ..support.reports import make_entry
 
 pytest.importorskip("playwright")
 pytest.importorskip("plotly")
@@ -88,7 +91,7 @@ def test_every_matrix_is_on_the_map_and_flaws_are_marked(tab: Any, result: Path)
     assert tab.locator("#maps td[aria-label]").count() == len(json.loads(result.read_text())) + 1
     assert cell(tab, "lm_head").text_content() == "!"
     broken = cell(tab, "model.layers.2.mlp.up_proj")
-    assert broken.text_content() == "×" and "NaN or Inf" in broken.get_attribute("aria-label")
+    assert broken.text_content() == "×" and "NaN or infinite" in broken.get_attribute("aria-label")
     assert cell(tab, "model.layers.0.mlp.up_proj").text_content() == ""
 
 
@@ -235,16 +238,16 @@ def test_a_column_sorts_both_ways_and_what_has_no_number_is_last(tab: Any) -> No
         assert texts[-1] == "–" and numbers == sorted(numbers, reverse=is_down)
 
 
-def test_another_measure_colors_the_map_and_has_a_column(tab: Any) -> None:
+def test_page_metric_colors_the_map_and_has_a_column(tab: Any) -> None:
     def colors() -> list[str]:
         found: list[str] = tab.eval_on_selector_all("#maps td", "all => all.map(td => td.style.backgroundColor)")
         return found
 
     before = colors()
-    tab.select_option("#measure", "stable rank")
+    tab.select_option("#metric", "stable rank")
     assert colors() != before and "stable rank" in tab.text_content("#table thead")
     assert tab.evaluate("document.getElementById('boxes').layout.xaxis.title.text") == "stable rank"
-    tab.select_option("#measure", "rank")
+    tab.select_option("#metric", "rank")
     # The first of a row is the brightest, and the last the darkest.
     row = tab.locator("#maps tr", has=tab.locator("th", has_text="mlp.down_proj")).locator("td[aria-label]")
     by_rank = {
@@ -272,7 +275,7 @@ def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
     path = scan(str(save(tensors(experts=12))), name="x").written[0]
     with show(read_shown(path)) as tab:
         assert tab.locator("#maps tbody tr").count() == 3
-        assert "a bank of 12" in cell(tab, BANK).get_attribute("aria-label")
+        assert "12 fused experts" in cell(tab, BANK).get_attribute("aria-label")
         tab.click("button[aria-label='open mlp.experts.gate_up_proj']")
         names = tab.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
         assert names == [str(i) for i in range(12)]
@@ -282,22 +285,38 @@ def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
 
 
-def test_a_bank_with_a_broken_expert_has_no_score_and_its_other_experts_have(save: Save, show: Show) -> None:
+def test_page_of_fused_experts_with_a_broken_one_has_no_score_for_them(save: Save, show: Show) -> None:
     weights = tensors(experts=3)
     weights[BANK][1] = math.nan
     path = scan(str(save(weights)), name="x").written[0]
     with show(read_shown(path)) as tab:
-        bank = tab.locator("#maps td[aria-label*='a bank of 3 without a score']")
-        assert bank.text_content() == "×" and "missing" in bank.get_attribute("class")
-        bank.click()
+        fused = tab.locator("#maps td[aria-label*='3 fused experts without a score']")
+        assert fused.text_content() == "×"
+        assert "missing" in fused.get_attribute("class")
+        fused.click()
         assert [td.text_content() for td in tab.locator("#expert-maps td[aria-label^='" + BANK + "']").all()] == [
             "", "×", "",
         ]  # fmt: skip
 
 
+def test_page_tells_missing_scores_from_degenerate_ones(show: Show) -> None:
+    flags = [*NoScore, *(why for why in Degeneracy if why is not Degeneracy.VECTOR)]
+    entries = [
+        make_entry(f"l.{i}.a", "a", None if isinstance(why, NoScore) else 1.0 + i, flag=str(why))
+        for i, why in enumerate(flags)
+    ]
+    with show(Shown("x", (), (), tuple(entries))) as tab:
+        for i, why in enumerate(flags):
+            found = cell(tab, f"l.{i}.a")
+            assert found.text_content() == ("×" if isinstance(why, NoScore) else "!"), why
+            assert why.sentence in found.get_attribute("aria-label"), why
+
+
 def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show: Show) -> None:
     entries = [
-        Entry(f"l.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + (i + e) % 3) for i in range(3) for e in range(300)
+        make_entry(f"l.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + (i + e) % 3)
+        for i in range(3)
+        for e in range(300)
     ]
     with show(Shown("x", (), (), tuple(entries))) as tab:
         (label,) = {td.get_attribute("aria-label") for td in tab.locator("#maps td[aria-label*='layer 0']").all()}
@@ -320,9 +339,9 @@ def test_two_results_are_shown_side_by_side(result: Path, show: Show) -> None:
         chosen = [set(select(path, 50).chosen_names) for path in (result, Path("other.json"))]
         text = tab.text_content("#overlap")
         assert f"{len(chosen[0])} chosen in A, {len(chosen[1])} in B, {len(chosen[0] & chosen[1])} in both" in text
-        assert "B: there is no record" in tab.text_content("#notes")
+        assert "B: there is no scan record" in tab.text_content("#notes")
         tab.locator("#maps > div").nth(1).locator("td[aria-label]").first.click()
-        assert "in the record of a scan" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
+        assert "in a scan record" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -367,11 +386,11 @@ def test_names_that_want_to_be_more_are_text(show: Show) -> None:
 
     def shown(names: list[str]) -> Shown:
         entries = [
-            Entry(f"{name}.{i}.{name}" if i else name, name, 1.0 + i, n=4, m=4, tau=0.5, above=1, largest=1.0)
+            make_entry(f"{name}.{i}.{name}" if i else name, name, 1.0 + i, n=4, m=4, tau=0.5, above=1, largest=1.0)
             for name in names
             for i in range(3)
         ]
-        extra = [Entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
+        extra = [make_entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
         return Shown(names[-1], tuple((name, name) for name in names), tuple(names), (*entries, *extra))
 
     def visited(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
@@ -428,7 +447,7 @@ def test_names_that_want_to_be_more_are_text(show: Show) -> None:
 
 def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(render([Shown("x", (), (), (Entry("l.0.a", "a", 1.0),))]), "utf-8")
+    page.write_text(render([Shown("x", (), (), (make_entry("l.0.a", "a", 1.0),))]), "utf-8")
     with socket.create_server(("127.0.0.1", 0)) as server, opened(browser, page) as tab:
         tab.evaluate(
             """(address) => {
@@ -449,7 +468,7 @@ def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_p
 
 def test_a_formula_in_the_csv_is_text(show: Show) -> None:
     names = [CORPUS["CSV formula"], CORPUS["CSV plus"], "-1", "@x", ";=1", "\t=1", 'a"b,c\nd']
-    with show(Shown("x", (), (), tuple(Entry(name, name, -math.inf) for name in names))) as tab:
+    with show(Shown("x", (), (), tuple(make_entry(name, name, -math.inf) for name in names))) as tab:
         with tab.expect_download() as download:
             tab.click("#csv")
         rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"), newline="")))
@@ -458,11 +477,11 @@ def test_a_formula_in_the_csv_is_text(show: Show) -> None:
 
 
 def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
-    entries = [Entry(f"l.{i}.a", "a", 1.0 + i % 7) for i in range(1000)]
+    entries = [make_entry(f"l.{i}.a", "a", 1.0 + i % 7) for i in range(1000)]
     entries += [
-        Entry(f"l.{'9' * 400}.a", "a", math.inf, flag="infinite"),
-        Entry("l.5.b", "b", -math.inf, flag="not_a_number"),
-        *(Entry(f"group{i}", f"group{i}", 0.0) for i in range(200)),
+        make_entry(f"l.{'9' * 400}.a", "a", math.inf, flag="infinite"),
+        make_entry("l.5.b", "b", -math.inf, flag="not_a_number"),
+        *(make_entry(f"group{i}", f"group{i}", 0.0) for i in range(200)),
     ]
     with show(Shown("x", (), (), tuple(entries))) as tab:
         assert tab.locator("#maps tbody tr").count() == 64
@@ -470,7 +489,7 @@ def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
         for direction in ("later layers", "later layers", "later rows"):
             tab.click(f"#maps button:has-text('{direction}')")
         tab.select_option("#scale", "all")
-        tab.select_option("#measure", "rank")
+        tab.select_option("#metric", "rank")
         assert tab.text_content("#summary") == "500 of 1202 chosen"
 
 

@@ -29,9 +29,10 @@ from .results.record import Record
 from .results.result import Module, Result, in_order, lines_of, read_results, write_results
 from .selection.select import Selection, select
 from .streaming import plan as planning
+from .streaming.bounded import Budget, Budgets, Traffic
 from .streaming.fetch import Fetch
 from .streaming.plan import RESULTS_FOLDER, Plan
-from .streaming.prefetch import Feed, Traffic
+from .streaming.prefetch import Prefetcher
 from .trainers import axolotl, spectrum
 
 # Part of a record's identity: raise it with any change that can change a number.
@@ -271,13 +272,13 @@ def _records(
     for matrix in todo:
         sharing.setdefault(matrix.key, []).append(matrix)
     recorded = {record.tensor: record for record in known if record.tensor in sharing}
-    feed = Feed(
+    feed = Prefetcher(
         {shard.name: shard for shard in plan.source.shards},
         [group[0] for tensor, group in sharing.items() if tensor not in recorded],
         fetches,
         plan.outputs.shards,
         traffic,
-        max_disk_nbytes=plan.room_nbytes,
+        Budgets(disk=Budget(plan.room_nbytes)),
     )
     for tensor, record in recorded.items():
         for matrix in sharing[tensor]:

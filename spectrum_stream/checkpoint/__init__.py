@@ -21,11 +21,12 @@ def open_source(model: str) -> Source:
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
         CheckpointError: not_a_file, file_too_large.
     """
-    path = Path(model).expanduser()
     try:
+        path = Path(model).expanduser()
         exists = path.exists()
-    except (OSError, ValueError):
-        exists = False  # too long for a path, or not one
+    # RuntimeError: `~someone`, and there is no such user; the others: too long for a path, or not one.
+    except (OSError, ValueError, RuntimeError):
+        exists = False
     if exists:
         return open_local(model, path)
     # Only now: it takes a third of a second to import, which a local scan need not wait for.

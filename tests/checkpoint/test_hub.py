@@ -26,9 +26,10 @@ from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming import fetch as fetching
+from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
 from spectrum_stream.streaming.fetch import Fetch
 from spectrum_stream.streaming.plan import plan
-from spectrum_stream.streaming.prefetch import Feed, Traffic
+from spectrum_stream.streaming.prefetch import Prefetcher
 
 from ..conftest import Save, llama_tensors
 from ..support import hub_server
@@ -427,12 +428,13 @@ def test_buffers_are_bounded_and_nobody_waits_for_each_other(
     shards = {shard.name: shard for shard in a_plan.source.shards}
     most = 0
     held: list[Matrix] = []
-    with Feed(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+    budgets = Budgets(ranged=Budget(ahead_nbytes))
+    with Prefetcher(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), budgets) as feed:
         for item in feed:
             # As an engine does that holds back what it has until nothing more comes.
             if item is None:
                 time.sleep(0.01)
-                most = max(most, feed.held_nbytes)
+                most = max(most, budgets.ranged.taken)
                 if held:
                     feed.release(held.pop(0))
             else:
@@ -510,7 +512,7 @@ def test_offline_means_the_cache_or_one_sentence(hub: HubServer, working_folder:
 def test_the_command_line_says_what_it_took_and_how(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
     planned = in_a_process(["plan", REPO], HF_HOME=str(tmp_path / "home"))
     assert planned.returncode == 0 and COMMIT in planned.stdout
-    assert all(way in planned.stdout for way in ("by range", "by shard", "by cache", "chosen"))
+    assert all(way in planned.stdout for way in ("by range", "by download", "by cache", "chosen"))
     hub.script("probe", hub_server.status(429, retry_after="1"))
     done = in_a_process(["scan", REPO], HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0 and COMMIT in done.stderr

@@ -121,7 +121,7 @@ class ProgressView:
         return self._scan is not None and self._scan.traffic.starved_s > (self._clock() - self._started) / 2
 
     def _left_s(self, share: float, seconds: float) -> float | None:
-        """Estimate the remaining time in seconds: by the bytes to fetch if the network is slower, else by the work."""
+        """Estimate the remaining seconds: by the bytes to fetch if the network is slower, else by the work."""
         if self._is_remote and self._is_network_bound and self._scan is not None:
             share = self._scan.traffic.fetched_nbytes / self._scan.fetch_nbytes
         return seconds * (1 - share) / share if 0 < share < 1 else None

@@ -41,7 +41,7 @@ def compare_command(
         raise UsageError(
             "there is nothing to compare A with", reason="nothing_to_compare", hint="give a second result or --metric"
         )
-    # Two results are ranked by the same metric, since their difference would otherwise be that of the metrics as well.
+    # Two results are ranked by the same metric, or their difference would be that of the metrics as well.
     first = Result.open(a).by(SPECTRUM if b is None else by)
     second = Result.open(b or a).by(by)
     comparison = compare(first, second, top_percent)

@@ -20,11 +20,10 @@ from spectrum_stream.report.data import Entry, Shown, read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.result import Module
 
-from ..checkpoint.test_peers import executable
-from ..cli.test_injection import CORPUS
-from ..conftest import Save, llama_tensors
-from ..model.test_inventory import BANK, apart, tensors
 from ..support.browser import CHROMIUM, Heard, launched, opened
+from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, llama_tensors, single_experts
+from ..support.hostile import CORPUS
+from ..support.programs import executable
 
 pytest.importorskip("playwright")
 pytest.importorskip("plotly")
@@ -269,30 +268,29 @@ def test_the_csv_is_what_the_table_has_found_in_full(tab: Any, result: Path) -> 
 
 
 def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
-    path = scan(str(save(tensors(experts=12))), name="x").written[0]
+    path = scan(str(save(fused_experts(experts=12))), name="x").written[0]
     with show(read_shown(path)) as tab:
         assert tab.locator("#maps tbody tr").count() == 3
-        assert "a bank of 12" in cell(tab, BANK).get_attribute("aria-label")
+        assert "a bank of 12" in cell(tab, FUSED_EXPERTS).get_attribute("aria-label")
         tab.click("button[aria-label='open mlp.experts.gate_up_proj']")
         names = tab.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
         assert names == [str(i) for i in range(12)]
         tab.locator("#expert-maps tbody td").first.click()
-        assert tab.text_content("#detail-title") == f"{BANK}.0"
+        assert tab.text_content("#detail-title") == f"{FUSED_EXPERTS}.0"
         tab.click("#close-experts")
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
 
 
 def test_a_bank_with_a_broken_expert_has_no_score_and_its_other_experts_have(save: Save, show: Show) -> None:
-    weights = tensors(experts=3)
-    weights[BANK][1] = math.nan
+    weights = fused_experts(experts=3)
+    weights[FUSED_EXPERTS][1] = math.nan
     path = scan(str(save(weights)), name="x").written[0]
     with show(read_shown(path)) as tab:
         bank = tab.locator("#maps td[aria-label*='a bank of 3 without a score']")
         assert bank.text_content() == "×" and "missing" in bank.get_attribute("class")
         bank.click()
-        assert [td.text_content() for td in tab.locator("#expert-maps td[aria-label^='" + BANK + "']").all()] == [
-            "", "×", "",
-        ]  # fmt: skip
+        experts = tab.locator(f"#expert-maps td[aria-label^='{FUSED_EXPERTS}']").all()
+        assert [td.text_content() for td in experts] == ["", "×", ""]
 
 
 def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show: Show) -> None:
@@ -475,7 +473,7 @@ def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
 
 
 def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, save: Save) -> None:
-    path = scan(str(save(apart())), name="pooled", experts="pooled").written[0]
+    path = scan(str(save(single_experts())), name="pooled", experts="pooled").written[0]
     with show(read_shown(path)) as page:
         for percent in (25, 40, 50, 99, 100):
             page.fill("#percent", str(percent))
@@ -485,7 +483,7 @@ def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, sa
 
 def test_experts_that_are_ranked_as_one_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
     """The first of them is not the cell, and a row opens to experts by layers."""
-    tensors = apart()
+    tensors = single_experts()
     path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]
     ups = [m for m in json.loads(path.read_text()) if re.search(r"experts\.\d+\.up_proj$", m)]
     layers = {m.split(".experts.")[0] for m in ups}

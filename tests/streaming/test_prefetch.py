@@ -11,7 +11,7 @@ from spectrum_stream.streaming.decode import ShardReader
 from spectrum_stream.streaming.plan import Plan, plan
 from spectrum_stream.streaming.prefetch import Feed, Item, Traffic
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 
 def feed_of(a_plan: Plan, mapped_ahead_nbytes: int = 10**9) -> Feed:

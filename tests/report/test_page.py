@@ -4,12 +4,9 @@ import base64
 import io
 import json
 import math
-import os
 import re
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,10 +30,10 @@ from spectrum_stream.report.grid import lay, place_of
 from spectrum_stream.report.page import island, page_data, render
 from spectrum_stream.report.terminal import TerminalMap
 
-from ..cli.test_injection import CORPUS, inert
-from ..conftest import Save, llama_tensors
-from ..model.test_inventory import BANK, tensors
+from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, llama_tensors
+from ..support.cli import Cli, reason
 from ..support.families import tiny
+from ..support.hostile import CORPUS, inert
 from ..support.reports import make_entry
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -75,7 +72,7 @@ def test_place_of_experts_shares_the_row_of_their_projection() -> None:
 
 def test_place_of_one_of_fused_experts_is_in_their_cell() -> None:
     group = "mlp.experts.gate_up_proj"
-    fused, expert = place_of(BANK, group), place_of(f"{BANK}.11", group, BANK)
+    fused, expert = place_of(FUSED_EXPERTS, group), place_of(f"{FUSED_EXPERTS}.11", group, FUSED_EXPERTS)
     assert (expert.row, expert.layer, expert.index) == (fused.row, fused.layer, "11")
     assert fused.index == ""
 
@@ -172,26 +169,26 @@ def test_read_shown_leaves_the_record_as_it_is(save: Save) -> None:
 
 
 def test_read_shown_ranks_fused_experts_as_one_module(save: Save) -> None:
-    path = result_of(save, tensors(experts=3))
+    path = result_of(save, fused_experts(experts=3))
     shown = read_shown(path)
     ranked = [entry for entry in shown.entries if entry.is_ranked]
     assert [entry.module for entry in ranked] == list(json.loads(path.read_text()))
-    experts = [entry for entry in shown.entries if entry.fused == BANK]
-    assert [entry.module for entry in experts] == [f"{BANK}.{i}" for i in range(3)]
-    fused = next(entry for entry in shown.entries if entry.module == BANK)
+    experts = [entry for entry in shown.entries if entry.fused == FUSED_EXPERTS]
+    assert [entry.module for entry in experts] == [f"{FUSED_EXPERTS}.{i}" for i in range(3)]
+    fused = next(entry for entry in shown.entries if entry.module == FUSED_EXPERTS)
     ranks = [entry.metrics["stable rank"] for entry in experts]
     assert fused.metrics["stable rank"] == statistics.median(r for r in ranks if r is not None)
 
 
 def test_read_shown_keeps_matrices_and_fused_experts_without_a_score(save: Save) -> None:
-    weights = tensors(experts=3, layers=1)
-    weights[BANK][1] = math.nan
+    weights = fused_experts(experts=3, layers=1)
+    weights[FUSED_EXPERTS][1] = math.nan
     weights["model.layers.0.mlp.router.weight"][0, 0] = math.inf
     shown = read_shown(result_of(save, weights))
     missing = [entry for entry in shown.entries if entry.snr is None]
-    assert {entry.module for entry in missing} == {f"{BANK}.1", "model.layers.0.mlp.router"}
+    assert {entry.module for entry in missing} == {f"{FUSED_EXPERTS}.1", "model.layers.0.mlp.router"}
     assert {entry.flag for entry in missing} == {"not_finite"}
-    assert f"{BANK}.0" in {entry.module for entry in shown.entries}
+    assert f"{FUSED_EXPERTS}.0" in {entry.module for entry in shown.entries}
     rows = {line.split()[0]: line.split()[1:] for line in drawn(shown, color_system=None).splitlines()[1:5]}
     assert rows["mlp.experts.gate_up_proj"] == rows["mlp.router"] == ["x"] and rows["mlp.experts.down_proj"] == ["5"]
 
@@ -340,48 +337,39 @@ def test_terminal_map_prints_untrusted_names_inertly(tmp_path: Path, payload: st
 # The command
 
 
-def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "spectrum_stream", "report", *map(str, words)],
-        capture_output=True, text=True, check=False, env=os.environ | environment,
-    )  # fmt: skip
-
-
-def test_report_writes_one_file_and_ends_with_the_next_command(save: Save) -> None:
+def test_report_writes_one_file_and_ends_with_the_next_command(cli: Cli, save: Save) -> None:
     path = result_of(save, llama_tensors())
-    done = run(path, "-o", "page.html", "--top-percent", "25")
-    assert done.returncode == 0, done.stderr
+    done = cli("report", path, "-o", "page.html", "--top-percent", "25")
     html = Path("page.html").read_text("utf-8")
     assert json.loads(scripts_of(html)[0][1])["top_percent"] == 25
     assert done.stdout.splitlines()[-1].startswith("next: spectrum-stream select")
     assert list(Path().glob("*.tmp")) == []
 
 
-def test_report_json_has_the_selection_of_select(save: Save) -> None:
-    path = result_of(save, tensors(experts=3))
-    done = run(path, "--top-percent", "50", "--json")
+def test_report_json_has_the_selection_of_select(cli: Cli, save: Save) -> None:
+    path = result_of(save, fused_experts(experts=3))
+    done = cli("report", path, "--top-percent", "50", "--json")
     (result,) = json.loads(done.stdout)["results"]
     assert {m["module"] for m in result["modules"] if m["chosen"]} == set(select(path, 50).chosen_names)
-    assert len([m for m in result["modules"] if m["fused"] == BANK]) == 3
-    assert run(path, "-q").stdout == ""
+    assert len([m for m in result["modules"] if m["fused"] == FUSED_EXPERTS]) == 3
+    assert cli("report", path, "-q").stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("words", "code", "why"),
     [
-        (["x.json", "x.json", "x.json"], "too_many_results"),
-        (["x.json", "-o", "./x.json"], "conflicting_options"),
-        (["x.json", "--top-percent", "140"], "bad_percent"),
-        (["missing.json"], "no_such_result"),
-        (["empty.json"], "not_a_result"),
-        (["x.json", "-o", "x.json/page.html"], "unwritable"),
+        (["x.json", "x.json", "x.json"], 2, "too_many_results"),
+        (["x.json", "-o", "./x.json"], 2, "conflicting_options"),
+        (["x.json", "--top-percent", "140"], 2, "bad_percent"),
+        (["missing.json"], 1, "no_such_result"),
+        (["empty.json"], 1, "not_a_result"),
+        (["x.json", "-o", "x.json/page.html"], 1, "unwritable"),
     ],
 )
-def test_report_fails_with_a_reason(words: list[str], reason: str) -> None:
+def test_report_fails_with_a_reason(cli: Cli, words: list[str], code: int, why: str) -> None:
     published(Path("x.json"), {"l.0.a": ("a", 1.0)})
     Path("empty.json").write_text("{}")
-    done = run(*words)
-    assert done.returncode in (1, 2) and f"({reason})" in done.stderr and "Traceback" not in done.stderr
+    assert reason(cli("report", *words, code=code)) == why
     assert json.loads(Path("x.json").read_text())
 
 

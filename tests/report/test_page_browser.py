@@ -22,11 +22,10 @@ from spectrum_stream.report.data import Shown, read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.result import Module
 
-from ..checkpoint.test_peers import executable
-from ..cli.test_injection import CORPUS
-from ..conftest import Save, llama_tensors
-from ..model.test_inventory import BANK, apart, tensors
 from ..support.browser import CHROMIUM, Heard, launched, opened
+from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, llama_tensors, single_experts
+from ..support.hostile import CORPUS
+from ..support.programs import executable
 from ..support.reports import make_entry
 
 pytest.importorskip("playwright")
@@ -272,31 +271,30 @@ def test_page_csv_has_the_rows_found_with_all_columns(tab: Any, result: Path) ->
 
 
 def test_page_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
-    path = scan(str(save(tensors(experts=12))), name="x").written[0]
+    path = scan(str(save(fused_experts(experts=12))), name="x").written[0]
     with show(read_shown(path)) as tab:
         assert tab.locator("#maps tbody tr").count() == 3
-        assert "12 fused experts" in cell(tab, BANK).get_attribute("aria-label")
+        assert "12 fused experts" in cell(tab, FUSED_EXPERTS).get_attribute("aria-label")
         tab.click("button[aria-label='open mlp.experts.gate_up_proj']")
         names = tab.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
         assert names == [str(i) for i in range(12)]
         tab.locator("#expert-maps tbody td").first.click()
-        assert tab.text_content("#detail-title") == f"{BANK}.0"
+        assert tab.text_content("#detail-title") == f"{FUSED_EXPERTS}.0"
         tab.click("#close-experts")
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
 
 
 def test_page_of_fused_experts_with_a_broken_one_has_no_score_for_them(save: Save, show: Show) -> None:
-    weights = tensors(experts=3)
-    weights[BANK][1] = math.nan
+    weights = fused_experts(experts=3)
+    weights[FUSED_EXPERTS][1] = math.nan
     path = scan(str(save(weights)), name="x").written[0]
     with show(read_shown(path)) as tab:
         fused = tab.locator("#maps td[aria-label*='3 fused experts without a score']")
         assert fused.text_content() == "×"
         assert "missing" in fused.get_attribute("class")
         fused.click()
-        assert [td.text_content() for td in tab.locator("#expert-maps td[aria-label^='" + BANK + "']").all()] == [
-            "", "×", "",
-        ]  # fmt: skip
+        experts = tab.locator(f"#expert-maps td[aria-label^='{FUSED_EXPERTS}']").all()
+        assert [td.text_content() for td in experts] == ["", "×", ""]
 
 
 def test_page_tells_missing_scores_from_degenerate_ones(show: Show) -> None:
@@ -494,7 +492,7 @@ def test_page_draws_infinities_and_very_many_layers(show: Show) -> None:
 
 
 def test_page_pooled_experts_are_chosen_as_by_select(show: Show, save: Save) -> None:
-    path = scan(str(save(apart())), name="pooled", experts="pooled").written[0]
+    path = scan(str(save(single_experts())), name="pooled", experts="pooled").written[0]
     with show(read_shown(path)) as page:
         for percent in (25, 40, 50, 99, 100):
             page.fill("#percent", str(percent))
@@ -504,7 +502,7 @@ def test_page_pooled_experts_are_chosen_as_by_select(show: Show, save: Save) -> 
 
 def test_page_pooled_experts_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
     """The first of them is not the cell, and a row opens to experts by layers."""
-    tensors = apart()
+    tensors = single_experts()
     path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]
     ups = [m for m in json.loads(path.read_text()) if re.search(r"experts\.\d+\.up_proj$", m)]
     layers = {m.split(".experts.")[0] for m in ups}

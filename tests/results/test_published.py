@@ -11,7 +11,7 @@ from spectrum_stream.results.result import parameter_of, read_scored
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers import FORMATS, axolotl
 
-from ..conftest import GOLDEN
+from ..support.checkpoints import GOLDEN
 
 FILES = sorted((GOLDEN / "published").glob("*.json"))
 FILES += sorted(Path(os.environ["SPECTRUM_PUBLISHED"]).glob("*.json")) if "SPECTRUM_PUBLISHED" in os.environ else []

@@ -8,7 +8,7 @@ from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers.axolotl import ALWAYS, Pattern, matches, patterns, read_patterns, render, whole_names
 
-from ..conftest import GOLDEN
+from ..support.checkpoints import GOLDEN
 
 
 def test_the_yaml_is_spectrums_byte_for_byte() -> None:

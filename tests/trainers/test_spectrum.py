@@ -3,7 +3,7 @@ import json
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers.spectrum import render_sorted
 
-from ..conftest import GOLDEN
+from ..support.checkpoints import GOLDEN
 
 
 def test_the_sorted_file_is_spectrums_byte_for_byte() -> None:

@@ -15,8 +15,8 @@ from spectrum_stream.model.parameters import Target
 from spectrum_stream.trainers import FORMATS
 from spectrum_stream.trainers.verify import Mistake, Parameters, parameters_of, verify
 
-from ..cli.test_app import cli
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import Cli
 from ..support.families import tiny
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -245,7 +245,7 @@ def test_without_transformers_the_headers_are_what_is_known(save: Save) -> None:
         assert set(parameters_of(str(folder), target, None).shapes) == set(llama_tensors(2))
 
 
-def test_a_mismatch_is_exit_code_4_and_what_is_right_is_0(save: Save, tmp_path: Path) -> None:
+def test_a_mismatch_is_exit_code_4_and_what_is_right_is_0(cli: Cli, save: Save, tmp_path: Path) -> None:
     folder = save(llama_tensors(3))
     cli("scan", folder, "--name", "x", "--top-percent", "50")
     path = Path("snr_results_x_unfrozenparameters_50percent.yaml")

@@ -29,9 +29,7 @@ def lines_of(seconds: float, matrices: int = 100) -> list[str]:
     view = ProgressView(output, clock)
     plan: Any = SimpleNamespace(matrices=range(matrices))
     record: Any = None
-    view.on_event(
-        ScanStarted(plan=plan, done=0, dropped=0, foreign=None, fetch_nbytes=0, traffic=Traffic())
-    )
+    view.on_event(ScanStarted(plan=plan, done=0, dropped=0, foreign=None, fetch_nbytes=0, traffic=Traffic()))
     for done in range(1, matrices + 1):
         clock.now += seconds / matrices
         view.on_event(

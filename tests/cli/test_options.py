@@ -147,7 +147,7 @@ def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
     for error in (OSError("libcublas.so: cannot open"), OSError(errno.EIO, "Input/output error", "shard")):
         failing(error)
         monkeypatch.setattr("sys.argv", ["spectrum-stream", "plan", "m"])
-        with pytest.raises(OSError, match="libcublas|shard"):
+        with pytest.raises(OSError, match=r"libcublas|shard"):
             app.main()
 
 

@@ -15,7 +15,7 @@ from .errors import CheckpointError, ComputeError, ResultError
 from .model import quantization as quantized
 from .model.matrix import Experts, Matrix, NoScore
 from .model.names import is_head, module_of
-from .model.parameters import Target
+from .model.parameters import Names
 from .model.quantization import is_companion
 from .model.quantization import parameter_of as stored_parameter
 from .numerics import costs
@@ -133,15 +133,15 @@ def scan(
     max_nbytes: int | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
-    target: Target | str = Target.AUTO,
-    names: Sequence[str] | None = None,
+    names: Names | str | Sequence[str] = Names.V5,
     experts: Experts | str = Experts.SEPARATE,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, target, precision: as for `plan`.
+        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, names, experts, precision: as for
+            `plan`.
         fresh: compute everything again, whatever is recorded.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         wait: for another scan that holds the record, instead of raising.
@@ -161,7 +161,6 @@ def scan(
         precision=precision,
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
-        target=target,
         names=names,
         experts=experts,
     )
@@ -186,7 +185,7 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
     with Journal(
         plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
     ) as store:
-        # By the names of this plan: whose names they are changes no number.
+        # With the groups of this plan: how experts are grouped changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
         stored = store.records()
         known = {
@@ -347,6 +346,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
         "quantization": quantized.settings(source.config),
         "engine": _ENGINE,
+        "names": plan.names,
+        "names_sha256": plan.names_sha256,
     }
 
 

@@ -3,7 +3,6 @@
 The only file that touches private modules of transformers.
 """
 
-import importlib.metadata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,14 +10,6 @@ from typing import Any
 
 from ..errors import UsageError
 from .names import layer_count
-
-
-def installed_version() -> int | None:
-    """The version of transformers that is installed, the first number of it."""
-    try:
-        return int(importlib.metadata.version("transformers").split(".")[0])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
 
 
 def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
@@ -137,7 +128,7 @@ def _unknown(what: str) -> UsageError:
     return UsageError(
         f"transformers has no model of its own for {' '.join(what.split())[:300]}",
         reason="unknown_architecture",
-        hint="--target checkpoint keeps the checkpoint's names",
+        hint="--names checkpoint keeps the names of the checkpoint",
     )
 
 

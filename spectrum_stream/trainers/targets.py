@@ -82,7 +82,7 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
                 raise ResultError(
                     f"the model has no parameter for {module}",
                     reason="no_such_parameter",
-                    hint="are the names of another model, or of another version of transformers (--target)?",
+                    hint="are the names of another model, or of another version of transformers (--names)?",
                 )
             line = lines[module]
             tied = line.owner != module and parameter != parameter_of(line)
@@ -135,5 +135,5 @@ def needs_names(what: str) -> ResultError:
     return ResultError(
         f"{what} needs the names of all parameters of the model",
         reason="needs_names",
-        hint="--names-from FILE, one name a line, as model.named_parameters() gives them",
+        hint="--names FILE, one name a line, as model.named_parameters() gives them",
     )

@@ -20,7 +20,6 @@ from ..errors import ResultError, UsageError
 from ..model import parameters as runtime
 from ..model import transformers_names
 from ..model.names import is_fused_experts, is_head
-from ..model.parameters import Target
 from ..model.quantization import is_companion, parameter_of
 from ..results.result import parameter_of as parameter_of_line
 from ..results.result import read_scored
@@ -96,37 +95,34 @@ class Parameters:
     tied: Mapping[str, str]
 
 
-def parameters_of(model: str | None, target: Target, names: Sequence[str] | None) -> Parameters:
+def parameters_of(model: str | None, names: runtime.Names | Sequence[str] = runtime.Names.V5) -> Parameters:
     """The parameters of MODEL: of a list, of the model that transformers makes of config.json, or of the checkpoint.
 
     Args:
-        names: of a trainer, which then are all that counts.
+        names: of all parameters in a trainer, which then are all that counts; or a member of `Names`, of which only
+            `Names.INSTALLED` asks transformers.
 
     Raises:
-        UsageError: no_model; missing_extra, unknown_architecture, for a `target` that cannot be told.
+        UsageError: no_model; missing_extra, unknown_architecture, for names that transformers cannot tell.
         SourceError, CheckpointError: MODEL cannot be read.
     """
-    if names is not None:
+    if not isinstance(names, runtime.Names):
         if model is not None:
-            raise UsageError("--model and --names-from exclude each other", reason="conflicting_options")
+            raise UsageError("--model and --names FILE exclude each other", reason="conflicting_options")
         return Parameters(dict.fromkeys(names), "of the list given", {})
     if model is None:
-        raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names-from FILE")
+        raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names FILE")
     source = open_source(model)
-    if target in (Target.AUTO, Target.V5) and transformers_names.installed_version() == 5 and source.config:
-        try:
-            shapes, tied = transformers_names.model_parameters(source.config)
-            return Parameters(shapes, "of the model that transformers makes of config.json", tied)
-        except UsageError:
-            if target is Target.V5:
-                raise
+    if names is runtime.Names.INSTALLED:
+        shapes, tied = transformers_names.model_parameters(source.config)
+        return Parameters(shapes, "of the model that transformers makes of config.json", tied)
     checkpoint = read_checkpoint(source)
     stored = [
         (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
         for _, tensor in checkpoint.tensors
         if not is_companion(tensor.name)
     ]
-    renaming = runtime.renaming(source.config, target)
+    renaming = runtime.renaming(source.config, names)
     renamed: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored:
         there = renaming.of(name)

@@ -606,6 +606,6 @@ def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: 
     folder = str(
         save(tensors, config={"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}})
     )
-    for target in ("checkpoint", "transformers-v5"):
-        assert not plan(folder, groups=["self_attn.*"], target=target).failures
-        assert len(plan(folder, target=target).failures) == 1
+    for names in ("checkpoint", "transformers-v5"):
+        assert not plan(folder, groups=["self_attn.*"], names=names).failures
+        assert len(plan(folder, names=names).failures) == 1

@@ -390,7 +390,7 @@ def test_page_uses_and_packages_every_asset() -> None:
 
 def test_read_shown_finds_the_spectrum_of_a_renamed_parameter(working_folder: Path) -> None:
     tiny("llava").save_pretrained(working_folder / "saved")
-    result = scan(str(working_folder / "saved"), name="x", target="transformers-v5")
+    result = scan(str(working_folder / "saved"), name="x", names="transformers-v5")
     shown = read_shown(result.written[0])
     assert shown.name == result.written[0].name
     assert not shown.notes and {entry.module for entry in shown.entries} == {line.name for line in result.modules}

@@ -11,7 +11,7 @@ import yaml
 
 from spectrum_stream import scan, select
 from spectrum_stream.errors import SpectrumStreamError
-from spectrum_stream.model.parameters import Target
+from spectrum_stream.model.parameters import Names
 from spectrum_stream.trainers import FORMATS
 from spectrum_stream.trainers.verify import Mistake, Parameters, parameters_of, verify
 
@@ -227,13 +227,13 @@ def test_what_select_writes_passes_for_its_trainer(save: Save, tmp_path: Path, t
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3", "gpt_oss"])
 def test_a_result_is_held_against_the_model_that_transformers_makes(tmp_path: Path, family: str) -> None:
     tiny(family).save_pretrained(tmp_path / "m")
-    parameters = parameters_of(str(tmp_path / "m"), Target.AUTO, None)
+    parameters = parameters_of(str(tmp_path / "m"), Names.INSTALLED)
     scan(str(tmp_path / "m"), name="x", top_percent=50)
     for path in ("model_snr_results/snr_results_x.json", "snr_results_x_unfrozenparameters_50percent.yaml"):
         verdict = verify(Path(path), parameters)
         assert verdict.is_good, verdict.findings
     # By the names of the checkpoint it is another matter, where they are others.
-    scan(str(tmp_path / "m"), name="x", top_percent=50, target="checkpoint")
+    scan(str(tmp_path / "m"), name="x", top_percent=50, names="checkpoint", fresh=True)
     verdict = verify(Path("model_snr_results/snr_results_x.json"), parameters)
     assert verdict.is_good == (family in ("llama", "gpt_oss"))
     assert {f.mistake for f in verdict.findings} <= {Mistake.NOT_IN_MODEL, Mistake.TIED_HEAD}
@@ -241,8 +241,8 @@ def test_a_result_is_held_against_the_model_that_transformers_makes(tmp_path: Pa
 
 def test_without_transformers_the_headers_are_what_is_known(save: Save) -> None:
     folder = save(llama_tensors(2), config={"model_type": "llama"})
-    for target in (Target.CHECKPOINT, Target.V4, Target.AUTO):
-        assert set(parameters_of(str(folder), target, None).shapes) == set(llama_tensors(2))
+    for names in (Names.CHECKPOINT, Names.V4, Names.V5):
+        assert set(parameters_of(str(folder), names).shapes) == set(llama_tensors(2))
 
 
 def test_a_mismatch_is_exit_code_4_and_what_is_right_is_0(cli: Cli, save: Save, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_file_that_is_no_selection_is_one_sentence(
 
 def test_a_model_is_asked_for() -> None:
     with pytest.raises(SpectrumStreamError) as error:
-        parameters_of(None, Target.AUTO, None)
+        parameters_of(None, Names.V5)
     assert error.value.reason == "no_model"
 
 
@@ -305,7 +305,7 @@ def test_a_text_for_peft_is_too_much_for_a_mixture_of_experts(tmp_path: Path) ->
 
 def test_a_model_and_a_list_of_names_exclude_each_other() -> None:
     with pytest.raises(SpectrumStreamError) as error:
-        parameters_of("model", Target.AUTO, ["a.weight"])
+        parameters_of("model", ["a.weight"])
     assert error.value.reason == "conflicting_options"
 
 

@@ -14,8 +14,8 @@ from ..results.remeasuring import read_recorded, record_path
 from ..results.result import Module, is_record_of
 from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection
-from ..text import counted
-from ..trainers import axolotl
+from ..trainers import DEFAULT
+from ..trainers.trainer import Trainer
 from . import tables
 from .output import LogNotes, Output
 
@@ -36,18 +36,13 @@ def explain(
     selection: Selection | None,
     doubts: Mapping[str, Diagnostics],
     names: Collection[str] | None = None,
+    trainer: Trainer = DEFAULT,
 ) -> None:
-    """What the YAML for Axolotl says beyond the choice; `names` as it was written with."""
+    """Explain the file that was written for a trainer; `names` are those that it was written with."""
     if selection is None:
         return
-    if selection.always:
-        always = " and ".join(f"^{module}.weight$" for module in selection.always)
-        output.line(f"the YAML also trains {always}, where the model has them, as Spectrum's always does")
-    if whole := axolotl.whole_names(selection, names):
-        output.line(
-            f"with a $ at the end, to match nothing else: {counted(len(whole), 'entry', 'entries')}, "
-            f"{whole[0]}{' ...' if whole[1:] else ''}"
-        )
+    for sentence in trainer.explain(selection, names):
+        output.line(sentence)
     remark_on(output, selection, doubts)
 
 

@@ -11,7 +11,7 @@ from ..numerics.metrics import Metric
 from ..selection.budget import Recipe
 from ..selection.select import Rounding
 from ..streaming.fetch import Fetch
-from ..trainers import FORMATS
+from ..trainers import TRAINERS
 
 ModelArgument = Annotated[
     str | None,
@@ -51,7 +51,7 @@ EmbeddingsOption = Annotated[
     bool, typer.Option("--embeddings/--no-embeddings", help="Whether embeddings may be trained.")
 ]
 HeadOption = Annotated[bool, typer.Option("--head/--no-head", help="Whether the head may be trained.")]
-FormatOption = Annotated[str, typer.Option("--format", metavar="NAME", help=f"For whom: {', '.join(FORMATS)}.")]
+FormatOption = Annotated[str, typer.Option("--format", metavar="NAME", help=f"For whom: {', '.join(TRAINERS)}.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")]
 ModelNameOption = Annotated[
     str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag.")

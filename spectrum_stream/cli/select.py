@@ -16,7 +16,8 @@ from ..results.result import Result, read_scored
 from ..selection.budget import Recipe, fit, needs
 from ..selection.diagnose import diagnose
 from ..selection.select import Rounding, Rule, choose
-from ..trainers import FORMATS
+from ..trainers import DEFAULT, TRAINERS
+from ..trainers.trainer import Trainer
 from . import tables
 from .common import (
     command_line,
@@ -26,7 +27,6 @@ from .common import (
     open_output,
     patterns_of,
     recorded_of,
-    remark_on,
     seed_of,
 )
 from .options import (
@@ -51,11 +51,6 @@ from .options import (
     TopPercentOption,
 )
 
-_DEFAULT = "axolotl"
-# These train weights of their own beside the chosen ones.
-_ADAPTERS = {"peft"}
-_BY_PATTERNS = {"axolotl", "axolotl-snr"}
-
 
 def select_command(
     result: Annotated[
@@ -75,7 +70,7 @@ def select_command(
     head: HeadOption = True,
     metric: MetricOption = Metric.SPECTRUM,
     seed_option: SeedOption = None,
-    format_name: FormatOption = _DEFAULT,
+    format_name: FormatOption = DEFAULT.name,
     file: OutputOption = None,
     names_from: NamesFromOption = None,
     as_json: JsonOption = False,
@@ -96,11 +91,12 @@ def select_command(
         raise UsageError(
             "a recipe says what --memory counts, and has no effect without it", reason="conflicting_options"
         )
-    if format_name not in FORMATS:
+    if format_name not in TRAINERS:
         raise UsageError(
-            f"there is no format {format_name!r}", reason="no_such_format", hint=f"one of {', '.join(FORMATS)}"
+            f"there is no format {format_name!r}", reason="no_such_format", hint=f"one of {', '.join(TRAINERS)}"
         )
-    if format_name in _ADAPTERS and max_nbytes is not None:
+    trainer = TRAINERS[format_name]
+    if trainer.trains_adapters and max_nbytes is not None:
         raise UsageError(
             "--memory counts the training of the weights themselves, and an adapter trains others",
             reason="conflicting_options",
@@ -124,16 +120,13 @@ def select_command(
         selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe or Recipe.ADAMW)
     else:
         selection = choose(read, rule)
-    exporter = FORMATS[format_name]
     names = None if names_from is None else read_names(names_from)
-    text = exporter.render(selection, names)
-    path = file or Path(
-        f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"
-    )
+    text = trainer.render(selection, names)
+    path = file or Path(f"{result.stem}{_suffix(metric, seed)}_{_label(trainer, selection.rule)}.{trainer.suffix}")
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
     write_atomically(path, text)
-    need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
+    need = needs(selection, by_patterns=trainer.always_by_pattern)
     scored = [line for group in selection.ranked.values() for line in group]
     # What is degenerate and inexact is Spectrum's score.
     records = recorded_of(output, result, read.modules) if metric is Metric.SPECTRUM else ()
@@ -147,7 +140,7 @@ def select_command(
         "doubts": {name: d.to_dict() for name, d in doubts.items()},
         "files": [str(path)],
     }
-    if need is not None and format_name not in _ADAPTERS:
+    if need is not None and not trainer.trains_adapters:
         output.line()
         output.show(tables.needs_table(need))
         data |= {"trainable_weights": need.trainable, "total_weights": need.total, "trainable_share": need.share}
@@ -161,20 +154,11 @@ def select_command(
         first = "largest first" if measure.larger_first else "smallest first, and shown negated"
         output.line(f"ranked by {metric}, {first}: {measure.why}")
     output.line(f"wrote {path}")
-    if format_name == _DEFAULT:
-        explain(output, selection, doubts, names)
-    else:
-        output.line(exporter.ADVICE)
-        if format_name not in _ADAPTERS and selection.always:
-            output.line(
-                f"it also trains {' and '.join(selection.always)}, where the model has them, as Spectrum's does; "
-                "--no-head and --no-embeddings leave them out"
-            )
-        remark_on(output, selection, doubts)
+    explain(output, selection, doubts, names, trainer)
     if need is None:
         output.note("how many weights this trains is not known: the result has no record of a scan beside it")
     model = _scanned(result) or "MODEL"
-    output.line(f"next: {command_line('verify', str(path), '--model', model, '--for', format_name)}")
+    output.line(f"next: {command_line('verify', str(path), '--model', model, '--format', format_name)}")
 
 
 def _ranked(result: Path, metric: Metric, seed: int) -> Result:
@@ -216,8 +200,7 @@ def _percents(groups: list[str] | None) -> dict[str, float]:
     return percents
 
 
-def _label(format_name: str, rule: Rule) -> str:
+def _label(trainer: Trainer, rule: Rule) -> str:
     """A file's name after the result's: Spectrum's for what Spectrum could have chosen."""
-    what = "unfrozenparameters" if format_name == _DEFAULT else format_name
     end = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
-    return f"{what}_{end}{'' if rule.is_spectrums or rule.bottom else '_custom'}"
+    return f"{trainer.label}_{end}{'' if rule.is_spectrums or rule.bottom else '_custom'}"

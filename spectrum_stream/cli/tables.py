@@ -240,18 +240,16 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     for column in ("", "entry", "what is wrong"):
         findings.add_column(column, overflow="fold")
     for finding in verdict.findings[:_MAX_FINDINGS]:
-        kind = f"note: {finding.mistake}" if finding.mistake.is_note else str(finding.mistake)
+        kind = f"note: {finding.reason}" if finding.reason.is_note else str(finding.reason)
         findings.add_row(kind, foreign(finding.entry), foreign(finding.detail))
     parts: list[RenderableType] = [findings, Text()] if verdict.findings else []
     if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
         parts.append(Text(f"and {more} more; --json has them all"))
     count = counted(verdict.parameters, "parameter", "parameters")
-    whose = f"{count}, {verdict.whose}"
     if verdict.trained:
-        parts.append(Text(f"trains {len(verdict.trained)} of {whose}"))
-    else:
-        parts.append(Text(f"held against {whose}"))
-    parts.append(Text("as meant" if verdict.is_good else "not as meant"))
+        parts.append(Text(f"trains {len(verdict.trained)} of {count}"))
+    outcome = "OK" if verdict.is_good else "mismatch"
+    parts.append(Text(f"checked against {count} of {verdict.origin}: {outcome}"))
     return Lines(*parts)
 
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from spectrum_stream import scan
-from spectrum_stream.trainers import FORMATS
+from spectrum_stream.trainers import TRAINERS
 
 from ..conftest import GOLDEN, Save, llama_tensors
 from .test_app import cli, reason
@@ -31,7 +31,7 @@ def names(save: Save) -> list[str]:
 
 def test_every_format_is_written_and_says_what_to_do_with_it(names: list[str]) -> None:
     Path("names.txt").write_text("\n".join(names) + "\n")
-    for name, exporter in FORMATS.items():
+    for name, trainer in TRAINERS.items():
         command: list[str | Path] = [
             "select",
             RESULT,
@@ -46,7 +46,7 @@ def test_every_format_is_written_and_says_what_to_do_with_it(names: list[str]) -
             continue
         done = cli(*command, "--format", name, "-o", f"{name}.out")
         text = Path(f"{name}.out").read_text()
-        trained = exporter.matches(text, names)
+        trained = trainer.matches(text, names)
         assert f"wrote {name}.out" in done.stdout
         assert {"lm_head.weight"} <= trained or name == "peft"
         assert sum(".mlp." in parameter for parameter in trained) == 4

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_no_reason_not_to_choose() -> None:
 
 def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -> None:
     """`mlp.gate` alone would be trained together with `mlp.gate_proj`, which was not scanned."""
-    from spectrum_stream.trainers import axolotl
+    from spectrum_stream.trainers import DEFAULT
 
     tensors = llama_tensors(2)
     for i in range(2):
@@ -77,7 +77,7 @@ def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -
     assert found.selection is not None
     always = {"lm_head.weight", "model.embed_tokens.weight"}
     for path in (Path("chosen.yaml"), found.written[-1]):
-        trained = axolotl.matches(path.read_text(), tensors) - always
+        trained = DEFAULT.matches(path.read_text(), tensors) - always
         assert {name.removesuffix(".weight") for name in trained} == set(found.selection.chosen_names), path
 
 

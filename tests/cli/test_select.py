@@ -9,7 +9,7 @@ import yaml
 
 from spectrum_stream import scan
 from spectrum_stream.numerics.metrics import Metric, random_value
-from spectrum_stream.trainers import FORMATS, axolotl
+from spectrum_stream.trainers import DEFAULT, TRAINERS
 
 from ..support.checkpoints import GOLDEN, Save, llama_tensors
 from ..support.cli import Cli, reason
@@ -37,7 +37,7 @@ def test_select_of_a_published_result_is_the_published_selection(cli: Cli) -> No
 
 def test_select_writes_every_format(cli: Cli, scanned: list[str]) -> None:
     Path("names.txt").write_text("\n".join(scanned) + "\n")
-    for name, exporter in FORMATS.items():
+    for name, trainer in TRAINERS.items():
         command: list[str | Path] = [
             "select",
             RESULT,
@@ -52,7 +52,7 @@ def test_select_writes_every_format(cli: Cli, scanned: list[str]) -> None:
             continue
         done = cli(*command, "--format", name, "-o", f"{name}.out")
         text = Path(f"{name}.out").read_text()
-        trained = exporter.matches(text, scanned)
+        trained = trainer.matches(text, scanned)
         assert f"wrote {name}.out" in done.stdout
         assert {"lm_head.weight"} <= trained or name == "peft"
         assert sum(".mlp." in parameter for parameter in trained) == 4
@@ -236,7 +236,7 @@ def test_select_after_a_partial_scan_trains_no_module_outside_it(cli: Cli, save:
     assert found.selection is not None
     always = {"lm_head.weight", "model.embed_tokens.weight"}
     for path in (Path("chosen.yaml"), found.written[-1]):
-        trained = axolotl.matches(path.read_text(), tensors) - always
+        trained = DEFAULT.matches(path.read_text(), tensors) - always
         assert {name.removesuffix(".weight") for name in trained} == set(found.selection.chosen_names), path
 
 

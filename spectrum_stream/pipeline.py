@@ -33,7 +33,7 @@ from .streaming.bounded import Budget, Budgets, Traffic
 from .streaming.fetch import Fetch
 from .streaming.plan import RESULTS_FOLDER, Plan
 from .streaming.prefetch import Prefetcher
-from .trainers import axolotl, spectrum
+from .trainers import DEFAULT, spectrum
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 3
@@ -379,6 +379,6 @@ def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Module]) -> 
     selection = None
     if plan.top_percent is not None:
         selection = select(Result(tuple(scored), parameters=tuple(_all_names(plan))), plan.top_percent)
-        write_atomically(outputs.unfrozen(plan.top_percent), axolotl.render(selection))
+        write_atomically(outputs.unfrozen(plan.top_percent), DEFAULT.render(selection))
         written.append(outputs.unfrozen(plan.top_percent))
     return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))

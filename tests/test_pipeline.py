@@ -12,7 +12,7 @@ from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
 from spectrum_stream.results.result import Module, read_scored
 
-from .conftest import Save, llama_tensors, reference_score
+from .support.checkpoints import Save, llama_tensors, reference_score
 
 TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 

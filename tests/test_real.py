@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from spectrum_stream import freeze, scan
 
-from .conftest import GOLDEN, reference_score
+from .support.checkpoints import GOLDEN, reference_score
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 

@@ -9,7 +9,7 @@ from spectrum_stream.checkpoint import open_source
 from spectrum_stream.checkpoint.index import is_safe_shard_name
 from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 WEIGHTS = {f"layers.{i}.weight": torch.ones(2, 3) for i in range(4)}
 

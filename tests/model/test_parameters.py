@@ -20,7 +20,7 @@ from spectrum_stream.model.parameters import Names, read_names
 from spectrum_stream.model.transformers_names import parameter_names
 from spectrum_stream.results.record import read_identity
 
-from ..conftest import Save, llama_tensors, reference_score
+from ..support.checkpoints import Save, llama_tensors, reference_score
 from ..support.families import BEGIN, END, TABLE, table, tiny
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -295,7 +295,7 @@ def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path
 def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from .test_quantization import mxfp4
+    from ..support.checkpoints import mxfp4
 
     saved(tmp_path / "saved", "gpt_oss")
     path = tmp_path / "saved" / "model.safetensors"

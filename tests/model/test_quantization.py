@@ -12,11 +12,10 @@ from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import read_scored
 from spectrum_stream.streaming import parts
-from spectrum_stream.trainers import FORMATS
+from spectrum_stream.trainers import TRAINERS
 
-from ..checkpoint.test_hub import REPO, use, values
-from ..conftest import Save, reference_score
-from ..support.hub_server import HubServer
+from ..support.checkpoints import Save, mxfp4, reference_score
+from ..support.hub_server import REPO, HubServer, use, values
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -133,12 +132,6 @@ def test_a_deepseek_shaped_header_is_planned_in_full(save: Save) -> None:
     a_plan = plan(str(save(tensors, shards=3, config=CONFIG)))
     assert len(a_plan.matrices) == 2 * (8 * 3 + 1) and not a_plan.failures
     assert sum(w.quantization is not None for w in a_plan.matrices) == 2 * 8 * 3
-
-
-def mxfp4(experts: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    blocks = torch.randint(0, 256, (experts, n, m // 32, 16), dtype=torch.uint8, generator=generator)
-    return blocks, torch.randint(118, 126, (experts, n, m // 32), dtype=torch.uint8, generator=generator)
 
 
 def gpt_oss(layers: int = 2) -> dict[str, torch.Tensor]:
@@ -595,7 +588,7 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
         tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
     path = scan(str(save(tensors, config=CONFIG)), name="x").written[0]
     assert read_scored(path).parameters == ("layers.0.up.weight", "layers.1.up.weight")
-    assert FORMATS["ms-swift"].render(select(path, 50)).count("layers.") == 1
+    assert TRAINERS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 
 def test_a_mask_of_bytes_beside_quantized_weights_is_no_weight(save: Save) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.numerics.dequantize import Fp4, QuantizedMatrix, Scaled, unpack, unpack_awq
 
-from ..model.test_quantization import mxfp4
+from ..support.checkpoints import mxfp4
 
 # Here, since a first import is too slow for hypothesis's deadline.
 transformers_mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")

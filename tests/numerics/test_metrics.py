@@ -15,7 +15,7 @@ from spectrum_stream import scan
 from spectrum_stream.numerics.metrics import MEASURES, Metric, median_of_law, random_value
 from spectrum_stream.numerics.snr import score
 
-from ..conftest import Save
+from ..support.checkpoints import Save
 
 OF_SPECTRUM = [metric for metric in Metric if metric is not Metric.RANDOM]
 SCALE_FREE = [metric for metric in OF_SPECTRUM if metric is not Metric.SPECTRUM]

@@ -14,7 +14,7 @@ from spectrum_stream.numerics.schedule import Compute, Computed, compute_all, co
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
-from ..conftest import reference_score
+from ..support.checkpoints import reference_score
 
 PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
 

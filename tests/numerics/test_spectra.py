@@ -17,7 +17,7 @@ from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
 from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, gram, singular_values
 
-from ..conftest import reference_score
+from ..support.checkpoints import reference_score
 
 
 @pytest.fixture(autouse=True, scope="module")

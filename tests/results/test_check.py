@@ -19,7 +19,7 @@ from spectrum_stream.results.provenance import provenance_path, write_provenance
 from spectrum_stream.results.remeasuring import record_path
 from spectrum_stream.results.result import read_results
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 PUBLISHED = Path(__file__).parents[2] / "model_snr_results"
 RESULT = Path("model_snr_results/snr_results_org-x.json")

@@ -11,16 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from spectrum_stream import scan
-from spectrum_stream.cli.app import main
 from spectrum_stream.errors import ResultError
 from spectrum_stream.numerics.metrics import MEASURES, Metric, random_value
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.results.remeasuring import measured, read_recorded, record_path
 from spectrum_stream.results.result import read_results
 
-from ..cli.test_app import cli, reason
-from ..conftest import Save, llama_tensors
-from .test_journal import record
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import Cli, reason
+from ..support.records import record
 
 RESULT = Path("model_snr_results/snr_results_x.json")
 
@@ -167,7 +166,7 @@ def test_a_record_with_what_no_scan_writes(scanned: Path, change: str) -> None:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_a_record_of_other_scores_is_used_by_nobody(save: Save, pooled: bool) -> None:
+def test_a_record_of_other_scores_is_used_by_nobody(cli: Cli, save: Save, pooled: bool) -> None:
     tensors = llama_tensors(2) | {
         "model.layers.0.mlp.experts.gate_up_proj": torch.randn(5, 12, 24, generator=torch.manual_seed(1))
     }
@@ -228,15 +227,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("change", CORRUPTIONS)
-def test_no_command_trips_over_a_record_of_a_stranger(
-    whole: Path, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*args: str | Path, code: int = 0) -> tuple[str, str]:
-        # A process each would take a minute; what would be a traceback is raised here.
-        monkeypatch.setattr("sys.argv", ["spectrum-stream", *map(str, args)])
-        assert main() == code, capsys.readouterr().err
-        return capsys.readouterr()
-
+def test_no_command_trips_over_a_record_of_a_stranger(cli: Cli, whole: Path, change: str) -> None:
     result = Path(whole.name)
     for path in (whole, record_path(whole)):
         Path(path.name).write_bytes(path.read_bytes())
@@ -245,17 +236,17 @@ def test_no_command_trips_over_a_record_of_a_stranger(
     db.close()
     refused("corrupt", result)
     # What needs no record does without.
-    run("select", result, "--top-percent", "50")
-    (shown,) = json.loads(run("report", result, "--json")[0])["results"]
+    cli("select", result, "--top-percent", "50")
+    (shown,) = json.loads(cli("report", result, "--json").stdout)["results"]
     assert shown["notes"] and {m["n"] for m in shown["modules"]} == {None}
     for args in (
         ("select", result, "--top-percent", "50", "--metric", "alpha"),
         ("compare", result, "--metric", "alpha"),
         ("check", result, "--write-provenance", "--model", "org/x"),
     ):
-        assert "(corrupt)" in run(*args, code=1)[1], args
-    faults = json.loads(run("check", result, "--json", code=1)[0])["files"]
+        assert "(corrupt)" in cli(*args, code=1).stderr, args
+    faults = json.loads(cli("check", result, "--json", code=1).stdout)["files"]
     assert "bad_record" in {fault["reason"] for found in faults.values() for fault in found}
     # Its scores and sizes can be sound without its spectra, which this does not read.
     if "singular_values" not in change and "snr = NULL" not in change:
-        assert "(corrupt)" in run("select", record_path(result), "--top-percent", "50", code=1)[1]
+        assert "(corrupt)" in cli("select", record_path(result), "--top-percent", "50", code=1).stderr

@@ -14,8 +14,7 @@ from spectrum_stream.results.record import read_records
 from spectrum_stream.results.result import Module, lines_of, parameter_of, read_results, read_scored
 from spectrum_stream.selection.select import choose, select
 
-from ..conftest import GOLDEN, Save, llama_tensors
-from ..model.test_inventory import BANK, tensors
+from ..support.checkpoints import FUSED_EXPERTS, GOLDEN, Save, fused_experts, llama_tensors
 
 RESULT = Path("model_snr_results/snr_results_x.json")
 RECORD = RESULT.with_suffix(".sqlite")
@@ -65,9 +64,13 @@ def test_a_tied_head_shares_the_embeddings_parameter_and_not_the_other_way(scann
 
 
 def test_a_bank_is_one_parameter_of_all_its_experts(save: Save) -> None:
-    scan(str(save(tensors())), name="x")
-    bank = next(line for line in read_scored(RESULT).modules if line.name == BANK)
-    assert bank.parameter == BANK and bank.numel == tensors()[BANK].numel() and bank.shares is None
+    scan(str(save(fused_experts())), name="x")
+    bank = next(line for line in read_scored(RESULT).modules if line.name == FUSED_EXPERTS)
+    assert (
+        bank.parameter == FUSED_EXPERTS
+        and bank.numel == fused_experts()[FUSED_EXPERTS].numel()
+        and bank.shares is None
+    )
 
 
 def test_a_result_alone_says_no_more_than_it_knows(scanned: Path) -> None:

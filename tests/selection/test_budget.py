@@ -11,7 +11,7 @@ from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.budget import Needs, Recipe, fit, needs
 from spectrum_stream.selection.select import Rounding, Rule, choose
 
-from ..conftest import GOLDEN, Save, llama_tensors
+from ..support.checkpoints import GOLDEN, Save, llama_tensors
 
 LINES = [Module(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100) for i in range(8)] + [
     Module("model.embed_tokens", "model.embed_tokens", 3.0, "model.embed_tokens.weight", 1000),

@@ -10,7 +10,7 @@ from spectrum_stream.results.result import Module, lines_of
 from spectrum_stream.selection.diagnose import Diagnostics, diagnose
 from spectrum_stream.selection.select import Rule, Selection, choose, select
 
-from ..results.test_journal import record
+from ..support.records import record
 
 ORDINARY = np.array([10.0, 4.0, 3.0, 2.0, 1.0])
 ALL_SIGNAL = np.array([5.0, 4.9, 4.8, 4.7, 4.6])

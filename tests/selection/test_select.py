@@ -10,7 +10,7 @@ from spectrum_stream.model.names import is_embedding, is_head, is_norm
 from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import ALWAYS, Rounding, Rule, choose, rank, select
 
-from ..conftest import GOLDEN
+from ..support.checkpoints import GOLDEN
 
 LINES = [Module(f"layers.{i}.up", "up", snr) for i, snr in enumerate([0.5, 2.0, 1.0, 2.0, 0.1])] + [
     Module("head", "head", 9.0)

@@ -12,8 +12,8 @@ from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import pick_groups
 from spectrum_stream.streaming.plan import Outputs, Plan, plan
 
-from ..conftest import Save, llama_tensors
 from ..support import header_only
+from ..support.checkpoints import Save, llama_tensors
 
 TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 

@@ -13,7 +13,7 @@ from spectrum_stream.streaming.decode import ShardReader
 from spectrum_stream.streaming.plan import Plan, plan
 from spectrum_stream.streaming.prefetch import Prefetcher
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 
 def prefetcher_of(a_plan: Plan, mapped_nbytes: int = 10**9) -> Prefetcher:

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..errors import UsageError
 from ..model.names import is_embedding, is_head, is_norm, pick_groups, pool_of
 from ..results.result import Module, Result, read_scored
-from ..streaming.plan import check_percent
 
 # Spectrum always trains these two, whatever the model calls them and whether or not it has them.
 ALWAYS = ("lm_head", "model.embed_tokens")
@@ -112,6 +111,16 @@ class Selection:
         chosen = [lines[module] for module in modules if module in lines]
         # The owner itself can be missing from a result that has some groups only.
         return tuple({line.owner: lines.get(line.owner, line) for line in chosen}.values())
+
+
+def check_percent(top_percent: float) -> None:
+    """Check a percentage of a rule.
+
+    Raises:
+        UsageError: bad_percent, unless 0 < top_percent <= 100.
+    """
+    if not 0 < top_percent <= 100:
+        raise UsageError(f"the percentage {top_percent:g} is not above 0 and at most 100", reason="bad_percent")
 
 
 def rank(scored: Iterable[Module]) -> dict[str, tuple[Module, ...]]:

@@ -19,6 +19,7 @@ from ..checkpoint.tensors import read_checkpoint
 from ..errors import ResultError, UsageError
 from ..model import parameters as runtime
 from ..model import transformers_names
+from ..model.config import ModelConfig
 from ..model.names import is_fused_experts, is_head
 from ..model.quantization import is_companion, parameter_of
 from ..results.result import parameter_of as parameter_of_line
@@ -113,8 +114,9 @@ def parameters_of(model: str | None, names: runtime.Names | Sequence[str] = runt
     if model is None:
         raise UsageError("of which model?", reason="no_model", hint="--model MODEL, or --names FILE")
     source = open_source(model)
+    config = ModelConfig(source.config)
     if names is runtime.Names.INSTALLED:
-        shapes, tied = transformers_names.model_parameters(source.config)
+        shapes, tied = transformers_names.model_parameters(config)
         return Parameters(shapes, "of the model that transformers makes of config.json", tied)
     checkpoint = read_checkpoint(source)
     stored = [
@@ -122,7 +124,7 @@ def parameters_of(model: str | None, names: runtime.Names | Sequence[str] = runt
         for _, tensor in checkpoint.tensors
         if not is_companion(tensor.name)
     ]
-    renaming = runtime.renaming(source.config, names)
+    renaming = runtime.renaming(config, names)
     renamed: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored:
         there = renaming.of(name)

@@ -15,6 +15,7 @@ import numpy as np
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .model import quantization
+from .model.config import ModelConfig
 from .model.matrix import Matrix, NoScore
 from .model.names import is_head, module_of
 from .numerics import costs
@@ -279,7 +280,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Only shards on this machine have a version. The commit stands for the content of the others.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": quantization.settings(source.config),
+        "quantization": ModelConfig(source.config).quantization.settings,
         "engine": _ERROR_MODEL,
         "names": named.names,
         "names_sha256": named.names_sha256,

@@ -16,6 +16,7 @@ from ..checkpoint import Source, open_source
 from ..checkpoint.tensors import Checkpoint, read_checkpoint
 from ..errors import CheckpointError, UsageError
 from ..model import parameters
+from ..model.config import ModelConfig
 from ..model.inventory import classify, pooled
 from ..model.matrix import Experts, Matrix, NoScore, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
@@ -399,8 +400,9 @@ def _make_stem(name: str) -> str:
 
 def _take_inventory(checkpoint: Checkpoint, names: Names | Sequence[str], experts: Experts) -> Inventory:
     """Find the matrices of a checkpoint, by the names and groups that results use."""
-    matrices, skipped = classify(checkpoint)
-    named = parameters.named(matrices, skipped, checkpoint.source.config, names)
+    config = ModelConfig(checkpoint.source.config)
+    matrices, skipped = classify(checkpoint, config)
+    named = parameters.named(matrices, skipped, config, names)
     matrices = list(named.matrices)
     skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
     if experts is Experts.POOLED:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError
-from .model import quantization as quantized
+from .model.config import ModelConfig
 from .model.matrix import Experts, Matrix, NoScore
 from .model.names import is_head, module_of
 from .model.parameters import Names
@@ -344,7 +344,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Of those that are on this machine; one that is not yet has no version, but that of its commit.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": quantized.settings(source.config),
+        "quantization": ModelConfig(source.config).quantization.settings,
         "engine": _ENGINE,
         "names": plan.names,
         "names_sha256": plan.names_sha256,

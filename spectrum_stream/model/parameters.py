@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
 from . import families
+from .config import ModelConfig
 from .matrix import Matrix, NoScore, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, layer_count, module_of
+from .names import fused_name_of, group_of, is_extra_layer, module_of
 from .quantization import parameter_of
 from .transformers_names import parameter_names
 
@@ -81,7 +81,7 @@ def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
 def named(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
-    config: Mapping[str, Any],
+    config: ModelConfig,
     names: Names | Sequence[str],
 ) -> Named:
     """Give matrices the names that their parameters have in a trainer.
@@ -96,7 +96,7 @@ def named(
         UsageError: no_such_name, no given name belongs to the checkpoint; missing_extra, unknown_architecture, the
             installed transformers cannot tell the names.
     """
-    family, layers = config.get("model_type"), layer_count(config)
+    family, layers = config.model_type, config.layer_count
     stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
     if not isinstance(names, Names):
         found = _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layers, [])
@@ -109,7 +109,7 @@ def named(
         return replace(found, names_sha256=_sha256(parameters.values()))
     rename = _by_table(family, names)
     if rename is None:
-        what = f"the family {family[:100]!r}" if isinstance(family, str) else "a config.json without a model_type"
+        what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
         warning = (
             f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
             f"--names {Names.INSTALLED} asks the installed transformers"
@@ -130,18 +130,18 @@ class Renaming:
     whose: str
 
 
-def renaming(config: Mapping[str, Any], names: Names) -> Renaming:
+def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
-    rename = _by_table(config.get("model_type"), names)
+    rename = _by_table(config.model_type, names)
     if rename is None:
         return Renaming(str, "of the checkpoint")
     return Renaming(rename, f"of the checkpoint, as {names.replace('-v', ' ')} renames them")
 
 
-def _by_table(family: object, names: Names) -> Callable[[str], str] | None:
+def _by_table(family: str | None, names: Names) -> Callable[[str], str] | None:
     """Return the renaming of a known family, or None."""
     table = _TABLES.get(names, {})
-    return families.rename(table[family]) if isinstance(family, str) and family in table else None
+    return families.rename(table[family]) if family is not None and family in table else None
 
 
 def _renamed(
@@ -190,7 +190,7 @@ _WRAPPERS = re.compile(
 )
 
 
-def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[str, str]:
+def _among(names: Sequence[str], stored: Sequence[str], family: str | None) -> dict[str, str]:
     """Each stored name's among those of a trainer, by the renaming that finds the most of them."""
     plain: dict[str, str] = {}
     for name in names:
@@ -198,7 +198,7 @@ def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[
         while (shorter := _WRAPPERS.sub("", short).lstrip(".")) != short:
             short = shorter
         plain[short] = name
-    rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
+    rules = [(), *(t[family] for t in (families.V5, families.V4) if family is not None and family in t)]
     best: dict[str, str] = {}
     # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
     fetches: list[Callable[[str], str]] = [lambda name: name]

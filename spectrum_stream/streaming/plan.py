@@ -15,6 +15,7 @@ from ..checkpoint import Source, open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import CheckpointError, UsageError
 from ..model import parameters as runtime
+from ..model.config import ModelConfig
 from ..model.inventory import classify, pooled
 from ..model.matrix import Experts, Matrix, NoScore, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
@@ -287,10 +288,10 @@ def plan(
         _checked_slug(name)
     source = open_source(model)
     outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or source.name)}")
-    checkpoint = read_checkpoint(source)
-    matrices, skipped = classify(checkpoint)
+    checkpoint, config = read_checkpoint(source), ModelConfig(source.config)
+    matrices, skipped = classify(checkpoint, config)
     warnings = list(checkpoint.warnings)
-    named = runtime.named(matrices, skipped, source.config, names)
+    named = runtime.named(matrices, skipped, config, names)
     matrices = list(named.matrices)
     skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
     warnings += named.warnings

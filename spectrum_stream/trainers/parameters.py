@@ -7,6 +7,7 @@ from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
+from ..model.config import ModelConfig
 from ..model.parameters import Names, renaming
 from ..model.quantization import is_companion, parameter_of
 
@@ -44,8 +45,9 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     if model is None:
         raise UsageError("missing --model", reason="no_model", hint="pass --model MODEL, or --names FILE")
     source = open_source(model)
+    config = ModelConfig(source.config)
     if names is Names.INSTALLED:
-        shapes, tied = transformers_names.model_parameters(source.config)
+        shapes, tied = transformers_names.model_parameters(config)
         return Parameters(shapes, "the model that transformers builds from config.json", tied)
     checkpoint = read_checkpoint(source)
     stored = [
@@ -53,7 +55,7 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         for _, tensor in checkpoint.tensors
         if not is_companion(tensor.name)
     ]
-    rename = renaming(source.config, names)
+    rename = renaming(config, names)
     renamed: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored:
         there = rename.of(name)

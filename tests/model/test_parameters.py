@@ -14,6 +14,7 @@ import torch
 from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model import families
+from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import is_extra_layer
 from spectrum_stream.model.parameters import Names, read_names
@@ -77,7 +78,7 @@ def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> Non
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    asked = parameter_names(config, stored)
+    asked = parameter_names(ModelConfig(config), stored)
     rename = families.rename(families.V5[family])
     assert {name: rename(name) for name in stored if name in asked} == asked
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())

@@ -11,7 +11,7 @@ from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import read_scored
-from spectrum_stream.streaming import decode
+from spectrum_stream.streaming import parts
 from spectrum_stream.trainers import TRAINERS
 
 from ..support.checkpoints import Save, mxfp4, reference_score
@@ -224,7 +224,7 @@ def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
 def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(save(gpt_oss()))
     whole = scan(folder, name="x")
-    monkeypatch.setattr(decode, "_PARTS_NBYTES", 1)
+    monkeypatch.setattr(parts, "_BATCH_NBYTES", 1)
     assert values(scan(folder, name="y")) == values(whole)
 
 

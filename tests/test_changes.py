@@ -23,7 +23,7 @@ from spectrum_stream.results.journal import Journal
 from spectrum_stream.streaming.plan import plan
 
 from .conftest import Save, llama_tensors
-from .results.test_journal import IDENTITY
+from .support.records import IDENTITY
 
 
 def replaced(path: Path) -> None:

@@ -4,14 +4,9 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 
-from ..errors import ResultError, UsageError
-from ..numerics.metrics import Metric
-from ..results.record import Record
-from ..results.remeasuring import read_recorded, record_path
-from ..results.result import Module, is_record_of
+from ..errors import UsageError
 from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection
 from ..text import counted
@@ -54,28 +49,6 @@ def explain(
 def remark_on(output: Output, selection: Selection, doubts: Mapping[str, Diagnostics]) -> None:
     for remark in tables.selection_remarks(selection, doubts):
         output.warn(remark)
-
-
-def recorded_of(output: Output, result: Path, lines: Iterable[Module]) -> tuple[Record, ...]:
-    """The record beside a result, where there is one of these lines: a result is of use without."""
-    path = record_path(result)
-    try:
-        records = read_recorded(path).records if path.exists() else ()
-        if not records or is_record_of(records, lines):
-            return records
-        why = f"{path} is the record of other scores"
-    except ResultError as error:
-        why = str(error)
-    output.warn(f"{why}: degenerate and inexact scores are not known")
-    return ()
-
-
-def seed_of(seed: int | None, metric: Metric) -> int:
-    if seed is not None and metric is not Metric.RANDOM:
-        raise UsageError(
-            f"--metric {metric} has no use for a seed", reason="conflicting_options", hint="--metric random --seed N"
-        )
-    return seed or 0
 
 
 def again(modules: list[str] | None) -> tuple[str, ...]:

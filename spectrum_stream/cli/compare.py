@@ -1,4 +1,4 @@
-"""Two results, or one by two measures: compare."""
+"""Two results, or one by two metrics: compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..numerics.metrics import Metric
-from ..results.remeasuring import measured
+from ..numerics.metrics import SPECTRUM, metric_of
+from ..results.result import Result
 from ..selection.compare import Comparison, compare
 from ..text import counted
 from . import tables
-from .common import command_line, open_output, seed_of
-from .options import JsonOption, MetricOption, QuietOption, SeedOption
+from .common import command_line, open_output
+from .options import JsonOption, MetricOption, QuietOption
 
 
 def compare_command(
@@ -23,33 +23,30 @@ def compare_command(
     top_percent: Annotated[
         float, typer.Option("--top-percent", metavar="P", help="Compare the top P percent of every group.")
     ] = 50,
-    top_percent_b: Annotated[
-        float | None, typer.Option("--top-percent-b", metavar="P", help="Of the second, if it is another.")
-    ] = None,
-    metric: MetricOption = Metric.SPECTRUM,
-    seed_option: SeedOption = None,
+    metric_name: MetricOption = SPECTRUM.name,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two rankings: two results by one measure, or one by Spectrum's score and by --metric."""
+    """Compare two rankings: two results by one metric, or one by Spectrum's score and by --metric."""
     output = open_output(as_json, quiet)
-    seed = seed_of(seed_option, metric)
-    if b is None and metric is Metric.SPECTRUM and top_percent_b is None:
+    metric = metric_of(metric_name)
+    if b is None and metric == SPECTRUM:
         raise UsageError(
-            "one result by one measure is nothing to compare",
+            "one result by one metric is nothing to compare",
             reason="nothing_to_compare",
-            hint="give a second result, --metric or --top-percent-b",
+            hint="give a second result or --metric",
         )
     second = b or a
-    # Two results are ranked by the same measure, or their difference would be that of the measures too.
-    first_by = Metric.SPECTRUM if b is None else metric
-    lines = measured(a, first_by, seed), measured(second, metric, seed)
-    result = compare(*lines, top_percent, top_percent_b)
-    common, smaller = sum(g.count for g in result.groups.values()), min(map(len, lines))
+    first = Result.open(a)
+    # Two results are ranked by the same metric, or their difference would include that of the metrics.
+    first_by = first if b is None else first.by(metric)
+    second_by = (first if b is None else Result.open(b)).by(metric)
+    result = compare(first_by, second_by, top_percent)
+    common, smaller = sum(g.count for g in result.groups.values()), min(len(first_by.modules), len(second_by.modules))
     if common < smaller / 2:
         output.warn(f"only {common} of {smaller} modules are in both results: are they of one model?")
     output.show(tables.comparison_table(result))
-    output.data(_data(result, (str(a), str(first_by)), (str(second), str(metric))))
+    output.data(_data(result, (str(a), first_by.metric.name), (str(second), metric.name)))
     output.line()
     if result.overlap is not None:
         output.line(
@@ -65,10 +62,8 @@ def compare_command(
             output.line(f"only in {path}, {counted(len(modules), 'module', 'modules')}:")
         for module in modules:
             output.line(f"  {module}")
-    by = ("--metric", str(metric)) if metric is not Metric.SPECTRUM else ()
-    of = ("--seed", str(seed)) if metric is Metric.RANDOM else ()
-    share = f"{top_percent if top_percent_b is None else top_percent_b:g}"
-    output.line(f"next: {command_line('select', str(second), '--top-percent', share, *by, *of)}")
+    by = ("--metric", metric.name) if metric != SPECTRUM else ()
+    output.line(f"next: {command_line('select', str(second), '--top-percent', f'{top_percent:g}', *by)}")
 
 
 def _data(result: Comparison, a: tuple[str, str], b: tuple[str, str]) -> dict[str, object]:

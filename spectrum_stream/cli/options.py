@@ -7,9 +7,8 @@ import typer
 
 from ..model.matrix import Experts
 from ..model.parameters import Target
-from ..numerics.metrics import Metric
+from ..numerics.metrics import METRICS
 from ..selection.budget import Recipe
-from ..selection.select import Rounding
 from ..streaming.fetch import Fetch
 from ..trainers import FORMATS
 
@@ -42,7 +41,6 @@ GroupOption = Annotated[
     list[str] | None,
     typer.Option("--group", metavar="GROUP=P", help="P percent of this group (name or glob); repeat it."),
 ]
-RoundOption = Annotated[Rounding, typer.Option("--round", help="How the share of a group is rounded.")]
 MinPerGroupOption = Annotated[
     int, typer.Option("--min-per-group", metavar="N", help="Select at least N of every group, if it has so many.")
 ]
@@ -116,11 +114,12 @@ ExpertsOption = Annotated[
     ),
 ]
 MetricOption = Annotated[
-    Metric,
-    typer.Option("--metric", help="Rank by another measure, from the record beside the result; nothing is scanned."),
-]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Of --metric random; 0 if nothing is said.")
+    str,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help=f"Rank by another metric, from the record beside the result: {', '.join(METRICS)} or random:SEED.",
+    ),
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another scan of the model to end.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute everything again.")]

@@ -12,8 +12,7 @@ from ..report.grid import place_of
 from ..report.terminal import TerminalMap
 from ..results.atomic import write_atomically
 from ..results.result import Module
-from ..selection.select import Selection, select
-from ..streaming.plan import check_percent
+from ..selection.select import Selection, check_percent, select
 from ..text import counted
 from .common import command_line, open_output
 from .options import JsonOption, QuietOption

@@ -148,7 +148,7 @@ def _run(
         output.note("interrupted: what was scored is recorded, and the same command resumes")
         raise
     assert result is not None
-    doubts = diagnose(result.modules, result.selection, result.records)
+    doubts = diagnose(result.result, result.selection)
     output.show(tables.score_table(result.modules, result.selection, doubts))
     need = needs(result.selection, by_patterns=True) if result.selection else None
     if need is not None:

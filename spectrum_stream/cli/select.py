@@ -1,21 +1,19 @@
 """From a result: select."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ResultError, UsageError
+from ..errors import UsageError
 from ..model.parameters import read_names
-from ..numerics.metrics import MEASURES, Metric
+from ..numerics.metrics import SPECTRUM, Metric, metric_of
 from ..results.atomic import write_atomically
-from ..results.record import read_identity
-from ..results.remeasuring import measured
-from ..results.result import Result, read_scored
+from ..results.record import record_path
+from ..results.result import Result
 from ..selection.budget import Recipe, fit, needs
 from ..selection.diagnose import diagnose
-from ..selection.select import Rounding, Rule, choose
+from ..selection.select import Rule, choose
 from ..trainers import FORMATS
 from . import tables
 from .common import (
@@ -25,9 +23,7 @@ from .common import (
     nbytes_of,
     open_output,
     patterns_of,
-    recorded_of,
     remark_on,
-    seed_of,
 )
 from .options import (
     BottomPercentOption,
@@ -46,8 +42,6 @@ from .options import (
     ParamsOption,
     QuietOption,
     RecipeOption,
-    RoundOption,
-    SeedOption,
     TopPercentOption,
 )
 
@@ -68,13 +62,11 @@ def select_command(
     recipe: RecipeOption = None,
     group: GroupOption = None,
     modules: ModulesOption = None,
-    rounding: RoundOption = Rounding.FLOOR,
     min_per_group: MinPerGroupOption = 0,
     norms: NormsOption = True,
     embeddings: EmbeddingsOption = True,
     head: HeadOption = True,
-    metric: MetricOption = Metric.SPECTRUM,
-    seed_option: SeedOption = None,
+    metric_name: MetricOption = SPECTRUM.name,
     format_name: FormatOption = _DEFAULT,
     file: OutputOption = None,
     names_from: NamesFromOption = None,
@@ -83,7 +75,7 @@ def select_command(
 ) -> None:
     """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
     output = open_output(as_json, quiet)
-    seed = seed_of(seed_option, metric)
+    metric = metric_of(metric_name)
     max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
     budget = max_numel is not None or max_nbytes is not None
     if (top_percent is not None) + (bottom_percent is not None) + budget != 1:
@@ -110,16 +102,15 @@ def select_command(
     patterns = patterns_of(modules)
     rule = Rule(
         100 if percent is None else percent,
-        None if patterns is None else tuple(patterns),
+        groups=None if patterns is None else tuple(patterns),
         percents=_percents(group),
-        rounding=rounding,
         min_per_group=min_per_group,
         bottom=bottom_percent is not None,
         norms=norms,
         embeddings=embeddings,
         head=head,
     )
-    read = _ranked(result, metric, seed)
+    read = Result.open(result).by(metric)
     if budget:
         selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe or Recipe.ADAMW)
     else:
@@ -127,21 +118,17 @@ def select_command(
     exporter = FORMATS[format_name]
     names = None if names_from is None else read_names(names_from)
     text = exporter.render(selection, names)
-    path = file or Path(
-        f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"
-    )
-    if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
+    path = file or Path(f"{result.stem}{_suffix(metric)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}")
+    if path.resolve() in (result.with_suffix(".json").resolve(), record_path(result).resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
     write_atomically(path, text)
     need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
     scored = [line for group in selection.ranked.values() for line in group]
-    # What is degenerate and inexact is Spectrum's score.
-    records = recorded_of(output, result, read.modules) if metric is Metric.SPECTRUM else ()
-    doubts = diagnose(scored, selection, records)
+    doubts = diagnose(read, selection)
     output.show(tables.score_table(scored, selection, doubts))
     data = {
         "schema_version": 1,
-        "metric": str(metric),
+        "metric": metric.name,
         "chosen": selection.chosen,
         "percent": selection.rule.percent,
         "doubts": {name: d.to_dict() for name, d in doubts.items()},
@@ -156,10 +143,9 @@ def select_command(
     output.line()
     if budget:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
-    if metric is not Metric.SPECTRUM:
-        measure = MEASURES[metric]
-        first = "largest first" if measure.larger_first else "smallest first, and shown negated"
-        output.line(f"ranked by {metric}, {first}: {measure.why}")
+    if metric != SPECTRUM:
+        first = "largest first" if metric.larger_first else "smallest first"
+        output.line(f"ranked by {metric.name}, {first}: {metric.why}")
     output.line(f"wrote {path}")
     if format_name == _DEFAULT:
         explain(output, selection, doubts, names)
@@ -173,30 +159,12 @@ def select_command(
         remark_on(output, selection, doubts)
     if need is None:
         output.note("how many weights this trains is not known: the result has no record of a scan beside it")
-    model = _scanned(result) or "MODEL"
-    output.line(f"next: {command_line('verify', str(path), '--model', model, '--for', format_name)}")
+    output.line(f"next: {command_line('verify', str(path), '--model', read.model or 'MODEL', '--for', format_name)}")
 
 
-def _ranked(result: Path, metric: Metric, seed: int) -> Result:
-    """A result, with what the metric ranks by in the place of the scores."""
-    read = read_scored(result)
-    if metric is Metric.SPECTRUM:
-        return read
-    values = {line.name: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
-    return replace(read, modules=tuple(line._replace(snr=values[line.name]) for line in read.modules))
-
-
-def _scanned(result: Path) -> str | None:
-    """The model that a result is of, if its record is there."""
-    try:
-        return str(read_identity(result.with_suffix(".sqlite"))["path"])
-    except (ResultError, KeyError):
-        return None
-
-
-def _suffix(metric: Metric, seed: int) -> str:
-    """What tells the files of other measures from Spectrum's."""
-    return {Metric.SPECTRUM: "", Metric.RANDOM: f"_{metric}-{seed}"}.get(metric, f"_{metric}")
+def _suffix(metric: Metric) -> str:
+    """Return the end of a file's name that tells the selection of another metric from Spectrum's."""
+    return "" if metric == SPECTRUM else f"_{metric.name.replace(':', '-')}"
 
 
 def _percents(groups: list[str] | None) -> dict[str, float]:

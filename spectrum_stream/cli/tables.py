@@ -121,13 +121,13 @@ def score_table(
     for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *doubtful):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in rank(scored).items():
-        scores = [line.snr for line in group]
-        numbers = (scores[-1], statistics.median(scores), scores[0])
+        values = [line.value for line in group if line.value is not None]
+        numbers = (min(values), statistics.median(values), max(values)) if values else ()
         chosen = [str(len(selection.chosen[name]))] if selection else []
         table.add_row(
             foreign(name or "(no name)"),
-            str(len(scores)),
-            *(f"{x:.4g}" for x in numbers),
+            str(len(group)),
+            *([f"{x:.4g}" for x in numbers] or [""] * 3),
             *chosen,
             *(str(found[name][title] or "") for title in doubtful),
         )
@@ -166,7 +166,7 @@ def needs_table(need: Needs) -> Table:
 def remarks(result: "ScanResult") -> list[str]:
     """What a reader of the scores should know, a sentence each."""
     lines = []
-    degenerate = [r for r in result.records if r.score and r.score.degeneracy not in (None, "vector")]
+    degenerate = [r for r in result.records if r.score and r.score.is_degenerate]
     if degenerate:
         lines.append(
             f"degenerate, no measure of signal against noise ({_kinds(degenerate)}), are the scores of "
@@ -228,9 +228,9 @@ def selection_remarks(selection: Selection, doubts: Mapping[str, Diagnostics] | 
             f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
             f"experts of a layer into one parameter, where these match nothing: {_some(experts)}"
         )
-    infinite = [line.name for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
+    infinite = [line.name for group in selection.ranked.values() for line in group if math.isinf(line.rank_key)]
     if infinite:
-        lines.append(f"{len(infinite)} scores are infinite, or there is none (NaN, no measure): {_some(infinite)}")
+        lines.append(f"{len(infinite)} scores are infinite or missing (NaN, not defined): {_some(infinite)}")
     return lines
 
 
@@ -261,7 +261,7 @@ def _kinds(records: Sequence[Record]) -> str:
 
 def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
     """A scan's outcome as JSON data, with what its selection takes to train."""
-    doubts = diagnose(result.modules, result.selection, result.records)
+    doubts = diagnose(result.result, result.selection)
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
@@ -273,9 +273,7 @@ def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
         "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
         "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
         "degenerate": {
-            r.module: str(r.score.degeneracy)
-            for r in result.records
-            if r.score and r.score.degeneracy not in (None, "vector")
+            r.module: str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
         },
         "inexact": {r.module: r.score.error for r in result.inexact if r.score},
         "methods": {

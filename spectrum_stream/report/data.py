@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ResultError
-from ..numerics.metrics import Metric
+from ..numerics.metrics import METRICS, SPECTRUM
 from ..numerics.snr import TOLERANCE, Degeneracy
-from ..results.record import Record, stored_records
-from ..results.remeasuring import value_of
-from ..results.result import Module, is_record_of, read_results
+from ..results.record import Record, Records
+from ..results.result import Module, Result
 from ..text import si_bytes
 
 # Of all spectra together; 64 quantiles each of 45,000 matrices.
@@ -29,7 +28,7 @@ _ZERO = 65535
 
 
 # Spectrum's own is the score, and chance says nothing about a matrix.
-_METRICS = [metric for metric in Metric if metric not in (Metric.SPECTRUM, Metric.RANDOM)]
+_METRICS = [metric for metric in METRICS.values() if metric.of_spectrum is not None and metric != SPECTRUM]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,48 +96,43 @@ def read_shown(path: Path) -> Shown:
     """A result, with the record of the same name beside it if there is one and it is of these scores.
 
     Raises:
-        ResultError: see `read_results`; the record is never a reason to fail.
+        ResultError: see `Result.open`; the record is never a reason to fail.
     """
-    lines = read_results(path)
-    record = path.with_suffix(".sqlite")
+    result = Result.open(path)
+    lines = result.modules
     facts = [("result", path.name), ("scores", str(len(lines)))]
     why_not = "there is no record of the scan beside the result"
-    if record.exists():
-        try:
-            return _with_record(path.name, facts, lines, record)
-        except ResultError as reason:
-            why_not = str(reason)
+    try:
+        with result.records() as records:
+            return _with_record(path.name, facts, lines, records)
+    except ResultError as error:
+        if error.reason != "no_record":
+            why_not = str(error)
     note = f"{why_not}, so there are scores only: no spectra, and nothing says which scores are degenerate"
     return Shown(path.name, tuple(facts), (note,), tuple(_line(line) for line in lines))
 
 
-def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], path: Path) -> Shown:
+def _with_record(name: str, facts: list[tuple[str, str]], lines: Sequence[Module], records: Records) -> Shown:
     wanted = {line.name: line for line in lines}
     entries: dict[str, Entry] = {}
     experts: dict[str, list[Entry]] = {}
     failed: list[Entry] = []
     methods: Counter[str] = Counter()
-    seen: list[Record] = []
     inexact = quantized = 0
-    with stored_records(path) as stored:
-        identity, count = stored.identity, stored.count
-        low, high = _QUANTILES_PER_MATRIX
-        keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
-        for record in stored.records:
-            # Without its spectrum: all of those do not fit memory.
-            seen.append(replace(record, singular_values=record.singular_values[:0].copy()))
-            methods[record.precision or "none"] += 1
-            inexact += record.score is not None and record.score.error > TOLERANCE
-            quantized += record.quantized is not None
-            entry = _entry(record, keep)
-            if record.result_name != record.module:
-                experts.setdefault(record.result_name, []).append(entry)
-            elif record.score is None:
-                failed.append(entry)
-            elif record.module in wanted:
-                entries[record.module] = replace(entry, snr=wanted[record.module].snr)
-    if not is_record_of(seen, lines):
-        raise ResultError("the record beside the result is of other scores", reason="other_record")
+    identity, count = records.identity, records.count
+    low, high = _QUANTILES_PER_MATRIX
+    keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
+    for record in records.rows:
+        methods[record.precision or "none"] += 1
+        inexact += record.score is not None and not record.score.is_exact
+        quantized += record.quantized is not None
+        entry = _entry(record, keep)
+        if record.result_name != record.module:
+            experts.setdefault(record.result_name, []).append(entry)
+        elif record.score is None:
+            failed.append(entry)
+        elif record.module in wanted:
+            entries[record.module] = replace(entry, snr=wanted[record.module].rank_key)
     for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
         # No bank, but a parameter of another name than the checkpoint's.
         (entry,) = experts.pop(parameter)
@@ -176,8 +170,8 @@ def _tally(counts: Mapping[str, int]) -> str:
 
 
 def _line(line: Module) -> Entry:
-    flag = "" if math.isfinite(line.snr) else "infinite" if line.snr > 0 else "not_a_number"
-    return Entry(line.name, line.group, line.snr, flag=flag)
+    flag = "" if math.isfinite(line.rank_key) else "infinite" if line.rank_key > 0 else "not_a_number"
+    return Entry(line.name, line.group, line.rank_key, flag=flag)
 
 
 def _bank(line: Module, experts: Sequence[Entry]) -> Entry:
@@ -192,7 +186,7 @@ def _bank(line: Module, experts: Sequence[Entry]) -> Entry:
     flags = {expert.flag for expert in experts}
     # Where all of them are degenerate, so is the median; one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""
-    return Entry(line.name, line.group, line.snr, flag=flag, measures=medians)
+    return Entry(line.name, line.group, line.rank_key, flag=flag, measures=medians)
 
 
 def _by_number(expert: Entry) -> tuple[int, str]:
@@ -205,9 +199,9 @@ def _entry(record: Record, keep: int) -> Entry:
     if score is None:
         return Entry(record.module, record.group, None, _fused(record), str(record.no_score), record.n, record.m)
     values = record.singular_values
-    flag = "" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy)
+    flag = str(score.degeneracy) if score.is_degenerate else ""
     measures = {
-        **{metric.replace("-", " "): value_of(record, metric) for metric in _METRICS},
+        **{metric.name.replace("-", " "): record.value_of(metric) for metric in _METRICS},
         "share above tau": score.above / min(record.n, record.m),
         "margin of tau": score.margin,
         "σ₁ / q25": score.sigma1_over_q25,

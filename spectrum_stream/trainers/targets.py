@@ -5,17 +5,17 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..errors import ResultError
-from ..results.result import Module, parameter_of
+from ..results.result import Module
 from ..selection.select import Selection
 from .patterns import starting_with
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A chosen module as a trainer knows it.
 
     Attributes:
-        module, group, snr: of the result.
+        module, group, value, rank_key: of the result, see `Module`.
         parameter: the name of what is trained, which for a tied head is its embedding's.
         certain: whether that name was read somewhere, and not made up from the module's.
         tied: whether it is another module's parameter.
@@ -23,7 +23,8 @@ class Target:
 
     module: str
     group: str
-    snr: float
+    value: float | None
+    rank_key: float
     parameter: str
     certain: bool
     tied: bool
@@ -85,12 +86,22 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
                     hint="are the names of another model, or of another version of transformers (--target)?",
                 )
             line = lines[module]
-            tied = line.owner != module and parameter != parameter_of(line)
+            tied = line.owner != module and parameter != line.parameter_name
             certain = known is not None or line.parameter is not None
-            chosen.append(Target(module, group, line.snr, parameter, certain, tied))
+            chosen.append(
+                Target(
+                    module=module,
+                    group=group,
+                    value=line.value,
+                    rank_key=line.rank_key,
+                    parameter=parameter,
+                    certain=certain,
+                    tied=tied,
+                )
+            )
     always = []
     for module in selection.always:
-        line = lines.get(module, Module(module, module, 0.0))
+        line = lines.get(module, Module(module, module, None))
         parameter = _parameter(line, lines, known)
         if parameter is not None:
             always.append(parameter)
@@ -104,7 +115,7 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
             sorted(
                 known
                 if known is not None
-                else {*selection.result.parameters, *(parameter_of(line) for line in alone)}
+                else {*selection.result.parameters, *(line.parameter_name for line in alone)}
             )
         ),
         known is not None,
@@ -114,10 +125,10 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
 def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> str | None:
     owner = lines.get(line.owner, line)
     if known is None:
-        return parameter_of(owner)
+        return owner.parameter_name
     # A list of names can have a tied parameter under one name or under both.
     likely = [line.parameter] if line.parameter else [f"{line.name}.weight", line.name]
-    others = [] if owner is line else [parameter_of(owner)]
+    others = [] if owner is line else [owner.parameter_name]
     return next((name for name in (*likely, *others) if name in known), None)
 
 

@@ -22,8 +22,7 @@ from ..model import transformers_names
 from ..model.names import is_fused_experts, is_head
 from ..model.parameters import Target
 from ..model.quantization import is_companion, parameter_of
-from ..results.result import parameter_of as parameter_of_line
-from ..results.result import read_scored
+from ..results.result import Result
 from ..selection.select import ALWAYS
 from . import FORMATS, axolotl, peft, python
 from .patterns import Names, alternatives
@@ -291,14 +290,14 @@ def _of_result(path: Path, parameters: Parameters) -> list[Finding] | None:
     if path.suffix not in (".json", ".sqlite"):
         return None
     try:
-        result = read_scored(path)
+        result = Result.open(path)
     except ResultError as error:
         if path.suffix == ".json" and error.reason == "not_a_result":
             return None
         raise
     findings = []
     for line in result.modules:
-        name = parameter_of_line(line)
+        name = line.parameter_name
         if (
             name in parameters.tied
             or line.shares is not None

@@ -59,11 +59,6 @@ def test_two_results_by_one_measure_are_both_ranked_by_it() -> None:
     assert data["groups"]["self_attn.q_proj"]["kendall"] == pytest.approx(1)
 
 
-def test_two_percentages() -> None:
-    data = json.loads(cli("compare", A, "--top-percent", "25", "--top-percent-b", "50", "--json").stdout)
-    assert data["overlap"] == 0.5 and len(data["groups"]["mlp.up_proj"]["entered"]) == 1
-
-
 @pytest.mark.parametrize(
     ("args", "code", "why"),
     [

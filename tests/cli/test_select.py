@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spectrum_stream import scan
-from spectrum_stream.numerics.metrics import Metric, random_value
+from spectrum_stream.numerics.metrics import METRICS, random_value
 
 from ..conftest import GOLDEN, Save, llama_tensors
 from .test_app import cli, reason
@@ -19,20 +19,39 @@ def _scanned(save: Save, working_folder: Path) -> None:
     scan(str(save(llama_tensors(4))), name="x")
 
 
-@pytest.mark.parametrize("metric", Metric)
-def test_every_metric_writes_a_file_of_its_own(metric: Metric) -> None:
+@pytest.mark.parametrize("metric", [*METRICS, "random:3"])
+def test_every_metric_writes_a_file_of_its_own(metric: str) -> None:
     done = cli("select", RESULT, "--top-percent", "50", "--metric", metric, "--json")
     data = json.loads(done.stdout)
-    names = {Metric.SPECTRUM: "snr_results_x", Metric.RANDOM: "snr_results_x_random-0"}
-    name = f"{names.get(metric, f'snr_results_x_{metric}')}_unfrozenparameters_50percent.yaml"
+    end = "" if metric == "spectrum" else f"_{metric.replace(':', '-')}"
+    name = f"snr_results_x{end}_unfrozenparameters_50percent.yaml"
     assert data["files"] == [name] and Path(name).exists() and data["metric"] == metric
     assert len(data["chosen"]["mlp.up_proj"]) == 2
 
 
 def test_a_seed_is_another_choice_by_chance() -> None:
-    done = cli("select", RESULT, "--top-percent", "50", "--metric", "random", "--seed", "3", "--json")
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", "random:3", "--json")
     drawn = {f"model.layers.{i}.mlp.up_proj": random_value(3, f"model.layers.{i}.mlp.up_proj") for i in range(4)}
     assert json.loads(done.stdout)["chosen"]["mlp.up_proj"] == sorted(drawn, key=lambda m: -drawn[m])[:2]
+
+
+def test_select_shows_and_writes_the_true_values_of_a_metric() -> None:
+    """A smaller stable rank is chosen first, and was once written as its negative under the name of the score."""
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", "stable-rank", "--format", "json")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("mlp.", "self_attn."))]
+    assert len(rows) == 4
+    assert all(1 <= float(low) <= float(middle) <= float(high) for _, _, low, middle, high, *_ in rows)
+    data = json.loads(Path("snr_results_x_stable-rank_json_50percent.json").read_text())
+    assert data["metric"] == "stable-rank"
+    assert data["chosen"]
+    assert all(entry["value"] >= 1 for entry in data["chosen"])
+    assert not any("snr" in entry for entry in data["chosen"])
+
+
+def test_select_refuses_another_metric_in_the_file_of_axolotls_plugin() -> None:
+    args = ("select", RESULT, "--top-percent", "50", "--format", "axolotl-snr")
+    assert reason(cli(*args, "--metric", "stable-rank", code=1)) == "other_metric"
+    assert cli(*args).returncode == 0
 
 
 def test_which_end_comes_first_is_said() -> None:
@@ -84,11 +103,14 @@ def test_a_scan_of_some_groups_keeps_the_names_of_the_others_apart(save: Save) -
 @pytest.mark.parametrize(
     "args",
     [
-        ("select", RESULT, "--top-percent", "50", "--seed", "0"),
-        ("select", RESULT, "--top-percent", "50", "--metric", "alpha", "--seed", "1"),
-        ("select", RESULT, "--params", "1M", "--recipe", "adamw"),
-        ("compare", RESULT, "--metric", "alpha", "--seed", "1"),
+        ("select", RESULT, "--top-percent", "50", "--metric", "alpha:1"),
+        ("select", RESULT, "--top-percent", "50", "--metric", "random:x"),
+        ("compare", RESULT, "--metric", "nothing"),
     ],
 )
-def test_an_option_that_would_have_no_effect_is_refused(args: tuple[str, ...]) -> None:
-    assert reason(cli(*args, code=2)) == "conflicting_options"
+def test_a_metric_that_is_not_known_is_refused(args: tuple[str, ...]) -> None:
+    assert reason(cli(*args, code=2)) == "no_such_metric"
+
+
+def test_an_option_that_would_have_no_effect_is_refused() -> None:
+    assert reason(cli("select", RESULT, "--params", "1M", "--recipe", "adamw", code=2)) == "conflicting_options"

@@ -16,7 +16,7 @@ from spectrum_stream.model.names import is_extra_layer
 from spectrum_stream.model.parameters import read_names
 from spectrum_stream.model.transformers_names import parameter_names
 from spectrum_stream.pipeline import MatrixScored
-from spectrum_stream.results.result import read_scored
+from spectrum_stream.results.result import Result
 
 from ..conftest import Save, llama_tensors, reference_score
 from ..support.families import BEGIN, END, TABLE, table, tiny
@@ -94,10 +94,10 @@ def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
     names = {line.name for line in second.modules}
     assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.modules)
     assert json.loads(path.read_text()).keys() == names
-    assert read_scored(path).modules == tuple(second.modules) and not read_scored(path).notes
+    assert Result.open(path).modules == tuple(second.modules) and not Result.open(path).notes
     back = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
     assert back.modules == first.modules
-    assert read_scored(path).modules == tuple(first.modules)
+    assert Result.open(path).modules == tuple(first.modules)
     assert json.loads(path.read_text()).keys() == {s.name for s in first.modules}
 
 

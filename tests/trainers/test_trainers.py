@@ -277,7 +277,7 @@ def test_peft_adapts_what_was_chosen_with_the_ranks_it_was_given(make: Make) -> 
         parameter = getattr(module, "parameter_name", None)
         ranks[f"{base}.{parameter or 'weight'}"] = module.r["default"]
     assert set(ranks) == chosen
-    snr = {str(line.parameter): (line.group, line.snr) for line in lines}
+    snr = {str(line.parameter): (line.group, line.rank_key) for line in lines}
     for name, rank in ranks.items():
         group = [other for other in chosen if snr[other][0] == snr[name][0]]
         better = sum(snr[other][1] > snr[name][1] for other in group) < len(group) // 2

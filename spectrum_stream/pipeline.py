@@ -22,11 +22,10 @@ from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
 from .numerics.schedule import Computed, compute_all
-from .numerics.snr import TOLERANCE
 from .results.atomic import write_atomically
 from .results.journal import Journal
 from .results.record import Record
-from .results.result import Module, Result, in_order, lines_of, read_results, write_results
+from .results.result import Module, Result, sort_records, write_results
 from .selection.select import Selection, check_percent, select
 from .streaming.bounded import Budget, Budgets, Traffic
 from .streaming.fetch import Fetch, choose_fetches, count_fetched_nbytes, find_extents
@@ -93,7 +92,7 @@ class ScanResult:
     Attributes:
         plan: the plan that was carried out.
         records: one for each matrix of the plan, in the order of the result file; empty for a foreign result.
-        result: the modules of the plan that have a score, and the names of all parameters of the checkpoint.
+        result: the modules of the plan that have a score, with their diagnostics, and the names of all parameters.
         selection: None without a percentage.
         written: the files that were written or kept, the result file first.
     """
@@ -117,7 +116,7 @@ class ScanResult:
     @property
     def inexact(self) -> tuple[Record, ...]:
         """Records with an estimated score error above the tolerance."""
-        return tuple(r for r in self.records if r.score is not None and r.score.error > TOLERANCE)
+        return tuple(r for r in self.records if r.score is not None and not r.score.is_exact)
 
     @property
     def complete(self) -> bool:
@@ -261,7 +260,7 @@ def _read_foreign_result(plan: Plan) -> list[Module] | None:
     if plan.outputs.record.exists() or not plan.outputs.results.exists():
         return None
     wanted = {(w.result_name, w.group) for w in plan.matrices}
-    modules = [m for m in read_results(plan.outputs.results) if (m.name, m.group) in wanted]
+    modules = [m for m in Result.open(plan.outputs.results).modules if (m.name, m.group) in wanted]
     if len(modules) < len(wanted):
         raise ResultError(
             f"{plan.outputs.results} lacks {len(wanted) - len(modules)} modules and was not written by this program",
@@ -319,7 +318,7 @@ def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
     if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
         return True
     # A limit of memory kept the score inexact, and this plan has no limit.
-    inexact = record.score is not None and record.score.error > TOLERANCE and record.precision != Precision.SVD
+    inexact = record.score is not None and not record.score.is_exact and record.precision != Precision.SVD
     return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
 
 
@@ -413,9 +412,9 @@ def _publish(
 ) -> ScanResult:
     """Write the result file, and the files that follow from it."""
     asked = {w.module for w in plan.matrices}
-    records = in_order(r for r in known.values() if r.module in asked)
-    modules = lines_of(records)
-    if not modules:
+    records = sort_records(r for r in known.values() if r.module in asked)
+    result = replace(Result.from_records(records), parameters=names)
+    if not result.modules:
         raise ComputeError(
             f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
             reason="all_failed",
@@ -426,7 +425,7 @@ def _publish(
     write_results(
         plan.outputs.results, (r for r in known.values() if r.group in whole and r.module in members[r.group])
     )
-    return _write_selection(plan, records, Result(tuple(modules), parameters=names), top_percent)
+    return _write_selection(plan, records, result, top_percent)
 
 
 def _write_selection(plan: Plan, records: Sequence[Record], result: Result, top_percent: float | None) -> ScanResult:

@@ -7,7 +7,8 @@ import typer
 
 from ..model.parameters import Names
 from ..trainers import DEFAULT, TRAINERS
-from ..trainers.verify import parameters_of, verify
+from ..trainers.parameters import parameters_of
+from ..trainers.verify import verify
 from . import tables
 from .options import INPUT, FormatOption, JsonOption, NamesOption, QuietOption
 from .output import command_line, open_output

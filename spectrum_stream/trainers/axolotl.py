@@ -19,8 +19,9 @@ from ..errors import ResultError
 from ..selection.select import ALWAYS as _ALWAYS
 from ..selection.select import Selection
 from ..text import counted
+from .parameters import Parameters
 from .targets import Target, Targets, targets_of
-from .trainer import Entry, Finding, Parameters, Reason, Trainer, matched, strings
+from .trainer import Entry, Finding, Reason, Trainer, matched, strings
 
 ALWAYS = tuple(f"^{module}.weight$" for module in _ALWAYS)
 

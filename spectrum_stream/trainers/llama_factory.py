@@ -15,8 +15,9 @@ import yaml
 
 from ..errors import ResultError
 from ..selection.select import Selection
+from .parameters import Parameters
 from .targets import needs_names, targets_of
-from .trainer import Entry, Finding, Parameters, Trainer, adapter_findings
+from .trainer import Entry, Finding, Trainer, adapter_findings
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.([^.]+)")
 

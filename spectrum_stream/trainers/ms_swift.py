@@ -15,9 +15,10 @@ import yaml
 
 from ..errors import ResultError
 from ..selection.select import Selection
+from .parameters import Parameters
 from .patterns import alternatives
 from .targets import Targets, exactly, targets_of
-from .trainer import Entry, Finding, Parameters, Trainer, adapter_findings, matched, strings
+from .trainer import Entry, Finding, Trainer, adapter_findings, matched, strings
 
 _LIST = "trainable_parameters"
 _REGEX = "trainable_parameters_regex"

@@ -25,9 +25,10 @@ from itertools import groupby
 from ..errors import ResultError
 from ..model.names import group_of, is_embedding, is_fused_experts, is_head, is_norm
 from ..selection.select import Selection
+from .parameters import Parameters
 from .patterns import alternatives
 from .targets import Target, inexact, targets_of
-from .trainer import Entry, Finding, Parameters, Reason, Trainer
+from .trainer import Entry, Finding, Reason, Trainer
 
 RANK = 16
 # A keyword of PEFT, not a regular expression.
@@ -157,4 +158,4 @@ def _module(target: Target) -> str:
 
 
 def _better_half(chosen: list[Target]) -> list[Target]:
-    return sorted(chosen, key=lambda target: target.snr, reverse=True)[: len(chosen) // 2]
+    return sorted(chosen, key=lambda target: target.rank_key, reverse=True)[: len(chosen) // 2]

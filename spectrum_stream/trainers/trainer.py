@@ -6,12 +6,13 @@ Each trainer is one subclass of `Trainer` in a file of its own and one row of th
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from ..selection.select import Selection
+from .parameters import Parameters
 from .patterns import SortedNames
 
 
@@ -63,21 +64,6 @@ class Entry:
     text: str
     pattern: re.Pattern[str]
     anchored: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """The parameters of a model, by the trainer's names.
-
-    Attributes:
-        shapes: by name, in the model's order; None for an unknown shape.
-        origin: where the names come from, a noun phrase.
-        tied: names that are another parameter, and the name of that one.
-    """
-
-    shapes: Mapping[str, tuple[int, ...] | None]
-    origin: str
-    tied: Mapping[str, str]
 
 
 class Trainer(ABC):

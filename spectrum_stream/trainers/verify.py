@@ -6,26 +6,20 @@ too much, others are trained as well. An empty list trains everything.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ..checkpoint import open_source
-from ..checkpoint.tensors import read_checkpoint
 from ..errors import ResultError, UsageError
-from ..model import transformers_names
-from ..model.config import ModelConfig
 from ..model.names import is_head
-from ..model.parameters import Names, renaming
-from ..model.quantization import is_companion, parameter_of
-from ..results.result import parameter_of as parameter_of_line
-from ..results.result import read_scored
+from ..results.result import Result
 from ..selection.select import ALWAYS
 from . import DEFAULT, TRAINERS
+from .parameters import Parameters
 from .patterns import SortedNames
-from .trainer import Entry, Finding, Parameters, Reason, Trainer
+from .trainer import Entry, Finding, Reason, Trainer
 
 MAX_SELECTION_NBYTES = 200_000_000
 _ALWAYS_NAMES = {f"{module}.weight" for module in ALWAYS}
@@ -49,43 +43,6 @@ class Verdict:
     @property
     def is_good(self) -> bool:
         return all(finding.reason.is_note for finding in self.findings)
-
-
-def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
-    """Find the parameters of MODEL, by a list, the model that transformers builds, or the checkpoint.
-
-    Args:
-        names: all names in the trainer, and MODEL is then not read; or a member of `Names`, of which only
-            `Names.INSTALLED` asks transformers.
-
-    Raises:
-        UsageError: no_model; conflicting_options; missing_extra, unknown_architecture, for names of transformers.
-        SourceError, CheckpointError: MODEL cannot be read.
-    """
-    if not isinstance(names, Names):
-        if model is not None:
-            raise UsageError("--model and --names FILE exclude each other", reason="conflicting_options")
-        return Parameters(dict.fromkeys(names), "the given list", {})
-    if model is None:
-        raise UsageError("missing --model", reason="no_model", hint="pass --model MODEL, or --names FILE")
-    source = open_source(model)
-    config = ModelConfig(source.config)
-    if names is Names.INSTALLED:
-        shapes, tied = transformers_names.model_parameters(config)
-        return Parameters(shapes, "the model that transformers builds from config.json", tied)
-    checkpoint = read_checkpoint(source)
-    stored = [
-        (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
-        for _, tensor in checkpoint.tensors
-        if not is_companion(tensor.name)
-    ]
-    rename = renaming(config, names)
-    renamed: dict[str, tuple[int, ...] | None] = {}
-    for name, shape in stored:
-        there = rename.of(name)
-        # A stored tensor that is a part of a parameter does not have its shape.
-        renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.whose.removeprefix("of "), {})
 
 
 def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> Verdict:
@@ -159,14 +116,14 @@ def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
     if path.suffix not in (".json", ".sqlite"):
         return None
     try:
-        result = read_scored(path)
+        result = Result.open(path)
     except ResultError as error:
         if path.suffix == ".json" and error.reason == "not_a_result":
             return None
         raise
     findings = []
     for line in result.modules:
-        name = parameter_of_line(line)
+        name = line.parameter_name
         is_missing = name not in parameters.shapes
         if name in parameters.tied or line.shares is not None or (is_head(line.name) and is_missing):
             findings.append(_tied(line.name, parameters.tied.get(name) or line.shares or "the embedding"))

@@ -13,8 +13,9 @@ from spectrum_stream import scan, select
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.model.parameters import Names
 from spectrum_stream.trainers import TRAINERS
-from spectrum_stream.trainers.trainer import Parameters, Reason
-from spectrum_stream.trainers.verify import parameters_of, verify
+from spectrum_stream.trainers.parameters import Parameters, parameters_of
+from spectrum_stream.trainers.trainer import Reason
+from spectrum_stream.trainers.verify import verify
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import Cli

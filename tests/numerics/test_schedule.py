@@ -149,7 +149,12 @@ def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
 
 
 def test_what_does_not_converge_by_any_method_has_no_score() -> None:
-    (found,) = compute_batch([random(4, 4, 0)], compute=lambda ws, *_, looped: [NoScore.NOT_CONVERGED] * len(ws))
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        return [NoScore.NOT_CONVERGED] * len(ws)
+
+    (found,) = compute_batch([random(4, 4, 0)], compute=compute)
     assert found.spectrum is NoScore.NOT_CONVERGED and found.score is None and found.not_finite == 0
 
 

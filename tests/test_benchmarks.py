@@ -155,7 +155,7 @@ def run_of(**ratios: float) -> dict[str, Any]:
         peak_anonymous={"ours": 10**8},
         peak_resident={},
         others_cpu_share=0.0,
-        methods={"float32": 8},
+        precisions={"float32": 8},
         failed=0,
         accuracy=Accuracy(2e-6, 3e-6, 1e-5, 0, 0, {"top_50": True, "top_25": True}, {"float32": 8}),
         agreement={},

@@ -13,8 +13,9 @@ import numpy as np
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError
 from .model.config import ModelConfig
-from .model.matrix import Experts, Matrix, NoScore
+from .model.matrix import Experts, Matrix
 from .model.names import is_head, module_of
+from .model.no_score import NoScore
 from .model.parameters import Names
 from .model.quantization import is_companion
 from .model.quantization import parameter_of as stored_parameter

@@ -21,7 +21,8 @@ from typing import Self
 import torch
 
 from ..errors import CheckpointError
-from ..model.matrix import Matrix, NoScore
+from ..model.matrix import Matrix
+from ..model.no_score import NoScore
 from . import costs
 from .costs import cores, gram_nbytes
 from .dequantize import Packed, Quantized, Weights

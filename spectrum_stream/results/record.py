@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResultError
-from ..model.matrix import NoScore
 from ..model.names import module_of
+from ..model.no_score import NoScore
 from ..numerics.precision import Precision
 from ..numerics.snr import Degeneracy, Score
 

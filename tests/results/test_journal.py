@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results import atomic as durable

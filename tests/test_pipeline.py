@@ -10,9 +10,9 @@ from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, U
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
-from spectrum_stream.results.result import Module, read_scored
+from spectrum_stream.results.result import Module, Result
 
-from .conftest import Save, llama_tensors, reference_score
+from .support.checkpoints import Save, llama_tensors, reference_score
 
 TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
@@ -72,6 +72,27 @@ def test_the_files_have_spectrums_names_and_places(save: Save) -> None:
     ]
     assert all(p.exists() for p in result.written)
     assert result.selection is not None and result.complete
+
+
+@pytest.mark.parametrize("percent", [0, -1, 100.5, float("nan"), float("inf")])
+def test_scan_percentage_out_of_range_fails_before_the_scan(save: Save, percent: float) -> None:
+    folder = str(save(llama_tensors(1)))
+    for start in (lambda: scan(folder, top_percent=percent), lambda: next(run(plan(folder), top_percent=percent))):
+        with pytest.raises(UsageError) as error:
+            start()
+        assert error.value.reason == "bad_percent"
+        assert error.value.exit_code == 2
+    assert not Path("model_snr_results").exists()
+
+
+def test_scan_takes_a_plan_without_options(save: Save) -> None:
+    made = plan(str(save(llama_tensors(2))), name="x", groups=["mlp.*"])
+    result = scan(made, top_percent=50)
+    assert result.plan is made
+    assert {m.group for m in result.modules} == {"mlp.up_proj", "mlp.down_proj"}
+    with pytest.raises(UsageError) as error:
+        scan(made, precision="fp64")
+    assert error.value.reason == "conflicting_options"
 
 
 def test_without_a_percentage_no_selection_is_written(save: Save) -> None:
@@ -258,7 +279,7 @@ def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
     events.close()  # type: ignore[attr-defined]
     collect(folder, groups=["model.norm"])
     counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
-    members = plan(str(folder)).members
+    members = plan(str(folder)).inventory.members
     assert first and counts["model.norm"] == 1
     assert all(count == len(members[str(group)]) for group, count in counts.items())
 
@@ -324,7 +345,7 @@ def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: S
 
 def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
-    again = select(read_scored(result.written[0]), 50)
+    again = select(Result.open(result.written[0]), 50)
     assert result.selection is not None
     assert (result.selection.ranked, result.selection.always) == (again.ranked, again.always)
     assert result.selection.chosen == select(result.modules, 50).chosen
@@ -347,4 +368,4 @@ def test_the_record_has_the_names_of_what_was_not_asked_for(
     """A tied head is no parameter of its own, whether it was asked for or not."""
     tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
     found = scan(str(save(tensors, config=TIED if tied else {})), name="x", groups=modules)
-    assert read_scored(found.written[0]).parameters == tuple(sorted(tensors))
+    assert Result.open(found.written[0]).parameters == tuple(sorted(tensors))

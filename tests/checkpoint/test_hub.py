@@ -2,12 +2,10 @@
 
 import errno
 import logging
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +15,24 @@ import pytest
 import torch
 from huggingface_hub.utils import httpx
 
-from spectrum_stream import ScanResult, scan
+from spectrum_stream import scan
 from spectrum_stream.checkpoint import open_source
-from spectrum_stream.checkpoint import ranges as http
 from spectrum_stream.checkpoint.hub_errors import explaining
 from spectrum_stream.cli.output import LogNotes
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming import fetch as fetching
+from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
 from spectrum_stream.streaming.fetch import Fetch
 from spectrum_stream.streaming.plan import plan
-from spectrum_stream.streaming.prefetch import Feed, Traffic
+from spectrum_stream.streaming.prefetch import Prefetcher
 
-from ..conftest import Save, llama_tensors
 from ..support import hub_server
-from ..support.hub_server import COMMIT, Fault, HubServer
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import COMMAND, Cli, run_process
+from ..support.hub_server import COMMIT, REPO, Fault, HubServer, use, values
 
-REPO = "org/model"
 WAYS = ("range", "download", "cache")
 
 
@@ -49,17 +47,6 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         yield server
-
-
-def use(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    # Read from HF_HOME when huggingface_hub was imported.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.01)
-
-
-def values(result: ScanResult) -> dict[str, tuple[object, bytes]]:
-    return {r.module: (r.score, r.singular_values.tobytes()) for r in result.records}
 
 
 def refused(model: str = REPO, **options: object) -> SpectrumStreamError:
@@ -427,12 +414,13 @@ def test_buffers_are_bounded_and_nobody_waits_for_each_other(
     shards = {shard.name: shard for shard in a_plan.source.shards}
     most = 0
     held: list[Matrix] = []
-    with Feed(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+    budgets = Budgets(ranged=Budget(ahead_nbytes))
+    with Prefetcher(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), budgets) as feed:
         for item in feed:
             # As an engine does that holds back what it has until nothing more comes.
             if item is None:
                 time.sleep(0.01)
-                most = max(most, feed.held_nbytes)
+                most = max(most, budgets.ranged.taken)
                 if held:
                     feed.release(held.pop(0))
             else:
@@ -488,35 +476,31 @@ def test_a_matrix_of_a_fabricated_repo_is_scanned_and_nothing_stays(
     assert max(p.stat().st_size for p in working_folder.rglob("*") if p.is_file()) < 100_000
 
 
-def in_a_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line, since huggingface_hub reads most of its variables once."""
-    command = [sys.executable, "-m", "spectrum_stream", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-
-
+@pytest.mark.slow
 def test_offline_means_the_cache_or_one_sentence(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
     home = str(tmp_path / "home")
-    missing = in_a_process(["scan", REPO], HF_HOME=home, HF_HUB_OFFLINE="1")
+    missing = run_process("scan", REPO, HF_HOME=home, HF_HUB_OFFLINE="1")
     assert missing.returncode == 1 and "(offline)" in missing.stderr and "hint:" in missing.stderr
-    assert in_a_process(["scan", REPO, "--fetch", "cache", "--name", "first"], HF_HOME=home).returncode == 0
+    assert run_process("scan", REPO, "--fetch", "cache", "--name", "first", HF_HOME=home).returncode == 0
     hub.requests.clear()
-    done = in_a_process(["scan", REPO, "--name", "second"], HF_HOME=home, HF_HUB_OFFLINE="1")
+    done = run_process("scan", REPO, "--name", "second", HF_HOME=home, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert not hub.requests and COMMIT in done.stderr
     first, second = (working_folder / f"model_snr_results/snr_results_{name}.json" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_command_line_says_what_it_took_and_how(hub: HubServer, working_folder: Path, tmp_path: Path) -> None:
-    planned = in_a_process(["plan", REPO], HF_HOME=str(tmp_path / "home"))
-    assert planned.returncode == 0 and COMMIT in planned.stdout
-    assert all(way in planned.stdout for way in ("by range", "by shard", "by cache", "chosen"))
+def test_the_command_line_says_what_it_took_and_how(cli: Cli, hub: HubServer, working_folder: Path) -> None:
+    planned = cli("plan", REPO)
+    assert COMMIT in planned.stdout
+    assert all(way in planned.stdout for way in ("by range", "by download", "by cache", "chosen"))
     hub.script("probe", hub_server.status(429, retry_after="1"))
-    done = in_a_process(["scan", REPO], HF_HOME=str(tmp_path / "home"))
-    assert done.returncode == 0 and COMMIT in done.stderr
-    assert "asking again in 1 s" in done.stderr and "-bound" in done.stderr
-    quiet = in_a_process(["scan", REPO, "-q", "--fresh"], HF_HOME=str(tmp_path / "home"))
-    assert quiet.returncode == 0 and not quiet.stderr and not quiet.stdout
+    done = cli("scan", REPO)
+    assert COMMIT in done.stderr
+    assert "asking again in 1 s" in done.stderr
+    assert "-bound" in done.stderr
+    quiet = cli("scan", REPO, "-q", "--fresh")
+    assert quiet.stdout == quiet.stderr == ""
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -649,9 +633,10 @@ def test_a_shard_beyond_the_limit_is_not_downloaded_instead_of_ranges(hub: HubSe
     assert error.reason == "too_little_disk" and not list(working_folder.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_whoever_leaves_the_plan_does_not_wait_for_the_server(hub: HubServer, working_folder: Path) -> None:
     hub.script("probe", *[hub_server.status(429, retry_after="60")] * 100)
-    command = [sys.executable, "-m", "spectrum_stream", "plan", REPO]
+    command = [*COMMAND, "plan", REPO]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and "asking again" in process.stderr.readline()
     started = time.monotonic()

@@ -20,19 +20,12 @@ from spectrum_stream import scan
 from spectrum_stream.pipeline import ScanFinished, run
 from spectrum_stream.streaming.plan import plan
 
-from ..conftest import Save, llama_tensors
-from ..support.hub_server import COMMIT, HubServer
-from .test_hub import REPO, use, values
+from ..support.checkpoints import Save, llama_tensors
+from ..support.hub_server import COMMIT, REPO, HubServer, use, values
+from ..support.programs import executable
 
 ROOT = Path(__file__).parents[2]
 SECRET = "not a real one"
-
-
-def executable(*places: str) -> str:
-    found = next((path for place in places if (path := shutil.which(place))), None)
-    if found is None:
-        pytest.skip(f"needs {places[0]}")
-    return found
 
 
 def free_port() -> int:

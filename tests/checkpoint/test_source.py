@@ -9,7 +9,7 @@ from spectrum_stream.checkpoint import open_source
 from spectrum_stream.checkpoint.index import is_safe_shard_name
 from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 WEIGHTS = {f"layers.{i}.weight": torch.ones(2, 3) for i in range(4)}
 
@@ -83,6 +83,7 @@ def test_a_link_to_nothing_is_a_missing_shard(save: Save) -> None:
 def test_no_such_folder() -> None:
     assert refused("no/such/model").reason == "no_such_path"
     assert refused("no\0name").reason == "no_such_path"
+    assert refused("~nosuchuser/model").reason == "no_such_path"
     assert refused("x" * 5000).reason in ("no_such_path", "unreadable")
 
 

@@ -9,7 +9,7 @@ from spectrum_stream.checkpoint.header import HeaderFault
 from spectrum_stream.checkpoint.tensors import Checkpoint, read_checkpoint
 from spectrum_stream.errors import BadHeader, BadIndex
 
-from ..conftest import Save
+from ..support.checkpoints import Save
 
 WEIGHTS = {f"layers.{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
 SECOND = "model-00002-of-00002.safetensors"

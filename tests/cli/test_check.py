@@ -7,8 +7,8 @@ import pytest
 
 from spectrum_stream import scan
 
-from ..conftest import Save, llama_tensors
-from .test_app import cli, reason
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import Cli, reason
 
 RESULT = Path("model_snr_results/snr_results_org-x.json")
 
@@ -18,15 +18,16 @@ def _scanned(save: Save, working_folder: Path) -> None:
     scan(str(save(llama_tensors(2))), name="org/x")
 
 
-def test_a_contribution_from_the_scan_to_a_good_check() -> None:
+def test_check_of_a_contribution_from_scan_to_good(cli: Cli) -> None:
     done = cli("check", RESULT, code=1)
     assert "(no_provenance)" in done.stdout
     done = cli("check", RESULT, "--write-provenance", "--model", "org/x")
-    assert f"{RESULT}: good" in done.stdout and "next: spectrum-stream select" in done.stdout
+    assert f"{RESULT}: good" in done.stdout
+    assert "next: spectrum-stream select" in done.stdout
     cli("check", RESULT, "-q")
 
 
-def test_every_file_is_checked_and_every_fault_listed() -> None:
+def test_check_lists_every_finding_of_every_file(cli: Cli) -> None:
     cli("check", RESULT, "--write-provenance", "--model", "org/x")
     other = RESULT.with_name("snr_results_other.json")
     other.write_text('{"a.1.b": {"snr": -1, "type": "c"}}')
@@ -38,7 +39,7 @@ def test_every_file_is_checked_and_every_fault_listed() -> None:
     assert [fault["reason"] for fault in data["files"][str(other)]] == ["negative", "wrong_group", "no_provenance"]
 
 
-def test_names_in_a_result_cannot_reach_the_terminal() -> None:
+def test_check_shows_hostile_names_inert(cli: Cli) -> None:
     RESULT.write_text(json.dumps({"a\x1b[2J": {"snr": -1, "type": "\x1b]0;x\x07"}}))
     assert "\x1b" not in cli("check", RESULT, code=1).stdout
 
@@ -52,5 +53,5 @@ def test_names_in_a_result_cannot_reach_the_terminal() -> None:
         ([str(RESULT), "--write-provenance", "--model", "org/x"], 2, "conflicting_options"),
     ],
 )
-def test_a_provenance_that_cannot_be_written(args: list[str], code: int, why: str) -> None:
+def test_check_refuses_to_write_a_wrong_provenance(cli: Cli, args: list[str], code: int, why: str) -> None:
     assert reason(cli("check", RESULT, *args, code=code)) == why

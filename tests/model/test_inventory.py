@@ -11,28 +11,13 @@ import torch
 from spectrum_stream import freeze, plan, scan, select
 from spectrum_stream.model.no_score import NoScore
 
-from ..checkpoint.test_hub import REPO, use, values
-from ..conftest import Save, reference_score
-from ..support.hub_server import HubServer
+from ..support.checkpoints import FUSED_EXPERTS as BANK
+from ..support.checkpoints import Save, reference_score
+from ..support.checkpoints import fused_experts as tensors
+from ..support.checkpoints import single_experts as apart
+from ..support.hub_server import REPO, HubServer, use, values
 
 pytestmark = pytest.mark.usefixtures("working_folder")
-
-BANK = "model.layers.0.mlp.experts.gate_up_proj"
-
-
-def tensors(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found: dict[str, torch.Tensor] = {}
-    for i in range(layers):
-        layer = f"model.layers.{i}.mlp"
-        found |= {
-            f"{layer}.experts.gate_up_proj": torch.randn(experts, 24, 40, generator=generator).bfloat16(),
-            f"{layer}.experts.gate_up_proj_bias": torch.randn(experts, 40, generator=generator).bfloat16(),
-            f"{layer}.experts.down_proj.weight": torch.randn(experts, 20, 24, generator=generator).bfloat16(),
-            f"{layer}.router.weight": torch.randn(experts, 24, generator=generator).bfloat16(),
-            f"{layer}.conv.weight": torch.randn(24, 1, 4, generator=generator).bfloat16(),
-        }
-    return found
 
 
 def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None:
@@ -117,27 +102,17 @@ def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) ->
     assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())
 
 
-def apart(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        f"model.layers.{i}.mlp.experts.{e}.{name}.weight": torch.randn(24, 32, generator=generator) * (1 + i % 3)
-        for i in range(layers)
-        for e in range(experts)
-        for name in ("up_proj", "down_proj")
-    }
-
-
 def test_pooled_experts_are_chosen_together(save: Save) -> None:
     folder = str(save(apart()))
     separate = scan(folder, name="x", top_percent=50)
     assert len({line.group for line in separate.modules}) == 8
     pooled = scan(folder, name="x", top_percent=50, experts="pooled")
     assert {line.group for line in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
-    of = {line.name: line.snr for line in separate.modules}
+    of = {line.name: line.value for line in separate.modules}
     for line in pooled.modules:
         layer = line.name.split(".experts.")[0]
         name = line.name.rsplit(".", 1)[1]
-        assert line.snr == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
+        assert line.value == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
     assert pooled.selection is not None
     for group, chosen in pooled.selection.chosen.items():
         layers = [module.split(".")[2] for module in chosen]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors
 
 _SCRIPT = """
     import json, os, signal, sys
@@ -109,7 +109,8 @@ def test_killed_at_every_step_and_resumed_it_ends_with_the_same_bytes(
     found = outcomes(save(llama_tensors(2)), fault, working_folder)
     steps = [step for step, *_ in found]
     # The identity, or what is dropped; ten matrices and three norms; then three files, and the end.
-    assert steps.count("commit") == 1 + 13 and steps.count("close") == 1
+    assert steps.count("commit") == 1 + 13
+    assert steps.count("close") == 1
     assert all(steps.count(step) == 3 for step in ("write", "fsync", "replace", "sync"))
     for step, first, second, last, same, _ in found:
         assert first == -9 and second in (-9, 0) and last == 0 and same, f"killed before {step}"

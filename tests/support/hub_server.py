@@ -1,7 +1,7 @@
 """A server that speaks as much of the Hub's protocol as a scan needs, and misbehaves on demand.
 
-What real servers do is tested against real servers in `test_peers.py`; this one is for what they cannot be made
-to do. Requests are of five kinds, and a script says what befalls the next ones of a kind:
+What real servers do is tested against real servers in `checkpoint/test_peers.py`; this one is for what they cannot
+be made to do. Requests are of five kinds, and a script says what befalls the next ones of a kind:
 
     api     the revision                 head    HEAD of a file
     probe   a range from byte 0          data    any other range          whole    a file without a range
@@ -19,13 +19,36 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import numpy as np
 
+from spectrum_stream.checkpoint import ranges
+
+if TYPE_CHECKING:
+    # The benchmarks use this server too, and need neither.
+    import pytest
+
+    from spectrum_stream import ScanResult
+
+REPO = "org/model"
 COMMIT = "c0ffee" + "0" * 34
 _CHUNK_NBYTES = 1 << 16
+
+
+def use(url: str, monkeypatch: "pytest.MonkeyPatch", tmp_path: Path) -> None:
+    """Make this process take the server for the Hub, with an empty cache and short waits."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    # Read from HF_HOME when huggingface_hub was imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ranges, "_FIRST_WAIT_S", 0.01)
+
+
+def values(result: "ScanResult") -> dict[str, tuple[object, bytes]]:
+    """Return what two scans of the same weights have in common, bit for bit."""
+    return {r.module: (r.score, r.singular_values.tobytes()) for r in result.records}
 
 
 class Blob(Protocol):

@@ -1,0 +1,225 @@
+"""What needs a process of its own: how it is started, its streams, its terminal, and the signals that end it."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spectrum_stream
+
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import COMMAND, Cli, reason
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+ESCAPE = "\x1b"
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
+
+
+def noise(count: int, n: int, m: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {f"layers.{i}.up.weight": torch.randn(n, m, generator=generator) for i in range(count)}
+
+
+def terminal(*args: str | Path, **env: str) -> Any:
+    """A command on a terminal of its own, to be read and typed into: a pexpect `spawn`."""
+    pexpect = pytest.importorskip("pexpect")
+    command = [*COMMAND, *map(str, args)]
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"TERM": "xterm-256color", **env}
+    return pexpect.spawn(command[0], command[1:], dimensions=(30, 100), encoding="utf-8", timeout=60, env=environment)
+
+
+def rest_of(process: Any) -> str:
+    """What a terminal still shows until its process ends, which has to be well."""
+    text: str = process.read()
+    process.close()
+    assert process.exitstatus == 0, text
+    return text
+
+
+@pytest.mark.parametrize("script", ["spectrum-stream", "hf-spectrum"])
+def test_console_script_is_installed(script: str) -> None:
+    path = Path(sys.executable).with_name(script)
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spectrum_stream.__version__
+
+
+# Streams
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence(save: Save) -> None:
+    command = [*COMMAND, "plan", str(save(llama_tensors(2)))]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert reason(done) == "unwritable"
+    assert "Traceback" not in done.stderr
+
+
+def test_reader_that_hangs_up_is_no_error(save: Save) -> None:
+    command = f"{' '.join(COMMAND)} plan {save(llama_tensors(40))} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("group")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "1>&- 2>&-", "0<&-"])
+def test_closed_stream_does_not_harm_what_is_written(save: Save, closed: str) -> None:
+    folder = save({"layers.0.up.weight": torch.randn(6, 9)})
+    command = f"{' '.join(COMMAND)} scan {folder} --name x {closed}"
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    assert json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+    db = sqlite3.connect("model_snr_results/snr_results_x.sqlite")
+    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_terminal_of_another_encoding_gets_escapes(save: Save, encoding: str) -> None:
+    folder = save({"layers.0.世界.weight": torch.randn(6, 9)})
+    environment = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PATH": "/usr/bin"}
+    done = subprocess.run([*COMMAND, "plan", str(folder)], capture_output=True, check=False, env=environment)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert ("世界".encode() if encoding == "utf-8" else b"\\u4e16\\u754c") in done.stdout
+
+
+# Terminals
+
+
+@pytest.mark.slow
+def test_terminal_shows_a_bar_in_color(save: Save) -> None:
+    text = rest_of(terminal("scan", save(noise(12, 300, 400)), "--name", "x"))
+    assert re.search(r"12/12.*100%", text)
+    assert COLOR.search(text)
+    assert "wrote model_snr_results" in text
+
+
+@pytest.mark.slow
+def test_terminal_gets_no_color_with_no_color(save: Save) -> None:
+    text = rest_of(terminal("scan", save(noise(12, 300, 400)), "--name", "x", NO_COLOR="1"))
+    # Bold and the cursor are no color.
+    assert ESCAPE in text
+    assert not COLOR.search(text)
+
+
+@pytest.mark.slow
+def test_dumb_terminal_gets_no_escapes(save: Save) -> None:
+    text = rest_of(terminal("scan", save(llama_tensors(1)), "--name", "x", TERM="dumb"))
+    assert "wrote model_snr_results" in text
+    assert ESCAPE not in text
+
+
+@pytest.mark.slow
+def test_interactive_scan_offers_the_groups_in_a_list(save: Save) -> None:
+    pytest.importorskip("questionary")
+    process = terminal("scan", save(llama_tensors(2)), "--name", "x", "-i")
+    process.expect("Groups to score")
+    process.expect("self_attn.v_proj")
+    time.sleep(0.3)
+    process.send(" ")  # the first, input_layernorm, is unticked
+    process.send("\r")
+    process.expect("--groups")
+    assert "wrote model_snr_results" in rest_of(process)
+    types = {entry["type"] for entry in json.loads(Path("model_snr_results/snr_results_x.json").read_text()).values()}
+    assert "input_layernorm" not in types
+    assert "mlp.up_proj" in types
+
+
+# Signals
+
+
+def scanning_until(said: str, folder: Path) -> subprocess.Popen[str]:
+    """A scan in a process of its own that has come so far as to say this."""
+    command = [*COMMAND, "scan", str(folder), "--name", "x"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(said in line for line in process.stderr)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_scan_with_its_code_and_the_scan_resumes(
+    cli: Cli, save: Save, working_folder: Path, number: signal.Signals, code: int
+) -> None:
+    folder = save(noise(40, 700, 900))
+    process = scanning_until("left", folder)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "same command resumes" in stderr
+    assert "Traceback" not in stderr
+    assert not list(working_folder.rglob("*.json"))
+    assert not list(working_folder.rglob("*.holder"))
+    assert "resuming" in cli("scan", folder, "--name", "x").stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("library", ["_sqlite3.", "libtorch_cpu.", "libtorch_python."])
+def test_signal_while_a_scan_starts_ends_it_at_once(save: Save, number: signal.Signals, library: str) -> None:
+    """An exception in the middle of torch's import would abort the process."""
+    command = [*COMMAND, "scan", str(save(llama_tensors(1))), "--name", "x"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while library not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("matrices", [1, 40])
+def test_shard_that_is_cut_while_it_is_mapped_is_one_sentence(
+    save: Save, working_folder: Path, matrices: int
+) -> None:
+    size = 3000 if matrices == 1 else 700
+    folder = save(noise(matrices, size, size))
+    process = scanning_until("to read", folder)
+    time.sleep(0.2)
+    os.truncate(folder / "model.safetensors", 10_000)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "(changed)" in stderr
+    assert "Traceback" not in stderr
+    assert not list(working_folder.rglob("*.json"))
+
+
+# Full disks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_file_system_that_fills_up_is_one_sentence_and_the_scan_resumes(cli: Cli, save: Save) -> None:
+    """A limit to the size of files stands for a full disk where nothing can be mounted."""
+    folder = save(noise(60, 400, 500))
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "from spectrum_stream.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", script, "scan", str(folder), "--name", "x"]
+    limited = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert limited.returncode == 1
+    assert reason(limited) == "unwritable"
+    assert "Traceback" not in limited.stderr
+    assert not list(Path().rglob("*.json"))
+    assert not list(Path().rglob("*.tmp"))
+    assert "resuming" in cli("scan", folder, "--name", "x").stderr

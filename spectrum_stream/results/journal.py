@@ -9,7 +9,6 @@ SQLite because it is crash-safe, locked, and in the standard library.
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import sqlite3
@@ -21,8 +20,6 @@ from ..errors import ResultError
 from ..model.parameters import GIVEN
 from . import atomic as durable
 from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
-
-_log = logging.getLogger("spectrum_stream")
 
 # Long enough for another scan to finish a row, short enough not to look like a hang.
 _LOCK_WAIT_S = 1.0
@@ -46,7 +43,6 @@ class Journal:
         names: Sequence[str] = (),
         weights: int = 0,
         fresh: bool = False,
-        wait: bool = False,
     ) -> None:
         """Open the record at `path`, or start it.
 
@@ -59,7 +55,6 @@ class Journal:
             names: of all of the model's weights.
             weights: how many numbers its matrices have. Both are kept, and no row depends on them.
             fresh: replace what is there if it is damaged, another checkpoint's, or by other names.
-            wait: for a scan that holds it, instead of raising.
 
         Raises:
             ResultError: other_model, the record is of another checkpoint; other_names, its rows have other names;
@@ -69,22 +64,15 @@ class Journal:
         self.dropped = 0
         # Says who has the record open, for others to read. The lock itself is SQLite's, and ends with the process.
         self._holder = path.with_name(f".{path.stem}.holder")
-        told = False
-        while True:
-            try:
-                self._open(identity, json.dumps({"names": list(names), "weights": weights}), fresh)
-                break
-            except ResultError as error:
-                if error.reason == "corrupt" and fresh:
-                    for leftover in (path, path.with_name(f"{path.name}-wal")):
-                        leftover.unlink(missing_ok=True)
-                    fresh = False
-                elif error.reason == "locked" and wait:
-                    if not told:
-                        _log.warning("%s; waiting for it to end", error)
-                    told = True
-                else:
-                    raise
+        kept = json.dumps({"names": list(names), "weights": weights})
+        try:
+            self._open(identity, kept, fresh)
+        except ResultError as error:
+            if error.reason != "corrupt" or not fresh:
+                raise
+            for leftover in (path, path.with_name(f"{path.name}-wal")):
+                leftover.unlink(missing_ok=True)
+            self._open(identity, kept, False)
         with contextlib.suppress(OSError):
             self._holder.write_text(f"{os.getpid()} {socket.gethostname()}", "utf-8")
 
@@ -203,7 +191,7 @@ class Journal:
             raise ResultError(
                 f"{self.path} is in use by another scan{self._held_by()}",
                 reason="locked",
-                hint="--wait waits for it to end",
+                hint="run the same command when that scan has ended",
             ) from error
         except OSError as error:
             raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error

@@ -1,10 +1,10 @@
-"""How the bytes of a remote checkpoint are fetched, and what each way would take. Pure, so that a plan can say it.
+"""How the shards of a repo are fetched, and the traffic of each way. Pure, so that a plan can tell it.
 
-    range    only the bytes of the matrices: requests merged across small gaps and split where they are long
-    shard    whole shards, downloaded, mapped, scanned and deleted, two on disk at most
-    cache    whole shards, kept in the user's Hugging Face cache
+    range      only the bytes of the matrices; requests bridge small gaps and are split where they are long
+    download   whole shards, which are mapped, scanned and deleted; at most two are on disk at once
+    cache      whole shards, which stay in the user's Hugging Face cache
 
-What is on this machine already, in a folder or in that cache, is mapped where it lies.
+A shard on this machine, in a folder or in that cache, is mapped where it lies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,25 @@ from itertools import pairwise
 
 from ..checkpoint import LocalShard, Shard
 from ..errors import UsageError
+from ..model.matrix import Matrix
+from ..text import si_bytes
 
-# Bytes of a tensor in its shard, or of a request: [start, stop).
+# The bytes [start, stop) of a tensor in its shard, or of a request.
 Extent = tuple[int, int]
 
-# Bytes between two matrices that are fetched to save a request, as a share of the bytes wanted.
+# The share of unneeded bytes, between two matrices, that may be fetched to save requests.
 _WASTE = 0.01
-# Long enough for the latency of a request not to count, short enough for a broken one to be asked again.
+# Long enough that the latency of a request does not count, short enough to repeat a request that broke off.
 _REQUEST_NBYTES = 32 << 20
-# When more of a shard than this is wanted, one download of it beats ranges: it may use Xet, and it can be resumed.
+# Above this share of a shard, one download beats ranges: it may use Xet, and it can be resumed.
 _SHARD_SHARE = 0.6
-# What ranges bring may wait in memory up to this much, or one matrix.
+# The limit of memory for matrices that were fetched by range and are not computed yet; one matrix may exceed it.
 AHEAD_NBYTES = 256_000_000
 SHARDS_ON_DISK = 2
 
 
 class Fetch(StrEnum):
-    """How shards of a repo are fetched. A shard that is on this machine is mapped where it lies, and has none."""
+    """How a shard of a repo is fetched. A shard on this machine has no `Fetch`; it is mapped."""
 
     AUTO = "auto"
     RANGE = "range"
@@ -40,12 +42,12 @@ class Fetch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What it takes to fetch one way.
+    """The cost of one way to fetch.
 
     Attributes:
-        nbytes: to download.
-        requests: for weights; headers have been read by then, and redirects are not counted.
-        disk_nbytes: the most that is on disk at once.
+        nbytes: bytes to download, without headers.
+        requests: the number of requests for weights, without redirects.
+        disk_nbytes: the most bytes on disk at once.
     """
 
     nbytes: int
@@ -53,10 +55,18 @@ class Transfer:
     disk_nbytes: int
 
 
-def requests(extents: Sequence[Extent]) -> list[Extent]:
-    """The ranges to ask for, in order, so that every extent lies within one or in several that adjoin.
+def find_extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
+    """Return the extents of the matrices by shard. A tensor that two modules share appears twice."""
+    extents: dict[str, list[Extent]] = {}
+    for w in matrices:
+        extents.setdefault(w.shard, []).append((w.start, w.start + w.nbytes))
+    return extents
 
-    The smallest gaps are bridged first, as far as the bytes in them stay below a hundredth of those wanted.
+
+def plan_requests(extents: Sequence[Extent]) -> list[Extent]:
+    """Return the ranges to request, in order. They cover each extent once, by one range or by adjoining ranges.
+
+    The smallest gaps are bridged first, while the bytes in them stay below a hundredth of the wanted bytes.
     """
     wanted = sorted(set(extents))
     if not wanted:
@@ -89,15 +99,16 @@ def choose_fetches(
     free_nbytes: int,
     max_disk_nbytes: int | None,
 ) -> Mapping[str, Fetch | None]:
-    """The way of each shard that has anything wanted in it.
+    """Choose how to fetch each shard, by name; shards without a wanted extent are left out.
 
     Args:
-        wanted: the extents of each shard's matrices, by the shard's name.
-        free_nbytes: on the disk that shards would be downloaded to.
-        max_disk_nbytes: how much of it they may take.
+        wanted: the extents of the matrices, by shard.
+        fetch: the way that was asked for.
+        free_nbytes: free bytes of the disk that shards would be downloaded to.
+        max_disk_nbytes: the limit of disk for such shards; None for no limit.
 
     Raises:
-        UsageError: too_little_disk, with the number that would do.
+        UsageError: too_little_disk; the message has the number that is needed.
     """
     room = free_nbytes if max_disk_nbytes is None else min(free_nbytes, max_disk_nbytes)
     fetches: dict[str, Fetch | None] = {}
@@ -121,54 +132,54 @@ def choose_fetches(
     enough = max(*downloads, kept, 0)
     if enough > room:
         raise UsageError(
-            f"the shards take {enough} bytes of disk, and {room} are "
+            f"the shards need {si_bytes(enough)} of disk ({enough} bytes), and {si_bytes(room)} are "
             + ("allowed" if room == max_disk_nbytes else "free"),
             reason="too_little_disk",
-            hint="--fetch range needs none"
+            hint="use --fetch range, which needs no disk"
             if all(s.is_ranged for s in shards if not isinstance(s, LocalShard))
             else None,
         )
     return fetches
 
 
-def transfers(
+def estimate_transfers(
     shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], max_disk_nbytes: int | None = None
 ) -> Mapping[Fetch, Transfer]:
-    """What each way would take for the shards that are not on this machine; empty where all are."""
+    """Return the cost of each possible way, for the shards that are not on this machine; {} if all are here."""
     remote = [s for s in shards if wanted.get(s.name) and not isinstance(s, LocalShard)]
     if not remote:
         return {}
-    ranges = [r for s in remote for r in requests(wanted[s.name])]
+    ranges = [r for s in remote for r in plan_requests(wanted[s.name])]
     whole = sum(s.nbytes for s in remote)
     largest = sorted((s.nbytes for s in remote), reverse=True)
     at_once = sum(largest[:SHARDS_ON_DISK])
     if max_disk_nbytes is not None:
         at_once = min(at_once, max_disk_nbytes)
-    by_way = {
+    costs = {
         Fetch.DOWNLOAD: Transfer(whole, len(remote), at_once),
         Fetch.CACHE: Transfer(whole, len(remote), whole),
     }
     if all(s.is_ranged for s in remote):
-        by_way = {Fetch.RANGE: Transfer(sum(stop - start for start, stop in ranges), len(ranges), 0), **by_way}
-    return by_way
+        costs = {Fetch.RANGE: Transfer(sum(stop - start for start, stop in ranges), len(ranges), 0), **costs}
+    return costs
 
 
-def fetched_nbytes(
+def count_fetched_nbytes(
     shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], fetches: Mapping[str, Fetch | None]
 ) -> int:
-    """Bytes that come over the network when each shard is read in its way."""
+    """Count the bytes that come over the network when each shard is fetched in its way."""
     total = 0
     for shard in shards:
-        way, extents = fetches.get(shard.name, None), wanted.get(shard.name, ())
-        if way is Fetch.RANGE:
-            total += sum(stop - start for start, stop in requests(extents))
-        elif way is not None and extents:
+        fetch, extents = fetches.get(shard.name), wanted.get(shard.name, ())
+        if fetch is Fetch.RANGE:
+            total += sum(stop - start for start, stop in plan_requests(extents))
+        elif fetch is not None and extents:
             total += shard.nbytes
     return total
 
 
-def ahead_nbytes(extents: Sequence[Extent]) -> int:
-    """Memory that matrices fetched by range take until they are computed, at most."""
+def limit_ahead_nbytes(extents: Sequence[Extent]) -> int:
+    """Return the most memory that matrices take between their request by range and their computation."""
     sizes = [stop - start for start, stop in set(extents)]
-    # A request may begin some small matrices at once, beside the one that it ends.
+    # One request may contain several small matrices, beside the end of another one.
     return min(sum(sizes), max(AHEAD_NBYTES, max(sizes, default=0)) + _REQUEST_NBYTES)

@@ -11,7 +11,7 @@ from ..model.quantization import Part
 from ..numerics.dequantize import Packed
 from .bounded import Budget
 from .decode import Read, Release
-from .fetch import requests
+from .fetch import plan_requests
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class PartReader:
         for name in sorted({part.shard for _, part in batch}):
             shard = self._shards[name]
             wanted = [(key, part) for key, part in batch if part.shard == name]
-            extents = requests([(p.start, p.start + p.nbytes) for _, p in wanted])
+            extents = plan_requests([(p.start, p.start + p.nbytes) for _, p in wanted])
             chunks = [(start, shard.read(start, stop)) for start, stop in extents]
             if not isinstance(shard, LocalShard):
                 self._on_bytes(sum(len(body) for _, body in chunks))

@@ -1,7 +1,8 @@
-"""The plan: what a scan would read, score and skip, what it costs, and where it writes.
+"""The plan: what a scan will read, score and skip, its cost, and the files that it writes.
 
-A plan is data. It is made from headers alone, in well under a second for a thousand tensors on this machine,
-so it can be looked at before any weight is read; the scan then does what the plan says and nothing else.
+A plan is data. It is made from headers, in well under a second for a thousand tensors on this machine, so you can
+look at it before any weight is read. The scan then does what the plan says. Everything that depends on the state of
+the disk is computed when the plan is made, so a plan does not change.
 """
 
 import shutil
@@ -9,12 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ..checkpoint import Source, open_source
-from ..checkpoint.tensors import read_checkpoint
+from ..checkpoint.tensors import Checkpoint, read_checkpoint
 from ..errors import CheckpointError, UsageError
-from ..model import parameters as runtime
+from ..model import parameters
 from ..model.config import ModelConfig
 from ..model.inventory import classify, pooled
 from ..model.matrix import Experts, Matrix, NoScore, Skipped
@@ -22,23 +23,53 @@ from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
 from ..model.parameters import Names, parse_names
 from ..numerics import costs
 from ..numerics.precision import Precision
-from . import fetch as fetching
-from .fetch import Extent, Fetch, Transfer
+from ..text import si_bytes
+from .fetch import (
+    Fetch,
+    Transfer,
+    choose_fetches,
+    count_fetched_nbytes,
+    estimate_transfers,
+    find_extents,
+    limit_ahead_nbytes,
+)
 
 RESULTS_FOLDER = "model_snr_results"
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    name: str
-    count: int
-    shapes: tuple[tuple[int, int], ...]
-    nbytes: int
+class PlanOptions(TypedDict, total=False):
+    """The options of `plan` and `scan`.
+
+    Attributes:
+        groups: to score, by exact name or glob (`mlp.*`); None for all (default).
+        name: of the model in file names; default: MODEL as typed.
+        out: the results folder; default: `model_snr_results`.
+        precision: "fp32", "fp64" or "svd" for every matrix; default: "auto", for each matrix the first of these that
+            is exact enough.
+        max_nbytes: the limit of private memory on a CPU, in bytes; mapped files do not count. Fewer matrices are
+            computed at once to keep it. Default: no limit.
+        fetch: how the shards of a repo are read: "range", "download" or "cache"; default: "auto", the best for each.
+        max_disk_nbytes: the limit of disk for shards that are downloaded and deleted, in bytes; default: no limit.
+        names: the names in results: "transformers-v5" (default), "transformers-v4" or "checkpoint"; "transformers"
+            asks the installed transformers; or the names of all parameters in the trainer.
+        experts: "separate" (default) ranks an expert among those of its number, as Spectrum does; "pooled" ranks the
+            experts of a layer as one.
+    """
+
+    groups: Sequence[str] | None
+    name: str | None
+    out: str | Path
+    precision: Precision | str
+    max_nbytes: int | None
+    fetch: Fetch | str
+    max_disk_nbytes: int | None
+    names: Names | str | Sequence[str]
+    experts: Experts | str
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where a scan writes: Spectrum's names, in Spectrum's places."""
+    """The paths that a scan writes: Spectrum's names, in Spectrum's places."""
 
     folder: Path
     stem: str
@@ -57,7 +88,7 @@ class Outputs:
 
     @property
     def shards(self) -> Path:
-        """Where shards are while they are scanned that are downloaded for it."""
+        """The folder for shards that are downloaded and deleted during the scan."""
         return self.folder / f".{self.stem}.shards"
 
     def unfrozen(self, top_percent: float) -> Path:
@@ -65,44 +96,96 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """The matrices of a plan that are ranked together.
+
+    Attributes:
+        shapes: the distinct (n, m), ascending.
+        nbytes: bytes to read; 0 if the group only shares tensors of others.
+    """
+
+    name: str
+    count: int
+    shapes: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """All matrices of a checkpoint, whether they are asked for or not.
+
+    Attributes:
+        matrices: in file order.
+        skipped: every other tensor, with the reason.
+        named: the matrices by the names that results use.
+        warnings: one sentence for each oddity of the checkpoint and of the names.
+    """
+
+    matrices: tuple[Matrix, ...]
+    skipped: tuple[Skipped, ...]
+    named: parameters.Named
+    warnings: tuple[str, ...]
+
+    @property
+    def members(self) -> Mapping[str, frozenset[str]]:
+        """All modules of each group."""
+        members: dict[str, set[str]] = {}
+        for matrix in self.matrices:
+            members.setdefault(matrix.group, set()).add(matrix.module)
+        return {group: frozenset(modules) for group, modules in members.items()}
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The parameter that each module is trained by, or is a part of."""
+        return {w.module: w.parameter for w in self.matrices}
+
+    @property
+    def weights(self) -> int:
+        """The number of weights; those that two modules share count once."""
+        return sum({w.key: w.n * w.m for w in self.matrices}.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a scan of `source` will do.
 
     Attributes:
-        matrices: what is scored, in the order in which it is read: by shard, then by offset.
-        members: all modules of every group of the checkpoint, asked for or not.
-        parameters: what each of them is a trainer's parameter by, or a part of one.
-        names: the names that were really established: one of `Names`, or "given".
-        names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
-        weights: how many the matrices of the checkpoint have, asked for or not; what two share counts once.
+        outputs: the files that it writes.
+        inventory: all matrices of the checkpoint.
+        matrices: those that are scored, in the order of reading: by shard, then by offset.
         skipped: every other tensor, with the reason.
-        fetch: how a repo's shards are to be read, as asked for.
-        fetches: how each shard is read, by name; shards with nothing to score are left out.
-        top_percent: the selection to write, None for none.
+        fetch: how the shards of a repo are to be fetched, as asked for.
+        fetches: how each shard is fetched, by name; shards without a matrix to score are left out.
+        fetched_nbytes: bytes that come over the network if nothing is scored yet, without headers.
+        transfers: the cost of each way to fetch the shards that are not on this machine; {} if all are here.
+        free_nbytes: free bytes of the disk of the results folder.
         precision: of the singular values.
-        workers: how many small matrices are computed at once on a CPU.
-        max_nbytes: the process's memory may not exceed this; None for no limit.
-        max_disk_nbytes: shards that are downloaded to be deleted may not take more; None for no limit.
-        warnings: what is odd about the checkpoint, a sentence each.
+        workers: the number of small matrices that are computed at once on a CPU.
+        max_nbytes: the limit of private memory; None for no limit.
+        max_disk_nbytes: the limit of disk for shards that are downloaded and deleted; None for no limit.
+        warnings: one sentence for each oddity of the checkpoint.
     """
 
     source: Source
     outputs: Outputs
+    inventory: Inventory
     matrices: tuple[Matrix, ...]
-    members: Mapping[str, frozenset[str]]
-    parameters: Mapping[str, str]
-    names: str
-    names_sha256: str | None
-    weights: int
     skipped: tuple[Skipped, ...]
     fetch: Fetch
     fetches: Mapping[str, Fetch | None]
-    top_percent: float | None
+    fetched_nbytes: int
+    transfers: Mapping[Fetch, Transfer]
+    free_nbytes: int
     precision: Precision
     workers: int
     max_nbytes: int | None
     max_disk_nbytes: int | None
     warnings: tuple[str, ...]
+
+    @property
+    def names(self) -> str:
+        """The names that results use: one of `Names`, or "given"."""
+        return self.inventory.named.names
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -132,12 +215,22 @@ class Plan:
 
     @property
     def flops(self) -> float:
+        """Floating-point operations; a tensor that two modules share counts once."""
         return sum({(w.shard, w.start): costs.flops(w.n, w.m) for w in self.matrices}.values())
 
     @property
     def peak_nbytes(self) -> int:
-        """Expected limit of private memory, at the first step of the precision; mapped files do not count."""
+        """The limit of private memory at the first step of the precision; mapped files do not count."""
         return _peak_nbytes(self.matrices, self.workers, self.precision, self.buffers_nbytes)
+
+    @property
+    def worst_nbytes(self) -> int:
+        """The limit if the largest matrices need the most exact precision, which few do.
+
+        Under `max_nbytes` such a matrix keeps a less exact score instead, and the record says so.
+        """
+        worst = _peak_nbytes(self.matrices, self.workers, self.precision.steps[-1], self.buffers_nbytes)
+        return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
 
     @property
     def buffers_nbytes(self) -> int:
@@ -145,56 +238,37 @@ class Plan:
         return _buffers_nbytes(self.matrices, self.fetches)
 
     @property
-    def room_nbytes(self) -> int:
-        """What shards that are downloaded to be deleted may take of the disk: what is free, or the limit."""
-        free = _free_nbytes(self.outputs.folder)
-        return free if self.max_disk_nbytes is None else min(free, self.max_disk_nbytes)
-
-    def fetches_for(self, todo: Sequence[Matrix]) -> Mapping[str, Fetch | None]:
-        """How each shard is read when only some of the matrices are left to be scored.
-
-        Raises:
-            UsageError: too_little_disk.
-        """
-        # Under a limit of memory the plan has promised what its fetches take.
-        if self.max_nbytes is not None:
-            return self.fetches
-        free = _free_nbytes(self.outputs.folder)
-        return fetching.choose_fetches(self.source.shards, _extents(todo), self.fetch, free, self.max_disk_nbytes)
-
-    def fetched_nbytes(self, todo: Sequence[Matrix]) -> int:
-        """What comes over the network for some of the matrices, headers left out."""
-        return fetching.fetched_nbytes(self.source.shards, _extents(todo), self.fetches_for(todo))
-
-    @property
-    def transfers(self) -> Mapping[Fetch, Transfer]:
-        """What each way would take to fetch what is not on this machine; empty where everything is."""
-        return fetching.transfers(self.source.shards, _extents(self.matrices), self.max_disk_nbytes)
-
-    @property
-    def worst_nbytes(self) -> int:
-        """The bound should the largest matrices need the most exact precision, which few ever do; under a limit
-        they then keep a less exact score, and the record says so."""
-        worst = (
-            costs.runtime_nbytes(self.workers)
-            + self.buffers_nbytes
-            + max(
-                costs.compute_nbytes(w.n, w.m, self.precision.steps[-1], w.scales)
-                * (self.workers if costs.is_small(w.n, w.m) else 1)
-                for w in self.matrices
-            )
-        )
-        return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
-
-    @property
     def limit_nbytes(self) -> int | None:
-        """What all the matrices that are computed at once may take together, under the limit."""
+        """The limit of memory for all matrices that are computed at once; None for no limit."""
         if self.max_nbytes is None:
             return None
         return self.max_nbytes - costs.runtime_nbytes(self.workers) - self.buffers_nbytes
 
+    @property
+    def room_nbytes(self) -> int:
+        """The limit of disk for shards that are downloaded and deleted: the free space, or less."""
+        return self.free_nbytes if self.max_disk_nbytes is None else min(self.free_nbytes, self.max_disk_nbytes)
+
+    def only(self, groups: Sequence[str]) -> "Plan":
+        """Return the plan for some groups, by exact name or glob, without reading the checkpoint again.
+
+        Raises:
+            UsageError: no_such_group, too_little_memory, too_little_disk.
+        """
+        return _make_plan(
+            source=self.source,
+            outputs=self.outputs,
+            inventory=self.inventory,
+            groups=groups,
+            fetch=self.fetch,
+            precision=self.precision,
+            max_nbytes=self.max_nbytes,
+            max_disk_nbytes=self.max_disk_nbytes,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON data."""
+        """Return the plan as JSON data."""
+        fetches = list(self.fetches.values())
         return {
             "schema_version": 1,
             "model": self.source.model,
@@ -202,9 +276,9 @@ class Plan:
             "commit": self.source.commit,
             "names": self.names,
             "shards": len(self.source.shards),
-            "fetches": {way: list(self.fetches.values()).count(way) for way in Fetch if way in self.fetches.values()},
-            "fetch_nbytes": self.fetched_nbytes(self.matrices),
-            "transfers": {way: asdict(transfer) for way, transfer in self.transfers.items()},
+            "fetches": {fetch: fetches.count(fetch) for fetch in Fetch if fetch in fetches},
+            "fetch_nbytes": self.fetched_nbytes,
+            "transfers": {fetch: asdict(transfer) for fetch, transfer in self.transfers.items()},
             "matrices": len(self.matrices),
             "groups": [
                 {"name": g.name, "count": g.count, "shapes": [list(s) for s in g.shapes], "nbytes": g.nbytes}
@@ -231,138 +305,143 @@ class Plan:
                 "results": str(self.outputs.results),
                 "record": str(self.outputs.record),
                 "sorted": str(self.outputs.sorted),
-                "unfrozen": str(self.outputs.unfrozen(self.top_percent)) if self.top_percent else None,
             },
             "warnings": list(self.warnings),
         }
 
 
-def plan(
-    model: str,
-    *,
-    top_percent: float | None = None,
-    groups: Sequence[str] | None = None,
-    name: str | None = None,
-    out: str | Path = RESULTS_FOLDER,
-    max_nbytes: int | None = None,
-    precision: Precision | str = Precision.AUTO,
-    fetch: Fetch | str = Fetch.AUTO,
-    max_disk_nbytes: int | None = None,
-    names: Names | str | Sequence[str] = Names.V5,
-    experts: Experts | str = Experts.SEPARATE,
-) -> Plan:
+def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
     """Plan the scan of MODEL from its headers.
 
     Args:
-        model: a folder of safetensors shards, one safetensors file, or a repo of the Hugging Face Hub: `org/name`,
-            with `@revision` or without, `hf://…`, or the address of its page. A path that exists wins.
-        top_percent: the share of each group to select, in (0, 100].
-        groups: to score, by exact name or glob (`mlp.*`); None for all.
-        name: what to call the model in file names instead of `model` as typed.
-        out: the results folder.
-        max_nbytes: a limit on the process's own memory on a CPU, mapped files not counted; fewer matrices are
-            computed at once to keep it.
-        precision: "fp32", "fp64" or "svd" for every matrix; "auto" for the first that is exact enough for each.
-        fetch: how a repo's shards are read: "range", "download", "cache", or "auto" for what suits each.
-        max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
-        names: the names that results use: "transformers-v5", "transformers-v4" or "checkpoint"; "transformers" to
-            ask the installed one; or the names of all parameters in the trainer.
-        experts: "separate" to rank an expert among those of its number, "pooled" to rank those of a layer as one.
+        model: a folder of safetensors shards, a safetensors file, or a repo of the Hugging Face Hub: `org/name` with
+            or without `@revision`, `hf://…`, or the address of its page. A path that exists wins.
+        options: see `PlanOptions`.
 
     Raises:
-        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_names; missing_extra,
-            unknown_architecture, no_such_name, no_such_experts; too_little_memory, too_little_disk.
+        UsageError: no_such_group, bad_name, bad_address, no_such_fetch, no_such_names, no_such_experts,
+            no_such_precision; missing_extra, unknown_architecture, no_such_name; too_little_memory, too_little_disk.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
-    if top_percent is not None:
-        check_percent(top_percent)
-    if fetch not in list(Fetch):
-        raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
-    names = parse_names(names)
-    if experts not in list(Experts):
-        raise UsageError(f"experts cannot be {experts!r}", reason="no_such_experts")
-    if precision not in list(Precision):
-        raise UsageError(f"unknown precision {precision!r}", reason="no_such_precision")
-    precision = Precision(precision)
-    if name is not None:
-        _checked_slug(name)
+    fetch = Fetch(_check_choice(options.get("fetch", Fetch.AUTO), Fetch, "fetch"))
+    experts = Experts(_check_choice(options.get("experts", Experts.SEPARATE), Experts, "experts"))
+    precision = Precision(_check_choice(options.get("precision", Precision.AUTO), Precision, "precision"))
+    names = parse_names(options.get("names", Names.V5))
+    stem = None if (name := options.get("name")) is None else _make_stem(name)
     source = open_source(model)
-    outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or source.name)}")
-    checkpoint, config = read_checkpoint(source), ModelConfig(source.config)
-    matrices, skipped = classify(checkpoint, config)
-    warnings = list(checkpoint.warnings)
-    named = runtime.named(matrices, skipped, config, names)
-    matrices = list(named.matrices)
-    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
-    warnings += named.warnings
-    if experts == Experts.POOLED:
-        matrices = pooled(matrices, skipped)
-    parameters = {w.module: w.parameter for w in matrices}
-    weights = sum({w.key: w.n * w.m for w in matrices}.values())
-    members: dict[str, set[str]] = {}
-    for matrix in matrices:
-        members.setdefault(matrix.group, set()).add(matrix.module)
-    if groups is not None:
-        chosen = pick_groups((w.group for w in matrices), groups)
-        skipped += [
-            Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_CHOSEN)
-            for w in matrices
-            if w.group not in chosen and w.tied_to is None
-        ]
-        matrices = [w for w in matrices if w.group in chosen]
-        skipped = [
-            replace(s, why=NoScore.NOT_CHOSEN)
-            # One that nobody knows the name of may have been asked for.
-            if s.why.is_failure and (name := named.name_of(s)) and not s.is_among(chosen, groups, name)
-            else s
-            for s in skipped
-        ]
-    if not matrices:
-        counts = Counter(s.why for s in skipped)
-        raise CheckpointError(
-            f"{model} has nothing to score: "
-            + (", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"),
-            reason="nothing_to_score",
-        )
-    fetches = fetching.choose_fetches(
-        checkpoint.source.shards, _extents(matrices), Fetch(fetch), _free_nbytes(outputs.folder), max_disk_nbytes
+    return _make_plan(
+        source=source,
+        outputs=Outputs(Path(options.get("out", RESULTS_FOLDER)), stem or _make_stem(source.name)),
+        inventory=_take_inventory(read_checkpoint(source), names, experts),
+        groups=options.get("groups"),
+        fetch=fetch,
+        precision=precision,
+        max_nbytes=options.get("max_nbytes"),
+        max_disk_nbytes=options.get("max_disk_nbytes"),
     )
-    if fetch == Fetch.RANGE and Fetch.DOWNLOAD in fetches.values():
+
+
+def _make_plan(
+    *,
+    source: Source,
+    outputs: Outputs,
+    inventory: Inventory,
+    groups: Sequence[str] | None,
+    fetch: Fetch,
+    precision: Precision,
+    max_nbytes: int | None,
+    max_disk_nbytes: int | None,
+) -> Plan:
+    matrices, skipped = _choose_groups(inventory, groups)
+    if not matrices:
+        raise _nothing_to_score(source.model, skipped)
+    extents, free_nbytes = find_extents(matrices), _free_nbytes(outputs.folder)
+    fetches = choose_fetches(source.shards, extents, fetch, free_nbytes, max_disk_nbytes)
+    warnings = list(inventory.warnings)
+    if fetch is Fetch.RANGE and Fetch.DOWNLOAD in fetches.values():
         warnings.append("the server sends whole files only, so shards are downloaded one after another")
     return Plan(
-        checkpoint.source,
-        outputs,
-        tuple(matrices),
-        {group: frozenset(modules) for group, modules in members.items()},
-        parameters,
-        named.names,
-        named.names_sha256,
-        weights,
-        tuple(skipped),
-        Fetch(fetch),
-        fetches,
-        top_percent,
-        precision,
-        _workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, fetches)),
-        max_nbytes,
-        max_disk_nbytes,
-        tuple(warnings),
+        source=source,
+        outputs=outputs,
+        inventory=inventory,
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        fetch=fetch,
+        fetches=fetches,
+        fetched_nbytes=count_fetched_nbytes(source.shards, extents, fetches),
+        transfers=estimate_transfers(source.shards, extents, max_disk_nbytes),
+        free_nbytes=free_nbytes,
+        precision=precision,
+        workers=_choose_workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, fetches)),
+        max_nbytes=max_nbytes,
+        max_disk_nbytes=max_disk_nbytes,
+        warnings=tuple(warnings),
     )
 
 
-def _extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
-    extents: dict[str, list[Extent]] = {}
-    for w in matrices:
-        # Two modules that share a tensor give the same extent twice, which counts once wherever extents are counted.
-        extents.setdefault(w.shard, []).append((w.start, w.start + w.nbytes))
-    return extents
+def _check_choice(value: str, choices: type[Fetch] | type[Experts] | type[Precision], option: str) -> str:
+    if value not in list(choices):
+        raise UsageError(
+            f"unknown {option} {value!r}", reason=f"no_such_{option}", hint=f"use one of {', '.join(choices)}"
+        )
+    return value
 
 
-def _buffers_nbytes(matrices: Sequence[Matrix], fetches: Mapping[str, Fetch | None]) -> int:
-    parts = costs.PARTS_AHEAD_NBYTES if any(w.quantization for w in matrices) else 0
-    return parts + fetching.ahead_nbytes(
-        [e for shard, extents in _extents(matrices).items() if fetches[shard] is Fetch.RANGE for e in extents]
+def _make_stem(name: str) -> str:
+    result = slug(name)
+    if not name.strip() or len(result) > MAX_SLUG_LENGTH:
+        raise UsageError(
+            f"a name of {len(result)} characters cannot be made into a file name",
+            reason="bad_name",
+            hint="give a short one with --name",
+        )
+    return f"snr_results_{result}"
+
+
+def _take_inventory(checkpoint: Checkpoint, names: Names | Sequence[str], experts: Experts) -> Inventory:
+    """Find the matrices of a checkpoint, by the names and groups that results use."""
+    config = ModelConfig(checkpoint.source.config)
+    matrices, skipped = classify(checkpoint, config)
+    named = parameters.named(matrices, skipped, config, names)
+    matrices = list(named.matrices)
+    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
+    if experts is Experts.POOLED:
+        matrices = pooled(matrices, skipped)
+    return Inventory(
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        named=named,
+        warnings=(*checkpoint.warnings, *named.warnings),
     )
+
+
+def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[list[Matrix], list[Skipped]]:
+    """Split an inventory into the matrices of some groups, and all other tensors."""
+    if groups is None:
+        return list(inventory.matrices), list(inventory.skipped)
+    chosen = pick_groups((w.group for w in inventory.matrices), groups)
+
+    def is_asked_for(s: Skipped) -> bool:
+        parameter = inventory.named.name_of(s)
+        # Without a known name it may have been asked for.
+        return not parameter or s.is_among(chosen, groups, parameter)
+
+    skipped = [
+        replace(s, why=NoScore.NOT_CHOSEN) if s.why.is_failure and not is_asked_for(s) else s
+        for s in inventory.skipped
+    ]
+    skipped += [
+        Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_CHOSEN)
+        for w in inventory.matrices
+        if w.group not in chosen and w.tied_to is None
+    ]
+    return [w for w in inventory.matrices if w.group in chosen], skipped
+
+
+def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError:
+    counts = Counter(s.why for s in skipped)
+    found = ", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"
+    return CheckpointError(f"{model} has nothing to score: {found}", reason="nothing_to_score")
 
 
 def _free_nbytes(folder: Path) -> int:
@@ -371,42 +450,30 @@ def _free_nbytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _buffers_nbytes(matrices: Sequence[Matrix], fetches: Mapping[str, Fetch | None]) -> int:
+    parts = costs.PARTS_AHEAD_NBYTES if any(w.quantization for w in matrices) else 0
+    extents = find_extents([w for w in matrices if fetches[w.shard] is Fetch.RANGE])
+    return parts + limit_ahead_nbytes([extent for shard in extents.values() for extent in shard])
+
+
 def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: Precision, buffers_nbytes: int) -> int:
-    def one(w: Matrix) -> int:
-        return costs.compute_nbytes(w.n, w.m, precision, w.scales)
+    def compute_nbytes(w: Matrix) -> int:
+        at_once = workers if costs.is_small(w.n, w.m) else 1
+        return costs.compute_nbytes(w.n, w.m, precision, w.scales) * at_once
 
-    return (
-        costs.runtime_nbytes(workers)
-        + buffers_nbytes
-        + max(one(w) * (workers if costs.is_small(w.n, w.m) else 1) for w in matrices)
-    )
+    return costs.runtime_nbytes(workers) + buffers_nbytes + max(map(compute_nbytes, matrices))
 
 
-def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int) -> int:
-    """As many as there are cores, or as fit into the limit."""
+def _choose_workers(
+    matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int
+) -> int:
+    """Return the number of cores, or as many workers as fit into the limit of memory."""
     for workers in range(costs.count_cores(), 0, -1):
         if max_nbytes is None or _peak_nbytes(matrices, workers, precision, buffers_nbytes) <= max_nbytes:
             return workers
     enough = _peak_nbytes(matrices, 1, precision, buffers_nbytes)
     raise UsageError(
-        f"the scan does not fit into {max_nbytes} bytes; {enough} would do",
+        f"the scan needs at least {si_bytes(enough)} ({enough} bytes), and the limit is {si_bytes(max_nbytes or 0)}",
         reason="too_little_memory",
-        hint=f"--max-memory {-(-enough // 1_000_000)}MB" + (", or --fetch download" if buffers_nbytes else ""),
+        hint=f"use --max-memory {-(-enough // 1_000_000)}MB" + (" or --fetch download" if buffers_nbytes else ""),
     )
-
-
-def check_percent(top_percent: float) -> None:
-    """Raises UsageError(bad_percent) unless 0 < top_percent <= 100."""
-    if not 0 < top_percent <= 100:
-        raise UsageError(f"the percentage {top_percent:g} is not above 0 and at most 100", reason="bad_percent")
-
-
-def _checked_slug(name: str) -> str:
-    result = slug(name)
-    if not name.strip() or len(result) > MAX_SLUG_LENGTH:
-        raise UsageError(
-            f"a name of {len(result)} characters cannot be made into a file name",
-            reason="bad_name",
-            hint="give a short one with --name",
-        )
-    return result

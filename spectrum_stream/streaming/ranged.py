@@ -10,7 +10,7 @@ from ..checkpoint import RangesIgnored, RemoteShard
 from ..model.matrix import Matrix
 from .bounded import Budget
 from .decode import Read, empty_matrix
-from .fetch import requests
+from .fetch import plan_requests
 from .parts import PartReader
 
 _REQUESTS_IN_FLIGHT = 4
@@ -91,7 +91,7 @@ class _RangedRun:
     def read(self) -> Iterator[Read]:
         waiting = deque(self._matrices)
         unfinished: list[_Buffer] = []
-        for start, stop in requests([(w.start, w.start + w.nbytes) for w in self._matrices]):
+        for start, stop in plan_requests([(w.start, w.start + w.nbytes) for w in self._matrices]):
             starting = []
             while waiting and waiting[0].start < stop:
                 starting.append(waiting.popleft())

@@ -11,11 +11,11 @@ from spectrum_stream.streaming.fetch import (
     Extent,
     Fetch,
     Transfer,
-    ahead_nbytes,
     choose_fetches,
-    fetched_nbytes,
-    requests,
-    transfers,
+    count_fetched_nbytes,
+    estimate_transfers,
+    limit_ahead_nbytes,
+    plan_requests,
 )
 
 from ..support.hub_server import Fabricated
@@ -37,8 +37,8 @@ def extents(draw: st.DrawFn) -> list[Extent]:
 
 
 @given(extents())
-def test_requests_cover_what_is_wanted_once_and_little_else(wanted: list[Extent]) -> None:
-    asked = requests(wanted)
+def test_plan_requests_covers_extents_once_with_little_waste(wanted: list[Extent]) -> None:
+    asked = plan_requests(wanted)
     assert all(start < stop <= start + 32 * MB for start, stop in asked)
     assert all(before[1] <= after[0] for before, after in pairwise(asked))
     needed = sum(stop - start for start, stop in wanted)
@@ -49,15 +49,15 @@ def test_requests_cover_what_is_wanted_once_and_little_else(wanted: list[Extent]
 
 
 @given(extents())
-def test_order_and_repetition_of_what_is_wanted_do_not_matter(wanted: list[Extent]) -> None:
-    assert requests([*reversed(wanted), *wanted]) == requests(wanted)
+def test_plan_requests_ignores_order_and_repetition(wanted: list[Extent]) -> None:
+    assert plan_requests([*reversed(wanted), *wanted]) == plan_requests(wanted)
 
 
-def test_neighbors_are_one_request_and_a_wide_gap_parts_them() -> None:
-    assert requests([(0, MB), (MB, 2 * MB)]) == [(0, 2 * MB)]
-    assert requests([(0, MB), (MB + 100, 2 * MB)]) == [(0, 2 * MB)]
-    assert requests([(0, MB), (2 * MB, 3 * MB)]) == [(0, MB), (2 * MB, 3 * MB)]
-    assert requests([]) == []
+def test_plan_requests_bridges_small_gaps_only() -> None:
+    assert plan_requests([(0, MB), (MB, 2 * MB)]) == [(0, 2 * MB)]
+    assert plan_requests([(0, MB), (MB + 100, 2 * MB)]) == [(0, 2 * MB)]
+    assert plan_requests([(0, MB), (2 * MB, 3 * MB)]) == [(0, MB), (2 * MB, 3 * MB)]
+    assert plan_requests([]) == []
 
 
 def shard(nbytes: int, ranged: bool = True, name: str = "a") -> Shard:
@@ -69,7 +69,7 @@ PART = {"a": [(0, 2 * MB)]}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "ranged", "fetch", "way"),
+    ("wanted", "ranged", "fetch", "chosen"),
     [
         (PART, True, Fetch.AUTO, Fetch.RANGE),
         (WHOLE, True, Fetch.AUTO, Fetch.DOWNLOAD),
@@ -80,21 +80,21 @@ PART = {"a": [(0, 2 * MB)]}
         (PART, True, Fetch.CACHE, Fetch.CACHE),
     ],
 )
-def test_the_way_follows_what_is_wanted_and_what_the_server_can_do(
-    wanted: dict[str, list[Extent]], ranged: bool, fetch: Fetch, way: Fetch
+def test_choose_fetches_by_share_and_server(
+    wanted: dict[str, list[Extent]], ranged: bool, fetch: Fetch, chosen: Fetch
 ) -> None:
-    assert choose_fetches([shard(10 * MB, ranged)], wanted, fetch, 10**12, None) == {"a": way}
+    assert choose_fetches([shard(10 * MB, ranged)], wanted, fetch, 10**12, None) == {"a": chosen}
 
 
-def test_what_is_here_is_mapped_and_what_is_not_wanted_is_left_out() -> None:
+def test_choose_fetches_maps_local_shards_and_leaves_out_unwanted_ones() -> None:
     here = LocalShard("b", Path("b"), 10, 0, 0)
     fetches = choose_fetches([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
-    assert fetches == {"b": None} and transfers([here], {"b": [(0, 10)]}) == {}
-    assert fetched_nbytes([here], {"b": [(0, 10)]}, fetches) == 0
+    assert fetches == {"b": None} and estimate_transfers([here], {"b": [(0, 10)]}) == {}
+    assert count_fetched_nbytes([here], {"b": [(0, 10)]}, fetches) == 0
 
 
 @pytest.mark.parametrize(("free", "limit"), [(MB, None), (10**12, MB)])
-def test_too_little_disk_means_ranges_or_a_refusal_with_the_number(free: int, limit: int | None) -> None:
+def test_choose_fetches_little_disk_uses_ranges_or_fails_with_the_minimum(free: int, limit: int | None) -> None:
     assert choose_fetches([shard(10 * MB)], WHOLE, Fetch.AUTO, free, limit) == {"a": Fetch.RANGE}
     for ranged, fetch in ((False, Fetch.AUTO), (True, Fetch.DOWNLOAD), (True, Fetch.CACHE)):
         big = shard(10 * MB, ranged)
@@ -103,23 +103,23 @@ def test_too_little_disk_means_ranges_or_a_refusal_with_the_number(free: int, li
         assert error.value.reason == "too_little_disk" and str(big.nbytes) in str(error.value)
 
 
-def test_what_each_way_takes() -> None:
+def test_estimate_transfers_counts_bytes_requests_and_disk() -> None:
     shards = [shard(100 * MB, name=name) for name in "abc"]
     wanted = {name: [(1000, 1000 + 40 * MB)] for name in "abc"}
     size = shards[0].nbytes
-    assert transfers(shards, wanted) == {
+    assert estimate_transfers(shards, wanted) == {
         Fetch.RANGE: Transfer(120 * MB, 6, 0),
         Fetch.DOWNLOAD: Transfer(3 * size, 3, 2 * size),
         Fetch.CACHE: Transfer(3 * size, 3, 3 * size),
     }
     assert (
-        fetched_nbytes(shards, wanted, {"a": Fetch.RANGE, "b": Fetch.DOWNLOAD, "c": Fetch.CACHE})
+        count_fetched_nbytes(shards, wanted, {"a": Fetch.RANGE, "b": Fetch.DOWNLOAD, "c": Fetch.CACHE})
         == 40 * MB + 2 * size
     )
 
 
-def test_memory_for_ranges_is_bounded_but_holds_the_largest_matrix() -> None:
-    assert ahead_nbytes([(0, 10), (10, 30)]) == 30
-    assert ahead_nbytes([(i * 100 * MB, (i + 1) * 100 * MB) for i in range(20)]) == 256_000_000 + 32 * MB
-    assert ahead_nbytes([(0, 2000 * MB), (2000 * MB, 2001 * MB)]) == 2001 * MB
-    assert ahead_nbytes([]) == 0
+def test_limit_ahead_nbytes_holds_the_largest_matrix() -> None:
+    assert limit_ahead_nbytes([(0, 10), (10, 30)]) == 30
+    assert limit_ahead_nbytes([(i * 100 * MB, (i + 1) * 100 * MB) for i in range(20)]) == 256_000_000 + 32 * MB
+    assert limit_ahead_nbytes([(0, 2000 * MB), (2000 * MB, 2001 * MB)]) == 2001 * MB
+    assert limit_ahead_nbytes([]) == 0

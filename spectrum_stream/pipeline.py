@@ -16,8 +16,9 @@ from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .model import quantization
 from .model.config import ModelConfig
-from .model.matrix import Matrix, NoScore
+from .model.matrix import Matrix
 from .model.names import is_head, module_of
+from .model.no_score import NoScore
 from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision

@@ -7,7 +7,7 @@ import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
 from spectrum_stream.results.result import Module, Result

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
-from .matrix import FLOAT_DTYPES, Matrix, NoScore, Skipped
+from .matrix import FLOAT_DTYPES, Matrix, Skipped
 from .names import (
     find_tied_head,
     fused_name_of,
@@ -20,20 +20,22 @@ from .names import (
     module_of,
     tower_of,
 )
+from .no_score import NoScore
 from .quantization import Quantization, Unreadable, is_companion, parameter_of
-from .schemes import QuantizationIndex
+from .schemes import find_quantization
+from .schemes.companions import Companions
 
 
 def classify(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
     """What is scored, in file order, and everything else, in model order."""
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
-    index = QuantizationIndex(checkpoint, config.quantization)
+    companions = Companions(checkpoint)
     tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     for shard, tensor in checkpoint.tensors:
-        found = index.find(tensor)
+        found = find_quantization(tensor, companions, config.quantization)
         if isinstance(found, Unreadable):
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, NoScore(found.why), found.detail))
+            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, found.no_score, found.detail))
         elif found is not None:
             matrices += _quantized(tensor, shard.name, found)
         elif _is_bank(tensor):

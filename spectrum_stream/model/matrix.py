@@ -6,44 +6,10 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from .names import fused_name_of, group_of, module_of, without_expert
+from .no_score import NoScore
 from .quantization import Quantization
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-class NoScore(StrEnum):
-    """Why there is no score: of a tensor that is not scored, or of a matrix whose scores could not be computed.
-
-    Attributes:
-        sentence: what to tell a person, a clause after the name of the tensor.
-        is_failure: whether a user would expect a score, so that a scan without it is not complete.
-    """
-
-    sentence: str
-    is_failure: bool
-
-    def __new__(cls, code: str, sentence: str = "", is_failure: bool = False) -> "NoScore":
-        member = str.__new__(cls, code)
-        member._value_ = code
-        member.sentence, member.is_failure = sentence, is_failure
-        return member
-
-    # By its name, its shape or the plan.
-    NOT_A_WEIGHT = "not_a_weight", "is a bias, a buffer or a bare parameter; Spectrum scores `.weight`s", False
-    NOT_A_MATRIX = "not_a_matrix", "is a scalar or a convolution", False
-    EMPTY = "empty", "has a dimension of 0", False
-    NOT_CHOSEN = "not_chosen", "is in a group that was not asked for", False
-    NOT_LOADED = "not_loaded", "is in a layer that transformers leaves out of its model", False
-    # By how it is stored.
-    UNSUPPORTED_DTYPE = "unsupported_dtype", "is stored in a format that cannot be read", True
-    MISSING_SCALES = "missing_scales", "is quantized and its scales are missing", True
-    BAD_SCALES = "bad_scales", "is quantized and its scales do not fit it", True
-    STORED_TWICE = "stored_twice", "is stored by two tensors", True
-    MISSING_EXPERTS = "missing_experts", "lacks some of its experts", True
-    # By its weights.
-    NOT_FINITE = "not_finite", "has weights that are NaN or infinite", True
-    OUT_OF_RANGE = "out_of_range", "has weights whose squares the precision cannot hold", True
-    NOT_CONVERGED = "not_converged", "has singular values that did not converge", True
 
 
 class Experts(StrEnum):

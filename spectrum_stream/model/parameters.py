@@ -18,8 +18,9 @@ from pathlib import Path
 from ..errors import UsageError
 from . import families
 from .config import ModelConfig
-from .matrix import Matrix, NoScore, Skipped
+from .matrix import Matrix, Skipped
 from .names import fused_name_of, group_of, is_extra_layer, module_of
+from .no_score import NoScore
 from .quantization import parameter_of
 from .transformers_names import parameter_names
 

@@ -1,35 +1,39 @@
-"""How a quantized weight is stored: its numbers, what it needs beside them, and what config.json says of it."""
+"""How a quantized weight is stored, as data: its packed values, and the tensors that they need to be read."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .names import WEIGHT_SUFFIX
+from .no_score import NoScore
 
 _COMPANION_SUFFIXES = (
     *("_scale_inv", "_scale", "_scales", "_global_scale", "_scale_2", "_zero_point", "_g_idx", "_shape"),
     *(".qzeros", ".scales", ".g_idx", ".SCB", ".absmax", ".quant_state.bitsandbytes__nf4"),
     ".quant_state.bitsandbytes__fp4",
 )
-# Names of the stored numbers, where they are no `.weight`.
+# Endings of the names of stored values other than `.weight`, and the ending of the parameter.
 _PACKED = {".qweight": WEIGHT_SUFFIX, ".weight_packed": WEIGHT_SUFFIX, "_blocks": ""}
 
 
 class Packing(StrEnum):
-    """How the numbers lie in what is stored."""
+    """How values are packed in the stored tensor."""
 
-    NONE = "none"  # one a number
+    NONE = "none"  # one an element
     FP4 = "fp4"  # two a byte, the even column in the low bits, as E2M1
-    ROWS = "rows"  # a row's bits one after another in words of 32 bits, as compressed-tensors packs them
-    COLUMNS = "columns"  # the same down a column, as GPTQ
-    AWQ = "awq"  # eight of four bits a word, along a row, in an order of their own
+    ROWS = "rows"  # the bits of a row one after another in words of 32 bits, as compressed-tensors packs them
+    COLUMNS = "columns"  # the same down a column, as GPTQ packs them
+    AWQ = "awq"  # eight of four bits a word, along a row, in AWQ's own order
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stored tensor that a weight needs beside its numbers, or the part of it that is one expert's.
+    """A stored tensor that a weight needs to be read, or the part of it that belongs to one expert.
 
     Attributes:
-        role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `groups`, of each column; `shape`.
+        role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `groups`, the group of each column;
+            `shape`.
+        start, nbytes: where in the shard it is.
+        shape: the shape to read it in.
     """
 
     role: str
@@ -41,19 +45,19 @@ class Part:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
     """How one weight is stored.
 
     Attributes:
-        scheme: what a record calls it.
-        packing: how the numbers lie in what is stored.
+        scheme: the name of the format in a record.
+        packing: how values are packed in the stored tensor.
+        stored_shape: (rows, columns) of the stored tensor.
+        shape: (n, m) of the weight.
+        block: (rows, columns) of the weight that share a scale.
+        parts: the other tensors that it needs.
         bits: of a packed integer.
-        stored_shape: (rows, columns) of what is stored.
-        shape: (n, m) of the weight that comes of it.
-        block: (rows, columns) of the weight, as it lies, that share a scale.
-        zeros_offset: what a packed zero point lacks: GPTQ's first format stores one less.
-        parts: what it needs beside its numbers.
+        zeros_offset: the number to add to a packed zero point; 1 in GPTQ's first format.
     """
 
     scheme: str
@@ -71,7 +75,7 @@ class Quantization:
 
     @property
     def scales(self) -> int:
-        """How many there are."""
+        """The number of scales."""
         return -(-self.shape[0] // self.block[0]) * -(-self.shape[1] // self.block[1])
 
 
@@ -80,16 +84,16 @@ class Unreadable:
     """A quantized weight that cannot be read.
 
     Attributes:
-        why: `missing_scales`, `bad_scales` or `unsupported_dtype`.
+        no_score: MISSING_SCALES, BAD_SCALES or UNSUPPORTED_DTYPE.
         detail: a few words about it.
     """
 
-    why: str
+    no_score: NoScore
     detail: str = ""
 
 
 def parameter_of(tensor: str) -> str:
-    """The weight that a stored tensor holds the numbers of: `X.weight` for `X.qweight`."""
+    """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
     for suffix, instead in _PACKED.items():
         if tensor.endswith(suffix):
             return tensor.removesuffix(suffix) + instead
@@ -97,5 +101,5 @@ def parameter_of(tensor: str) -> str:
 
 
 def is_companion(tensor: str) -> bool:
-    """Whether a tensor belongs to a quantized weight, by its name."""
+    """Whether a tensor holds scales, zero points or the like of a quantized weight, by its name."""
     return tensor.endswith(_COMPANION_SUFFIXES)

@@ -22,7 +22,8 @@ from typing import Protocol, Self
 import torch
 
 from ..errors import CheckpointError
-from ..model.matrix import Matrix, NoScore
+from ..model.matrix import Matrix
+from ..model.no_score import NoScore
 from . import costs
 from .costs import count_cores, gram_nbytes
 from .dequantize import Packed, QuantizedMatrix, Weights

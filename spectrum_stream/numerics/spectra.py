@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ..model.matrix import NoScore
+from ..model.no_score import NoScore
 from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .precision import Precision

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ResultError
-from ..model.matrix import NoScore
+from ..model.no_score import NoScore
 from ..numerics.metrics import METRICS, SPECTRUM
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record, Records

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResultError
-from ..model.matrix import NoScore
 from ..model.names import module_of
+from ..model.no_score import NoScore
 from ..numerics.metrics import SPECTRUM, Metric
 from ..numerics.precision import Precision
 from ..numerics.snr import Degeneracy, Score

@@ -18,8 +18,9 @@ from ..errors import CheckpointError, UsageError
 from ..model import parameters
 from ..model.config import ModelConfig
 from ..model.inventory import classify, pooled
-from ..model.matrix import Experts, Matrix, NoScore, Skipped
+from ..model.matrix import Experts, Matrix, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
+from ..model.no_score import NoScore
 from ..model.parameters import Names, parse_names
 from ..numerics import costs
 from ..numerics.precision import Precision

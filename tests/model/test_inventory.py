@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectrum_stream import freeze, plan, scan, select
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 
 from ..support.checkpoints import FUSED_EXPERTS as BANK
 from ..support.checkpoints import Save, reference_score

@@ -15,8 +15,8 @@ from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model import families
 from spectrum_stream.model.config import ModelConfig
-from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import is_extra_layer
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.model.parameters import Names, read_names
 from spectrum_stream.model.transformers_names import parameter_names
 from spectrum_stream.results.record import open_records

@@ -8,7 +8,7 @@ import torch
 
 from spectrum_stream import plan, scan, select
 from spectrum_stream.errors import SpectrumStreamError
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import Result
 from spectrum_stream.streaming import parts

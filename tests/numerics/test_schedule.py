@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from spectrum_stream.errors import UsageError
-from spectrum_stream.model.matrix import Matrix, NoScore
+from spectrum_stream.model.matrix import Matrix
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.dequantize import Weights
 from spectrum_stream.numerics.device import CPU, Device, open_device
 from spectrum_stream.numerics.precision import Precision

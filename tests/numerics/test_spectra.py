@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score

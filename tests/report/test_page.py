@@ -22,7 +22,7 @@ from rich.console import Console
 
 from spectrum_stream import scan, select
 from spectrum_stream.errors import ResultError, UsageError
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.report import page
 from spectrum_stream.report.data import FLAGS, INFINITE, NOT_A_NUMBER, Shown, quantiles_of, read_shown

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spectrum_stream import scan, select
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.report.data import Shown, read_shown
 from spectrum_stream.report.page import render

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from spectrum_stream.errors import ResultError
-from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.results import atomic as durable
 from spectrum_stream.results.atomic import write_atomically
 from spectrum_stream.results.journal import Journal

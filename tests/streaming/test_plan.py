@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from spectrum_stream.errors import CheckpointError, UsageError
-from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import pick_groups
+from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.streaming.plan import Outputs, Plan, plan
 
 from ..support import header_only

@@ -1,0 +1,42 @@
+"""AWQ: the transpose, with eight 4-bit integers of a row in a word, in the order of AWQ's GEMM kernel."""
+
+from ...checkpoint.header import TensorInfo
+from ..config import QuantizationConfig
+from ..no_score import NoScore
+from ..quantization import Packing, Quantization, Unreadable
+from .companions import FLOAT_DTYPES, WORD_BITS, Companions
+
+_BITS = 4
+
+
+def awq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+    """Read a weight (m, n / 8) with scales (groups, n) and packed zero points, if any."""
+    module = weight.name.removesuffix(".qweight")
+    scales = companions.get(f"{module}.scales")
+    if not weight.name.endswith(".qweight") or len(weight.shape) != 2:
+        return None
+    if scales is None or len(scales.info.shape) != 2:
+        return None
+    m, columns = weight.shape
+    groups, n = scales.info.shape
+    if config.bits != _BITS or columns * WORD_BITS // _BITS != n or config.version != "gemm":
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "awq, but not of the version gemm with 4 bits")
+    size = min(config.group_size or m, m)
+    if scales.info.dtype not in FLOAT_DTYPES or groups != -(-m // size):
+        return scales.misfit((n, m))
+    parts = [scales.part("scales")]
+    zeros = companions.get(f"{module}.qzeros")
+    if zeros is not None:
+        if zeros.info.dtype != "I32" or zeros.info.shape != (groups, -(-n * _BITS // WORD_BITS)):
+            return zeros.misfit((n, m))
+        parts.append(zeros.part("zeros"))
+    return Quantization(
+        scheme="awq",
+        packing=Packing.AWQ,
+        stored_shape=(m, columns),
+        shape=(m, n),
+        block=(size, 1),
+        parts=tuple(parts),
+        bits=_BITS,
+        zeros_offset=0,
+    )

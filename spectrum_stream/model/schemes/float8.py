@@ -1,0 +1,42 @@
+"""Float8 (E4M3, E5M2) with its scales, as DeepSeek, compressed-tensors and transformers store it."""
+
+from ...checkpoint.header import TensorInfo
+from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
+from ..quantization import Quantization, Unreadable
+from .companions import MISSING_SCALES, Companions
+from .grid import find_scales, quantize_by_grid
+from .unknown import refuse
+
+_DTYPES = ("F8_E4M3", "F8_E5M2")
+
+
+def float8(
+    weight: TensorInfo, companions: Companions, config: QuantizationConfig
+) -> Quantization | list[Quantization] | Unreadable | None:
+    """Read a weight (n, m), or fused experts (experts, n, m).
+
+    The scales are one for the whole, one a row, or one a block.
+    """
+    is_fused = len(weight.shape) == 3 and is_fused_experts(module_of(weight.name))
+    is_weight = len(weight.shape) == 2 and weight.name.endswith(WEIGHT_SUFFIX)
+    if weight.dtype not in _DTYPES or not (is_fused or is_weight):
+        return None
+    if is_weight and companions.get(f"{weight.name}_zero_point"):
+        return refuse(weight, companions, config)
+    scales = find_scales(weight, companions)
+    if scales is None:
+        return MISSING_SCALES
+    n, m = weight.shape[-2:]
+    if is_weight:
+        return quantize_by_grid("float8", scales, (n, m), config.block_size)
+    experts = weight.shape[0]
+    if scales.info.shape[:1] != (experts,):
+        return scales.misfit(weight.shape)
+    found: list[Quantization] = []
+    for e in range(experts):
+        one = quantize_by_grid("float8", scales, (n, m), config.block_size, (e, experts))
+        if isinstance(one, Unreadable):
+            return one
+        found.append(one)
+    return found

@@ -1,0 +1,21 @@
+"""Int8 with its scales, as compressed-tensors stores it."""
+
+from ...checkpoint.header import TensorInfo
+from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX
+from ..quantization import Quantization, Unreadable
+from .companions import Companions
+from .grid import find_scales, quantize_by_grid
+from .unknown import refuse
+
+
+def int8(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+    """Read a weight (n, m) of integers with scales for the whole, a row or a block."""
+    if weight.dtype != "I8" or len(weight.shape) != 2 or not weight.name.endswith(WEIGHT_SUFFIX):
+        return None
+    scales = find_scales(weight, companions)
+    # Without these scales, or with zero points, the integers belong to another format, such as bitsandbytes.
+    if scales is None or companions.get(f"{weight.name}_zero_point"):
+        return refuse(weight, companions, config)
+    n, m = weight.shape
+    return quantize_by_grid("int8", scales, (n, m), config.block_size)

@@ -1,0 +1,79 @@
+"""Integers of 1 to 8 bits packed along a row into words of 32 bits, as compressed-tensors stores them."""
+
+from math import prod
+
+from ...checkpoint.header import TensorInfo
+from ..config import QuantizationConfig
+from ..no_score import NoScore
+from ..quantization import Packing, Quantization, Unreadable, parameter_of
+from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companion, Companions
+
+
+def packed_integers(
+    weight: TensorInfo, companions: Companions, config: QuantizationConfig
+) -> Quantization | Unreadable | None:
+    """Read a weight (n, words) with scales (n, groups).
+
+    It may have zero points, the group of each column, and its true shape.
+    """
+    if not weight.name.endswith(".weight_packed") or weight.dtype != "I32":
+        return None
+    name, bits = parameter_of(weight.name), config.bits
+    scales = companions.get(f"{name}_scale")
+    if scales is None:
+        return MISSING_SCALES
+    if bits is None:
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "config.json has no single number of bits")
+    if len(weight.shape) != 2:
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE)
+    n, words = weight.shape
+    groups = scales.info.shape[1] if len(scales.info.shape) == 2 else 1
+    size = config.group_size
+    if groups > 1 and size is None:
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "config.json has no single group_size")
+    true_shape = companions.get(f"{name}_shape")
+    m = _true_width(true_shape, companions, words, bits)
+    columns = m if size is None or groups == 1 else min(size, m)
+    rows = 1 if scales.info.shape[:1] == (n,) else n
+    scales_count = groups * (n if rows == 1 else 1)
+    if -(-m // columns) != groups or scales.info.dtype not in FLOAT_DTYPES or prod(scales.info.shape) != scales_count:
+        return scales.misfit((n, m))
+    parts = [scales.part("scales", (-(-n // rows), groups))]
+    zeros, order = companions.get(f"{name}_zero_point"), companions.get(f"{name}_g_idx")
+    if zeros is not None:
+        packed_rows = -(-n * bits // WORD_BITS)
+        if zeros.info.dtype != "I32" or zeros.info.shape != (packed_rows, groups) or rows != 1:
+            return zeros.misfit((n, m))
+        parts.append(zeros.part("zeros"))
+    if order is not None:
+        if order.info.dtype not in INDEX_DTYPES or order.info.shape != (m,):
+            return order.misfit((n, m))
+        parts.append(order.part("groups"))
+    if true_shape is not None:
+        if true_shape.info.dtype not in INDEX_DTYPES or true_shape.info.shape != (2,):
+            return true_shape.misfit((n, m))
+        parts.append(true_shape.part("shape"))
+    return Quantization(
+        scheme=f"int{bits}",
+        packing=Packing.ROWS,
+        stored_shape=(n, words),
+        shape=(n, m),
+        block=(rows, columns),
+        parts=tuple(parts),
+        bits=bits,
+    )
+
+
+def _true_width(true_shape: Companion | None, companions: Companions, words: int, bits: int) -> int:
+    """Return how many integers a row has; its last word may have room for more.
+
+    The width is in a tensor of its own. Of a remote shard it is not read here, because that would be a request for
+    each matrix: the width that fills the words is assumed, and compared when the matrix is read.
+    """
+    if true_shape is not None and true_shape.info.shape == (2,):
+        body = companions.local_bytes(true_shape)
+        if body is not None:
+            width = int.from_bytes(body[len(body) // 2 :], "little")
+            if -(-width * bits // WORD_BITS) == words:
+                return width
+    return words * WORD_BITS // bits

@@ -1,0 +1,31 @@
+"""Unsupported formats: a tensor that looks quantized is refused by name, and not scored as it is stored."""
+
+from ...checkpoint.header import TensorInfo
+from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX, is_fused_experts
+from ..no_score import NoScore
+from ..quantization import Unreadable, parameter_of
+from .companions import FLOAT_DTYPES, Companions
+
+_PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
+
+
+def unknown(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable | None:
+    """Refuse a tensor that holds weights in an unknown format."""
+    if weight.dtype in (*FLOAT_DTYPES, "I64", "BOOL"):
+        return None
+    is_packed = weight.name.endswith(_PACKED_SUFFIXES)
+    # A bare parameter of integers beside experts holds experts. Elsewhere it is a buffer, unless the config says that
+    # weights are quantized: other formats call them `B`, `W_q`, `codes` or `weight:qdata`.
+    is_fused = len(weight.shape) >= 3 and is_fused_experts(parameter_of(weight.name))
+    # Older models keep a mask as a `bias` of bytes.
+    is_other = len(weight.shape) >= 2 and config.quant_method is not None and not weight.name.endswith("bias")
+    return refuse(weight, companions, config) if is_packed or is_fused or is_other else None
+
+
+def refuse(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable:
+    """Report an unsupported format by the name in the config or in the tensors."""
+    module = weight.name.removesuffix(WEIGHT_SUFFIX)
+    if companions.get(f"{module}.weight.absmax", f"{module}.SCB"):
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "bitsandbytes")
+    return Unreadable(NoScore.UNSUPPORTED_DTYPE, (config.quant_method or "")[:100])

@@ -16,6 +16,7 @@ from .support.checkpoints import GOLDEN, reference_score
 pytestmark = pytest.mark.usefixtures("working_folder")
 
 
+@pytest.mark.slow
 def test_smollm2_has_spectrums_scores_order_and_files(smollm2: Path) -> None:
     result = scan(str(smollm2), name="smollm2", top_percent=50)
     found = json.loads(result.written[0].read_text())

@@ -25,8 +25,7 @@ from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, llama_tens
 from ..support.hostile import CORPUS
 from ..support.programs import executable
 
-pytest.importorskip("playwright")
-pytest.importorskip("plotly")
+pytestmark = pytest.mark.slow
 
 
 Show = Callable[..., AbstractContextManager[Any]]
@@ -35,6 +34,8 @@ Show = Callable[..., AbstractContextManager[Any]]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     executable(CHROMIUM)
+    pytest.importorskip("playwright")
+    pytest.importorskip("plotly")
     with launched() as running:
         yield running
 

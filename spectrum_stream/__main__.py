@@ -1,6 +1,7 @@
-"""The process: `python -m spectrum_stream`, and both console scripts. What ends it from outside is met here.
+"""The process: `python -m spectrum_stream`, and both console scripts.
 
-The command line takes a third of a second to import, so signals are met before that.
+It handles signals and closed standard streams. The handlers are set before the command line is imported, because
+that import takes a third of a second and a signal may arrive meanwhile.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ _LOST_PAGES = (
     b"error: a shard was cut while it was read, or its disk is gone (changed)\n"
     b"hint: the same command starts over when the file is complete; earlier results are as they were\n"
 )
-# What C calls has to stay alive.
+# Python must not free a function that C may call.
 _kept: list[object] = []
 
 
@@ -26,7 +27,7 @@ def main() -> NoReturn:
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # An exception in the middle of torch's import would abort the process; before a scan nothing is to be closed.
+        # An exception during the import of torch would abort the process. Before a scan nothing has to be closed.
         if not hasattr(sys.modules.get("spectrum_stream.pipeline"), "run"):
             os._exit(128 + number)
         received.append(number)
@@ -34,7 +35,7 @@ def main() -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    _meet_lost_pages()
+    _end_when_pages_are_lost()
     code = 0
     try:
         from .cli.app import main as run
@@ -45,14 +46,26 @@ def main() -> NoReturn:
     if received:
         sys.stdout.flush()
         sys.stderr.flush()
-        # At once: the interpreter would wait for threads, and one of them may be waiting for a server.
+        # The interpreter would wait for its threads, and one of them may be waiting for a server.
         os._exit(128 + received[0])
     sys.exit(code)
 
 
-def _meet_lost_pages() -> None:
-    # A map has no pages behind the end of a file that was cut, nor of one whose disk or server is gone, and who
-    # touches them gets SIGBUS. Python's own handlers run when the instruction is done, which it never is.
+def _end_when_pages_are_lost() -> None:
+    """End the process with one sentence on SIGBUS, instead of a crash without any.
+
+    A memory map has no pages behind the end of a file that was cut, and loses them when the disk or the server of
+    the file is gone. A thread that touches such a page gets SIGBUS. Python's own signal handlers do not help: they
+    run after the instruction, and the instruction never completes. So C calls this handler, in the faulting thread.
+
+    The handler is Python, so the thread has to hold the GIL to run it. That cannot end in a deadlock:
+
+    - A thread that holds the GIL already, as one that copies bytes out of a map, takes it again.
+    - A thread that gave it up, as torch does while it computes, or a thread of BLAS that never had it, waits until
+      another thread lets go of it. Python code does that every few milliseconds; a call into C, when it returns.
+    - Only a thread that holds the GIL and waits for the faulting thread would never let go of it. torch gives up the
+      GIL before it shares a matrix with other threads, and whatever else waits (locks, queues, joins) does so too.
+    """
     if not hasattr(signal, "SIGBUS"):
         return
 
@@ -65,21 +78,21 @@ def _meet_lost_pages() -> None:
 
 
 def _open_standard_streams() -> None:
-    # The next file that is opened would get the number of a closed one, and with it what libraries print.
+    # The next file to be opened would get the number of a closed stream, and libraries would print into it.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or _nowhere()
-    sys.stderr = sys.stderr or _nowhere()
+    sys.stdout = sys.stdout or _open_null()
+    sys.stderr = sys.stderr or _open_null()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal of another encoding gets an escape for what it cannot show.
+            # A terminal of another encoding shows escapes for the characters that it lacks.
             stream.reconfigure(errors="backslashreplace")
 
 
-def _nowhere() -> TextIO:
+def _open_null() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError
-from .model import quantization as quantized
+from .model.config import ModelConfig
 from .model.matrix import Experts, Matrix, NoScore
 from .model.names import is_head, module_of
-from .model.parameters import Target
+from .model.parameters import Names
 from .model.quantization import is_companion
 from .model.quantization import parameter_of as stored_parameter
 from .numerics import costs
@@ -29,10 +29,11 @@ from .results.record import Record
 from .results.result import Module, Result, in_order, lines_of, read_results, write_results
 from .selection.select import Selection, select
 from .streaming import plan as planning
+from .streaming.bounded import Budget, Budgets, Traffic
 from .streaming.fetch import Fetch
 from .streaming.plan import RESULTS_FOLDER, Plan
-from .streaming.prefetch import Feed, Traffic
-from .trainers import axolotl, spectrum
+from .streaming.prefetch import Prefetcher
+from .trainers import DEFAULT, spectrum
 
 # Part of a record's identity: raise it with any change that can change a number.
 _ENGINE = 3
@@ -132,15 +133,15 @@ def scan(
     max_nbytes: int | None = None,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
-    target: Target | str = Target.AUTO,
-    names: Sequence[str] | None = None,
+    names: Names | str | Sequence[str] = Names.V5,
     experts: Experts | str = Experts.SEPARATE,
     on_event: Callable[[Event], None] | None = None,
 ) -> ScanResult:
     """Score the weight matrices of MODEL and write Spectrum's files.
 
     Args:
-        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, target, precision: as for `plan`.
+        model, top_percent, groups, name, out, max_nbytes, fetch, max_disk_nbytes, names, experts, precision: as for
+            `plan`.
         fresh: compute everything again, whatever is recorded.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         wait: for another scan that holds the record, instead of raising.
@@ -160,7 +161,6 @@ def scan(
         precision=precision,
         fetch=fetch,
         max_disk_nbytes=max_disk_nbytes,
-        target=target,
         names=names,
         experts=experts,
     )
@@ -185,7 +185,7 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
     with Journal(
         plan.outputs.record, _identity(plan), names=_all_names(plan), weights=plan.weights, fresh=fresh, wait=wait
     ) as store:
-        # By the names of this plan: whose names they are changes no number.
+        # With the groups of this plan: how experts are grouped changes no number.
         groups = {name: group for group, names in plan.members.items() for name in names}
         stored = store.records()
         known = {
@@ -271,13 +271,13 @@ def _records(
     for matrix in todo:
         sharing.setdefault(matrix.key, []).append(matrix)
     recorded = {record.tensor: record for record in known if record.tensor in sharing}
-    feed = Feed(
+    feed = Prefetcher(
         {shard.name: shard for shard in plan.source.shards},
         [group[0] for tensor, group in sharing.items() if tensor not in recorded],
         fetches,
         plan.outputs.shards,
         traffic,
-        max_disk_nbytes=plan.room_nbytes,
+        Budgets(disk=Budget(plan.room_nbytes)),
     )
     for tensor, record in recorded.items():
         for matrix in sharing[tensor]:
@@ -344,8 +344,10 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Of those that are on this machine; one that is not yet has no version, but that of its commit.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": quantized.settings(source.config),
+        "quantization": ModelConfig(source.config).quantization.settings,
         "engine": _ENGINE,
+        "names": plan.names,
+        "names_sha256": plan.names_sha256,
     }
 
 
@@ -377,6 +379,6 @@ def _finish(plan: Plan, records: Sequence[Record], scored: Sequence[Module]) -> 
     selection = None
     if plan.top_percent is not None:
         selection = select(Result(tuple(scored), parameters=tuple(_all_names(plan))), plan.top_percent)
-        write_atomically(outputs.unfrozen(plan.top_percent), axolotl.render(selection))
+        write_atomically(outputs.unfrozen(plan.top_percent), DEFAULT.render(selection))
         written.append(outputs.unfrozen(plan.top_percent))
     return ScanResult(plan, tuple(records), tuple(scored), selection, tuple(written))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -85,6 +86,54 @@ def test_scores_of_the_state_before_a_change_are_not_kept(save: Save, working_fo
     assert sum(isinstance(e, MatrixScored) for e in events) == len(result.records)
     fresh = scan(str(folder), name="y")
     assert [r.score for r in result.records] == [r.score for r in fresh.records]
+
+
+LOST_PAGE = """
+import ctypes, mmap, os, sys, threading, time
+import torch
+from spectrum_stream.__main__ import _end_when_pages_are_lost
+_end_when_pages_are_lost()
+path, case = sys.argv[1:]
+file = open(path, "w+b")
+file.truncate(1 << 24)
+mapped = mmap.mmap(file.fileno(), 1 << 24)
+tensor = torch.frombuffer(mapped, dtype=torch.float32)
+os.truncate(path, 10)
+def touch():
+    time.sleep(0.2)
+    tensor.sum()
+if case == "this thread, with the GIL":
+    bytes(mapped[-100:])
+elif case == "this thread, without the GIL":
+    tensor.sum()
+else:
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    if case == "another thread, while this one runs Python":
+        while True: pass
+    elif case == "another thread, while this one is in C and keeps the GIL":
+        ctypes.PyDLL(None).usleep(900_000)
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="Windows has no SIGBUS")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "this thread, with the GIL",
+        "this thread, without the GIL",
+        "another thread, while this one waits for it",
+        "another thread, while this one runs Python",
+        "another thread, while this one is in C and keeps the GIL",
+    ],
+)
+def test_lost_page_ends_the_process_with_one_sentence_whoever_holds_the_gil(tmp_path: Path, case: str) -> None:
+    command = [sys.executable, "-c", LOST_PAGE, str(tmp_path / "cut"), case]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert "(changed)" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_file_of_the_same_size_and_time_is_told_apart(save: Save, working_folder: Path) -> None:

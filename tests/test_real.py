@@ -86,7 +86,7 @@ def test_what_transformers_saves_scores_as_the_instantiated_modules_do(tmp_path:
 
 def test_mixtral_scores_as_the_instantiated_modules_and_expert_by_expert(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "m", "mixtral")
-    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x", target="checkpoint").modules}
+    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x", names="checkpoint").modules}
     # transformers 5 keeps the experts of a layer in one parameter without a module of its own, which Spectrum
     # does not see; the checkpoint has each expert's matrices, under the names that Spectrum's published
     # Mixtral results have.

@@ -1,4 +1,4 @@
-"""Where bytes come from. MODEL is a path or a repo of the Hugging Face Hub; a path that exists wins."""
+"""Find a checkpoint: MODEL is a path or a repo of the Hugging Face Hub. A path that exists wins."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ __all__ = ["Halted", "LocalShard", "RangesIgnored", "RemoteShard", "Shard", "Sou
 
 
 def open_source(model: str) -> Source:
-    """Find the shards of MODEL. Reads the index and the config, and of a repo the beginning of each shard.
+    """Find the shards of MODEL.
+
+    This reads the index and the config; for a repo also the first bytes of each shard.
 
     Args:
-        model: a folder, a `.safetensors` file, `org/name`, `name`, either with `@revision`, `hf://…`, or the
+        model: a folder, a `.safetensors` file, `org/name` or `name` with or without `@revision`, `hf://…`, or the
             address of a repo's page.
 
     Raises:
@@ -21,20 +23,21 @@ def open_source(model: str) -> Source:
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
         CheckpointError: not_a_file, file_too_large.
     """
-    path = Path(model).expanduser()
     try:
+        path = Path(model).expanduser()
         exists = path.exists()
-    except (OSError, ValueError):
-        exists = False  # too long for a path, or not one
+    # `~someone` without such a user is a RuntimeError. The others mean that it is too long for a path, or not one.
+    except (OSError, ValueError, RuntimeError):
+        exists = False
     if exists:
         return open_local(model, path)
-    # Only now: it takes a third of a second to import, which a local scan need not wait for.
+    # This import takes a third of a second, which a local scan need not wait for.
     from .hub import open_hub, parse_address
 
     address = parse_address(model)
     if address is None:
         raise SourceError(
-            f"{model} is neither a folder nor a file, nor the name of a repo on the Hub",
+            f"{model} is not a folder, a file or the name of a repo on the Hub",
             reason="no_such_path",
             hint="give a path, or org/name",
         )
@@ -43,7 +46,7 @@ def open_source(model: str) -> Source:
     except SourceError as error:
         if "://" in model:
             raise
-        # Who mistyped a path should not look for the fault in the network.
+        # A user who mistyped a path should not search for the fault in the network.
         raise SourceError(
             f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint
         ) from error

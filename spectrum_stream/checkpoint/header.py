@@ -4,10 +4,12 @@
     offset 8      N bytes   JSON: {name: {"dtype", "shape", "data_offsets": [begin, end)}, "__metadata__"?}
     offset 8+N              the data: every byte belongs to exactly one tensor
 
-Pure, so that it serves local and remote files alike and can be fuzzed. The rules are those of the
-reference reader (safetensors 0.8, `tensor.rs`): what it refuses is refused here. Three things differ.
-A tensor named twice is refused, where the reference keeps the last. A dtype that is not known yet is
-let through, for the plan to skip by name. A tensor written as a JSON list instead of an object is refused.
+This module is pure, so it serves local and remote files and can be fuzzed. The rules are those of the reference
+reader (safetensors 0.8, `tensor.rs`): every file that it rejects is rejected here. Three things differ:
+
+- a tensor that is named twice is rejected; the reference keeps the last one;
+- an unknown dtype is accepted, and the plan skips the tensor by name;
+- a tensor that is a JSON list instead of an object is rejected.
 """
 
 import json
@@ -35,10 +37,10 @@ DTYPE_BITS: Mapping[str, int] = {
 
 
 class HeaderFault(StrEnum):
-    """Why a header is refused."""
+    """Why a header is rejected."""
 
-    TOO_SHORT = "header_too_short"  # the file ends before the eight bytes of N do
-    TOO_LARGE = "header_too_large"  # N is over the format's limit
+    TOO_SHORT = "header_too_short"  # the file ends within the eight bytes of N
+    TOO_LARGE = "header_too_large"  # N is above the limit of the format
     PAST_END = "header_past_end"  # N reaches beyond the file
     NOT_UTF8 = "header_not_utf8"
     NOT_JSON = "header_not_json"
@@ -50,7 +52,7 @@ class HeaderFault(StrEnum):
     OVERFLOW = "size_overflow"  # the shape describes more than 2**64 bytes
     MISALIGNED = "size_misaligned"  # a sub-byte dtype that does not end on a byte
     WRONG_SIZE = "size_mismatch"  # shape and dtype do not add up to the bytes claimed
-    TRUNCATED = "truncated"  # the data ends before the last tensor does
+    TRUNCATED = "truncated"  # the file ends within a tensor
     TRAILING = "trailing_bytes"  # bytes that belong to no tensor
 
 
@@ -70,7 +72,7 @@ class TensorInfo:
 
 
 def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
-    """Length N of the header, checked against the limit and the file before anything is read or allocated.
+    """Return N, checked against the limit and the file before memory is allocated.
 
     Raises:
         BadHeader: TOO_SHORT, TOO_LARGE, PAST_END.
@@ -86,14 +88,14 @@ def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
 
 
 def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
-    """The tensors of a file, in the order of their bytes.
+    """Parse a header: the tensors of the file, in the order of their bytes.
 
     Args:
         header: the N bytes after the length prefix.
         file_nbytes: the size of the whole file, 8 + N + data.
 
     Raises:
-        BadHeader: with the `HeaderFault` that was found first; the rules are checked in the order of `HeaderFault`.
+        BadHeader: with the first `HeaderFault` found; the rules are checked in the order of its members.
     """
     entries = _load(header)
     _check_metadata(entries.pop("__metadata__", None))
@@ -136,7 +138,7 @@ def _load(header: bytes) -> dict[str, Any]:
         )
     except BadHeader:
         raise
-    # RecursionError: thousands of nested lists, in a header that is hostile by then.
+    # A hostile header can nest thousands of lists, which is a RecursionError.
     except (ValueError, RecursionError):
         _refuse(HeaderFault.NOT_JSON, "the header is not JSON")
     if not isinstance(entries, dict):
@@ -147,13 +149,13 @@ def _load(header: bytes) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        # Python's json keeps the last of two equal keys, so two readers could see two different files.
+        # Python's json keeps the last of two equal keys, another reader may keep the first.
         _refuse(HeaderFault.DUPLICATE, "the header names the same key twice")
     return result
 
 
 def _integer(literal: str) -> int | float:
-    # "-0" is a float to the reference reader, and 20 digits hold every 64-bit integer.
+    # The reference reader takes "-0" for a float. 20 digits hold every 64-bit integer.
     return int(literal) if len(literal) <= 20 and literal != "-0" else _float(literal)
 
 
@@ -182,13 +184,13 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        # A lone surrogate survives json.loads and would fail much later, when the result is written.
+        # json.loads accepts a lone surrogate, which would fail much later, when the result is written.
         _refuse(HeaderFault.NOT_JSON, "a tensor's name is not Unicode text")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _is_sizes(value: Any) -> bool:
-    # `type is int`, since True and 2.0 pass for integers otherwise.
+    # isinstance would accept True, and == would accept 2.0.
     return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_USIZE for v in value)
 
 
@@ -196,7 +198,7 @@ def _check_size(tensor: TensorInfo) -> None:
     if tensor.dtype not in DTYPE_BITS:
         return
     bits = 1
-    # Multiplied in the reference's order, so that both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
+    # In the order of the reference reader, so that both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
     for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
         bits *= factor
         if bits > _MAX_USIZE:

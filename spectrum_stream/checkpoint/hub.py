@@ -1,7 +1,7 @@
 """A checkpoint in a repo of the Hugging Face Hub, or of a server that speaks its protocol.
 
-The revision is resolved to a commit once, and every later request is for that commit, so a push in the middle
-of a scan changes nothing. Tokens, endpoint, offline mode and cache are huggingface_hub's, by its variables:
+The revision is resolved to a commit once, and every later request is for that commit, so a push during a scan
+changes nothing. huggingface_hub's environment variables set the token, the server, offline mode and the cache:
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME.
 """
 
@@ -36,27 +36,25 @@ from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate
 
 from ..errors import BadIndex, CheckpointError, SourceError, UsageError
 from ..text import VERSION
-from .hub_errors import BadResponse, explaining, offline
+from .hub_errors import BadResponse, explain_offline, explaining
 from .index import (
     CONFIG_FILE,
     INDEX_FILE,
     MAX_JSON_NBYTES,
     Choice,
     check_json_size,
-    choose,
+    choose_shards,
     is_safe_shard_name,
     parse_json,
     read_config,
 )
 from .local import open_local
 from .ranges import RemoteFile, with_retries
-from .source import LocalShard, RangesIgnored, Shard, Source
+from .source import PROBE_NBYTES, LocalShard, RangesIgnored, Shard, Source
 
 _LIBRARY = "spectrum-stream"
-# One request brings most headers whole: 100 kB is the median of published shards.
-_PROBE_NBYTES = 100_000
 _PROBES_AT_ONCE = 8
-# huggingface_hub has its own five for the body of a file; these are for all that comes before.
+# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it.
 _DOWNLOAD_TRIES = 2
 
 
@@ -69,7 +67,7 @@ class Address:
 
     @property
     def name(self) -> str:
-        """What to call it in file names: as Spectrum calls it, and any branch but main by its own name."""
+        """The name in file names: Spectrum's, with the revision appended if it is not main."""
         return self.repo if self.revision in (None, "main") else f"{self.repo}@{self.revision}"
 
 
@@ -78,8 +76,8 @@ class Repo:
     """A repo at a commit.
 
     Attributes:
-        revision: what was resolved to it.
-        small: index and config, as far as there are any.
+        revision: the name that was resolved to the commit.
+        small: the names of index and config, if the repo has them.
     """
 
     endpoint: str
@@ -89,6 +87,7 @@ class Repo:
     small: tuple[str, ...]
 
     def file(self, name: str) -> RemoteFile:
+        """Return a file of the repo at the commit."""
         return RemoteFile(
             hf_hub_url(self.id, name, revision=self.commit, endpoint=self.endpoint),
             self.commit,
@@ -102,8 +101,8 @@ class HubShard:
     """A shard in a repo.
 
     Attributes:
-        head: the first bytes of it, enough for most headers.
-        is_ranged: whether the server sends a part of it when asked for one.
+        head: its first bytes, enough for most headers.
+        is_ranged: whether the server answers a request for a byte range with that range.
     """
 
     name: str
@@ -118,7 +117,7 @@ class HubShard:
         return self.file.where
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of the file; fewer at its end. Meant for headers.
+        """See `RemoteShard`.
 
         Raises:
             SourceError: see `explaining`; CheckpointError: changed.
@@ -144,10 +143,10 @@ class HubShard:
             self.file.stream(start, stop, self.nbytes, write, halt)
 
     def download(self, folder: Path | None, on_bytes: Callable[[int], object]) -> LocalShard:
-        """See `RemoteShard`; with Xet where the server has it."""
+        """See `RemoteShard`. Uses Xet if the server has it."""
 
         class Counter(tqdm):
-            # Its own drawing is off, and with it its counting.
+            # A disabled tqdm neither draws nor counts, so this class counts.
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
 
@@ -169,45 +168,45 @@ class HubShard:
                     )
                 )
             except LocalEntryNotFoundError as error:
-                # Any failure of its first request comes as this; the reason is behind it.
+                # Every failure of the first request is wrapped in this error; the cause is the real one.
                 raise error.__cause__ or error from None
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
             path = with_retries(self.where, lambda: attempt(self.name), tries=_DOWNLOAD_TRIES)
-            # What is kept is to be of use without a network.
+            # A cached model needs its index and config to be used offline.
             for name in self.repo.small if folder is None else ():
-                if _cached(self.repo, name) is None:
+                if _find_in_cache(self.repo, name) is None:
                     with_retries(self.where, functools.partial(attempt, name))
             if folder is None:
-                _name_in_cache(self.repo, path)
+                _write_ref(self.repo, path)
         local = LocalShard.at(self.name, path)
         if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
-            raise CheckpointError(f"{self.where} is not the file that it was when it was planned", reason="changed")
+            raise CheckpointError(f"{self.where} was changed after it was planned", reason="changed")
         return local
 
 
 def parse_address(model: str) -> Address | None:
-    """The repo that MODEL names, or None where it cannot be the name of one.
+    """Parse MODEL as the name of a repo; return None if it cannot be one.
 
     Raises:
-        UsageError: bad_address, for an address that is no model's.
+        UsageError: bad_address, an address that does not belong to a model.
     """
     if "://" in model and "/" in (body := model.removeprefix("hf://")):
         try:
-            uri = parse_hf_uri(model, endpoint=_endpoint())
+            uri = parse_hf_uri(model, endpoint=_read_endpoint())
         except HfUriError as error:
             raise UsageError(
-                f"{model} is not the address of a repo on {_endpoint()}",
+                f"{model} is not the address of a repo on {_read_endpoint()}",
                 reason="bad_address",
                 hint="give org/name; another server is chosen with HF_ENDPOINT",
             ) from error
-        # The page of a file stands for its repo; a folder in a repo is another checkpoint.
+        # The page of a file stands for its repo. A folder in a repo would be another checkpoint.
         path = uri.path_in_repo
         if uri.type != "model" or "/" in path or (path and "." not in path):
             raise UsageError(
                 f"{model} is not the address of a model's repo",
                 reason="bad_address",
-                hint=f"{uri.id} is what can be scanned" if uri.type == "model" else None,
+                hint=f"give {uri.id}" if uri.type == "model" else None,
             )
         return Address(uri.id, uri.revision)
     body = model.removeprefix("hf://")
@@ -222,9 +221,9 @@ def parse_address(model: str) -> Address | None:
 
 
 def open_hub(model: str, address: Address) -> Source:
-    """Find the shards of a repo: the commit, the files, the index, and the beginning of each shard.
+    """Find the shards of a repo: resolve the commit, list the files, probe each shard.
 
-    Shards that are in the user's cache are read there. Offline, all of them must be.
+    Shards in the user's cache are read there. In offline mode all of them must be there.
 
     Raises:
         SourceError: no_such_repo, gated_repo, bad_token, forbidden, no_such_revision, repo_disabled, offline,
@@ -232,26 +231,33 @@ def open_hub(model: str, address: Address) -> Source:
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
         CheckpointError: changed, file_too_large.
     """
-    endpoint = _endpoint()
+    endpoint = _read_endpoint()
     if constants.is_offline_mode():
         return _open_cached(model, address)
     with explaining(endpoint, address.repo, address.revision):
-        repo, files = with_retries(address.repo, lambda: _resolve(endpoint, address))
+        repo, files = with_retries(address.repo, lambda: _resolve_revision(endpoint, address))
         where = f"hf://{repo.id}"
 
         def read_json(name: str) -> Any:
             return parse_json(_read_small(repo, name))
 
-        choice = choose(files, read_json, where)
+        choice = choose_shards(files, read_json, where)
         config, warnings = read_config(files, read_json, where)
-        shards = _shards(repo, choice, files)
+        shards = _open_shards(repo, choice, files)
     return Source(
-        model, address.name, where, repo.commit, shards, choice.weight_map, config, (*warnings, *choice.warnings)
+        model=model,
+        name=address.name,
+        where=where,
+        commit=repo.commit,
+        shards=shards,
+        weight_map=choice.weight_map,
+        config=config,
+        warnings=(*warnings, *choice.warnings),
     )
 
 
-def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
-    """The commit of a revision, and the files that it has."""
+def _resolve_revision(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
+    """Ask for the commit of a revision and for its files."""
     api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=VERSION)
     try:
         revision = address.revision or "main"
@@ -261,41 +267,41 @@ def _resolve(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
         files = [sibling.rfilename for sibling in info.siblings or () if isinstance(sibling.rfilename, str)]
     except (HfHubHTTPError, HFValidationError):
         raise
-    # The page of a hotel's network, say, or another API: whatever ModelInfo makes of it.
+    # The answer may be the login page of a hotel's network, or another API; ModelInfo then raises any of these.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceError(
             f"{endpoint} does not answer as the Hub does for {address.repo}",
             reason="bad_response",
-            hint="check HF_ENDPOINT, and whether the network wants a login",
+            hint="check HF_ENDPOINT, and whether the network asks for a login",
         ) from error
     small = tuple(name for name in (INDEX_FILE, CONFIG_FILE) if name in files)
     return Repo(endpoint, address.repo, str(info.sha), revision, small), files
 
 
-def _shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
+def _open_shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
     if missing := [name for name in choice.names if name not in set(files)]:
         raise BadIndex(
-            f"the index of {repo.id} names {missing[0]}, which is not there ({len(missing)} such in all)",
+            f"the index of {repo.id} names {missing[0]}, which is not in the repo ({len(missing)} missing in all)",
             reason="missing_shard",
         )
     if unsafe := [name for name in choice.names if not is_safe_shard_name(name)]:
-        raise BadIndex(f"{repo.id} has a shard of an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
+        raise BadIndex(f"{repo.id} has a shard with an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
     halt = threading.Event()
     with ThreadPoolExecutor(_PROBES_AT_ONCE, "probe") as pool:
         try:
-            return tuple(pool.map(lambda name: _shard(repo, name, halt), choice.names))
+            return tuple(pool.map(lambda name: _open_shard(repo, name, halt), choice.names))
         except BaseException:
-            # Or the pool would wait for those who wait for the server.
+            # Without this, the pool would wait for probes that wait for the server.
             halt.set()
             raise
 
 
-def _shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
-    cached = _cached(repo, name)
+def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
+    cached = _find_in_cache(repo, name)
     if cached is not None:
         return LocalShard.at(name, cached)
     file = repo.file(name)
-    head, nbytes, is_ranged = file.probe(_PROBE_NBYTES, halt)
+    head, nbytes, is_ranged = file.probe(PROBE_NBYTES, halt)
     if nbytes is None:
         url = hf_hub_url(repo.id, name, revision=repo.commit, endpoint=repo.endpoint)
         nbytes = with_retries(
@@ -307,7 +313,7 @@ def _shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
 
 
 def _read_small(repo: Repo, name: str) -> bytes:
-    if (cached := _cached(repo, name)) is not None:
+    if (cached := _find_in_cache(repo, name)) is not None:
         check_json_size(cached.stat().st_size, str(cached))
         return cached.read_bytes()
     file = repo.file(name)
@@ -316,7 +322,7 @@ def _read_small(repo: Repo, name: str) -> bytes:
     return body
 
 
-def _cached(repo: Repo, name: str) -> Path | None:
+def _find_in_cache(repo: Repo, name: str) -> Path | None:
     path = try_to_load_from_cache(repo.id, name, revision=repo.commit)
     return Path(path) if isinstance(path, str) else None
 
@@ -325,14 +331,14 @@ def _open_cached(model: str, address: Address) -> Source:
     try:
         folder = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise offline(address.repo) from error
+        raise explain_offline(address.repo) from error
     return replace(open_local(model, folder), name=address.name, where=f"hf://{address.repo}", commit=folder.name)
 
 
-def _name_in_cache(repo: Repo, file: Path) -> None:
-    """Note in the cache which commit the revision is, as a download by the revision's name does.
+def _write_ref(repo: Repo, file: Path) -> None:
+    """Write into the cache which commit the revision is, so that offline mode finds it.
 
-    `file` is below models--org--name/snapshots/{commit}; the note is models--org--name/refs/{revision}.
+    `file` is below models--org--name/snapshots/{commit}; the commit goes to models--org--name/refs/{revision}.
     """
     snapshot = next((p for p in file.parents if p.name == repo.commit), None)
     if repo.revision == repo.commit or snapshot is None:
@@ -342,6 +348,6 @@ def _name_in_cache(repo: Repo, file: Path) -> None:
     ref.write_text(repo.commit)
 
 
-def _endpoint() -> str:
-    # Read now and not when huggingface_hub was imported, which a host program may have done long ago.
+def _read_endpoint() -> str:
+    # constants.ENDPOINT was read when huggingface_hub was imported, which a host program may have done long ago.
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")

@@ -1,9 +1,11 @@
-"""What goes wrong between here and a server, in one sentence each, with what to do next."""
+"""Network and Hub errors, each as one sentence with a hint: a table of test, reason, message and hint."""
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
@@ -22,113 +24,189 @@ from ..errors import SourceError, SpectrumStreamError
 
 
 class BadResponse(Exception):
-    """An answer that breaks the rules; asking again may help."""
+    """The server sent an answer that breaks the protocol. Another request may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error, and the request that it belongs to."""
+
+    error: Exception
+    endpoint: str
+    repo: str
+    revision: str
+
+    @property
+    def status(self) -> int | None:
+        """The status of the server's answer; None without an answer."""
+        return self.error.response.status_code if isinstance(self.error, HfHubHTTPError) else None
+
+    @property
+    def host(self) -> str:
+        """The host that answered, which may be another than the endpoint's."""
+        return str(self.error.response.url.host) if isinstance(self.error, HfHubHTTPError) else ""
+
+    @property
+    def answer(self) -> str:
+        """The words of the server's answer. Addresses are left out, because they can be signed."""
+        text = self.error.response.text if isinstance(self.error, HfHubHTTPError) else ""
+        words = re.sub(r"<[^>]*>|\S*://\S*", " ", text).split()
+        return " ".join(words)[:200] or "no reason given"
+
+    @property
+    def cause(self) -> str:
+        """The error in a few words."""
+        return describe(self.error)
+
+    @property
+    def errno(self) -> int | None:
+        """The number of an error of the operating system."""
+        return self.error.errno if isinstance(self.error, OSError) else None
+
+    @property
+    def strerror(self) -> str:
+        """The words for that number."""
+        return str(self.error.strerror) if isinstance(self.error, OSError) else ""
+
+
+class _Row(NamedTuple):
+    """One kind of failure. `message` and `hint` are formatted with the failure as `f`."""
+
+    fits: Callable[[_Failure], bool]
+    reason: str
+    message: str
+    hint: str | None = None
+
+
+def _is(*types: type[Exception]) -> Callable[[_Failure], bool]:
+    return lambda f: isinstance(f.error, types)
+
+
+def _has_status(*statuses: int) -> Callable[[_Failure], bool]:
+    return lambda f: f.status in statuses
+
+
+def _is_refused_elsewhere(f: _Failure) -> bool:
+    """Whether a host that the endpoint redirects to refuses access."""
+    if not isinstance(f.error, HfHubHTTPError) or f.status not in (401, 403):
+        return False
+    home, there = httpx.URL(f.endpoint), f.error.response.url
+    return bool((home.host, home.port) != (there.host, there.port))
+
+
+def _is_hidden(f: _Failure) -> bool:
+    """Whether the repo does not exist, or is hidden: some servers answer 401 for a repo that you may not see."""
+    return isinstance(f.error, RepositoryNotFoundError) or (f.status == 401 and get_token() is None)
+
+
+_AGAIN = "check the connection; the same command resumes"
+_OFFLINE = _Row(
+    _is(OfflineModeIsEnabled),
+    "offline",
+    "{f.repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+    "unset HF_HUB_OFFLINE, or run `hf download {f.repo}` where there is a network",
+)
+
+# The first row that fits counts. The order matters, because the tests overlap:
+# - a 401 or 403 of a storage host says nothing about the token, so it comes before all rows about access;
+# - GatedRepoError is a RepositoryNotFoundError, and both are HfHubHTTPErrors with a status of their own;
+# - a 401 without a token means a hidden repo, a 401 with one means a bad token;
+# - HfHubHTTPError is an httpx.HTTPError and an OSError, so every row with a status comes before those without;
+# - the timeouts and redirects of httpx are httpx.HTTPErrors, and the last row takes what is left.
+_ROWS = (
+    _Row(
+        _is_refused_elsewhere,
+        "forbidden",
+        "{f.host}, to which {f.endpoint} redirects, refuses access: {f.answer}",
+        _AGAIN,
+    ),
+    _Row(
+        _is(GatedRepoError),
+        "gated_repo",
+        "{f.repo} is gated, and this token's owner has no access to it",
+        "ask for access on {f.endpoint}/{f.repo}, then set HF_TOKEN or run `hf auth login`",
+    ),
+    _Row(
+        _is(RevisionNotFoundError),
+        "no_such_revision",
+        "{f.repo} has no revision {f.revision}",
+        "its branches and commits are on {f.endpoint}/{f.repo}/commits/main",
+    ),
+    _Row(
+        _is_hidden,
+        "no_such_repo",
+        "there is no folder {f.repo} here, and no repo of that name on {f.endpoint} that you may see",
+        "check the name; for a private repo set HF_TOKEN or run `hf auth login`",
+    ),
+    _Row(_is(DisabledRepoError), "repo_disabled", "{f.repo} was disabled by {f.endpoint}"),
+    _Row(_is(RemoteEntryNotFoundError), "no_such_file", "a file of {f.repo} is not there any more", _AGAIN),
+    _Row(
+        _has_status(401),
+        "bad_token",
+        "{f.endpoint} does not accept the token",
+        "it may have expired: set HF_TOKEN anew, or run `hf auth login`",
+    ),
+    _Row(
+        _has_status(403),
+        "forbidden",
+        "{f.endpoint} refuses access to {f.repo}",
+        "the token may lack the permission to read this repo: see `hf auth whoami`",
+    ),
+    _Row(
+        _has_status(429),
+        "rate_limited",
+        "{f.endpoint} refuses more requests for now",
+        "wait a few minutes; the same command resumes; a token in HF_TOKEN raises the limits",
+    ),
+    _Row(lambda f: f.status is not None, "server_error", "{f.endpoint} answered {f.status} for {f.repo}", _AGAIN),
+    _OFFLINE,
+    _Row(_is(httpx.TooManyRedirects), "redirect_loop", "{f.endpoint} redirects in a circle for {f.repo}"),
+    _Row(_is(httpx.TimeoutException), "timeout", "{f.endpoint} did not answer in time", _AGAIN),
+    _Row(
+        _is(httpx.HTTPError),
+        "unreachable",
+        "{f.endpoint} cannot be reached: {f.cause}",
+        "check the connection, the proxy (HTTPS_PROXY) and HF_ENDPOINT; the same command resumes",
+    ),
+    _Row(
+        lambda f: f.errno in (errno.ENOSPC, errno.EDQUOT),
+        "disk_full",
+        "the disk is full: {f.repo} cannot be downloaded",
+        "use --fetch range, which needs no disk",
+    ),
+    _Row(lambda f: f.errno is not None, "unwritable", "{f.repo} cannot be downloaded: {f.strerror}"),
+    _Row(lambda f: True, "bad_response", "{f.endpoint} does not answer as the Hub does for {f.repo}", _AGAIN),
+)
 
 
 @contextmanager
 def explaining(endpoint: str, repo: str, revision: str | None) -> Iterator[None]:
-    """Turn what goes wrong in here into a SourceError: one sentence, with what to do next."""
+    """Turn errors of the network, the Hub and the disk into a SourceError with a reason, a sentence and a hint.
+
+    Raises:
+        SourceError: with the reason of the first row of the table that fits.
+    """
     try:
         yield
     except SpectrumStreamError:
         raise
     except (httpx.HTTPError, BadResponse, HFValidationError, OSError) as error:
-        raise _explained(error, endpoint, repo, revision) from error
+        failure = _Failure(error, endpoint, repo, revision or "main")
+        raise _explain(failure, next(row for row in _ROWS if row.fits(failure))) from error
 
 
-def _explained(error: Exception, endpoint: str, repo: str, revision: str | None) -> SourceError:
-    again = "check the connection; the same command resumes"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, HfHubHTTPError) and status in (401, 403) and _is_elsewhere(error, endpoint):
-        host, said = error.response.url.host, _excerpt(error.response.text)
-        return SourceError(
-            f"{host}, to which {endpoint} redirects, refuses access: {said}",
-            reason="forbidden",
-            hint=again,
-        )
-    if isinstance(error, GatedRepoError):
-        return SourceError(
-            f"{repo} is gated, and this token's owner has no access to it",
-            reason="gated_repo",
-            hint=f"ask for access on {endpoint}/{repo}, then set HF_TOKEN or run `hf auth login`",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return SourceError(
-            f"{repo} has no revision {revision or 'main'}",
-            reason="no_such_revision",
-            hint=f"its branches and commits are on {endpoint}/{repo}/commits/main",
-        )
-    # A server other than the Hub may say no more than 401 of a repo that it hides.
-    if isinstance(error, RepositoryNotFoundError) or (status == 401 and get_token() is None):
-        return SourceError(
-            f"there is no folder {repo} here, and no repo of that name on {endpoint} that you may see",
-            reason="no_such_repo",
-            hint="check the name; for a private repo set HF_TOKEN or run `hf auth login`",
-        )
-    if isinstance(error, DisabledRepoError):
-        return SourceError(f"{repo} was disabled by {endpoint}", reason="repo_disabled")
-    if isinstance(error, RemoteEntryNotFoundError):
-        return SourceError(f"a file of {repo} is not there any more", reason="no_such_file", hint=again)
-    if status == 401:
-        return SourceError(
-            f"{endpoint} does not accept the token",
-            reason="bad_token",
-            hint="it may have expired: set HF_TOKEN anew, or run `hf auth login`",
-        )
-    if status == 403:
-        return SourceError(
-            f"{endpoint} refuses access to {repo}",
-            reason="forbidden",
-            hint="the token may lack the permission to read this repo: see `hf auth whoami`",
-        )
-    if status == 429:
-        return SourceError(
-            f"{endpoint} refuses more requests for now",
-            reason="rate_limited",
-            hint="wait a few minutes; the same command resumes; a token in HF_TOKEN raises the limits",
-        )
-    if status is not None:
-        return SourceError(f"{endpoint} answered {status} for {repo}", reason="server_error", hint=again)
-    if isinstance(error, OfflineModeIsEnabled):
-        return offline(repo)
-    if isinstance(error, httpx.TooManyRedirects):
-        return SourceError(f"{endpoint} redirects in a circle for {repo}", reason="redirect_loop")
-    if isinstance(error, httpx.TimeoutException):
-        return SourceError(f"{endpoint} did not answer in time", reason="timeout", hint=again)
-    if isinstance(error, httpx.HTTPError):
-        return SourceError(
-            f"{endpoint} cannot be reached: {describe(error)}",
-            reason="unreachable",
-            hint="check the connection, the proxy (HTTPS_PROXY) and HF_ENDPOINT; the same command resumes",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SourceError(f"the disk is full: {repo} cannot be downloaded", reason="disk_full", hint="--fetch range")
-    if isinstance(error, OSError) and error.errno is not None:
-        return SourceError(f"{repo} cannot be downloaded: {error.strerror}", reason="unwritable")
-    return SourceError(f"{endpoint} does not answer as the Hub does for {repo}", reason="bad_response", hint=again)
+def explain_offline(repo: str) -> SourceError:
+    """Return the error for a repo that is not in the cache while the Hub may not be asked."""
+    return _explain(_Failure(OfflineModeIsEnabled(), "", repo, "main"), _OFFLINE)
 
 
-def offline(repo: str) -> SourceError:
-    return SourceError(
-        f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
-        reason="offline",
-        hint=f"unset HF_HUB_OFFLINE, or run `hf download {repo}` where there is a network",
-    )
-
-
-def _is_elsewhere(error: HfHubHTTPError, endpoint: str) -> bool:
-    home, there = httpx.URL(endpoint), error.response.url
-    return (home.host, home.port) != (there.host, there.port)
-
-
-def _excerpt(body: str) -> str:
-    """The words of an answer in XML, HTML or JSON, as many as fit a sentence; no address, which could be signed."""
-    words = re.sub(r"<[^>]*>|\S*://\S*", " ", body).split()
-    return " ".join(words)[:200] or "no reason given"
+def _explain(failure: _Failure, row: _Row) -> SourceError:
+    hint = None if row.hint is None else row.hint.format(f=failure)
+    return SourceError(row.message.format(f=failure), reason=row.reason, hint=hint)
 
 
 def describe(error: Exception) -> str:
-    """An error of the network in a few words, with no address in them."""
+    """Return an error of the network in a few words, without addresses."""
     if isinstance(error, HfHubHTTPError):
         return f"the server answered {error.response.status_code}"
     if isinstance(error, httpx.TimeoutException):

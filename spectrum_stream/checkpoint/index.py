@@ -1,6 +1,6 @@
-"""Which files make a checkpoint: the index, and the rules for the names in it.
+"""The files that make a checkpoint: the index, and the rules for the names in it.
 
-An index is untrusted. Its names are checked here, before one of them reaches a path or an address.
+An index is untrusted. The names in it are checked here, before they reach a path or an address.
 """
 
 import json
@@ -12,19 +12,11 @@ from typing import Any
 from ..errors import BadIndex, CheckpointError, SourceError
 
 SINGLE_FILE = "model.safetensors"
-
-
 INDEX_FILE = "model.safetensors.index.json"
-
-
 CONFIG_FILE = "config.json"
-
-
-# The largest published index (45,000 matrices and their scales) is some 10 MB.
+# The largest published index (45,000 matrices and their scales) has about 10 MB.
 MAX_JSON_NBYTES = 200_000_000
-
-
-# What a folder without safetensors may hold instead, and what to say about it.
+# Formats that a folder without safetensors may hold instead, by suffix, as a message names them.
 _OTHER_FORMATS = {
     ".bin": "PyTorch pickles (.bin)",
     ".pt": "PyTorch pickles (.pt)",
@@ -38,23 +30,23 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The shards that count, by name, with the index and the warnings that belong to a `Source`."""
+    """The shards of a checkpoint, by name, with the index and the warnings of its `Source`."""
 
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None
     warnings: tuple[str, ...]
 
 
-def choose(files: Sequence[str], read_json: Callable[[str], Any], where: str) -> Choice:
+def choose_shards(files: Sequence[str], read_json: Callable[[str], Any], where: str) -> Choice:
     """Choose the shards among the files of a folder or repo.
 
     `model.safetensors` comes first, as in transformers; then the index, which alone decides which shards
     count; then a lone safetensors file of any name.
 
     Args:
-        files: paths below `where`, those in subfolders included.
-        read_json: a file's content by its name, None where it is not JSON.
-        where: for messages.
+        files: paths below `where`, including those in subfolders.
+        read_json: returns the content of a file by its name, or None if it is not JSON.
+        where: the folder or repo, for messages.
 
     Raises:
         SourceError: no_safetensors, no_index.
@@ -65,7 +57,7 @@ def choose(files: Sequence[str], read_json: Callable[[str], Any], where: str) ->
     if SINGLE_FILE in present:
         names = [SINGLE_FILE]
         if INDEX_FILE in files:
-            warnings.append(f"both {SINGLE_FILE} and {INDEX_FILE} are there: the single file is taken")
+            warnings.append(f"{SINGLE_FILE} and {INDEX_FILE} are both there: the single file is used")
     elif INDEX_FILE in files:
         weight_map = _index(read_json(INDEX_FILE), f"{where}/{INDEX_FILE}")
         names = sorted(set(weight_map.values()))
@@ -87,7 +79,7 @@ def choose(files: Sequence[str], read_json: Callable[[str], Any], where: str) ->
 def read_config(
     files: Sequence[str], read_json: Callable[[str], Any], where: str
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """config.json, or {}, and what is odd about it."""
+    """Read config.json; return it, or {} without one, and warnings."""
     if CONFIG_FILE not in files:
         return {}, []
     config = read_json(CONFIG_FILE)
@@ -97,7 +89,7 @@ def read_config(
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON, or None when it is none."""
+    """Parse JSON; return None if the data is not JSON."""
     try:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -105,7 +97,11 @@ def parse_json(data: bytes) -> Any:
 
 
 def check_json_size(nbytes: int, where: str) -> None:
-    """Raises CheckpointError(file_too_large)."""
+    """Check a size before the file is read.
+
+    Raises:
+        CheckpointError: file_too_large.
+    """
     if nbytes > MAX_JSON_NBYTES:
         raise CheckpointError(f"{where} is implausibly large", reason="file_too_large")
 
@@ -115,12 +111,12 @@ def _no_safetensors(files: Sequence[str], where: str) -> SourceError:
     found = [f"{suffixes.count(s)} {what}" for s, what in _OTHER_FORMATS.items() if s in suffixes]
     nested = sorted(str(PurePosixPath(f).parent) for f in files if f.endswith(".safetensors"))
     return SourceError(
-        f"{where} has no safetensors files; there are {', '.join(found) if found else 'no weights at all'}",
+        f"{where} has no safetensors files; it has {', '.join(found) if found else 'no weights at all'}",
         reason="no_safetensors",
         hint=(
             f"there are some in {where}/{nested[0]}"
             if nested
-            else "only safetensors is read: convert with `save_pretrained(..., safe_serialization=True)`"
+            else "convert it with `save_pretrained(..., safe_serialization=True)`"
             if found
             else None
         ),
@@ -140,10 +136,10 @@ def _index(index: Any, where: str) -> Mapping[str, str]:
 
 
 def is_safe_shard_name(name: str) -> bool:
-    """Whether a shard's name from an index stays below the checkpoint under POSIX and Windows rules alike.
+    """Whether the name of a shard stays below the checkpoint, by the rules of POSIX and of Windows.
 
-    An index is a stranger's: `../../other/model.safetensors`, `C:\\x`, `//host/x` and `http://host/x` must
-    reach neither a path nor, with the reader's token, an address.
+    An index is untrusted: `../../other/model.safetensors`, `C:\\x`, `//host/x` and `http://host/x` must not become
+    a path, or an address that the user's token is sent to.
     """
     return (
         name.endswith(".safetensors")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadIndex, CheckpointError, SourceError
-from .index import INDEX_FILE, SINGLE_FILE, check_json_size, choose, parse_json, read_config
+from .index import INDEX_FILE, SINGLE_FILE, check_json_size, choose_shards, parse_json, read_config
 from .source import LocalShard, Source
 
 
 def open_local(model: str, path: Path) -> Source:
-    """Find the shards of a folder or a `.safetensors` file that exists. Reads the index and the config only.
+    """Find the shards of a folder or a `.safetensors` file; read only index and config.
 
     Raises:
         SourceError: no_safetensors, no_index, unreadable.
@@ -35,43 +35,52 @@ def _open_file(model: str, path: Path) -> Source:
         )
     config: Mapping[str, Any] = {}
     warnings: list[str] = []
-    # A shard on its own is a part of a model, and only a whole model's config says what is tied in it.
+    # A single shard is a part of a model, and a config describes a whole model.
     if path.name == SINGLE_FILE:
         config, warnings = read_config(
-            _files(path.parent), lambda name: _read_json(path.parent / name), str(path.parent)
+            _list_files(path.parent), lambda name: _read_json(path.parent / name), str(path.parent)
         )
     elif path.with_name(INDEX_FILE).exists():
-        warnings = [f"{path.name} is one shard of a model: give its folder, {path.parent}, to score all of it"]
-    return Source(model, model, str(path.resolve()), None, (_shard(path.name, path),), None, config, tuple(warnings))
+        warnings = [f"{path.name} is one shard of a model: give the folder, {path.parent}, to score the whole model"]
+    return Source(
+        model=model,
+        name=model,
+        where=str(path.resolve()),
+        commit=None,
+        shards=(_open_shard(path.name, path),),
+        weight_map=None,
+        config=config,
+        warnings=tuple(warnings),
+    )
 
 
 def _open_folder(model: str, folder: Path) -> Source:
     def read_json(name: str) -> Any:
         return _read_json(folder / name)
 
-    files = _files(folder)
+    files = _list_files(folder)
     config, warnings = read_config(files, read_json, str(folder))
-    choice = choose(files, read_json, str(folder))
-    shards = tuple(_shard(name, folder / name) for name in choice.names)
+    choice = choose_shards(files, read_json, str(folder))
+    shards = tuple(_open_shard(name, folder / name) for name in choice.names)
     return Source(
-        model,
-        model,
-        str(folder.resolve()),
-        None,
-        shards,
-        choice.weight_map,
-        config,
-        (*warnings, *choice.warnings, *_escaping_links(folder, shards)),
+        model=model,
+        name=model,
+        where=str(folder.resolve()),
+        commit=None,
+        shards=shards,
+        weight_map=choice.weight_map,
+        config=config,
+        warnings=(*warnings, *choice.warnings, *_find_escaping_links(folder, shards)),
     )
 
 
-def _files(folder: Path) -> list[str]:
-    # A folder that calls itself `x.safetensors` is listed, to be refused for what it is.
+def _list_files(folder: Path) -> list[str]:
+    # A folder named `x.safetensors` is listed too, so that its error says that it is not a file.
     here = [p.name for p in folder.iterdir() if not p.is_dir() or p.suffix == ".safetensors"]
     return here + [p.relative_to(folder).as_posix() for p in folder.glob("*/*.safetensors")]
 
 
-def _shard(name: str, path: Path) -> LocalShard:
+def _open_shard(name: str, path: Path) -> LocalShard:
     try:
         status = path.stat()
     except OSError as error:
@@ -86,8 +95,8 @@ def _shard(name: str, path: Path) -> LocalShard:
     return LocalShard.at(name, path)
 
 
-def _escaping_links(folder: Path, shards: tuple[LocalShard, ...]) -> list[str]:
-    # A snapshot in the Hugging Face cache is all links into ../../blobs: that is its normal state.
+def _find_escaping_links(folder: Path, shards: tuple[LocalShard, ...]) -> list[str]:
+    # In a snapshot of the Hugging Face cache every file is a link into ../../blobs.
     if "snapshots" in folder.resolve().parts:
         return []
     root = folder.resolve()

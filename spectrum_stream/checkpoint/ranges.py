@@ -1,11 +1,11 @@
-"""One file of a repo, read by ranges: requests, what counts as an answer, and when to ask again.
+"""One file of a repo, read by byte ranges: requests, the checks of an answer, and retries.
 
     GET {endpoint}/{repo}/resolve/{commit}/{file}      with `Range: bytes=a-b` and `Accept-Encoding: identity`
-    → 302 to a signed address on another host          remembered, used for the next ranges, renewed when it expires
-    → 206 with `Content-Range: bytes a-b/total`        nothing else counts; a 200 is closed unread
+    → 302 to a signed address on another host          kept for the next ranges, renewed when it expires
+    → 206 with `Content-Range: bytes a-b/total`        the only accepted answer; a 200 is closed unread
 
-huggingface_hub gives the client, the headers with the token, and its reading of error responses. The waiting
-is our own: its retries sleep as long as a server likes, and cannot go on inside a body that broke off.
+huggingface_hub provides the client, the headers with the token, and the classes of its error responses. The retries
+are our own: those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off.
 """
 
 import logging
@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 _log = logging.getLogger("spectrum_stream")
 
-# In a row, without a byte gained.
+# Attempts in a row that bring no byte.
 TRIES = 5
 _FIRST_WAIT_S = 0.5
-# The Hub's limits are per five minutes; who asks for more will not answer soon.
+# The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
 _MAX_WAIT_S = 330.0
 _RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-# What a signed address answers when it has expired, or was signed for another range.
+# The answers of a signed address that has expired, or was signed for another range.
 _EXPIRED_STATUS = (400, 401, 403, 404, 410)
-# After so many in a row that served one request only, they are not kept any more.
+# Signed addresses are not kept any more after so many in a row that worked only once.
 _BOUND_TO_RANGES = 2
 _IDENTITY = (None, "", "identity")
 
@@ -45,10 +45,10 @@ class RemoteFile:
     """A file at a commit. Safe to use from several threads.
 
     Args:
-        url: where it is resolved.
-        commit: what `X-Repo-Commit` must say, if it says anything.
+        url: the address that redirects to the file.
+        commit: the commit that `X-Repo-Commit` must name, if the server sends it.
         headers: with the token.
-        where: what to call it in a message; an address could hold a signature.
+        where: its name in messages; an address could hold a signature.
     """
 
     def __init__(self, url: str, commit: str, headers: dict[str, str], where: str) -> None:
@@ -62,7 +62,11 @@ class RemoteFile:
         self._lock = threading.Lock()
 
     def probe(self, nbytes: int, halt: threading.Event | None = None) -> tuple[bytes, int | None, bool]:
-        """The first `nbytes` bytes, the size of the file if the server tells it, and whether it knows ranges.
+        """Read the first bytes of the file, its size, and whether the server knows ranges.
+
+        Returns:
+            At most `nbytes` bytes; the size of the file, None if the server does not tell it; whether the server
+            answered with the range.
 
         Raises:
             SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
@@ -85,7 +89,11 @@ class RemoteFile:
         return with_retries(self.where, attempt, halt=halt)
 
     def read_prefix(self, nbytes: int) -> bytes:
-        """The first bytes of a file, or all that it has, without asking for a range; the rest is not read."""
+        """Read the first bytes of a file without a range request; the rest of the body is not read.
+
+        Raises:
+            SourceError: bad_response; CheckpointError: changed; HfHubHTTPError and httpx's errors, for `explaining`.
+        """
 
         def attempt() -> bytes:
             with get_session().stream(
@@ -95,7 +103,7 @@ class RemoteFile:
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             ) as response:
                 if response.status_code != 200:
-                    hf_raise_for_status(_with_body(response))
+                    hf_raise_for_status(_read_body(response))
                     raise BadResponse(f"the server answered {response.status_code}")
                 _check_commit(response, self._commit, self.where)
                 _check_encoding(response)
@@ -111,12 +119,13 @@ class RemoteFile:
         write: Callable[[int, bytes], object],
         halt: threading.Event | None = None,
     ) -> None:
-        """Hand bytes [start, stop) to `write(position, chunk)`, each once and in order, over as many requests as
-        it takes.
+        """Pass bytes [start, stop) to `write(position, chunk)`, each once and in order.
+
+        A body that breaks off is continued by further requests.
 
         Args:
-            total: the size that the file had when its header was read.
-            halt: set it to have this stop soon.
+            total: the size of the file when its header was read.
+            halt: set it to stop the transfer soon.
 
         Raises:
             RangesIgnored; Halted.
@@ -135,7 +144,7 @@ class RemoteFile:
                     if halt is not None and halt.is_set():
                         raise Halted
                     if len(chunk) > stop - position:
-                        raise BadResponse("more bytes came than were asked for")
+                        raise BadResponse("the server sent more bytes than were requested")
                     write(position, chunk)
                     position += len(chunk)
             if position < stop:
@@ -160,14 +169,14 @@ class RemoteFile:
                 return response
             stack.close()
         with self._lock:
-            # Renewed by another thread while this one waited; or it is for this one to do.
+            # Another thread may have renewed the address while this one waited for the lock.
             if self._address is not None and self._address != address:
                 response = stack.enter_context(self._get(self._address, start, stop))
                 if response.status_code not in _EXPIRED_STATUS:
                     return response
                 stack.close()
             if address is not None:
-                # An address that served one request and no other may be signed for a range, not only for a time.
+                # An address that worked only once may be signed for one range, and not only for a time.
                 self._bound = 0 if self._served else self._bound + 1
             self._address, self._served = None, 0
             response = stack.enter_context(self._get(self._url, start, stop))
@@ -194,16 +203,16 @@ def with_retries(
     halt: threading.Event | None = None,
     tries: int = TRIES,
 ) -> T:
-    """What `attempt` returns, after as many attempts as it needs and is given.
+    """Call `attempt` until it succeeds, and return its result.
 
     Args:
-        where: what is being read, for messages.
-        progress: some measure of it; while it grows the attempts are not counted.
-        halt: set it to end the waiting.
-        tries: how many in a row, without progress.
+        where: the file or repo, for messages.
+        progress: the position that was reached. An attempt that advances it is not counted.
+        halt: set it to stop the waiting.
+        tries: the limit of attempts in a row without progress.
 
     Raises:
-        Halted; SourceError: rate_limited, bad_response; else the last attempt's error.
+        Halted; SourceError: rate_limited, bad_response; else the error of the last attempt.
     """
     failed, reached = 0, progress()
     while True:
@@ -218,7 +227,7 @@ def with_retries(
         except HfHubHTTPError as error:
             if error.response.status_code not in _RETRY_STATUS:
                 raise
-            last, asked = error, _asked_wait(error.response)
+            last, asked = error, _parse_wait(error.response)
         failed, reached = (0, progress()) if progress() > reached else (failed + 1, reached)
         if asked is not None and asked > _MAX_WAIT_S:
             raise SourceError(
@@ -234,32 +243,36 @@ def with_retries(
             raise Halted
 
 
-def _asked_wait(response: httpx.Response) -> float | None:
+def _parse_wait(response: httpx.Response) -> float | None:
     limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     if limits is not None and limits.remaining == 0:
         return float(limits.reset_in_seconds)
-    # A date is allowed here too, and is left to the usual waiting.
+    # The header may hold a date instead, and is then ignored.
     seconds = response.headers.get("retry-after", "").strip()
     return float(seconds) if re.fullmatch(r"\d{1,9}", seconds) else None
 
 
 def _check_range(response: httpx.Response, start: int, stop: int, total: int | None, where: str = "") -> int:
-    """The size of the file, by a 206 that has exactly the range asked for, or as much of it as the file has."""
+    """Check that an answer is exactly the requested range, up to the end of the file; return the file's size.
+
+    Raises:
+        CheckpointError: changed; BadResponse; HfHubHTTPError.
+    """
     if response.status_code == 416:
         raise CheckpointError(f"{where} became shorter while it was read", reason="changed")
     if response.status_code != 206:
-        hf_raise_for_status(_with_body(response))
+        hf_raise_for_status(_read_body(response))
         raise BadResponse(f"the server answered {response.status_code} to a range")
     _check_encoding(response)
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("content-range", ""))
     if match is None:
-        raise BadResponse("the answer does not say which range it is")
+        raise BadResponse("the answer has no Content-Range header")
     first, last, size = map(int, match.groups())
     if total is not None and size != total:
         raise CheckpointError(f"{where} had {total} bytes and has {size} now", reason="changed")
     length = response.headers.get("content-length")
     if (first, last + 1) != (start, min(stop, size)) or (length is not None and length != str(last + 1 - first)):
-        raise BadResponse("the answer is another range than was asked for")
+        raise BadResponse("the answer is another range than the requested one")
     return size
 
 
@@ -272,11 +285,11 @@ def _check_commit(response: httpx.Response, commit: str, where: str) -> None:
 
 def _check_encoding(response: httpx.Response) -> None:
     if response.headers.get("content-encoding") not in _IDENTITY:
-        raise BadResponse("the answer is compressed, which was declined")
+        raise BadResponse("the answer is compressed, against the request")
 
 
-def _with_body(response: httpx.Response) -> httpx.Response:
-    # What the server says about its error is in a body that a streamed response has not read yet.
+def _read_body(response: httpx.Response) -> httpx.Response:
+    # The message of an error is in the body, which a streamed response has not read yet.
     response.read()
     return response
 

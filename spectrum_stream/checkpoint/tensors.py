@@ -1,15 +1,13 @@
-"""What a checkpoint holds: the headers of its shards, held against its index. Reads no weights."""
+"""The tensors of a checkpoint: the headers of its shards, checked against its index. Reads no weights."""
 
 from dataclasses import dataclass
 
 from ..errors import BadHeader, BadIndex
 from . import Shard, Source
 from .header import PREFIX_NBYTES, TensorInfo, header_nbytes, parse_header
+from .source import PROBE_NBYTES
 
-# One read brings most headers whole: 100 kB is the median of published shards.
-_PROBE_NBYTES = 100_000
-
-_FOREIGN_STARTS = {
+_OTHER_FORMATS = {
     b"PK\x03\x04": "it is a zip archive, most likely a PyTorch pickle",
     b"\x80\x02": "it is a Python pickle",
     b"GGUF": "it is a GGUF file",
@@ -21,12 +19,12 @@ _FOREIGN_STARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Every tensor that counts, in the order of the shards and of the bytes in them.
+    """All tensors of a checkpoint, in the order of the shards and of the bytes in them.
 
     Attributes:
         source: where it was opened.
         tensors: (shard, tensor) pairs in file order.
-        warnings: the source's, and what index and headers disagree on without harm.
+        warnings: those of the source, and harmless differences between index and headers.
     """
 
     source: Source
@@ -59,8 +57,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if source.weight_map is not None:
         _check_index(source, tensors)
     for what, names in (
-        ("in a shard and not in the index, ignored", unlisted),
-        ("in another shard than the index says, ignored there", doubled),
+        ("tensors in a shard but not in the index, ignored", unlisted),
+        ("tensors also in another shard than the one in the index, ignored there", doubled),
     ):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -69,20 +67,20 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
 
 def read_header(shard: Shard) -> list[TensorInfo]:
-    """The tensors of one shard, in the order of their bytes.
+    """Read the header of one shard: its tensors, in the order of their bytes.
 
     Raises:
         BadHeader: with the shard's path in the message.
     """
-    probe = shard.read(0, _PROBE_NBYTES)
+    probe = shard.read(0, PROBE_NBYTES)
     try:
         nbytes = header_nbytes(probe[:PREFIX_NBYTES], shard.nbytes)
         stop = PREFIX_NBYTES + nbytes
-        # Compared with N + 8 and not with N, or the last eight bytes of a header can be missed.
+        # The file position of the end is N + 8. A comparison with N could lose the last eight bytes of the header.
         header = probe[PREFIX_NBYTES:stop] if stop <= len(probe) else shard.read(PREFIX_NBYTES, stop)
         return parse_header(header, shard.nbytes)
     except BadHeader as error:
-        foreign = next((what for start, what in _FOREIGN_STARTS.items() if probe.startswith(start)), None)
+        foreign = next((what for start, what in _OTHER_FORMATS.items() if probe.startswith(start)), None)
         raise BadHeader(
             f"{shard.where}: {foreign or error}",
             reason=error.reason,
@@ -97,5 +95,5 @@ def _check_index(source: Source, tensors: dict[str, tuple[Shard, TensorInfo]]) -
             f"the index of {source.where} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
             f"which does not hold it ({len(missing)} such in all)",
             reason="tensor_missing",
-            hint="index and shards are of different versions: download both again",
+            hint="download index and shards again: they are of different versions",
         )

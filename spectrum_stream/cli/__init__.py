@@ -1,1 +1,1 @@
-"""The commands, by what they are about: each takes typed options and returns; `cli` puts them together."""
+"""The command line: one command per file, under its own name."""

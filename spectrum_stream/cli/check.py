@@ -1,4 +1,4 @@
-"""Results that others are to rely on: check."""
+"""Check results before they are published: check."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,28 +9,41 @@ from ..errors import UsageError
 from ..results.check import check
 from ..results.provenance import write_provenance
 from ..text import counted
-from .common import command_line, open_output
-from .options import JsonOption, QuietOption
+from .options import OUTPUT, JsonOption, QuietOption
+from .output import command_line, open_output
+
+EXAMPLES = (
+    "spectrum-stream check model_snr_results/snr_results_org-name.json",
+    "spectrum-stream check model_snr_results/snr_results_org-name.json --write-provenance --model org/name",
+)
 
 
 def check_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files: snr_results_….json.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files, snr_results_….json")],
     provenance: Annotated[
         bool,
-        typer.Option("--write-provenance", help="First write the file that says where the result comes from."),
+        typer.Option(
+            "--write-provenance",
+            help="Write the file that tells the source of the result first",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="ID", help="What others call the model, for --write-provenance."),
+        typer.Option(
+            "--model", metavar="ID", help="Public id of the model, for --write-provenance", rich_help_panel=OUTPUT
+        ),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check results before they are published: the files, where they come from, and, by the record, the scores."""
+    """Check results before they are published: the files, their source, and the scores against the scan record"""
     output = open_output(as_json, quiet)
     if model is not None and (not provenance or len(files) > 1):
         raise UsageError(
-            "--model is for --write-provenance and one file", reason="conflicting_options", hint="leave one out"
+            "--model needs --write-provenance and a single file",
+            reason="conflicting_options",
+            hint="leave out --model, or check one file at a time",
         )
     if provenance:
         for file in files:
@@ -40,12 +53,13 @@ def check_command(
         for finding in found:
             output.line(f"{file}: {finding.detail} ({finding.reason})")
         if not found:
-            output.line(f"{file}: good")
+            output.line(f"{file}: OK")
     listed = {str(f): [{"reason": str(x.reason), "detail": x.detail} for x in found] for f, found in findings.items()}
     output.data({"schema_version": 1, "files": listed})
     output.line()
-    wrong = sum(map(bool, findings.values()))
-    if wrong:
-        output.line(f"{wrong} of {counted(len(findings), 'file', 'files')} cannot be published as they are")
+    if wrong := [str(file) for file, found in findings.items() if found]:
+        count = counted(len(findings), "file", "files")
+        output.line(f"{len(wrong)} of {count} cannot be published yet")
+        output.line(f"next: correct the findings above, then run {command_line('check', *wrong)}")
         raise typer.Exit(1)
-    output.line(f"next: {command_line('select', str(files[0]), '--top-percent', '25')}")
+    output.next("select", str(files[0]), "--top-percent", "25")

@@ -1,4 +1,4 @@
-"""Two results, or one by two measures: compare."""
+"""Compare two rankings: compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,76 +6,80 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from ..numerics.metrics import Metric
-from ..results.remeasuring import measured
+from ..numerics.metrics import SPECTRUM, metric_of
+from ..results.result import Result
 from ..selection.compare import Comparison, compare
 from ..text import counted
 from . import tables
-from .common import command_line, open_output, seed_of
-from .options import JsonOption, MetricOption, QuietOption, SeedOption
+from .options import ComparedPercentOption, JsonOption, MetricOption, QuietOption
+from .output import Output, open_output
+
+EXAMPLES = (
+    "spectrum-stream compare model_snr_results/snr_results_base.json model_snr_results/snr_results_tuned.json",
+    "spectrum-stream compare model_snr_results/snr_results_m.json --metric stable-rank --top-percent 25",
+    "spectrum-stream compare model_snr_results/snr_results_m.json --metric random:3",
+)
 
 
 def compare_command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A result file: snr_results_….json.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A result file, snr_results_….json")],
     b: Annotated[
-        Path | None, typer.Argument(metavar="B", help="Another; without it A, by Spectrum's score, with itself.")
+        Path | None,
+        typer.Argument(
+            metavar="B", help="Another result; without it, --metric is compared with Spectrum's score of A"
+        ),
     ] = None,
-    top_percent: Annotated[
-        float, typer.Option("--top-percent", metavar="P", help="Compare the top P percent of every group.")
-    ] = 50,
-    top_percent_b: Annotated[
-        float | None, typer.Option("--top-percent-b", metavar="P", help="Of the second, if it is another.")
-    ] = None,
-    metric: MetricOption = Metric.SPECTRUM,
-    seed_option: SeedOption = None,
+    top_percent: ComparedPercentOption = 50,
+    metric: MetricOption = SPECTRUM.name,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two rankings: two results by one measure, or one by Spectrum's score and by --metric."""
+    """Compare two results by one metric, or one result by Spectrum's score and by another metric"""
     output = open_output(as_json, quiet)
-    seed = seed_of(seed_option, metric)
-    if b is None and metric is Metric.SPECTRUM and top_percent_b is None:
+    by = metric_of(metric)
+    if b is None and by == SPECTRUM:
         raise UsageError(
-            "one result by one measure is nothing to compare",
-            reason="nothing_to_compare",
-            hint="give a second result, --metric or --top-percent-b",
+            "there is nothing to compare A with", reason="nothing_to_compare", hint="give a second result or --metric"
         )
-    second = b or a
-    # Two results are ranked by the same measure, or their difference would be that of the measures too.
-    first_by = Metric.SPECTRUM if b is None else metric
-    lines = measured(a, first_by, seed), measured(second, metric, seed)
-    result = compare(*lines, top_percent, top_percent_b)
-    common, smaller = sum(g.count for g in result.groups.values()), min(map(len, lines))
+    # Two results are ranked by the same metric, or their difference would be that of the metrics as well.
+    first = Result.open(a).by(SPECTRUM if b is None else by)
+    second = Result.open(b or a).by(by)
+    comparison = compare(first, second, top_percent)
+    common = sum(group.count for group in comparison.groups.values())
+    smaller = min(len(first.modules), len(second.modules))
     if common < smaller / 2:
-        output.warn(f"only {common} of {smaller} modules are in both results: are they of one model?")
-    output.show(tables.comparison_table(result))
-    output.data(_data(result, (str(a), str(first_by)), (str(second), str(metric))))
+        output.warn(f"only {common} of {smaller} modules are in both results, so they may be of different models")
+    output.show(tables.comparison_table(comparison))
+    output.data(_data(comparison, (str(a), first.metric.name), (str(b or a), second.metric.name)))
     output.line()
-    if result.overlap is not None:
+    _list_changes(output, comparison, a, b or a)
+    words = () if by == SPECTRUM else ("--metric", by.name)
+    output.next("select", str(b or a), "--top-percent", f"{top_percent:g}", *words)
+
+
+def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path) -> None:
+    if comparison.overlap is not None:
         output.line(
-            f"both have {result.overlap:.1%} of the larger choice, groups left out whose scores are all equal"
+            f"the selections share {comparison.overlap:.1%} of the larger one, "
+            "without groups in which all scores are equal"
         )
-    for group in result.groups.values():
+    for group in comparison.groups.values():
         if group.is_decided:
             for sign, modules in (("+", group.entered), ("-", group.left)):
                 for module in modules:
                     output.line(f"  {sign} {module}")
-    for path, modules in ((a, result.only_a), (second, result.only_b)):
+    for path, modules in ((a, comparison.only_a), (b, comparison.only_b)):
         if modules:
             output.line(f"only in {path}, {counted(len(modules), 'module', 'modules')}:")
         for module in modules:
             output.line(f"  {module}")
-    by = ("--metric", str(metric)) if metric is not Metric.SPECTRUM else ()
-    of = ("--seed", str(seed)) if metric is Metric.RANDOM else ()
-    share = f"{top_percent if top_percent_b is None else top_percent_b:g}"
-    output.line(f"next: {command_line('select', str(second), '--top-percent', share, *by, *of)}")
 
 
-def _data(result: Comparison, a: tuple[str, str], b: tuple[str, str]) -> dict[str, object]:
+def _data(comparison: Comparison, a: tuple[str, str], b: tuple[str, str]) -> dict[str, object]:
     return {
         "schema_version": 1,
         **{name: {"result": path, "metric": by} for name, (path, by) in (("a", a), ("b", b))},
-        "overlap": result.overlap,
+        "overlap": comparison.overlap,
         "groups": {
             name: {
                 "count": g.count,
@@ -87,8 +91,8 @@ def _data(result: Comparison, a: tuple[str, str], b: tuple[str, str]) -> dict[st
                 "entered": g.entered,
                 "left": g.left,
             }
-            for name, g in result.groups.items()
+            for name, g in comparison.groups.items()
         },
-        "only_a": result.only_a,
-        "only_b": result.only_b,
+        "only_a": comparison.only_a,
+        "only_b": comparison.only_b,
     }

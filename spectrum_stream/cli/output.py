@@ -1,27 +1,26 @@
-"""The one sink: every line that this program prints goes through here.
+"""The one sink: every line that a command prints goes through here.
 
-Data goes to stdout; progress, notes and errors go to stderr. Foreign strings are made safe here or by `tables`.
+Data goes to stdout; progress, notes and errors go to stderr. Untrusted strings are made safe here or in `tables`.
 """
 
 import json
 import logging
+import os
+import shlex
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
 
 from ..errors import SpectrumStreamError
 from ..text import printable
 
-if TYPE_CHECKING:
-    # At run time this would import torch.
-    pass
-
+# Several requests meet the same trouble within this time, and one note is enough.
 _SAME_TROUBLE_S = 0.4
 
 
 class Output:
-    """What a command prints, by audience."""
+    """The output of a command, by audience."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -30,38 +29,59 @@ class Output:
         self._stdout = Console(highlight=False)
 
     def show(self, renderable: RenderableType) -> None:
-        """For people, on stdout; not with --json or -q."""
+        """Print a table or a map on stdout; not with --json or -q."""
         if not self.as_json and not self.quiet:
             self._stdout.print(renderable)
 
     def line(self, text: str = "") -> None:
-        """A line for people, on stdout, never wrapped: it may be a command to copy."""
+        """Print a line on stdout; not with --json or -q. It never wraps, since it may be a command to copy."""
         if not self.as_json and not self.quiet:
             self._stdout.print(printable(text), markup=False, soft_wrap=True)
 
+    def next(self, *words: str) -> None:
+        """End a command with the next one to type; not with --json or -q."""
+        self.line(f"next: {command_line(*words)}")
+
     def data(self, value: Any) -> None:
-        """For programs, on stdout, with --json."""
+        """Print JSON on stdout, with --json."""
         if self.as_json:
             self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
 
     def note(self, text: str) -> None:
-        """What is being done, on stderr; not with -q."""
+        """Tell on stderr what is going on; not with -q."""
         if not self.quiet:
             self.stderr.print(printable(text), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """On stderr; not with -q."""
+        """Warn on stderr; not with -q."""
         self.note(f"warning: {text}")
 
     def error(self, error: SpectrumStreamError) -> None:
-        """On stderr, always."""
+        """Print an error and its hint on stderr, always."""
         self.stderr.print(printable(f"error: {error} ({error.reason})"), markup=False, soft_wrap=True)
         if error.hint:
             self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
 
 
+def open_output(as_json: bool, quiet: bool) -> Output:
+    """Make the output of a command, and send the log of this package and of the Hub there."""
+    output = Output(as_json=as_json, quiet=quiet)
+    # huggingface_hub logs much, and only the time that it waits matters here.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in ("spectrum_stream", "huggingface_hub.utils._http"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [LogNotes(output)], False
+        logger.setLevel(logging.WARNING)
+    return output
+
+
+def command_line(*words: str) -> str:
+    """Return a command of this program, quoted for a shell."""
+    return shlex.join(("spectrum-stream", *words))
+
+
 class LogNotes(logging.Handler):
-    """What is logged, the waiting for a server above all, as notes; but no addresses, which can hold signatures."""
+    """Prints log messages as notes, except those with addresses, which can hold signatures."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
@@ -70,10 +90,10 @@ class LogNotes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        # Several requests meet the same trouble at once, and each of them waits a while of its own.
+        # Several requests meet the same trouble at once, and each waits for a time of its own.
         trouble, now = message.rsplit(";", 1)[0], time.monotonic()
-        repeated = trouble == self._trouble and now < self._last + _SAME_TROUBLE_S
-        theirs = record.name.startswith("huggingface_hub") and not message.startswith("Rate limited")
-        if "://" not in message and not repeated and not theirs:
+        is_repeated = trouble == self._trouble and now < self._last + _SAME_TROUBLE_S
+        is_theirs = record.name.startswith("huggingface_hub") and not message.startswith("Rate limited")
+        if "://" not in message and not is_repeated and not is_theirs:
             self._trouble, self._last = trouble, now
             self._output.note(message)

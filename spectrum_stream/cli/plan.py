@@ -1,73 +1,81 @@
-"""Show what a scan would do."""
+"""Show what a scan would do: plan."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..model.matrix import Experts
-from ..model.parameters import Target
+from ..model.parameters import Names
+from ..streaming import plan as planning
 from ..streaming.fetch import Fetch
 from ..streaming.plan import RESULTS_FOLDER
 from . import tables
-from .common import again, command_line, model_of, open_output, patterns_of
 from .options import (
     ExpertsOption,
     FetchOption,
+    GroupsOption,
     JsonOption,
     MaxDiskOption,
     MaxMemoryOption,
     ModelArgument,
     ModelNameOption,
-    ModulesOption,
     NameOption,
-    NamesFromOption,
+    NamesOption,
     OutOption,
     QuietOption,
-    TargetOption,
-    TopPercentOption,
+    plan_options,
 )
+from .output import open_output
+from .values import model_of
 
-if TYPE_CHECKING:
-    pass
-from .scan import _planned
+EXAMPLES = (
+    "spectrum-stream plan path/to/model",
+    "spectrum-stream plan org/name@main --fetch range --max-memory 2GB",
+    "spectrum-stream plan org/name --groups 'mlp.*,self_attn.q_proj' --json",
+)
 
 
 def plan_command(
     model: ModelArgument = None,
-    top_percent: TopPercentOption = None,
-    modules: ModulesOption = None,
-    name: NameOption = None,
-    out: OutOption = Path(RESULTS_FOLDER),
-    max_memory: MaxMemoryOption = None,
+    groups: GroupsOption = None,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
     experts: ExpertsOption = Experts.SEPARATE,
+    name: NameOption = None,
+    out: OutOption = Path(RESULTS_FOLDER),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    max_memory: MaxMemoryOption = None,
     model_name: ModelNameOption = None,
 ) -> None:
-    """Show what a scan would read, score, skip, cost and write. Reads headers only."""
+    """Show what a scan would read, score, skip, cost and write, from headers alone"""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
-    plan = _planned(
-        typed, top_percent, patterns_of(modules), name, out, max_memory, fetch, max_disk, target, names_from, experts
+    options = plan_options(
+        groups=groups,
+        name=name,
+        out=out,
+        max_memory=max_memory,
+        fetch=fetch,
+        max_disk=max_disk,
+        names=names,
+        experts=experts,
     )
+    plan = planning.plan(typed, **options)
     for warning in plan.warnings:
         output.warn(warning)
     output.show(tables.plan_table(plan))
     output.data(plan.to_dict())
     output.line()
+    # The scan is suggested with every option that is not at its default.
     given = {
-        "--name": name,
-        "--out": None if str(out) == RESULTS_FOLDER else str(out),
-        "--max-memory": max_memory,
-        "--fetch": None if fetch is Fetch.AUTO else str(fetch),
+        "--groups": ",".join(groups or ()),
+        "--fetch": "" if fetch is Fetch.AUTO else fetch,
         "--max-disk": max_disk,
-        "--target": None if target is Target.AUTO else str(target),
-        "--names-from": None if names_from is None else str(names_from),
-        "--experts": None if experts is Experts.SEPARATE else str(experts),
+        "--names": "" if names == Names.V5 else names,
+        "--experts": "" if experts is Experts.SEPARATE else experts,
+        "--name": name,
+        "--out": "" if str(out) == RESULTS_FOLDER else str(out),
+        "--max-memory": max_memory,
     }
-    kept = [word for option, value in given.items() if value is not None for word in (option, value)]
-    share = f"{top_percent or 50:g}"
-    output.line(f"next: {command_line('scan', typed, '--top-percent', share, *kept, *again(modules))}")
+    words = [word for option, value in given.items() if value for word in (option, str(value))]
+    output.next("scan", typed, "--top-percent", "50", *words)

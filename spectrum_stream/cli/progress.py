@@ -1,4 +1,4 @@
-"""The progress of a scan: a bar on a terminal, lines elsewhere."""
+"""Show the progress of a scan: a bar on a terminal, lines elsewhere."""
 
 import threading
 import time
@@ -10,25 +10,28 @@ from rich.table import Column
 from rich.text import Text
 
 from ..text import duration, printable, si_bytes
-
-if TYPE_CHECKING:
-    from ..pipeline import Event, MatrixScored, ScanStarted
 from .output import Output
 
-_LINE_EVERY_S = 30.0
+if TYPE_CHECKING:
+    # These import torch at run time.
+    from ..pipeline import Event, MatrixScored, ScanStarted
 
-
-_LINE_EVERY_SHARE = 0.05
+# A line is printed when both of these have passed since the last one, or when the scan is silent for too long.
+_LEAST_S = 2.0
+_LEAST_SHARE = 0.05
+_SILENCE_S = 30.0
 
 
 class ProgressView:
-    """A bar on a terminal; elsewhere a line every 5% or 30 s. The ETA goes by work left, not by matrices."""
+    """A bar on a terminal, lines elsewhere. The remaining time follows the work left, not the number of matrices."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
+        self._clock = clock
         self._bar: Progress | None = None
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = clock()
         self._last_share = 0.0
+        self._lines = 0
         self._event: MatrixScored | None = None
         self._scan: ScanStarted | None = None
         self._ended = threading.Event()
@@ -61,21 +64,13 @@ class ProgressView:
             self._ticker.join()
 
     def on_event(self, event: "Event") -> None:
+        """Show an event of the scan."""
         from ..pipeline import MatrixScored, ScanStarted
 
         if isinstance(event, ScanStarted):
             self._scan = event
-            total = len(event.plan.matrices)
-            if event.foreign is not None:
-                self._output.note(
-                    f"reusing {event.foreign}, a result with no record of how it was made (--fresh scans)"
-                )
-            elif event.dropped:
-                self._output.note(f"the checkpoint changed: {event.dropped} recorded scores are dropped")
-            elif event.done == total:
-                self._output.note(f"already scanned: {event.plan.outputs.record} (--fresh scans again)")
-            elif event.done:
-                self._output.note(f"resuming: {event.done} of {total} matrices are done")
+            if note := _beginning(event):
+                self._output.note(note)
         elif isinstance(event, MatrixScored):
             self._event = event
             self._advance(event)
@@ -87,22 +82,25 @@ class ProgressView:
                 total=event.work_total,
                 completed=event.work_done,
                 count=f"{event.done}/{event.total}",
-                # For a repo, the state of the network is of more use, and there is room for one.
+                # There is room for one of the two, and the state of the network is more useful for a repo.
                 module="" if self._is_remote else printable(event.record.module),
             )
             return
-        share = _share(event)
-        if share >= self._last_share + _LINE_EVERY_SHARE or event.done == event.total:
+        # A scan of a second needs no progress, so its last line is printed only after another one.
+        if event.done == event.total:
+            if self._lines:
+                self._line()
+        elif self._clock() >= self._last_line + _LEAST_S and _share(event) >= self._last_share + _LEAST_SHARE:
             self._line()
 
     def _tick(self) -> None:
-        # Apart from the events, since a shard can take minutes to come.
+        # In a thread, since the next event can take minutes while a shard is downloaded.
         while not self._ended.wait(1.0):
-            if self._scan is not None and time.monotonic() >= self._last_line + _LINE_EVERY_S:
+            if self._scan is not None and self._clock() >= self._last_line + _SILENCE_S:
                 self._line()
 
     def _line(self) -> None:
-        event, now = self._event, time.monotonic()
+        event, now = self._event, self._clock()
         share = 0.0 if event is None else _share(event)
         self._last_line, self._last_share = now, share
         parts = [f"{event.done}/{event.total} matrices, {share:.0%}"] if event is not None else []
@@ -111,6 +109,7 @@ class ProgressView:
         if network := self._network():
             parts.append(network)
         if parts:
+            self._lines += 1
             self._output.note(", ".join(parts))
 
     @property
@@ -119,19 +118,19 @@ class ProgressView:
 
     @property
     def _is_network_bound(self) -> bool:
-        return self._scan is not None and self._scan.traffic.starved_s > (time.monotonic() - self._started) / 2
+        return self._scan is not None and self._scan.traffic.starved_s > (self._clock() - self._started) / 2
 
     def _left_s(self, share: float, seconds: float) -> float | None:
-        """By the bytes that are to come where the network is slower, else by the work that is to be done."""
+        """Estimate the remaining seconds: by the bytes to fetch if the network is slower, else by the work."""
         if self._is_remote and self._is_network_bound and self._scan is not None:
             share = self._scan.traffic.fetched_nbytes / self._scan.fetch_nbytes
         return seconds * (1 - share) / share if 0 < share < 1 else None
 
     def _network(self) -> str:
-        """`120 of 640 MB, 24 MB/s, network-bound`, or nothing for a local checkpoint."""
+        """Return e.g. `120 MB of 640 MB, 24 MB/s, network-bound`; nothing for a local checkpoint."""
         if self._scan is None or not self._is_remote:
             return ""
-        seconds = time.monotonic() - self._started
+        seconds = self._clock() - self._started
         fetched, total = self._scan.traffic.fetched_nbytes, self._scan.fetch_nbytes
         return (
             f"{si_bytes(fetched)} of {si_bytes(total)}, "
@@ -141,7 +140,7 @@ class ProgressView:
 
 
 class _Live(ProgressColumn):
-    """Text that is asked for at every refresh."""
+    """A column that asks for its text at every refresh."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         super().__init__(Column(no_wrap=True))
@@ -149,6 +148,18 @@ class _Live(ProgressColumn):
 
     def render(self, task: object) -> Text:
         return Text(self._text())
+
+
+def _beginning(scan: "ScanStarted") -> str | None:
+    """Say what an earlier scan left, if anything."""
+    total = len(scan.plan.matrices)
+    if scan.foreign is not None:
+        return f"using the scores in {scan.foreign}, which has no scan record (--fresh scans the model instead)"
+    if scan.dropped:
+        return f"the checkpoint changed: {scan.dropped} recorded scores are dropped"
+    if scan.done == total:
+        return f"already scanned: {scan.plan.outputs.record} (--fresh scans again)"
+    return f"resuming: {scan.done} of {total} matrices are done" if scan.done else None
 
 
 def _share(event: "MatrixScored") -> float:

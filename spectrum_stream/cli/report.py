@@ -1,4 +1,4 @@
-"""Seeing a result: report."""
+"""Show a result as a map: report."""
 
 import math
 from pathlib import Path
@@ -12,38 +12,47 @@ from ..report.grid import place_of
 from ..report.terminal import TerminalMap
 from ..results.atomic import write_atomically
 from ..results.result import Module
-from ..selection.select import Selection, select
-from ..streaming.plan import check_percent
+from ..selection.select import Selection, check_percent, select
 from ..text import counted
-from .common import command_line, open_output
-from .options import JsonOption, QuietOption
+from .options import OUTPUT, JsonOption, OutlinedPercentOption, QuietOption
+from .output import open_output
+
+EXAMPLES = (
+    "spectrum-stream report model_snr_results/snr_results_m.json",
+    "spectrum-stream report model_snr_results/snr_results_m.json --top-percent 25 -o report.html",
+    "spectrum-stream report snr_results_base.json snr_results_tuned.json -o both.html",
+)
 
 
 def report_command(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULT [RESULT]", help="A result file, or two to show side by side.")
+        list[Path], typer.Argument(metavar="RESULT [RESULT]", help="A result file, or two to show side by side")
     ],
+    top_percent: OutlinedPercentOption = 50,
     page: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write a page for the browser (extra: report)."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write an HTML page instead, which works offline (extra: report)",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    top_percent: Annotated[
-        float, typer.Option("--top-percent", metavar="P", help="Mark the top P percent of every group.")
-    ] = 50,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the scores of a result as a map of layers by groups: here, or as a page that needs nothing else."""
+    """Show the scores of a result as a map of layers by groups, in the terminal or as an HTML page"""
     output = open_output(as_json, quiet)
     check_percent(top_percent)
     if len(results) > 2:
-        raise UsageError("one result or two can be shown", reason="too_many_results")
+        raise UsageError("report takes one result or two", reason="too_many_results")
     if page is not None and page.resolve() in [path.resolve() for path in results]:
-        raise UsageError(f"{page} is the result itself", reason="conflicting_options")
+        raise UsageError(f"{page} is the result itself", reason="conflicting_options", hint="e.g. -o report.html")
     everything = [read_shown(path) for path in results]
-    selections = [_selection(shown, top_percent) for shown in everything]
+    selections = [_select(shown, top_percent) for shown in everything]
     if page is not None:
-        # Only now: what a terminal is shown needs none of it.
+        # Only now, since the map in a terminal does not need it.
         from ..report.page import render
 
         write_atomically(page, render(everything, top_percent=top_percent))
@@ -54,7 +63,7 @@ def report_command(
             output.line(f"{shown.name}, top {top_percent:g} percent")
             output.show(TerminalMap(shown, selection.chosen_names))
             if flagged := sum(shown.flagged.values()):
-                output.line(f"{counted(flagged, 'matrix has', 'matrices have')} no score that means anything")
+                output.line(f"{counted(flagged, 'matrix has', 'matrices have')} a degenerate score or none")
             output.line()
     output.data(
         {
@@ -64,20 +73,20 @@ def report_command(
             "files": [] if page is None else [str(page)],
         }
     )
-    if page is not None:
-        output.line(f"wrote {page}")
-        output.line(f"next: {command_line('select', str(results[-1]), '--top-percent', f'{top_percent:g}')}")
+    if page is None:
+        output.next("report", *map(str, results), "-o", "report.html")
     else:
-        output.line(f"next: {command_line('report', *map(str, results), '-o', 'report.html')}")
+        output.line(f"wrote {page}")
+        output.next("select", str(results[-1]), "--top-percent", f"{top_percent:g}")
 
 
-def _selection(shown: Shown, top_percent: float) -> Selection:
-    lines = [Module(e.module, e.group, e.snr) for e in shown.entries if e.is_ranked and e.snr is not None]
-    return select(lines, top_percent)
+def _select(shown: Shown, top_percent: float) -> Selection:
+    ranked = [Module(e.module, e.group, e.snr) for e in shown.entries if e.is_ranked and e.snr is not None]
+    return select(ranked, top_percent)
 
 
 def _data(shown: Shown, selection: Selection) -> dict[str, Any]:
-    ranks = {line.name: i for group in selection.ranked.values() for i, line in enumerate(group, 1)}
+    ranks = {module.name: i for group in selection.ranked.values() for i, module in enumerate(group, 1)}
     chosen = set(selection.chosen_names)
     return {
         "name": shown.name,
@@ -91,19 +100,19 @@ def _module(entry: Entry, ranks: dict[str, int], chosen: set[str]) -> dict[str, 
     return {
         "module": entry.module,
         "group": entry.group,
-        "layer": place_of(entry.module, entry.group, entry.bank).layer or None,
-        "bank": entry.bank,
+        "layer": place_of(entry.module, entry.group, entry.fused).layer or None,
+        "fused": entry.fused,
         "snr": _finite(entry.snr),
-        "rank": ranks.get(entry.module) if entry.bank is None else None,
-        "chosen": entry.bank is None and entry.module in chosen,
+        "rank": ranks.get(entry.module) if entry.fused is None else None,
+        "chosen": entry.fused is None and entry.module in chosen,
         "flag": entry.flag or None,
         "n": entry.n,
         "m": entry.m,
         "tau": entry.tau,
-        "measures": {name: _finite(value) for name, value in entry.measures.items()},
+        "metrics": {name: _finite(value) for name, value in entry.metrics.items()},
     }
 
 
 def _finite(value: float | None) -> float | None:
-    # JSON has no infinities; the flag says which score was one.
+    # JSON has no infinities. The flag tells which score was one.
     return value if value is not None and math.isfinite(value) else None

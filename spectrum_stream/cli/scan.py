@@ -1,189 +1,195 @@
-"""From a checkpoint: plan, scan, demo. The only place that prompts."""
+"""Score the weights of a model: scan. The only command that prompts, with -i."""
 
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import UsageError
 from ..model.matrix import Experts
-from ..model.parameters import Target, read_names
+from ..model.parameters import Names
 from ..numerics.precision import Precision
 from ..selection.budget import needs
 from ..selection.diagnose import diagnose
+from ..selection.select import check_percent
 from ..streaming import plan as planning
 from ..streaming.fetch import Fetch
-from ..streaming.plan import RESULTS_FOLDER
+from ..streaming.plan import RESULTS_FOLDER, Plan
 from ..text import counted, duration, printable, si_bytes
+from ..trainers import DEFAULT
 from . import tables
-from .common import again, command_line, explain, model_of, nbytes_of, open_output, patterns_of
 from .options import (
+    DeviceOption,
     ExpertsOption,
     FetchOption,
     FreshOption,
+    GroupsOption,
+    InteractiveOption,
     JsonOption,
     MaxDiskOption,
     MaxMemoryOption,
     ModelArgument,
     ModelNameOption,
-    ModulesOption,
     NameOption,
-    NamesFromOption,
+    NamesOption,
     OutOption,
+    PrecisionOption,
     QuietOption,
-    TargetOption,
     TopPercentOption,
-    WaitOption,
+    plan_options,
 )
-from .output import Output
+from .output import Output, open_output
 from .progress import ProgressView
+from .values import model_of
 
 if TYPE_CHECKING:
+    # At run time this would import torch, and a wrong command line should not wait for that.
     from ..pipeline import ScanResult
+
+EXAMPLES = (
+    "spectrum-stream scan path/to/model --top-percent 50",
+    "spectrum-stream scan org/name --top-percent 25 --groups 'mlp.*,self_attn.*' --max-memory 2GB",
+    "spectrum-stream scan path/to/model.safetensors --name my-model --precision fp64",
+)
 
 
 def scan_command(
     model: ModelArgument = None,
     top_percent: TopPercentOption = None,
-    modules: ModulesOption = None,
-    interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Tick the groups in a list (extra: interactive).")
-    ] = False,
-    name: NameOption = None,
-    out: OutOption = Path(RESULTS_FOLDER),
-    fresh: FreshOption = False,
-    wait: WaitOption = False,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="How exactly; auto is exact enough for each matrix.")
-    ] = Precision.AUTO,
-    device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    max_memory: MaxMemoryOption = None,
+    groups: GroupsOption = None,
+    interactive: InteractiveOption = False,
     fetch: FetchOption = Fetch.AUTO,
     max_disk: MaxDiskOption = None,
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
     experts: ExpertsOption = Experts.SEPARATE,
+    name: NameOption = None,
+    out: OutOption = Path(RESULTS_FOLDER),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    precision: PrecisionOption = Precision.AUTO,
+    device: DeviceOption = "auto",
+    max_memory: MaxMemoryOption = None,
+    fresh: FreshOption = False,
     model_name: ModelNameOption = None,
 ) -> None:
-    """Score every weight matrix of MODEL; with --top-percent, write the selection for the trainer too."""
+    """Score every weight matrix of MODEL, and with --top-percent write the selection for the trainer"""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
-    patterns = patterns_of(modules)
+    if top_percent is not None:
+        check_percent(top_percent)
     if interactive:
-        if patterns:
-            raise UsageError("-i and --modules exclude each other", reason="conflicting_options")
-        patterns = _tick_groups(typed, output)
-    plan = _planned(
-        typed, top_percent, patterns, name, out, max_memory, fetch, max_disk, target, names_from, experts, precision
-    )
-    _run(output, plan, fresh, wait, device, patterns)
-
-
-def _planned(
-    model: str,
-    top_percent: float | None,
-    modules: list[str] | None,
-    name: str | None,
-    out: Path,
-    max_memory: str | None,
-    fetch: Fetch,
-    max_disk: str | None,
-    target: Target,
-    names_from: Path | None,
-    experts: Experts,
-    precision: Precision = Precision.AUTO,
-) -> planning.Plan:
-    """The plan of what was typed."""
-    return planning.plan(
-        model,
-        top_percent=top_percent,
-        groups=modules,
+        _check_interactive(output, groups)
+    options = plan_options(
+        groups=groups,
         name=name,
         out=out,
-        max_nbytes=nbytes_of(max_memory, "--max-memory"),
-        precision=precision,
+        max_memory=max_memory,
         fetch=fetch,
-        max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
-        target=target,
-        names=None if names_from is None else read_names(names_from),
+        max_disk=max_disk,
+        names=names,
         experts=experts,
+        precision=precision,
     )
+    plan = planning.plan(typed, **options)
+    if interactive:
+        groups = _ask_groups(output, plan)
+        plan = plan.only(groups)
+    run_plan(output, plan, top_percent=top_percent, fresh=fresh, device_name=device, groups=groups)
 
 
-def _run(
+def run_plan(
     output: Output,
-    plan: planning.Plan,
-    fresh: bool,
-    wait: bool,
-    device_name: str,
-    modules: list[str] | None,
+    plan: Plan,
+    *,
+    top_percent: float | None,
+    fresh: bool = False,
+    device_name: str = "auto",
+    groups: Sequence[str] | None = None,
 ) -> None:
+    """Run a plan, show its progress and its result, and suggest the next command.
+
+    Args:
+        groups: the groups as typed, for that command.
+    """
     started = time.monotonic()
     for warning in plan.warnings:
         output.warn(warning)
-    # Only now: these import torch, and a bad command line should not wait for that.
     from ..numerics.device import open_device
     from ..pipeline import ScanFinished, run
 
     device = open_device(device_name)
     output.note(
         f"{plan.source}: {counted(len(plan.matrices), 'matrix', 'matrices')}, "
-        f"{si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.whose(plan)}"
+        f"{si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.names_words(plan)}"
     )
     result: ScanResult | None = None
     try:
         with ProgressView(output) as view:
-            for event in run(plan, fresh=fresh, device=device, wait=wait):
+            for event in run(plan, top_percent=top_percent, fresh=fresh, device=device):
                 view.on_event(event)
                 if isinstance(event, ScanFinished):
                     result = event.result
     except KeyboardInterrupt:
-        output.note("interrupted: what was scored is recorded, and the same command resumes")
+        output.note("interrupted: finished scores are saved, and the same command resumes")
         raise
     assert result is not None
-    doubts = diagnose(result.modules, result.selection, result.records)
-    output.show(tables.score_table(result.modules, result.selection, doubts))
-    need = needs(result.selection, by_patterns=True) if result.selection else None
-    if need is not None:
-        output.line()
-        output.show(tables.needs_table(need))
-    output.data(tables.result_data(result, need))
-    output.line()
-    for path in result.written:
-        output.line(f"wrote {path}")
-    if result.records:
-        output.line(f"the record of how: {plan.outputs.record}")
-    explain(output, result.selection, doubts)
-    for remark in tables.remarks(result):
-        output.warn(remark)
+    _present(output, result)
     output.note(f"done in {duration(time.monotonic() - started)}")
-    # With a selection at hand the next question is another share of it.
-    share = "25" if plan.top_percent == 50 else "50"
-    output.line(f"next: {command_line('select', str(plan.outputs.results), '--top-percent', share, *again(modules))}")
+    # After a selection, the obvious next question is another percentage.
+    share = "25" if top_percent == 50 else "50"
+    words = ("--groups", ",".join(groups)) if groups else ()
+    output.next("select", str(plan.outputs.results), "--top-percent", share, *words)
     if not result.complete:
         raise typer.Exit(3)
 
 
-def _tick_groups(model: str, output: Output) -> list[str]:
+def _present(output: Output, result: "ScanResult") -> None:
+    selection = result.selection
+    diagnostics = diagnose(result.result, selection)
+    output.show(tables.score_table(result.result, selection, diagnostics))
+    need = None
+    if selection is not None and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None:
+        output.line()
+        output.show(tables.needs_table(need))
+    output.data(tables.scan_data(result, need, diagnostics))
+    output.line()
+    for path in result.written:
+        output.line(f"wrote {path}")
+    if result.records:
+        output.line(f"scan record: {result.plan.outputs.record}")
+    if selection is not None:
+        for sentence in DEFAULT.explain(selection):
+            output.line(sentence)
+        for warning in tables.selection_warnings(selection, diagnostics):
+            output.warn(warning)
+    for warning in tables.scan_warnings(result):
+        output.warn(warning)
+
+
+def _check_interactive(output: Output, groups: Sequence[str] | None) -> None:
+    if groups:
+        raise UsageError("-i and --groups exclude each other", reason="conflicting_options", hint="leave out one")
     try:
-        import questionary
+        import questionary  # noqa: F401
     except ImportError:
         raise UsageError(
             "-i needs questionary", reason="missing_extra", hint="pip install 'spectrum-stream[interactive]'"
         ) from None
     if output.as_json or output.quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("-i needs a terminal", reason="not_a_terminal", hint="use --modules")
-    groups = [group.name for group in planning.plan(model).groups]
-    choices = [questionary.Choice(printable(name) or "(no name)", value=name, checked=True) for name in groups]
+        raise UsageError("-i needs a terminal", reason="not_a_terminal", hint="use --groups")
+
+
+def _ask_groups(output: Output, plan: Plan) -> list[str]:
+    import questionary
+
+    names = [group.name for group in plan.groups]
+    choices = [questionary.Choice(printable(name) or "(no name)", value=name, checked=True) for name in names]
     chosen: list[str] | None = questionary.checkbox("Groups to score", choices=choices).ask()
     if not chosen:
         raise UsageError("no group was chosen", reason="no_group")
-    output.note(f"the same without asking: --modules {shlex.quote(','.join(chosen))}")
+    output.note(f"the same without a prompt: --groups {shlex.quote(','.join(chosen))}")
     return chosen

@@ -1,223 +1,173 @@
-"""From a result: select."""
+"""Choose modules from a result: select."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import NamedTuple
 
-import typer
-
-from ..errors import ResultError, UsageError
+from ..errors import UsageError
 from ..model.parameters import read_names
-from ..numerics.metrics import MEASURES, Metric
+from ..numerics.metrics import SPECTRUM, metric_of
 from ..results.atomic import write_atomically
-from ..results.record import read_identity
-from ..results.remeasuring import measured
-from ..results.result import Result, read_scored
+from ..results.result import Result
 from ..selection.budget import Recipe, fit, needs
 from ..selection.diagnose import diagnose
-from ..selection.select import Rounding, Rule, choose
-from ..trainers import FORMATS
+from ..selection.select import Rule, Selection, choose
+from ..trainers import DEFAULT, TRAINERS
+from ..trainers.trainer import Trainer
 from . import tables
-from .common import (
-    command_line,
-    count_of,
-    explain,
-    nbytes_of,
-    open_output,
-    patterns_of,
-    recorded_of,
-    remark_on,
-    seed_of,
-)
 from .options import (
     BottomPercentOption,
-    EmbeddingsOption,
     FormatOption,
-    GroupOption,
-    HeadOption,
+    GroupPercentsOption,
     JsonOption,
     MemoryOption,
     MetricOption,
     MinPerGroupOption,
-    ModulesOption,
-    NamesFromOption,
-    NormsOption,
+    NamesFileOption,
+    NoEmbeddingsOption,
+    NoHeadOption,
+    NoNormsOption,
     OutputOption,
     ParamsOption,
     QuietOption,
     RecipeOption,
-    RoundOption,
-    SeedOption,
+    ResultArgument,
     TopPercentOption,
 )
+from .output import Output, open_output
+from .values import count_of, groups_of, nbytes_of
 
-_DEFAULT = "axolotl"
-# These train weights of their own beside the chosen ones.
-_ADAPTERS = {"peft"}
-_BY_PATTERNS = {"axolotl", "axolotl-snr"}
+EXAMPLES = (
+    "spectrum-stream select model_snr_results/snr_results_m.json --top-percent 25",
+    "spectrum-stream select model_snr_results/snr_results_m.json --memory 24GB --recipe adamw-8bit --format ms-swift",
+    "spectrum-stream select model_snr_results/snr_results_m.json --top-percent 50 --groups 'mlp.*=25'",
+)
+
+
+class _Budget(NamedTuple):
+    max_numel: int | None
+    max_nbytes: int | None
+    recipe: Recipe
 
 
 def select_command(
-    result: Annotated[
-        Path, typer.Argument(metavar="RESULT", help="A result file, snr_results_….json, or its record, .sqlite.")
-    ],
+    result: ResultArgument,
     top_percent: TopPercentOption = None,
     bottom_percent: BottomPercentOption = None,
+    groups: GroupPercentsOption = None,
+    metric: MetricOption = SPECTRUM.name,
+    min_per_group: MinPerGroupOption = 0,
+    no_norms: NoNormsOption = False,
+    no_embeddings: NoEmbeddingsOption = False,
+    no_head: NoHeadOption = False,
     params: ParamsOption = None,
     memory: MemoryOption = None,
     recipe: RecipeOption = None,
-    group: GroupOption = None,
-    modules: ModulesOption = None,
-    rounding: RoundOption = Rounding.FLOOR,
-    min_per_group: MinPerGroupOption = 0,
-    norms: NormsOption = True,
-    embeddings: EmbeddingsOption = True,
-    head: HeadOption = True,
-    metric: MetricOption = Metric.SPECTRUM,
-    seed_option: SeedOption = None,
-    format_name: FormatOption = _DEFAULT,
+    format_name: FormatOption = DEFAULT.name,
+    names_file: NamesFileOption = None,
     file: OutputOption = None,
-    names_from: NamesFromOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Choose from a result, ours or one published with Spectrum, and write the selection for the trainer."""
+    """Choose modules from a result, ours or one published with Spectrum, and write the selection for a trainer"""
     output = open_output(as_json, quiet)
-    seed = seed_of(seed_option, metric)
-    max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
-    budget = max_numel is not None or max_nbytes is not None
-    if (top_percent is not None) + (bottom_percent is not None) + budget != 1:
-        raise UsageError(
-            "how much is to be chosen?",
-            reason="conflicting_options",
-            hint="one of --top-percent, --bottom-percent, or a budget by --params or --memory",
-        )
-    if recipe is not None and max_nbytes is None:
-        raise UsageError(
-            "a recipe says what --memory counts, and has no effect without it", reason="conflicting_options"
-        )
-    if format_name not in FORMATS:
-        raise UsageError(
-            f"there is no format {format_name!r}", reason="no_such_format", hint=f"one of {', '.join(FORMATS)}"
-        )
-    if format_name in _ADAPTERS and max_nbytes is not None:
-        raise UsageError(
-            "--memory counts the training of the weights themselves, and an adapter trains others",
-            reason="conflicting_options",
-            hint="--params bounds the weights that are adapted",
-        )
-    percent = top_percent if top_percent is not None else bottom_percent
-    patterns = patterns_of(modules)
+    trainer = _trainer_of(format_name)
+    budget = _budget_of(params, memory, recipe, trainer)
+    patterns, percents = groups_of(groups)
     rule = Rule(
-        100 if percent is None else percent,
-        None if patterns is None else tuple(patterns),
-        percents=_percents(group),
-        rounding=rounding,
+        _percent_of(top_percent, bottom_percent, budget),
+        patterns,
+        percents=percents,
         min_per_group=min_per_group,
         bottom=bottom_percent is not None,
-        norms=norms,
-        embeddings=embeddings,
-        head=head,
+        norms=not no_norms,
+        embeddings=not no_embeddings,
+        head=not no_head,
     )
-    read = _ranked(result, metric, seed)
-    if budget:
-        selection = fit(read, rule, max_numel=max_numel, max_nbytes=max_nbytes, recipe=recipe or Recipe.ADAMW)
-    else:
-        selection = choose(read, rule)
-    exporter = FORMATS[format_name]
-    names = None if names_from is None else read_names(names_from)
-    text = exporter.render(selection, names)
-    path = file or Path(
-        f"{result.stem}{_suffix(metric, seed)}_{_label(format_name, selection.rule)}.{exporter.SUFFIX}"
-    )
+    names = None if names_file is None else read_names(names_file)
+    opened = Result.open(result).by(metric_of(metric))
+    selection = choose(opened, rule) if budget is None else fit(opened, rule, **budget._asdict())
+    text = trainer.render(selection, names)
+    path = file or _path_of(result, selection, trainer)
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
-        raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="-o another.file")
+        raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="e.g. -o another.file")
     write_atomically(path, text)
-    need = needs(selection, by_patterns=format_name in _BY_PATTERNS)
-    scored = [line for group in selection.ranked.values() for line in group]
-    # What is degenerate and inexact is Spectrum's score.
-    records = recorded_of(output, result, read.modules) if metric is Metric.SPECTRUM else ()
-    doubts = diagnose(scored, selection, records)
-    output.show(tables.score_table(scored, selection, doubts))
+    if budget is not None:
+        output.note(f"the budget allows {selection.rule.percent:g} percent of every group")
+    _present(output, selection, trainer, path, names)
+    against = ("--names", str(names_file)) if names_file else ("--model", opened.model or "MODEL")
+    output.next("verify", str(path), *against, "--format", trainer.name)
+
+
+def _trainer_of(name: str) -> Trainer:
+    if name not in TRAINERS:
+        raise UsageError(
+            f"unknown format {name!r}", reason="no_such_format", hint=f"use one of {', '.join(TRAINERS)}"
+        )
+    return TRAINERS[name]
+
+
+def _budget_of(params: str | None, memory: str | None, recipe: Recipe | None, trainer: Trainer) -> _Budget | None:
+    max_numel, max_nbytes = count_of(params, "--params"), nbytes_of(memory, "--memory")
+    if recipe is not None and max_nbytes is None:
+        raise UsageError("--recipe has no effect without --memory", reason="conflicting_options")
+    if max_nbytes is not None and trainer.trains_adapters:
+        raise UsageError(
+            f"--memory counts trained weights, and {trainer.name} trains adapters instead",
+            reason="conflicting_options",
+            hint="limit the adapted weights with --params",
+        )
+    if max_numel is None and max_nbytes is None:
+        return None
+    return _Budget(max_numel, max_nbytes, recipe or Recipe.ADAMW)
+
+
+def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None) -> float:
+    if (top is not None) + (bottom is not None) + (budget is not None) != 1:
+        raise UsageError(
+            "specify once how much to select",
+            reason="conflicting_options",
+            hint="give one of --top-percent, --bottom-percent, or a budget (--params, --memory or both)",
+        )
+    # With a budget, `fit` finds the percentage.
+    return top if top is not None else bottom if bottom is not None else 100
+
+
+def _path_of(result: Path, selection: Selection, trainer: Trainer) -> Path:
+    """Name the file after the result. Spectrum's own name is for a selection that Spectrum can make."""
+    metric, rule = selection.result.metric, selection.rule
+    by = "" if metric == SPECTRUM else f"_{metric.name.replace(':', '-')}"
+    percent = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
+    custom = "" if rule.is_spectrums or rule.bottom else "_custom"
+    return Path(f"{result.stem}{by}_{trainer.label}_{percent}{custom}.{trainer.suffix}")
+
+
+def _present(output: Output, selection: Selection, trainer: Trainer, path: Path, names: Sequence[str] | None) -> None:
+    result = selection.result
+    ranked = tuple(module for group in selection.ranked.values() for module in group)
+    diagnostics = diagnose(result, selection)
+    output.show(tables.score_table(replace(result, modules=ranked), selection, diagnostics))
     data = {
         "schema_version": 1,
-        "metric": str(metric),
+        "metric": result.metric.name,
         "chosen": selection.chosen,
         "percent": selection.rule.percent,
-        "doubts": {name: d.to_dict() for name, d in doubts.items()},
+        "diagnostics": {name: d.to_dict() for name, d in diagnostics.items()},
         "files": [str(path)],
     }
-    if need is not None and format_name not in _ADAPTERS:
+    need = needs(selection, by_patterns=trainer.always_by_pattern)
+    if need is not None and not trainer.trains_adapters:
         output.line()
         output.show(tables.needs_table(need))
         data |= {"trainable_weights": need.trainable, "total_weights": need.total, "trainable_share": need.share}
-        data["nbytes"] = {str(each): need.nbytes(each) for each in Recipe}
+        data["nbytes"] = {str(recipe): need.nbytes(recipe) for recipe in Recipe}
     output.data(data)
     output.line()
-    if budget:
-        output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
-    if metric is not Metric.SPECTRUM:
-        measure = MEASURES[metric]
-        first = "largest first" if measure.larger_first else "smallest first, and shown negated"
-        output.line(f"ranked by {metric}, {first}: {measure.why}")
     output.line(f"wrote {path}")
-    if format_name == _DEFAULT:
-        explain(output, selection, doubts, names)
-    else:
-        output.line(exporter.ADVICE)
-        if format_name not in _ADAPTERS and selection.always:
-            output.line(
-                f"it also trains {' and '.join(selection.always)}, where the model has them, as Spectrum's does; "
-                "--no-head and --no-embeddings leave them out"
-            )
-        remark_on(output, selection, doubts)
+    for sentence in trainer.explain(selection, names):
+        output.line(sentence)
+    for warning in tables.selection_warnings(selection, diagnostics):
+        output.warn(warning)
     if need is None:
-        output.note("how many weights this trains is not known: the result has no record of a scan beside it")
-    model = _scanned(result) or "MODEL"
-    output.line(f"next: {command_line('verify', str(path), '--model', model, '--for', format_name)}")
-
-
-def _ranked(result: Path, metric: Metric, seed: int) -> Result:
-    """A result, with what the metric ranks by in the place of the scores."""
-    read = read_scored(result)
-    if metric is Metric.SPECTRUM:
-        return read
-    values = {line.name: line.snr for line in measured(result.with_suffix(".json"), metric, seed)}
-    return replace(read, modules=tuple(line._replace(snr=values[line.name]) for line in read.modules))
-
-
-def _scanned(result: Path) -> str | None:
-    """The model that a result is of, if its record is there."""
-    try:
-        return str(read_identity(result.with_suffix(".sqlite"))["path"])
-    except (ResultError, KeyError):
-        return None
-
-
-def _suffix(metric: Metric, seed: int) -> str:
-    """What tells the files of other measures from Spectrum's."""
-    return {Metric.SPECTRUM: "", Metric.RANDOM: f"_{metric}-{seed}"}.get(metric, f"_{metric}")
-
-
-def _percents(groups: list[str] | None) -> dict[str, float]:
-    percents = {}
-    for text in groups or ():
-        name, found, percent = text.rpartition("=")
-        try:
-            percents[name] = float(percent.removesuffix("%"))
-        except ValueError:
-            found = ""
-        if not found:
-            raise UsageError(
-                f"{text!r} is not a group and its percentage",
-                reason="bad_percent",
-                hint="--group mlp.down_proj=25",
-            )
-    return percents
-
-
-def _label(format_name: str, rule: Rule) -> str:
-    """A file's name after the result's: Spectrum's for what Spectrum could have chosen."""
-    what = "unfrozenparameters" if format_name == _DEFAULT else format_name
-    end = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
-    return f"{what}_{end}{'' if rule.is_spectrums or rule.bottom else '_custom'}"
+        output.note("the number of trained weights is unknown without a scan record beside the result")

@@ -1,8 +1,8 @@
-"""Plans and results for a terminal: rich renderables, never printed here."""
+"""Plans and results for a terminal: rich renderables and sentences, never printed here."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group as Lines
@@ -11,39 +11,52 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model.names import is_head, is_single_expert
-from ..results.record import Record
-from ..results.result import Module
+from ..model.parameters import GIVEN, Names
+from ..numerics.metrics import SPECTRUM
+from ..results.result import Module, Result
 from ..selection.budget import Needs, Recipe
 from ..selection.compare import Comparison
-from ..selection.diagnose import Diagnostics, diagnose
+from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection, rank
 from ..streaming.plan import Plan
-from ..text import counted, printable, si_bytes, si_number
+from ..text import counted, listed, printable, si_bytes, si_number
 from ..trainers.verify import Verdict
 
 if TYPE_CHECKING:
-    # At run time this would import torch, and a plan is shown without it.
+    # At run time this would import torch, which showing a plan does not need.
     from ..pipeline import ScanResult
 
-
 _MAX_FINDINGS = 40
+_MAX_FAILED = 10
+_NAMES = {
+    Names.CHECKPOINT: "as stored in the checkpoint",
+    Names.V4: "as transformers 4 names parameters after loading",
+    Names.V5: "as transformers 5 names parameters after loading",
+    Names.INSTALLED: "as the installed transformers names parameters after loading",
+    GIVEN: "as in the given file",
+}
 
 
-def foreign(text: str) -> Text:
-    """The same as a rich Text, so that brackets in a name are not taken for markup."""
+def untrusted(text: str) -> Text:
+    """Make a name safe for rich: brackets in it are not markup."""
     return Text(printable(text))
 
 
+def names_words(plan: Plan) -> str:
+    """Say which names a plan uses."""
+    return _NAMES[plan.names]
+
+
 def plan_table(plan: Plan) -> RenderableType:
-    """A plan: its groups, what is skipped, the cost, and the files."""
+    """Show a plan: its groups, the skipped tensors, the cost, and the files."""
     groups = Table(box=None, pad_edge=False)
-    for column, right in (("group", False), ("matrices", True), ("shape", False), ("to read", True)):
-        groups.add_column(column, justify="right" if right else "left", overflow="fold")
+    for column, is_number in (("group", False), ("matrices", True), ("shape", False), ("to read", True)):
+        groups.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for group in plan.groups:
-        shapes = ", ".join(f"{n} x {m}" for n, m in group.shapes[:3])
-        more = f" and {len(group.shapes) - 3} more" if len(group.shapes) > 3 else ""
-        read = si_bytes(group.nbytes) if group.nbytes else "tied"
-        groups.add_row(foreign(group.name or "(no name)"), str(group.count), shapes + more, read)
+        shapes = listed([f"{n} x {m}" for n, m in group.shapes])
+        groups.add_row(
+            _group(group.name), str(group.count), shapes, si_bytes(group.nbytes) if group.nbytes else "tied"
+        )
     return Lines(groups, Text(), _facts(plan))
 
 
@@ -51,93 +64,79 @@ def _facts(plan: Plan) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    shards = counted(len(plan.source.shards), "download", "shards")
-    facts.add_row("model", foreign(f"{plan.source} ({shards})"))
-    facts.add_row(
-        "to score",
-        f"{counted(len(plan.matrices), 'matrix', 'matrices')} in {counted(len(plan.groups), 'group', 'groups')}",
-    )
+    shards = counted(len(plan.source.shards), "shard", "shards")
+    facts.add_row("model", untrusted(f"{plan.source} ({shards})"))
+    matrices, groups = counted(len(plan.matrices), "matrix", "matrices"), counted(len(plan.groups), "group", "groups")
+    facts.add_row("to score", f"{matrices} in {groups}")
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {si_number(plan.flops, 'flop')}")
     chosen = list(plan.fetches.values())
-    for way, transfer in plan.transfers.items():
-        taken = chosen.count(way)
+    for fetch, transfer in plan.transfers.items():
+        taken = chosen.count(fetch)
         mark = f"  <- {'chosen' if taken == len(chosen) else f'for {taken} of {len(chosen)} shards'}" if taken else ""
-        disk = f", {si_bytes(transfer.disk_nbytes)} of disk" if transfer.disk_nbytes else ", no disk"
-        facts.add_row(
-            f"by {way}",
-            f"{si_bytes(transfer.nbytes)} in {counted(transfer.requests, 'request', 'requests')}{disk}{mark}",
-        )
+        disk = f"{si_bytes(transfer.disk_nbytes)} of disk" if transfer.disk_nbytes else "no disk"
+        requests = counted(transfer.requests, "request", "requests")
+        facts.add_row(f"by {fetch}", f"{si_bytes(transfer.nbytes)} in {requests}, {disk}{mark}")
     if plan.transfers:
-        facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes(plan.matrices))}, if nothing is scanned yet")
+        facts.add_row("to fetch", f"{si_bytes(plan.fetched_nbytes(plan.matrices))}, less if a scan was interrupted")
     if plan.source.commit is not None and (here := chosen.count(None)):
         facts.add_row("in the cache", f"{here} of {counted(len(chosen), 'shard', 'shards')}, read in place")
     facts.add_row(
         "peak memory",
-        f"{si_bytes(plan.peak_nbytes)} of its own, mapped files not counted; "
+        f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
     skipped: dict[str, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(str(entry.why), []).append(entry.tensor)
-    for why, tensors in skipped.items():
-        facts.add_row("skipped", foreign(f"{len(tensors)} {why}: {_some(tensors)}"))
+        skipped.setdefault(entry.why.sentence, []).append(entry.tensor)
+    for sentence, tensors in skipped.items():
+        each = "" if len(tensors) == 1 else "each "
+        facts.add_row("skipped", untrusted(f"{listed(tensors)}: {each}{sentence}"))
     for matrix in plan.matrices:
         if matrix.tied_to:
-            facts.add_row("tied", foreign(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
-    facts.add_row("names", whose(plan))
-    outputs = [plan.outputs.results, plan.outputs.record, plan.outputs.sorted]
-    if plan.top_percent is not None:
-        outputs.append(plan.outputs.unfrozen(plan.top_percent))
-    for path in outputs:
-        facts.add_row("writes", foreign(str(path)))
+            facts.add_row("tied", untrusted(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
+    facts.add_row("names", names_words(plan))
+    for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
+        facts.add_row("writes", untrusted(str(path)))
     return facts
 
 
-def whose(plan: Plan) -> str:
-    """Whose names these are, in words."""
-    names = {"checkpoint": "of the checkpoint", "given": "of the list given"}
-    return names.get(plan.target, f"of the parameters of {plan.target.replace('-v', ' ')}")
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
-
-
-_IN_FULL = {"tied": "tied at the cut"}
-
-
 def score_table(
-    scored: Sequence[Module], selection: Selection | None, doubts: Mapping[str, Diagnostics] | None = None
+    result: Result, selection: Selection | None = None, diagnostics: Mapping[str, Diagnostics] | None = None
 ) -> Table:
-    """Per group: how many, the spread of their scores, how many were chosen, and how many are doubtful."""
-    found = {
-        name: {title: n for title, n in d.to_dict().items() if n is not None} for name, d in (doubts or {}).items()
-    }
-    totals = {title: sum(d[title] for d in found.values()) for d in found.values() for title in d}
-    # A column of zeros would only narrow the names.
-    doubtful = [title for title, total in totals.items() if total]
+    """Show every group: its size, the spread of its values, the number of chosen modules, and its weak points."""
+    weak = {name: {k: n for k, n in d.to_dict().items() if n is not None} for name, d in (diagnostics or {}).items()}
+    totals = {title: sum(counts[title] for counts in weak.values()) for counts in weak.values() for title in counts}
+    # A column of zeros would take room from the names.
+    shown = [title for title, total in totals.items() if total]
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *doubtful):
+    for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *shown):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, group in rank(scored).items():
-        scores = [line.snr for line in group]
-        numbers = (scores[-1], statistics.median(scores), scores[0])
+    ranked: Mapping[str, tuple[Module, ...]] = selection.ranked if selection else rank(result.modules)
+    for name, group in ranked.items():
+        values = [module.value for module in group if module.value is not None]
+        spread = (min(values), statistics.median(values), max(values)) if values else ()
         chosen = [str(len(selection.chosen[name]))] if selection else []
         table.add_row(
-            foreign(name or "(no name)"),
-            str(len(scores)),
-            *(f"{x:.4g}" for x in numbers),
+            _group(name),
+            str(len(group)),
+            *([f"{value:.4g}" for value in spread] or ["", "", ""]),
             *chosen,
-            *(str(found[name][title] or "") for title in doubtful),
+            *(str(weak[name][title] or "") for title in shown),
         )
+    captions = []
+    if result.metric != SPECTRUM:
+        order = "largest" if result.metric.larger_first else "smallest"
+        captions.append(f"ranked by {result.metric.name}, {order} first: {result.metric.why}")
     if totals:
-        table.caption = ", ".join(f"{_IN_FULL.get(title, title)}: {total}" for title, total in totals.items())
+        words = {"tied": "tied at the cut"}
+        captions.append(", ".join(f"{words.get(title, title)}: {total}" for title, total in totals.items()))
+    table.caption = "\n".join(captions) or None
     return table
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Per group: how alike two rankings are, and what their selections have in common."""
+    """Show every group: the correlation of two rankings, and the differences of their selections."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group", overflow="fold")
     for column in ("count", "spearman", "kendall", "chosen", "kept", "in", "out"):
@@ -145,151 +144,151 @@ def comparison_table(comparison: Comparison) -> Table:
     for name, g in comparison.groups.items():
         correlations = ("" if x is None else f"{x:.2f}" for x in (g.spearman, g.kendall))
         numbers = (g.chosen_b, g.kept, len(g.entered), len(g.left))
-        table.add_row(foreign(name or "(no name)"), str(g.count), *correlations, *map(str, numbers))
+        table.add_row(_group(name), str(g.count), *correlations, *map(str, numbers))
     return table
 
 
 def needs_table(need: Needs) -> Table:
-    """What a selection takes to train: weights, and bytes by each recipe."""
+    """Show the cost of training a selection: weights, and bytes by each recipe."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(
-        "trains",
-        f"{si_number(need.trainable)} of {si_number(need.total)} scored weights, {need.share:.1%}",
+        "trains", f"{si_number(need.trainable)} of {si_number(need.total)} scored weights, {need.share:.1%}"
     )
     for recipe in Recipe:
         table.add_row(f"by {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")
     return table
 
 
-def remarks(result: "ScanResult") -> list[str]:
-    """What a reader of the scores should know, a sentence each."""
-    lines = []
-    degenerate = [r for r in result.records if r.score and r.score.degeneracy not in (None, "vector")]
-    if degenerate:
-        lines.append(
-            f"degenerate, no measure of signal against noise ({_kinds(degenerate)}), are the scores of "
-            f"{counted(len(degenerate), 'matrix', 'matrices')}: {_some([r.module for r in degenerate])}"
-        )
-    if inexact := result.inexact:
-        lines.append(
-            f"{counted(len(inexact), 'score', 'scores')} may be wrong by up to "
-            f"{max(r.score.error for r in inexact if r.score):.1g} of the value: {_some([r.module for r in inexact])}"
-        )
-    for record in result.failed[:10]:
-        lines.append(f"{record.module} has no score: {record.detail}")
-    if len(result.failed) > 10:
-        lines.append(f"{len(result.failed) - 10} more have no score")
-    if failures := result.plan.failures:
-        lines.append(
-            f"not scored, {', '.join(dict.fromkeys(str(s.why) for s in failures))}: "
-            f"{counted(len(failures), 'weight', 'weights')}, "
-            f"{_some([f'{s.tensor} ({s.detail or s.dtype})' for s in failures])}"
-        )
-    return lines
-
-
-def selection_remarks(selection: Selection, doubts: Mapping[str, Diagnostics] | None = None) -> list[str]:
-    """What a reader of a selection should know, a sentence each."""
-    lines = list(selection.result.notes)
-    if selection.rule.head != selection.rule.embeddings and (
-        heads := [line for line in selection.result.modules if line.shares and is_head(line.name)]
-    ):
-        lines.append(f"{heads[0].name} and {heads[0].shares} are one parameter, so neither is trained")
-    if not selection.chosen_names:
-        lines.append(f"no group is large enough for {selection.top_percent:g} percent of it to be one module")
-    doubts = doubts or {}
-    if tied := {name: d.tied for name, d in doubts.items() if d.tied}:
-        groups = [f"{name} ({count} tied)" for name, count in tied.items()]
-        lines.append(
-            f"equal scores at the cut, chosen by their place in the model, in "
-            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
-        )
-    if hanging := {name: d for name, d in doubts.items() if d.chosen_degenerate}:
-        groups = [
-            f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])} chosen)" for name, d in hanging.items()
-        ]
-        lines.append(
-            f"chosen by a degenerate score, no measure of signal against noise, in "
-            f"{counted(len(groups), 'group', 'groups')}: {_some(groups)}"
-        )
-    owners = {line.name: line.shares for line in selection.result.modules if line.shares}
-    if (owner := next((o for m in selection.always if (o := owners.get(m))), None)) and owner not in (
-        *selection.always,
-        *selection.chosen_names,
-    ):
-        lines.append(
-            f"the head is {owner}, which no pattern of Spectrum's matches: Axolotl leaves it frozen unless it is "
-            "chosen, freeze() and the other formats train it"
-        )
-    if experts := [module for module in selection.chosen_names if is_single_expert(module)]:
-        lines.append(
-            f"{len(experts)} chosen modules are single experts, by the checkpoint's names; transformers 5 fuses the "
-            f"experts of a layer into one parameter, where these match nothing: {_some(experts)}"
-        )
-    infinite = [line.name for group in selection.ranked.values() for line in group if math.isinf(line.snr)]
-    if infinite:
-        lines.append(f"{len(infinite)} scores are infinite, or there is none (NaN, no measure): {_some(infinite)}")
-    return lines
-
-
 def verdict_table(verdict: Verdict) -> RenderableType:
-    """What a trainer would make of a file: findings, and how much it would train."""
+    """Show the findings of `verify`, and how much would be trained."""
     findings = Table(box=None, pad_edge=False)
-    for column in ("", "entry", "what is wrong"):
+    for column in ("", "entry", "finding"):
         findings.add_column(column, overflow="fold")
     for finding in verdict.findings[:_MAX_FINDINGS]:
-        kind = f"note: {finding.mistake}" if finding.mistake.is_note else str(finding.mistake)
-        findings.add_row(kind, foreign(finding.entry), foreign(finding.detail))
+        kind = f"note: {finding.reason}" if finding.reason.is_note else str(finding.reason)
+        findings.add_row(kind, untrusted(finding.entry), untrusted(finding.detail))
     parts: list[RenderableType] = [findings, Text()] if verdict.findings else []
     if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
-        parts.append(Text(f"and {more} more; --json has them all"))
+        parts.append(Text(f"and {more} more; --json lists all"))
     count = counted(verdict.parameters, "parameter", "parameters")
-    whose = f"{count}, {verdict.whose}"
     if verdict.trained:
-        parts.append(Text(f"trains {len(verdict.trained)} of {whose}"))
-    else:
-        parts.append(Text(f"held against {whose}"))
-    parts.append(Text("as meant" if verdict.is_good else "not as meant"))
+        parts.append(Text(f"trains {len(verdict.trained)} of {count} of {verdict.origin}"))
+    parts.append(Text(f"checked against {count} of {verdict.origin}: {'OK' if verdict.is_good else 'mismatch'}"))
     return Lines(*parts)
 
 
-def _kinds(records: Sequence[Record]) -> str:
-    return ", ".join(dict.fromkeys(str(r.score.degeneracy) for r in records if r.score))
+def scan_warnings(result: "ScanResult") -> list[str]:
+    """Say what a reader of the scores should know, a sentence each."""
+    warnings = []
+    kinds: dict[str, list[str]] = {}
+    for record in result.records:
+        if record.score is not None and record.score.is_degenerate and record.score.degeneracy is not None:
+            kinds.setdefault(record.score.degeneracy.sentence, []).append(record.module)
+    for sentence, modules in kinds.items():
+        each = "the matrix" if len(modules) == 1 else "each matrix"
+        warnings.append(
+            f"{counted(len(modules), 'score is', 'scores are')} degenerate and not meaningful, because "
+            f"{each} {sentence}: {listed(modules)}"
+        )
+    if inexact := result.inexact:
+        worst = max(r.score.error for r in inexact if r.score)
+        warnings.append(
+            f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
+            f"{listed([r.module for r in inexact])}"
+        )
+    for record in result.failed[:_MAX_FAILED]:
+        warnings.append(f"{record.module} has no score: {record.detail}")
+    if len(result.failed) > _MAX_FAILED:
+        warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
+    reasons: dict[str, list[str]] = {}
+    for skipped in result.plan.failures:
+        reasons.setdefault(skipped.why.sentence, []).append(f"{skipped.tensor} ({skipped.detail or skipped.dtype})")
+    for sentence, tensors in reasons.items():
+        each = "it" if len(tensors) == 1 else "each"
+        warnings.append(
+            f"{counted(len(tensors), 'weight was', 'weights were')} not scored, because {each} {sentence}: "
+            f"{listed(tensors)}"
+        )
+    return warnings
 
 
-def result_data(result: "ScanResult", need: Needs | None) -> dict[str, object]:
-    """A scan's outcome as JSON data, with what its selection takes to train."""
-    doubts = diagnose(result.modules, result.selection, result.records)
+def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnostics] | None = None) -> list[str]:
+    """Say what a reader of a selection should know, a sentence each."""
+    modules = selection.result.modules
+    shares = {module.name: module.shares for module in modules if module.shares}
+    warnings = list(selection.result.notes)
+    heads = [name for name in shares if is_head(name)]
+    if selection.rule.head != selection.rule.embeddings and heads:
+        warnings.append(f"{heads[0]} and {shares[heads[0]]} are one parameter, so neither is trained")
+    if not selection.chosen_names:
+        warnings.append(f"no group has enough modules for {selection.top_percent:g} percent to be at least one")
+    diagnostics = diagnostics or {}
+    if tied := [f"{name} ({d.tied} tied)" for name, d in diagnostics.items() if d.tied]:
+        warnings.append(
+            f"equal scores at the cut, chosen by their order in the model, in "
+            f"{counted(len(tied), 'group', 'groups')}: {listed(tied)}"
+        )
+    if degenerate := [
+        f"{name} ({d.chosen_degenerate} of {len(selection.chosen[name])} chosen)"
+        for name, d in diagnostics.items()
+        if d.chosen_degenerate
+    ]:
+        warnings.append(
+            f"modules were chosen by a degenerate score, which does not compare signal with noise, in "
+            f"{counted(len(degenerate), 'group', 'groups')}: {listed(degenerate)}"
+        )
+    owner = next((shares[module] for module in selection.always if module in shares), None)
+    if owner is not None and owner not in (*selection.always, *selection.chosen_names):
+        warnings.append(
+            f"the head is tied to {owner}, which no pattern of Spectrum matches: Axolotl leaves it frozen unless it "
+            "is chosen, while freeze() and the other formats train it"
+        )
+    if experts := [module for module in selection.chosen_names if is_single_expert(module)]:
+        warnings.append(
+            f"{counted(len(experts), 'chosen module is a single expert', 'chosen modules are single experts')} by "
+            "the names of the checkpoint; transformers 5 fuses the experts of a layer into one parameter, and these "
+            f"names match nothing there: {listed(experts)}"
+        )
+    missing = [m.name for group in selection.ranked.values() for m in group if math.isinf(m.rank_key)]
+    if missing:
+        warnings.append(f"{counted(len(missing), 'score is', 'scores are')} infinite or missing: {listed(missing)}")
+    return warnings
+
+
+def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str, Diagnostics]) -> dict[str, object]:
+    """Return the outcome of a scan for --json, with the cost of training its selection."""
     return {
         "schema_version": 1,
         "model": result.plan.source.model,
         "complete": result.complete,
-        "target": result.plan.target,
+        "names": result.plan.names,
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),
         "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
         "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
         "degenerate": {
-            r.module: str(r.score.degeneracy)
-            for r in result.records
-            if r.score and r.score.degeneracy not in (None, "vector")
+            r.module: str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
         },
         "inexact": {r.module: r.score.error for r in result.inexact if r.score},
-        "methods": {
-            precision: sum(r.precision == precision for r in result.records)
+        "precisions": {
+            str(precision): sum(r.precision == precision for r in result.records)
             for precision in dict.fromkeys(r.precision for r in result.records if r.precision)
         },
         "groups": {
             name: {
                 "count": len(group),
                 "chosen": len(result.selection.chosen[name]) if result.selection else None,
-                **doubts[name].to_dict(),
+                **diagnostics[name].to_dict(),
             }
             for name, group in rank(result.modules).items()
         },
         "files": [str(path) for path in result.written],
         "record": str(result.plan.outputs.record) if result.records else None,
     }
+
+
+def _group(name: str) -> Text:
+    return untrusted(name or "(no name)")

@@ -1,50 +1,68 @@
-"""Before the training: verify."""
+"""Check a selection before the training: verify."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..model.parameters import Target, read_names
-from ..trainers.verify import parameters_of, verify
+from ..model.parameters import Names
+from ..trainers import DEFAULT, TRAINERS
+from ..trainers.parameters import parameters_of
+from ..trainers.verify import verify
 from . import tables
-from .common import open_output
-from .options import JsonOption, NamesFromOption, QuietOption, TargetOption
+from .options import INPUT, FormatOption, JsonOption, NamesOption, QuietOption
+from .output import command_line, open_output
+from .values import names_of
+
+EXAMPLES = (
+    "spectrum-stream verify snr_results_m_unfrozenparameters_50percent.yaml --model path/to/model",
+    "spectrum-stream verify snr_results_m_peft_25percent.json --model org/name --format peft",
+    "spectrum-stream verify model_snr_results/snr_results_m.json --names names.txt",
+)
 
 
 def verify_command(
     file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="A result, its record, or a selection in a trainer's words."),
+        Path, typer.Argument(metavar="FILE", help="A selection for a trainer, or a result file or its scan record")
     ],
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="The model: a folder, a file, or a repo.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model: a folder, a file, or a repo of the Hub",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    trainer: Annotated[
-        str, typer.Option("--for", metavar="FORMAT", help="Whose words, one of the formats of `select`.")
-    ] = "axolotl",
-    target: TargetOption = Target.AUTO,
-    names_from: NamesFromOption = None,
+    names: NamesOption = Names.V5,
+    format_name: FormatOption = DEFAULT.name,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Hold FILE against a model's parameters, as its trainer will match them. Exit code 4 on a mismatch."""
+    """Check FILE against the parameters of a model, by the matching rules of its trainer (exit code 4: mismatch)"""
     output = open_output(as_json, quiet)
-    parameters = parameters_of(model, target, None if names_from is None else read_names(names_from))
-    verdict = verify(file, parameters, trainer)
+    verdict = verify(file, parameters_of(model, names_of(names)), format_name)
     output.data(
         {
             "schema_version": 1,
             "good": verdict.is_good,
-            "names": verdict.whose,
+            "names": verdict.origin,
             "parameters": verdict.parameters,
             "trained": list(verdict.trained),
             "findings": [
-                {"mistake": str(f.mistake), "entry": f.entry, "detail": f.detail, "note": f.mistake.is_note}
+                {"reason": str(f.reason), "entry": f.entry, "detail": f.detail, "note": f.reason.is_note}
                 for f in verdict.findings
             ],
         }
     )
     output.show(tables.verdict_table(verdict))
+    output.line()
     if not verdict.is_good:
+        against = ("--model", model) if model is not None else ("--names", names)
+        again = command_line("verify", str(file), *against, "--format", format_name)
+        output.line(f"next: correct the entries above, then run {again}")
         raise typer.Exit(4)
+    if verdict.trained:
+        output.line(f"next: {TRAINERS[format_name].advice}")
+    else:
+        output.next("select", str(file), "--top-percent", "50")

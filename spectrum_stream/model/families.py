@@ -9,7 +9,6 @@ A test holds it against transformers itself (conversion_mapping.py and core_mode
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -123,9 +122,6 @@ V4: Mapping[str, Rules] = (
     | dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN2_VL)
 )
 
-# How many experts a layer has, in config.json.
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
 
 def rename(rules: Rules) -> Callable[[str], str]:
     """The name in memory of a parameter, from its name in the checkpoint."""
@@ -138,14 +134,3 @@ def rename(rules: Rules) -> Callable[[str], str]:
         return parameter
 
     return of
-
-
-def expert_count(config: Mapping[str, Any]) -> int | None:
-    """How many routed experts each sparse layer has by config.json, or None where that does not say."""
-    # DBRX has them with its feed-forward part.
-    inner = [found for name in ("text_config", "ffn_config") if isinstance(found := config.get(name), Mapping)]
-    for settings in (*inner, config):
-        for name in _EXPERT_COUNTS:
-            if type(count := settings.get(name)) is int and count > 0:
-                return count
-    return None

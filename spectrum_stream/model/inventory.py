@@ -1,37 +1,35 @@
 """Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
-from .families import expert_count
+from .config import ModelConfig
 from .matrix import FLOAT_DTYPES, Matrix, NoScore, Skipped
 from .names import (
+    find_tied_head,
     fused_name_of,
     group_of,
     is_extra_layer,
     is_fused_experts,
     is_stacked_experts,
     is_weight,
-    layer_count,
     model_order,
     module_of,
-    tied_head,
     tower_of,
 )
 from .quantization import Quantization, Unreadable, is_companion, parameter_of
 from .schemes import QuantizationIndex
 
 
-def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
+def classify(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
     """What is scored, in file order, and everything else, in model order."""
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
-    index = QuantizationIndex(checkpoint)
-    tied = tied_head((tensor.name for _, tensor in checkpoint.tensors), checkpoint.source.config)
+    index = QuantizationIndex(checkpoint, config.quantization)
+    tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     for shard, tensor in checkpoint.tensors:
         found = index.find(tensor)
         if isinstance(found, Unreadable):
@@ -40,7 +38,7 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
             matrices += _quantized(tensor, shard.name, found)
         elif _is_bank(tensor):
             matrices += _experts(tensor, shard.name, tensor.shape[0])
-        elif (count := _flat_experts(tensor, checkpoint.source.config)) is not None:
+        elif (count := _flat_experts(tensor, config)) is not None:
             matrices += _experts(tensor, shard.name, count)
         elif (why := _skip_reason(tensor)) is not None:
             skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why))
@@ -59,9 +57,8 @@ def classify(checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
                 )
             )
     matrices, twice = _stored_once(matrices)
-    config = checkpoint.source.config
-    matrices = _kept_apart(matrices, layer_count(config))
-    missing = _missing_experts(matrices, skipped, expert_count(config))
+    matrices = _kept_apart(matrices, config.layer_count)
+    missing = _missing_experts(matrices, skipped, config.expert_count)
     # A tensor that is no whole bank is not what the config says, whichever of its experts it has.
     short = {s.tensor for s in missing}
     matrices = [w for w in matrices if w.expert is None or _bank(w) not in short]
@@ -140,11 +137,11 @@ def _is_bank(tensor: TensorInfo) -> bool:
     )
 
 
-def _flat_experts(tensor: TensorInfo, config: Mapping[str, Any]) -> int | None:
+def _flat_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
     """How many experts lie one above the other in a tensor of two dimensions; None where it is no such bank."""
     if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_DTYPES or not is_stacked_experts(tensor.name):
         return None
-    count = expert_count(config)
+    count = config.expert_count
     return count if count is not None and 0 not in tensor.shape and tensor.shape[0] % count == 0 else None
 
 

@@ -4,11 +4,11 @@ Pure functions of strings. Every name here may come from a stranger's checkpoint
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from ..errors import UsageError
+from .config import ModelConfig
 
 WEIGHT_SUFFIX = ".weight"
 
@@ -26,8 +26,6 @@ _LAYER = re.compile(
 _TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
 _NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
 _EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", re.IGNORECASE)
-_CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
-_MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 
 
 def is_weight(tensor: str) -> bool:
@@ -136,15 +134,6 @@ def is_extra_layer(module: str, layers: int | None) -> bool:
     return found is not None and layers is not None and int(found[1]) >= layers
 
 
-def layer_count(config: Mapping[str, Any]) -> int | None:
-    """How many layers a model has, or the language model within, by its config.json."""
-    text = config.get("text_config")
-    for settings in (text if isinstance(text, Mapping) else {}, config):
-        if type(layers := settings.get("num_hidden_layers")) is int:
-            return layers
-    return None
-
-
 def is_norm(module: str) -> bool:
     """Whether a module is a norm by its name: `input_layernorm`, `q_norm`, `ln_1`."""
     return _NORM.fullmatch(module.rsplit(".", 1)[-1]) is not None
@@ -185,42 +174,29 @@ def slug(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
 
 
-def tied_head(tensors: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The head that a causal language model shares with its embedding, and the embedding's tensor.
+def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, str] | None:
+    """Find the head that a causal language model shares with its embedding, and the embedding's tensor.
 
-    Such a checkpoint holds one tensor for the two; the model, and so Spectrum's result, has both modules.
+    Such a checkpoint holds one tensor for the two. The model, and so Spectrum's result, has both modules.
 
     Args:
         tensors: the names in the checkpoint.
-        config: its config.json, or an empty mapping.
 
     Returns:
-        (`lm_head`, name of the embedding tensor), or None where the head is stored or there is none.
-        A causal model that stores no head and does not say that it is untied can only be a tied one:
-        configs leave the flag out when it has the family's default.
+        (`lm_head`, name of the embedding tensor), or None if the head is stored or the model has none. A causal model
+        that stores no head and does not say that it is untied can only be a tied one: configs leave the flag out
+        when it has the family's default.
     """
-    architectures, text_config = config.get("architectures"), config.get("text_config")
-    if not isinstance(architectures, list):
-        return None
-    is_causal = any(_CAUSAL_LM.search(str(a)) for a in architectures)
-    # A multimodal model has a head as well; one that translates, which ties three tensors, has neither config.
-    is_multimodal = any(_MULTIMODAL.search(str(a)) for a in architectures) and any(
-        isinstance(config.get(part), Mapping) for part in ("text_config", "vision_config")
-    )
-    if not (is_causal or is_multimodal):
-        return None
-    flags = [config.get("tie_word_embeddings")]
-    if isinstance(text_config, Mapping):
-        flags.append(text_config.get("tie_word_embeddings"))
-    if False in flags and True not in flags:
+    # A multimodal model has a head as well. A model that translates ties three tensors.
+    if not (config.is_causal or config.is_multimodal) or config.ties_embeddings is False:
         return None
     modules = {module_of(t): t for t in tensors if is_weight(t)}
-    # The head of a language model that is a part of the whole has its name in front.
+    # The head of a language model that is a part of the whole has a prefix.
     if any(is_head(m) and not tower_of(m) for m in modules):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
-    # One with an encoder's embedding, as BLIP, has another head.
-    if len(embeddings) != 1 or not (is_causal or embeddings[0].endswith("embed_tokens")):
+    # A model with the embedding of an encoder, such as BLIP, has another head.
+    if len(embeddings) != 1 or not (config.is_causal or embeddings[0].endswith("embed_tokens")):
         return None
     return "lm_head", modules[embeddings[0]]
 

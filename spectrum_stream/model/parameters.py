@@ -1,40 +1,41 @@
-"""Names in memory: what transformers calls the parameter that a stored tensor becomes.
+"""Name matrices as the trainer names its parameters.
 
-They differ from the checkpoint's in many families: transformers 5 fuses the experts of a layer, and moves the parts
-of vision-language models. A pattern with the checkpoint's name then trains nothing. What becomes of the names is data
-for the families that are known (`families`). For others transformers itself is asked: the model is built from its
-config without weights, and each stored name goes the way that it goes when it is loaded. That needs the extra
-`verify`; no code from a repo is run.
+transformers renames tensors when it loads them: version 5 fuses the experts of a layer and moves the parts of
+vision-language models. A pattern with the name from the checkpoint then trains nothing. The renamings of known
+families are data (`families`), so that results do not depend on the installed packages. Only `Names.INSTALLED` asks
+the installed transformers, which needs the extra `verify` and runs no code from a repo.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
 from . import families
+from .config import ModelConfig
 from .matrix import Matrix, NoScore, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, layer_count, module_of
+from .names import fused_name_of, group_of, is_extra_layer, module_of
 from .quantization import parameter_of
-from .transformers_names import _unknown, installed_version, parameter_names
+from .transformers_names import parameter_names
 
 
-class Target(StrEnum):
-    """Whose names results have."""
+class Names(StrEnum):
+    """The names that results use."""
 
-    AUTO = "auto"  # of the transformers that is installed, or of the checkpoint where none is
-    CHECKPOINT = "checkpoint"
-    V4 = "transformers-v4"
-    V5 = "transformers-v5"
+    CHECKPOINT = "checkpoint"  # as stored
+    V4 = "transformers-v4"  # as transformers 4 names parameters after loading, by the table of families
+    V5 = "transformers-v5"  # the same for transformers 5
+    INSTALLED = "transformers"  # as the installed transformers names them
 
 
-# Whose names a list has that was given.
+# The `names` of a plan that follows a list of the trainer's own names.
 GIVEN = "given"
+_TABLES: Mapping[Names, Mapping[str, families.Rules]] = {Names.V4: families.V4, Names.V5: families.V5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,64 +43,83 @@ class Named:
     """Matrices by the names of their parameters.
 
     Attributes:
-        target: whose names they are, a `Target` or GIVEN.
+        names: the names that were really established, a `Names` or GIVEN.
+        names_sha256: a hash of the names where `names` does not determine them: of a list that was given, or of
+            the answer of the installed transformers.
         not_loaded: those that the model leaves out.
         warnings: what is odd about the names, a sentence each.
         parameters: what each stored weight becomes, or a part of it; None where names are the checkpoint's.
     """
 
     matrices: tuple[Matrix, ...]
-    target: str
-    not_loaded: tuple[Matrix, ...]
-    warnings: tuple[str, ...]
+    names: str
+    not_loaded: tuple[Matrix, ...] = ()
+    warnings: tuple[str, ...] = ()
     parameters: Mapping[str, str] | None = None
+    names_sha256: str | None = None
 
     def name_of(self, s: Skipped) -> str | None:
         """What a tensor that was skipped is called, or is a part of; None for what the model does not have."""
         return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stands_for(s))
 
 
+def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
+    """Turn the argument of `plan` into a member of `Names` or a list of the trainer's own names.
+
+    Raises:
+        UsageError: no_such_names, for a text that is not a value of `Names`.
+    """
+    if not isinstance(names, str):
+        return tuple(names)
+    if names not in list(Names):
+        raise UsageError(
+            f"unknown names {names!r}", reason="no_such_names", hint=f"use one of {', '.join(Names)}, or a list"
+        )
+    return Names(names)
+
+
 def named(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
-    config: Mapping[str, Any],
-    target: Target,
-    names: Sequence[str] | None = None,
+    config: ModelConfig,
+    names: Names | Sequence[str],
 ) -> Named:
-    """The matrices by the names that their parameters have in a trainer.
+    """Give matrices the names that their parameters have in a trainer.
 
-    A parameter of which a part has no score has none as a whole; the other parts keep the checkpoint's names.
+    A parameter of which a part has no score has none as a whole; the other parts keep the names of the checkpoint.
+    An unknown family keeps them too, with a warning.
 
     Args:
-        names: of all parameters in a trainer, which then decide.
+        names: a member of `Names`, or the names of all parameters in a trainer.
 
     Raises:
-        UsageError: missing_extra, unknown_architecture, where a `target` that was asked for cannot be told;
-            no_such_name.
+        UsageError: no_such_name, no given name belongs to the checkpoint; missing_extra, unknown_architecture, the
+            installed transformers cannot tell the names.
     """
-    family, asked = config.get("model_type"), target
+    family, layers = config.model_type, config.layer_count
     stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
-    if names is not None:
-        return _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layer_count(config), [])
-    if target is Target.AUTO:
-        # Of a family that nobody names nothing is known.
-        target = _installed_target() if isinstance(family, str) else Target.CHECKPOINT
-    if target is Target.CHECKPOINT:
-        return Named(tuple(matrices), target, (), ())
-    warnings: list[str] = []
-    if (rename := _by_table(family, target)) is not None:
-        parameters = {name: rename(name) for name in stored}
-    else:
-        try:
-            if target is Target.V4:
-                raise _unknown(str(family))
-            parameters = parameter_names(config, stored)
-        except UsageError:
-            if asked is not Target.AUTO:
-                raise
-            warnings.append(f"{family} is no family whose names in memory are known here; these are the checkpoint's")
-            return Named(tuple(matrices), Target.CHECKPOINT, (), tuple(warnings))
-    return _renamed(matrices, skipped, parameters, target, layer_count(config), warnings)
+    if not isinstance(names, Names):
+        found = _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layers, [])
+        return replace(found, names_sha256=_sha256(names))
+    if names is Names.CHECKPOINT:
+        return Named(tuple(matrices), names)
+    if names is Names.INSTALLED:
+        parameters = parameter_names(config, stored)
+        found = _renamed(matrices, skipped, parameters, names, layers, [])
+        return replace(found, names_sha256=_sha256(parameters.values()))
+    rename = _by_table(family, names)
+    if rename is None:
+        what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
+        warning = (
+            f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
+            f"--names {Names.INSTALLED} asks the installed transformers"
+        )
+        return Named(tuple(matrices), Names.CHECKPOINT, warnings=(warning,))
+    return _renamed(matrices, skipped, {name: rename(name) for name in stored}, names, layers, [])
+
+
+def _sha256(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(set(names))).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,30 +130,25 @@ class Renaming:
     whose: str
 
 
-def renaming(config: Mapping[str, Any], target: Target) -> Renaming:
-    """That of a family that is known; else the checkpoint's names stay."""
-    target = _installed_target() if target is Target.AUTO else target
-    rename = _by_table(config.get("model_type"), target)
+def renaming(config: ModelConfig, names: Names) -> Renaming:
+    """Return the renaming of a known family, or the identity."""
+    rename = _by_table(config.model_type, names)
     if rename is None:
         return Renaming(str, "of the checkpoint")
-    return Renaming(rename, f"of the checkpoint, as {target.replace('-v', ' ')} renames them")
+    return Renaming(rename, f"of the checkpoint, as {names.replace('-v', ' ')} renames them")
 
 
-def _by_table(family: object, target: Target) -> Callable[[str], str] | None:
-    """What becomes of the names of a family that is known; None for another."""
-    table = {Target.V4: families.V4, Target.V5: families.V5}.get(target, {})
-    return families.rename(table[family]) if isinstance(family, str) and family in table else None
-
-
-def _installed_target() -> Target:
-    return {4: Target.V4, 5: Target.V5}.get(installed_version() or 0, Target.CHECKPOINT)
+def _by_table(family: str | None, names: Names) -> Callable[[str], str] | None:
+    """Return the renaming of a known family, or None."""
+    table = _TABLES.get(names, {})
+    return families.rename(table[family]) if family is not None and family in table else None
 
 
 def _renamed(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
     parameters: Mapping[str, str],
-    target: str,
+    names: str,
     layers: int | None,
     warnings: list[str],
 ) -> Named:
@@ -145,7 +160,7 @@ def _renamed(
     unknown: dict[str, None] = {}
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if is_extra_layer(w.module, layers) and target != GIVEN:
+        if is_extra_layer(w.module, layers) and names != GIVEN:
             not_loaded.append(w)
         elif w.tied_to is not None or (parameter == w.parameter and parameter not in incomplete):
             kept.append(w)
@@ -160,7 +175,7 @@ def _renamed(
     if unknown:
         some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
-    return Named(tuple(kept), target, tuple(not_loaded), tuple(warnings), parameters)
+    return Named(tuple(kept), names, tuple(not_loaded), tuple(warnings), parameters)
 
 
 def _stands_for(s: Skipped) -> str:
@@ -175,7 +190,7 @@ _WRAPPERS = re.compile(
 )
 
 
-def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[str, str]:
+def _among(names: Sequence[str], stored: Sequence[str], family: str | None) -> dict[str, str]:
     """Each stored name's among those of a trainer, by the renaming that finds the most of them."""
     plain: dict[str, str] = {}
     for name in names:
@@ -183,7 +198,7 @@ def _among(names: Sequence[str], stored: Sequence[str], family: object) -> dict[
         while (shorter := _WRAPPERS.sub("", short).lstrip(".")) != short:
             short = shorter
         plain[short] = name
-    rules = [(), *(t[family] for t in (families.V5, families.V4) if isinstance(family, str) and family in t)]
+    rules = [(), *(t[family] for t in (families.V5, families.V4) if family is not None and family in t)]
     best: dict[str, str] = {}
     # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
     fetches: list[Callable[[str], str]] = [lambda name: name]

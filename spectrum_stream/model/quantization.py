@@ -1,9 +1,7 @@
 """How a quantized weight is stored: its numbers, what it needs beside them, and what config.json says of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from .names import WEIGHT_SUFFIX
 
@@ -14,7 +12,6 @@ _COMPANION_SUFFIXES = (
 )
 # Names of the stored numbers, where they are no `.weight`.
 _PACKED = {".qweight": WEIGHT_SUFFIX, ".weight_packed": WEIGHT_SUFFIX, "_blocks": ""}
-_DEFAULT_BLOCK = (128, 128)
 
 
 class Packing(StrEnum):
@@ -102,41 +99,3 @@ def parameter_of(tensor: str) -> str:
 def is_companion(tensor: str) -> bool:
     """Whether a tensor belongs to a quantized weight, by its name."""
     return tensor.endswith(_COMPANION_SUFFIXES)
-
-
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says that changes what stored numbers mean."""
-    names = ("weight_block_size", "bits", "group_size", "checkpoint_format", "version", "config_groups")
-    quantization = quantization_config(config)
-    return {name: quantization[name] for name in names if name in quantization}
-
-
-def block_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(rows, columns) of a float8 weight that share a scale, where they do so by blocks."""
-    quantization = quantization_config(config)
-    # compressed-tensors has it with the groups of layers; a block that is none of those fits no scales.
-    found = [quantization.get("weight_block_size"), *(w.get("block_structure") for w in weights_of(quantization))]
-    for block in found:
-        if isinstance(block, list) and len(block) == 2 and all(type(side) is int and side > 0 for side in block):
-            return block[0], block[1]
-    return _DEFAULT_BLOCK
-
-
-def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json about it: of the model, or of the language model within."""
-    text = config.get("text_config")
-    for model in (config, text if isinstance(text, dict) else {}):
-        for name in ("quantization_config", "compression_config"):
-            if isinstance(found := model.get(name), dict):
-                return found
-    return {}
-
-
-def weights_of(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What compressed-tensors says of the weights of each group of layers."""
-    groups = quantization.get("config_groups")
-    return [
-        weights
-        for group in (groups.values() if isinstance(groups, dict) else ())
-        if isinstance(group, dict) and isinstance(weights := group.get("weights"), dict)
-    ]

@@ -18,22 +18,19 @@ GPTQ and AWQ store the transpose; the shape of such a matrix is as it is stored.
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
 
 from ..checkpoint import LocalShard
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
+from .config import QuantizationConfig
 from .names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from .quantization import (
     Packing,
     Part,
     Quantization,
     Unreadable,
-    block_size,
     is_companion,
     parameter_of,
-    quantization_config,
-    weights_of,
 )
 
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2")
@@ -50,13 +47,12 @@ Found = Quantization | list[Quantization] | Unreadable | None
 class QuantizationIndex:
     """The quantized weights of a checkpoint, whatever shards their parts are in."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: QuantizationConfig) -> None:
         self._tensors: Mapping[str, tuple[str, TensorInfo]] = {
             tensor.name: (shard.name, tensor) for shard, tensor in checkpoint.tensors if is_companion(tensor.name)
         }
         self._shards = {shard.name: shard for shard in checkpoint.source.shards}
-        self._config = quantization_config(checkpoint.source.config)
-        self._block = block_size(checkpoint.source.config)
+        self._config = config
 
     def find(self, tensor: TensorInfo) -> Found:
         """How a tensor that may hold a weight is to be read."""
@@ -88,15 +84,15 @@ class QuantizationIndex:
         # says that weights are quantized: other schemes call them `B`, `W_q`, `codes` or `weight:qdata`.
         bank = len(tensor.shape) >= 3 and is_fused_experts(parameter_of(tensor.name))
         # Older models keep a mask of theirs as a `bias` of bytes.
-        other = len(tensor.shape) >= 2 and "quant_method" in self._config and not tensor.name.endswith("bias")
+        other = len(tensor.shape) >= 2 and self._config.quant_method is not None and not tensor.name.endswith("bias")
         return self._refused(tensor) if packed or bank or other else None
 
     def _refused(self, tensor: TensorInfo) -> Unreadable:
         name = tensor.name.removesuffix(WEIGHT_SUFFIX)
-        method = self._config.get("quant_method")
+        method = self._config.quant_method or ""
         if any(f"{name}{suffix}" in self._tensors for suffix in (".weight.absmax", ".SCB")):
             method = "bitsandbytes"
-        return Unreadable("unsupported_dtype", method[:100] if isinstance(method, str) else "")
+        return Unreadable("unsupported_dtype", method[:100])
 
     def _scaled(self, weight: TensorInfo) -> Found:
         n, m = weight.shape
@@ -136,7 +132,7 @@ class QuantizationIndex:
         if scale.dtype not in (*_FLOAT_DTYPES, *_EXPONENT_DTYPES):
             return Unreadable("bad_scales", f"scales of dtype {scale.dtype}")
         n, m = shape
-        block = min(self._block[0], n), min(self._block[1], m)
+        block = min(self._config.block_size[0], n), min(self._config.block_size[1], m)
         grids: dict[str, tuple[tuple[int, int], set[tuple[int, ...]]]] = {
             "tensor": ((n, m), {(), (1,), (1, 1)}),
             "row": ((1, m), {(n,), (n, 1)}),
@@ -192,7 +188,7 @@ class QuantizationIndex:
         return Quantization(scheme, Packing.FP4, (n, m // 2), (n, m), (1, columns), tuple(parts))
 
     def _packed_integers(self, weight: TensorInfo) -> Found:
-        name, bits = parameter_of(weight.name), self._bits()
+        name, bits = parameter_of(weight.name), self._config.bits
         if (found := self._tensors.get(f"{name}_scale")) is None:
             return Unreadable("missing_scales")
         if len(weight.shape) != 2 or bits is None:
@@ -202,7 +198,7 @@ class QuantizationIndex:
         # Its true width is in a tensor of its own, which is compared when that is read.
         m = words * _WORD_BITS // bits
         groups = scale.shape[1] if len(scale.shape) == 2 else 1
-        size = self._group_size()
+        size = self._config.group_size
         if groups > 1 and size is None:
             return Unreadable("unsupported_dtype", "no one group_size in config.json")
         m = self._true_width(f"{name}_shape", m, words, bits)
@@ -247,18 +243,18 @@ class QuantizationIndex:
         scale, zeros, order = (self._tensors.get(f"{module}.{name}") for name in ("scales", "qzeros", "g_idx"))
         if scale is None:
             return Unreadable("missing_scales")
-        bits = self._bits()
+        bits = self._config.bits
         if weight.dtype != "I32" or len(weight.shape) != 2 or len(scale[1].shape) != 2 or bits is None:
             return self._refused(weight)
         rows, columns = weight.shape
         groups, out = scale[1].shape
         awq = columns != out
-        if awq and (bits != 4 or columns * 8 != out or str(self._config.get("version", "gemm")).lower() != "gemm"):
+        if awq and (bits != 4 or columns * 8 != out or self._config.version != "gemm"):
             return Unreadable("unsupported_dtype", "awq, but not of the version gemm with 4 bits")
         if not awq and bits not in (2, 4, 8):
             return Unreadable("unsupported_dtype", f"gptq of {bits} bits")
         inner = rows if awq else rows * _WORD_BITS // bits
-        size = min(self._group_size() or inner, inner)
+        size = min(self._config.group_size or inner, inner)
         if zeros is None and not awq:
             return Unreadable("missing_scales", "no zero points")
         if scale[1].dtype not in _FLOAT_DTYPES or groups != -(-inner // size):
@@ -272,7 +268,7 @@ class QuantizationIndex:
             if order[1].dtype not in ("I32", "I64") or order[1].shape != (inner,):
                 return _misfit(order[1], (out, inner))
             parts.append(_part("groups", *order, (inner,)))
-        first_format = not awq and self._config.get("checkpoint_format") != "gptq_v2"
+        first_format = not awq and self._config.checkpoint_format != "gptq_v2"
         return Quantization(
             "awq" if awq else f"gptq, {bits} bits",
             Packing.AWQ if awq else Packing.COLUMNS,
@@ -283,19 +279,6 @@ class QuantizationIndex:
             bits,
             int(first_format),
         )
-
-    def _weights_config(self) -> Mapping[str, Any]:
-        """Of compressed-tensors, whose groups of layers can differ; one that differs in what matters is not read."""
-        found = [{key: w.get(key) for key in ("num_bits", "group_size")} for w in weights_of(self._config)]
-        return found[0] if found and all(one == found[0] for one in found) else {}
-
-    def _bits(self) -> int | None:
-        bits = self._config.get("bits", self._weights_config().get("num_bits"))
-        return bits if type(bits) is int and 1 <= bits <= 8 else None
-
-    def _group_size(self) -> int | None:
-        size = self._config.get("group_size", self._weights_config().get("group_size"))
-        return size if type(size) is int and size > 0 else None
 
 
 def _part(

@@ -3,25 +3,16 @@
 The only file that touches private modules of transformers.
 """
 
-import importlib.metadata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import UsageError
-from .names import layer_count
+from .config import ModelConfig
 
 
-def installed_version() -> int | None:
-    """The version of transformers that is installed, the first number of it."""
-    try:
-        return int(importlib.metadata.version("transformers").split(".")[0])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-
-
-def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
+def parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, str]:
     """The parameter of each tensor that becomes one, or a part of one; others are left out.
 
     Args:
@@ -38,8 +29,8 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
         raise _missing() from error
     tensors = list(tensors)
     # A model takes memory and time by its layers, and a config is a stranger's.
-    if (layer_count(config) or 0) > len(tensors):
-        raise _unknown(f"{layer_count(config)} layers, and {len(tensors)} weights")
+    if (config.layer_count or 0) > len(tensors):
+        raise _unknown(f"{config.layer_count} layers, and {len(tensors)} weights")
     model = _model(config)
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -56,7 +47,7 @@ def parameter_names(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
     return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
 
 
-def model_parameters(config: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shape of every parameter of the model that transformers makes, and the names that are another's as well.
 
     Raises:
@@ -73,7 +64,7 @@ def model_parameters(config: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ..
     return every, tied
 
 
-def _model(config: Mapping[str, Any]) -> Any:
+def _model(config: ModelConfig) -> Any:
     """A model without weights."""
     try:
         import torch
@@ -101,19 +92,20 @@ def _missing() -> UsageError:
     )
 
 
-def _classes(transformers: Any, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    kind, architectures = config.get("model_type"), config.get("architectures")
-    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+def _classes(transformers: Any, config: ModelConfig) -> tuple[Any, Any]:
+    kind, names = config.model_type, config.architectures
     models = [getattr(transformers, name, None) for name in names]
     model_class = next(
         (m for m in models if isinstance(m, type) and issubclass(m, transformers.PreTrainedModel)), None
     )
     mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    if model_class is None or not isinstance(kind, str) or kind not in mapping:
+    if model_class is None or kind is None or kind not in mapping:
         raise _unknown(", ".join(names) or "a config that names none")
     # How it is to be run is of no account here, and could name code to fetch.
     plain = {
-        key: _with_floats(value) for key, value in config.items() if not key.lstrip("_").endswith("_implementation")
+        key: _with_floats(value)
+        for key, value in config.data.items()
+        if not key.lstrip("_").endswith("_implementation")
     }
     try:
         return model_class, mapping[kind].from_dict(plain)
@@ -137,7 +129,7 @@ def _unknown(what: str) -> UsageError:
     return UsageError(
         f"transformers has no model of its own for {' '.join(what.split())[:300]}",
         reason="unknown_architecture",
-        hint="--target checkpoint keeps the checkpoint's names",
+        hint="--names checkpoint keeps the names of the checkpoint",
     )
 
 

@@ -25,12 +25,25 @@ _IQR = 1.349
 
 
 class Degeneracy(StrEnum):
-    """Why a score does not measure signal against noise."""
+    """Why a score does not measure signal against noise.
 
-    VECTOR = "vector"  # one singular value: 1.0 by definition
-    ZERO = "zero"  # all singular values are zero: no signal, 0.0
-    EMPTY_NOISE = "empty_noise"  # nothing at or below tau; the noise sum counts as 1.0
-    ZERO_NOISE = "zero_noise"  # only zeros at or below tau; the noise sum counts as 1.0
+    Attributes:
+        sentence: what to tell a person, a clause after the name of the matrix.
+    """
+
+    sentence: str
+
+    def __new__(cls, code: str, sentence: str = "") -> "Degeneracy":
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    VECTOR = "vector", "has one singular value, so its score is 1.0 by definition"
+    ZERO = "zero", "is all zeros, so its score is 0.0"
+    # In both of these the noise sum counts as 1.0.
+    EMPTY_NOISE = "empty_noise", "has no singular value at or below the noise threshold"
+    ZERO_NOISE = "zero_noise", "has only zeros at or below the noise threshold"
 
 
 @dataclass(frozen=True, slots=True)

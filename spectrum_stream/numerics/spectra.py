@@ -183,7 +183,7 @@ def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.nda
     """Singular values, their errors and their drift, from the eigenvalues of K in descending order.
 
     The error d of an eigenvalue l was measured against float64, on bfloat16 matrices with sides of 256 to
-    4096 and flat, spiked, mean-shifted and power-law spectra. It has three parts, in units of u:
+    4096 and flat, spiked, mean-shifted and power-law spectra. It has two parts, in units of u:
 
         4 l_bulk + 8 l_1 / n    shared by all: rounding of the products, and of the reduction of K
         5 l + 0.1 n l_bulk      wandering from one value to the next: the tridiagonal iteration

@@ -1,1 +1,1 @@
-"""A result made visible: its data laid out as a map of layers by groups, for a browser and for a terminal."""
+"""Show a result: as a map in the terminal, or as an HTML page."""

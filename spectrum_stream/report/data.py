@@ -1,6 +1,6 @@
-"""A result and the record beside it, as what there is to show: an entry a matrix, its measures, its spectrum reduced.
+"""Read a result and its scan record into entries: one per matrix, with its metrics and a reduced spectrum.
 
-A page of 45,000 matrices has to open from one file. So of each spectrum only quantiles are kept, on a scale of
+A page of 45,000 matrices has to open from one file. So only quantiles of each spectrum are kept, on a scale of
 powers of two below the largest singular value.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ResultError
+from ..model.matrix import NoScore
 from ..numerics.metrics import Metric
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record, stored_records
@@ -20,63 +21,86 @@ from ..results.remeasuring import value_of
 from ..results.result import Module, is_record_of, read_results
 from ..text import si_bytes
 
-# Of all spectra together; 64 quantiles each of 45,000 matrices.
+# The limit for all spectra together: 64 quantiles for each of 45,000 matrices.
 _MAX_QUANTILES = 2_900_000
 _QUANTILES_PER_MATRIX = (16, 256)
-# Steps in a halving: a relative step of 1.7e-4, and 32 halvings in 16 bits.
+# Steps per halving: a relative error of at most 1.7e-4, and 32 halvings in 16 bits.
 _STEPS = 2048
 _ZERO = 65535
+# A foreign result can hold these in place of a score.
+INFINITE, NOT_A_NUMBER = "infinite", "not_a_number"
 
-
-# Spectrum's own is the score, and chance says nothing about a matrix.
+# Spectrum's own metric is the score, and a random number says nothing about a matrix.
 _METRICS = [metric for metric in Metric if metric not in (Metric.SPECTRUM, Metric.RANDOM)]
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """Why a score is not meaningful or missing.
+
+    Attributes:
+        words: what to tell a person.
+        is_missing: whether there is no score at all.
+    """
+
+    words: str
+    is_missing: bool
+
+
+# Every flag that an entry can have. The page has no list of its own.
+FLAGS: Mapping[str, Flag] = {
+    **{str(why): Flag(f"degenerate: {why.sentence}", False) for why in Degeneracy},
+    INFINITE: Flag("degenerate: infinite in the file", False),
+    NOT_A_NUMBER: Flag("no score: NaN in the file", True),
+    **{str(why): Flag(f"no score: {why.sentence}", True) for why in NoScore},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A line of a result, or one expert of a line that is a bank of them, or a matrix without a score.
+    """A module of a result, one expert of a module that is fused experts, or a matrix without a score.
 
     Attributes:
         module, group: its names.
-        snr: the score; inf and -inf (for NaN) as foreign results have them; None where there is none.
-        bank: for one expert of a bank, the module of the bank's line.
-        flag: why the score means nothing or is missing: a `Degeneracy` but for `vector`, `infinite`, `not_a_number`,
-            or a `NoScore`; "" for none.
-        n, m, tau, above, largest: the shape, the threshold, how many singular values exceed it, and the largest one;
-            None where there is no record.
-        measures: by name, what is known.
-        quantiles: uint16, (k,), from the largest singular value to the smallest: -2048 log2 of its share of the
-            largest one, and 65535 for zero; of all of them where there are few.
+        snr: the score; inf and -inf (for NaN) as foreign results have them; None without a score.
+        fused: for one of fused experts, the module of the result that it is a part of.
+        flag: a key of `FLAGS`, but never `vector`; "" for a meaningful score.
+        n, m, tau, above, largest: the shape, the threshold, the number of singular values above it, and the largest
+            singular value; None without a record.
+        metrics: the known values, by name.
+        quantiles: uint16, (k,), from the largest singular value to the smallest: -2048 log2 of its ratio to the
+            largest one, and 65535 for zero. All singular values if there are few.
     """
 
     module: str
     group: str
     snr: float | None
-    bank: str | None = None
+    fused: str | None = None
     flag: str = ""
     n: int | None = None
     m: int | None = None
     tau: float | None = None
     above: int | None = None
     largest: float | None = None
-    measures: Mapping[str, float | None] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     quantiles: np.ndarray | None = None
 
     @property
     def is_ranked(self) -> bool:
-        """Whether a selection counts it."""
-        return self.bank is None and self.snr is not None
+        """Whether a selection ranks it."""
+        return self.fused is None and self.snr is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One result.
+    """One result to show.
 
     Attributes:
-        name: of its file.
+        name: the name of its file.
         facts: where it comes from: (label, text).
-        notes: what a reader should know, a sentence each.
-        entries: the lines in the file's order, which breaks ties; then experts of banks; then what has no score.
+        notes: sentences that a reader should know.
+        entries: the modules in the file's order, which breaks ties, then each of the fused experts, then the
+            matrices without a score.
     """
 
     name: str
@@ -85,39 +109,41 @@ class Shown:
     entries: tuple[Entry, ...]
 
     @property
-    def measures(self) -> list[str]:
-        return list(dict.fromkeys(name for entry in self.entries for name in entry.measures))
+    def metrics(self) -> list[str]:
+        """The names of all metrics that an entry has."""
+        return list(dict.fromkeys(name for entry in self.entries for name in entry.metrics))
 
     @property
     def flagged(self) -> Counter[str]:
+        """The number of entries by flag."""
         return Counter(entry.flag for entry in self.entries if entry.flag)
 
 
 def read_shown(path: Path) -> Shown:
-    """A result, with the record of the same name beside it if there is one and it is of these scores.
+    """Read a result, with the record beside it if its scores match.
 
     Raises:
-        ResultError: see `read_results`; the record is never a reason to fail.
+        ResultError: the result cannot be read, as `read_results`. A record never makes this fail.
     """
-    lines = read_results(path)
+    modules = read_results(path)
     record = path.with_suffix(".sqlite")
-    facts = [("result", path.name), ("scores", str(len(lines)))]
-    why_not = "there is no record of the scan beside the result"
+    facts = [("result", path.name), ("scores", str(len(modules)))]
+    why_not = "there is no scan record beside the result"
     if record.exists():
         try:
-            return _with_record(path.name, facts, lines, record)
+            return _with_record(path.name, facts, modules, record)
         except ResultError as reason:
             why_not = str(reason)
-    note = f"{why_not}, so there are scores only: no spectra, and nothing says which scores are degenerate"
-    return Shown(path.name, tuple(facts), (note,), tuple(_line(line) for line in lines))
+    note = f"{why_not}: spectra are not available, and degenerate scores are not marked"
+    return Shown(path.name, tuple(facts), (note,), tuple(map(_without_record, modules)))
 
 
-def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], path: Path) -> Shown:
-    wanted = {line.name: line for line in lines}
+def _with_record(name: str, facts: list[tuple[str, str]], modules: list[Module], path: Path) -> Shown:
+    wanted = {module.name: module for module in modules}
     entries: dict[str, Entry] = {}
     experts: dict[str, list[Entry]] = {}
     failed: list[Entry] = []
-    methods: Counter[str] = Counter()
+    precisions: Counter[str] = Counter()
     seen: list[Record] = []
     inexact = quantized = 0
     with stored_records(path) as stored:
@@ -125,9 +151,9 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], p
         low, high = _QUANTILES_PER_MATRIX
         keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
         for record in stored.records:
-            # Without its spectrum: all of those do not fit memory.
+            # Without its spectrum, since all spectra together may not fit into memory.
             seen.append(replace(record, singular_values=record.singular_values[:0].copy()))
-            methods[record.precision or "none"] += 1
+            precisions[record.precision or "none"] += 1
             inexact += record.score is not None and record.score.error > TOLERANCE
             quantized += record.quantized is not None
             entry = _entry(record, keep)
@@ -137,22 +163,22 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], p
                 failed.append(entry)
             elif record.module in wanted:
                 entries[record.module] = replace(entry, snr=wanted[record.module].snr)
-    if not is_record_of(seen, lines):
-        raise ResultError("the record beside the result is of other scores", reason="other_record")
+    if not is_record_of(seen, modules):
+        raise ResultError("the record beside the result holds other scores", reason="other_record")
     for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
-        # No bank, but a parameter of another name than the checkpoint's.
+        # A single part is not fused experts, but a parameter that has another name in the checkpoint.
         (entry,) = experts.pop(parameter)
         if entry.snr is None:
             failed.append(entry)
         elif parameter in wanted:
-            entries[parameter] = replace(entry, module=parameter, bank=None)
-    shown = [entries.get(line.name) or _bank(line, experts.get(line.name, [])) for line in lines]
-    members = [entry for line in lines for entry in sorted(experts.get(line.name, []), key=_by_number)]
-    failed += [entry for bank in experts.keys() - wanted.keys() for entry in experts[bank]]
+            entries[parameter] = replace(entry, module=parameter, fused=None)
+    shown = [entries.get(module.name) or _fused(module, experts.get(module.name, [])) for module in modules]
+    members = [entry for module in modules for entry in sorted(experts.get(module.name, []), key=_by_number)]
+    failed += [entry for fused in experts.keys() - wanted.keys() for entry in experts[fused]]
     everything = (*shown, *members, *failed)
     flags = Counter(entry.flag for entry in everything if entry.flag)
     degenerate = {flag: number for flag, number in flags.items() if flag in set(Degeneracy)}
-    # A page is made to be handed on, and where a checkpoint lies on this machine is nobody else's business.
+    # A page is made to be shared, so it does not tell where a checkpoint lies on this machine.
     where = str(identity.get("path", "?"))
     commit = identity.get("commit")
     shards = identity.get("shards") or {}
@@ -160,11 +186,11 @@ def _with_record(name: str, facts: list[tuple[str, str]], lines: list[Module], p
         ("checkpoint", where if commit else Path(where).name),
         ("commit", str(commit or "none: local files")),
         ("shards", f"{len(shards)}, {si_bytes(sum(shards.values()))}"),
-        ("record's engine", f"version {identity.get('engine', '?')}"),
+        ("engine of the scan", f"version {identity.get('engine', '?')}"),
         ("matrices", str(count)),
-        ("methods", _tally(methods)),
+        ("precision", _tally(precisions)),
         ("degenerate scores", f"{sum(degenerate.values())}" + (f" ({_tally(degenerate)})" if degenerate else "")),
-        ("inexact scores", f"{inexact} may be wrong by more than {TOLERANCE:g} of their value"),
+        ("inexact scores", f"{inexact} with an estimated relative error above {TOLERANCE:g}"),
         ("without a score", str(len(failed))),
         ("quantized", str(quantized)),
     ]
@@ -175,24 +201,24 @@ def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {number}" for name, number in sorted(counts.items()))
 
 
-def _line(line: Module) -> Entry:
-    flag = "" if math.isfinite(line.snr) else "infinite" if line.snr > 0 else "not_a_number"
-    return Entry(line.name, line.group, line.snr, flag=flag)
+def _without_record(module: Module) -> Entry:
+    flag = "" if math.isfinite(module.snr) else INFINITE if module.snr > 0 else NOT_A_NUMBER
+    return Entry(module=module.name, group=module.group, snr=module.snr, flag=flag)
 
 
-def _bank(line: Module, experts: Sequence[Entry]) -> Entry:
-    """A bank's line: the score it has, and of each measure the median of its experts', as the score is."""
+def _fused(module: Module, experts: Sequence[Entry]) -> Entry:
+    """Make the entry of fused experts: their score, and the median of each metric, as the score is a median."""
     if not experts:
-        return _line(line)
+        return _without_record(module)
     values = {
-        name: [value for expert in experts if (value := expert.measures.get(name)) is not None]
-        for name in experts[0].measures
+        name: [value for expert in experts if (value := expert.metrics.get(name)) is not None]
+        for name in experts[0].metrics
     }
     medians = {name: float(np.median(known)) if known else None for name, known in values.items()}
     flags = {expert.flag for expert in experts}
-    # Where all of them are degenerate, so is the median; one among many moves it little.
+    # If all experts are degenerate, so is the median. A single one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""
-    return Entry(line.name, line.group, line.snr, flag=flag, measures=medians)
+    return Entry(module=module.name, group=module.group, snr=module.snr, flag=flag, metrics=medians)
 
 
 def _by_number(expert: Entry) -> tuple[int, str]:
@@ -202,46 +228,44 @@ def _by_number(expert: Entry) -> tuple[int, str]:
 
 def _entry(record: Record, keep: int) -> Entry:
     score = record.score
+    entry = Entry(
+        module=record.module,
+        group=record.group,
+        snr=None if score is None else score.snr,
+        fused=None if record.result_name == record.module else record.result_name,
+        flag=str(record.no_score or ""),
+        n=record.n,
+        m=record.m,
+    )
     if score is None:
-        return Entry(record.module, record.group, None, _fused(record), str(record.no_score), record.n, record.m)
+        return entry
     values = record.singular_values
-    flag = "" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy)
-    measures = {
-        **{metric.replace("-", " "): value_of(record, metric) for metric in _METRICS},
-        "share above tau": score.above / min(record.n, record.m),
-        "margin of tau": score.margin,
-        "σ₁ / q25": score.sigma1_over_q25,
-        "estimated error": score.error,
-    }
-    return Entry(
-        record.module,
-        record.group,
-        score.snr,
-        _fused(record),
-        flag,
-        record.n,
-        record.m,
-        score.tau,
-        score.above,
-        float(values[0]) if len(values) else None,
-        measures,
-        quantiles_of(values, keep) if len(values) else None,
+    return replace(
+        entry,
+        flag="" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy),
+        tau=score.tau,
+        above=score.above,
+        largest=float(values[0]) if len(values) else None,
+        metrics={
+            **{metric.replace("-", " "): value_of(record, metric) for metric in _METRICS},
+            "share above tau": score.above / min(record.n, record.m),
+            "margin of tau": score.margin,
+            "σ₁ / q25": score.sigma1_over_q25,
+            "estimated error": score.error,
+        },
+        quantiles=quantiles_of(values, keep) if len(values) else None,
     )
 
 
-def _fused(record: Record) -> str | None:
-    return None if record.result_name == record.module else record.result_name
-
-
 def quantiles_of(singular_values: np.ndarray, keep: int) -> np.ndarray:
-    """A spectrum reduced.
+    """Reduce a spectrum to quantiles.
 
     Args:
         singular_values: (k,), descending, k > 0.
-        keep: how many to keep; all where there are no more.
+        keep: how many to keep; all if there are fewer.
 
     Returns:
-        uint16, (min(k, keep),), as `Entry.quantiles`.
+        uint16, (min(k, keep),), encoded as `Entry.quantiles`.
     """
     values = np.asarray(singular_values, dtype=np.float64)
     count = len(values)

@@ -1,7 +1,7 @@
-"""The page: results in, one HTML file out that needs nothing else, asks nobody, and runs nothing but its own script.
+"""Render results as one HTML file that is self-contained and makes no network requests.
 
-Names in it are a stranger's. They go in as JSON in which no tag can begin, the script puts them on the page as text
-only, and the policy lets no other script run, nothing be loaded and nothing be sent.
+Names are untrusted. They are embedded as JSON in which no tag can begin, the script adds them to the page as text
+only, and the content security policy blocks other scripts, all loading and all sending.
 """
 
 import base64
@@ -21,25 +21,25 @@ import numpy as np
 from ..errors import UsageError
 from ..model.names import pool_of
 from ..text import VERSION
-from .data import Entry, Shown
+from .data import FLAGS, Entry, Shown
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
 _STYLE_ID = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
-# In the order in which they are read; one script on the page.
+# Joined in this order into one script.
 _SCRIPTS = ("numbers.js", "state.js", "map.js", "plots.js", "table.js", "main.js")
 
 
 def render(results: Sequence[Shown], *, top_percent: float = 50) -> str:
-    """The page of one result, or of two side by side. A pure function.
+    """Render the page of one result, or of two side by side. A pure function.
 
     Args:
-        top_percent: of each group, outlined as the page opens.
+        top_percent: the share of each group that is outlined when the page opens, in (0, 100].
 
     Raises:
-        UsageError: missing_extra, without plotly.
+        UsageError: missing_extra, plotly is not installed.
     """
     plotly, script, style = _plotly(), "\n".join(map(_asset, _SCRIPTS)), _asset("page.css")
-    # The style of its maps of the earth, which no plot here uses, stays out where an element of that id is there.
+    # Plotly adds styles for geographic maps, which no plot here uses, unless an element with that id exists.
     unwanted = sorted(set(_STYLE_ID.findall(plotly)))
     data, spectra = page_data(results, top_percent=top_percent)
     return Template(_asset("page.html")).substitute(
@@ -57,12 +57,12 @@ def render(results: Sequence[Shown], *, top_percent: float = 50) -> str:
 
 
 def page_data(results: Sequence[Shown], *, top_percent: float) -> tuple[dict[str, Any], list[str]]:
-    """What the page's script reads: columns of all entries, and each result's spectra, encoded.
+    """Build the data of the page's script: columns over all entries, and the encoded spectra of each result.
 
-    The spectra of a result are one text in which an entry has `stride` characters of base64, so that one is decoded
-    without the others.
+    The spectra of a result are one text in which each entry takes `stride` characters of base64, so that one spectrum
+    can be decoded without the others.
     """
-    places = [[place_of(e.module, e.group, e.bank) for e in shown.entries] for shown in results]
+    places = [[place_of(e.module, e.group, e.fused) for e in shown.entries] for shown in results]
     grid = lay(place for own in places for place in own)
     groups = list(dict.fromkeys(e.group for shown in results for e in shown.entries))
     encoded = [_spectra(shown.entries) for shown in results]
@@ -71,6 +71,8 @@ def page_data(results: Sequence[Shown], *, top_percent: float) -> tuple[dict[str
         "version": VERSION,
         "top_percent": top_percent,
         "colors": CIVIDIS,
+        "flags": {name: flag.words for name, flag in FLAGS.items()},
+        "missing": [name for name, flag in FLAGS.items() if flag.is_missing],
         "rows": grid.labels(),
         "columns": list(grid.columns),
         "groups": groups,
@@ -87,7 +89,6 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
     columns = {layer: i for i, layer in enumerate(grid.columns)}
     by_group = {group: i for i, group in enumerate(groups)}
     entries = shown.entries
-    line_of = {entry.module: i for i, entry in enumerate(entries) if entry.bank is None}
     flags = list(dict.fromkeys(entry.flag for entry in entries))
     by_flag = {flag: i for i, flag in enumerate(flags)}
     pools = [pool_of(entry.module, entry.group) if entry.is_ranked else None for entry in entries]
@@ -101,9 +102,8 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
         "row": [rows[place.row] for place in places],
         "column": [columns[place.layer] for place in places],
         "index": [place.index for place in places],
-        # Ranks must not change in the page, so these are exact; what is only shown has six digits.
+        # The page ranks by these, so they are exact. All other numbers are only shown, with six digits.
         "snr": [_number(entry.snr) for entry in entries],
-        "line": [-1 if entry.bank is None else line_of.get(entry.bank, -1) for entry in entries],
         "pool": [-1 if pool is None else by_pool[pool] for pool in pools],
         "is_ranked": [int(entry.is_ranked) for entry in entries],
         "flags": flags,
@@ -114,12 +114,12 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
         "above": [entry.above for entry in entries],
         "largest": [_number(entry.largest, 6) for entry in entries],
         "points": [0 if entry.quantiles is None else len(entry.quantiles) for entry in entries],
-        "measures": {name: [_number(entry.measures.get(name), 6) for entry in entries] for name in shown.measures},
+        "metrics": {name: [_number(entry.metrics.get(name), 6) for entry in entries] for name in shown.metrics},
     }
 
 
 def _number(value: float | None, digits: int | None = None) -> float | str | None:
-    """A number for JSON, which has no infinities: those are texts, which the page's `Number()` reads."""
+    """Return a number for JSON; infinities and NaN as texts that JavaScript's `Number()` reads."""
     if value is None:
         return None
     if not math.isfinite(value):
@@ -130,7 +130,7 @@ def _number(value: float | None, digits: int | None = None) -> float | str | Non
 def _spectra(entries: Iterable[Entry]) -> tuple[int, str]:
     spectra = [entry.quantiles for entry in entries]
     width = max((len(s) for s in spectra if s is not None), default=0)
-    # Three bytes are four characters: at a multiple of three values no entry needs padding.
+    # Three bytes are four characters, so with a multiple of three values no entry needs padding.
     width += -width % 3
     table = np.zeros((len(spectra), width), dtype="<u2")
     for row, values in zip(table, spectra, strict=True):
@@ -140,14 +140,14 @@ def _spectra(entries: Iterable[Entry]) -> tuple[int, str]:
 
 
 def island(value: Any) -> str:
-    """JSON that can stand in a script element: nothing in it can end the element, or begin a comment or an entity."""
+    """Encode JSON for a script element: it cannot end the element, nor begin a comment or an entity."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    # Plotly makes style elements that are empty, and fills them by rule, which their own hash allows; the attributes
-    # that it sets on what it draws have no hash.
+    # Plotly creates empty style elements, which the hash of the empty text allows, and adds rules to them. The style
+    # attributes that it sets on its drawings cannot be allowed by a hash.
     return "; ".join(
         (
             "default-src 'none'",
@@ -169,7 +169,7 @@ def _asset(name: str) -> str:
 
 
 def _plotly() -> str:
-    # The file alone: to import the package takes a second, and none of it is needed.
+    # Only this file is needed, and importing the package takes a second.
     package = importlib.util.find_spec("plotly")
     script = package and package.origin and Path(package.origin).parent / "package_data" / "plotly.min.js"
     if not script or not script.exists():

@@ -1,4 +1,4 @@
-"""The map for a terminal: colors where there are any, else digits; in bands where it is narrower than the model."""
+"""Draw the map in a terminal: in colors if it has them, else in digits; in bands if it is too narrow."""
 
 import math
 import statistics
@@ -15,22 +15,23 @@ from .data import Entry, Shown
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
 _CELL_WIDTH = 2
-# As in the page: a logarithmic scale where scores spread over more than this factor.
+# As on the page, the scale is logarithmic if scores spread over more than this factor.
 _LOG_FACTOR = 20
-# A row and a layer.
+# The row and the layer of a cell.
 _Key = tuple[tuple[str, str], str]
 
 
 class TerminalMap:
     """A rich renderable: groups down, layers across, each row colored from its lowest score to its highest.
 
-    In a cell `*` says that it is chosen, `+` that some of the experts in it are; before it is `!` where the score is
-    degenerate, `x` where there is none, and else, without colors, a digit: 0 is the lowest tenth of the row's range.
+    The second character of a cell is `*` if the module is chosen, and `+` if some of its experts are. The first is
+    `!` if the score is degenerate, `x` without a score, and otherwise, without colors, a digit: 0 is the lowest tenth
+    of the row's range.
     """
 
     def __init__(self, shown: Shown, chosen: Iterable[str]) -> None:
         chosen = set(chosen)
-        places = [place_of(entry.module, entry.group, entry.bank) for entry in shown.entries]
+        places = [place_of(entry.module, entry.group, entry.fused) for entry in shown.entries]
         self._grid: Grid = lay(places)
         self._cells = _cells(shown.entries, places, chosen)
         by_row: dict[tuple[str, str], list[_Cell]] = {}
@@ -44,7 +45,7 @@ class TerminalMap:
         label_width = min(widest, max(12, options.max_width // 3))
         at_once = max(1, (options.max_width - label_width - 1) // _CELL_WIDTH)
         columns = self._grid.columns
-        # Sixteen colors are too few for a scale.
+        # A scale needs more than sixteen colors.
         has_color = console.color_system in ("256", "truecolor") and not console.no_color
         for first in range(0, len(columns), at_once):
             band = columns[first : first + at_once]
@@ -58,9 +59,9 @@ class TerminalMap:
                     line.append_text(self._cell(row, layer, has_color))
                 line.rstrip()
                 yield line
-        yield Text("each row from its lowest score to its highest: ", end="")
+        yield Text("each row, from its lowest score to its highest: ", end="")
         yield _legend(has_color)
-        yield Text("* chosen  + some of them  ! degenerate  x no score", style="dim")
+        yield Text("* chosen  + some chosen  ! degenerate score  x no score", style="dim")
 
     def _cell(self, row: tuple[str, str], layer: str, has_color: bool) -> Text:
         if (row, layer) not in self._cells:
@@ -68,19 +69,24 @@ class TerminalMap:
         cell = self._cells[row, layer]
         scale = self._scales[row]
         if cell.value is None or scale is None:
-            return Text(f"{cell.flaw}{cell.mark}")
+            return Text(f"{cell.warning}{cell.mark}")
         share = scale(cell.value)
         if has_color:
-            return Text(f"{cell.flaw}{cell.mark}", style=_style(share))
-        return Text(f"{cell.flaw.strip() or min(9, int(share * 10))}{cell.mark}")
+            return Text(f"{cell.warning}{cell.mark}", style=_style(share))
+        return Text(f"{cell.warning.strip() or min(9, int(share * 10))}{cell.mark}")
 
 
 class _Cell(NamedTuple):
-    """The score of a matrix, or the median of those that share the cell; one character each for what is wrong with it
-    and for whether it is chosen."""
+    """One cell.
+
+    Attributes:
+        value: the score of its matrix, or the median of the matrices that share the cell; None without a score.
+        warning: one character: `x` without a score, `!` for a degenerate one, else a space.
+        mark: one character: `*` if all its modules are chosen, `+` if some are, else a space.
+    """
 
     value: float | None
-    flaw: str
+    warning: str
     mark: str
 
 
@@ -90,9 +96,10 @@ def _cells(entries: Sequence[Entry], places: Sequence[Place], chosen: set[str]) 
         together.setdefault((place.row, place.layer), []).append((entry, place))
     cells = {}
     for key, found in together.items():
-        # A bank's line is its median, and its experts are not to be counted again. One without a line has no score.
+        # The score of fused experts is their median, so the experts are not counted again. If the fused experts are
+        # not in the result, they have no score.
         own = [entry for entry, place in found if place.index == ""][:1]
-        own = own or [entry for entry, _ in found if entry.bank is None]
+        own = own or [entry for entry, _ in found if entry.fused is None]
         values = [entry.snr for entry in own if entry.snr is not None]
         flags = {entry.flag for entry in own}
         picked = sum(entry.module in chosen for entry in own)
@@ -113,7 +120,7 @@ class _Scale:
         return math.log(value) if self._is_log else value
 
     def __call__(self, value: float) -> float:
-        """0 at the lowest, 1 at the highest and at what is beyond it; a half where all are equal."""
+        """Map a value to [0, 1]: 0 at the lowest, 1 at the highest and above; 0.5 if all are equal."""
         if self._low == self._high:
             return 0.5
         if value == math.inf or (value <= 0 and self._is_log):
@@ -123,14 +130,14 @@ class _Scale:
 
 def _scale(cells: Iterable[_Cell]) -> _Scale | None:
     finite = [cell for cell in cells if cell.value is not None and math.isfinite(cell.value)]
-    # A score that means nothing would stretch the scale of those that do.
-    values = [cell.value for cell in finite if cell.flaw == " "] or [cell.value for cell in finite]
+    # A degenerate score would stretch the scale of the others.
+    values = [cell.value for cell in finite if cell.warning == " "] or [cell.value for cell in finite]
     known = [value for value in values if value is not None]
     return _Scale(min(known), max(known)) if known else None
 
 
 def _heading(band: Sequence[str]) -> str:
-    """Every fifth layer's number, and the first, where there is room for it."""
+    """Label the first layer and every fifth one, if there is room."""
     named = [i for i, layer in enumerate(band) if i == 0 or (layer.isdecimal() and int(layer[-9:]) % 5 == 0)]
     named = [i for i in named if i == 0 or i > 1 or len(band[0]) < _CELL_WIDTH] + [len(band)]
     parts = []
@@ -142,7 +149,7 @@ def _heading(band: Sequence[str]) -> str:
 
 
 def _fitted(label: str, width: int) -> str:
-    # The end of a group's name says more than its beginning.
+    # The end of a group's name is more telling than its beginning.
     return label.ljust(width) if len(label) <= width else f"~{label[len(label) - width + 1 :]}"
 
 

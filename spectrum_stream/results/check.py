@@ -35,6 +35,7 @@ _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "shards": dict,
     "program": str,
     "engine": int,
+    "names": str,
     "methods": dict,
     "degenerate": int,
     "result_sha256": str,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ResultError
+from ..model.parameters import GIVEN
 from . import atomic as durable
 from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
 
@@ -52,15 +53,17 @@ class Journal:
         Args:
             identity: what the rows depend on: `path`, the checkpoint; its commit; the size of each shard;
                 `versions`, the time and inode of those on this machine; the version of the program that changes
-                a number. Rows made for another state of the same checkpoint are dropped. A shard of a commit
-                that came to this machine, or left it, is the same state.
+                a number; `names` and `names_sha256`, the names that the rows use. Rows made for another state of
+                the same checkpoint are dropped. A shard of a commit that came to this machine, or left it, is the
+                same state.
             names: of all of the model's weights.
             weights: how many numbers its matrices have. Both are kept, and no row depends on them.
-            fresh: replace what is there if it is damaged or another checkpoint's.
+            fresh: replace what is there if it is damaged, another checkpoint's, or by other names.
             wait: for a scan that holds it, instead of raising.
 
         Raises:
-            ResultError: other_model, the record is of another checkpoint; locked; corrupt; unwritable.
+            ResultError: other_model, the record is of another checkpoint; other_names, its rows have other names;
+                locked; corrupt; unwritable.
         """
         self.path = path
         self.dropped = 0
@@ -164,6 +167,14 @@ class Journal:
                 reason="other_model",
                 hint="give this one a name with --name, or start over with --fresh",
             )
+        if stored is not None and not fresh and _names_of(stored) != _names_of(identity):
+            given = "FILE, with the same list," if stored["names"] == GIVEN else stored["names"]
+            raise ResultError(
+                f"{self.path} uses other names ({stored['names']}) than this scan ({identity['names']})",
+                reason="other_names",
+                hint=f"use the names of the record with --names {given} or give this scan a name with --name, "
+                "or start over with --fresh",
+            )
         identity = json.loads(json.dumps(identity))
         named = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
         if stored != identity or named != (names,):
@@ -202,6 +213,10 @@ class Journal:
                 reason="corrupt",
                 hint="start over with --fresh",
             ) from error
+
+
+def _names_of(identity: Mapping[str, Any]) -> tuple[str, str | None]:
+    return identity["names"], identity["names_sha256"]
 
 
 def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:

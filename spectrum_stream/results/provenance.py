@@ -1,7 +1,7 @@
 """Where a published result comes from: a file beside it, since a reader takes every key of the result for a module.
 
-    provenance_{slug}.json   the model and its commit, the shards, the program's version, the methods, and the SHA-256
-                             of the result that all of this is said of
+    provenance_{slug}.json   the model and its commit, the shards, the program's version, the names that the result
+                             uses, the methods, and the SHA-256 of the result that all of this is said of
 
 It holds no path of the machine that scanned. A scan of a local copy knows no commit; the SHA-256 of its shards are
 then what says which weights they were: the Hub shows the same numbers for the files of a repo.
@@ -80,6 +80,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             },
             "program": f"spectrum_stream {VERSION}",
             "engine": identity["engine"],
+            "names": identity["names"],
             "methods": dict(Counter(r.precision for r in recorded.records if r.precision is not None)),
             "degenerate": sum(
                 r.score is not None and r.score.degeneracy not in (None, Degeneracy.VECTOR) for r in recorded.records

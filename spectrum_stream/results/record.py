@@ -75,8 +75,8 @@ COLUMNS = [
     "singular_values",
     *_SCORE_COLUMNS,
 ]
-# Raise it with any change of the columns.
-SCHEMA_VERSION = 5
+# Raise it with any change of the columns or of the identity.
+SCHEMA_VERSION = 6
 
 
 def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
@@ -139,6 +139,8 @@ def _is_identity(identity: Any) -> bool:
         and all(isinstance(nbytes, int) and 0 <= nbytes < 2**63 for nbytes in identity["shards"].values())
         and not any("\0" in name for name in (identity["path"], *identity["shards"]))
         and isinstance(identity.get("engine"), int)
+        and isinstance(identity.get("names"), str)
+        and isinstance(identity.get("names_sha256", ...), (str, type(None)))
     )
 
 

@@ -87,7 +87,7 @@ def compare(
         raise UsageError(
             "the two results have no module in common",
             reason="nothing_in_common",
-            hint="are they of one model, and by the same names (--target)?",
+            hint="are they of one model, and by the same names (--names)?",
         )
     chosen_a = select(a, top_percent)
     chosen_b = select(b, top_percent if top_percent_b is None else top_percent_b)

@@ -107,11 +107,10 @@ def choose_fetches(
         if isinstance(shard, LocalShard):
             fetches[shard.name] = None
             continue
-        can_range = shard.is_ranged
         share = sum(stop - start for start, stop in set(wanted[shard.name])) / shard.nbytes
         if fetch is Fetch.CACHE:
             fetches[shard.name] = Fetch.CACHE
-        elif can_range and (
+        elif shard.is_ranged and (
             fetch is Fetch.RANGE or (fetch is Fetch.AUTO and (share <= _SHARD_SHARE or shard.nbytes > room))
         ):
             fetches[shard.name] = Fetch.RANGE
@@ -119,9 +118,8 @@ def choose_fetches(
             fetches[shard.name] = Fetch.DOWNLOAD
     downloads = [s.nbytes for s in shards if fetches.get(s.name) is Fetch.DOWNLOAD]
     kept = sum(s.nbytes for s in shards if fetches.get(s.name) is Fetch.CACHE)
-    if max(max(downloads, default=0), kept) > room:
-        enough = max(max(downloads, default=0), kept)
-        can_range = all(s.is_ranged for s in shards if not isinstance(s, LocalShard))
+    enough = max(*downloads, kept, 0)
+    if enough > room:
         raise UsageError(
             f"the shards take {enough} bytes of disk, and {room} are "
             + ("allowed" if room == max_disk_nbytes else "free"),

@@ -15,10 +15,11 @@ from ..checkpoint import Source, open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import CheckpointError, UsageError
 from ..model import parameters as runtime
+from ..model.config import ModelConfig
 from ..model.inventory import classify, pooled
 from ..model.matrix import Experts, Matrix, NoScore, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
-from ..model.parameters import Target
+from ..model.parameters import Names, parse_names
 from ..numerics import costs
 from ..numerics.precision import Precision
 from . import fetch as fetching
@@ -71,7 +72,8 @@ class Plan:
         matrices: what is scored, in the order in which it is read: by shard, then by offset.
         members: all modules of every group of the checkpoint, asked for or not.
         parameters: what each of them is a trainer's parameter by, or a part of one.
-        target: whose names those are.
+        names: the names that were really established: one of `Names`, or "given".
+        names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
         weights: how many the matrices of the checkpoint have, asked for or not; what two share counts once.
         skipped: every other tensor, with the reason.
         fetch: how a repo's shards are to be read, as asked for.
@@ -89,7 +91,8 @@ class Plan:
     matrices: tuple[Matrix, ...]
     members: Mapping[str, frozenset[str]]
     parameters: Mapping[str, str]
-    target: str
+    names: str
+    names_sha256: str | None
     weights: int
     skipped: tuple[Skipped, ...]
     fetch: Fetch
@@ -197,7 +200,7 @@ class Plan:
             "model": self.source.model,
             "path": self.source.where,
             "commit": self.source.commit,
-            "target": self.target,
+            "names": self.names,
             "shards": len(self.source.shards),
             "fetches": {way: list(self.fetches.values()).count(way) for way in Fetch if way in self.fetches.values()},
             "fetch_nbytes": self.fetched_nbytes(self.matrices),
@@ -245,8 +248,7 @@ def plan(
     precision: Precision | str = Precision.AUTO,
     fetch: Fetch | str = Fetch.AUTO,
     max_disk_nbytes: int | None = None,
-    target: Target | str = Target.AUTO,
-    names: Sequence[str] | None = None,
+    names: Names | str | Sequence[str] = Names.V5,
     experts: Experts | str = Experts.SEPARATE,
 ) -> Plan:
     """Plan the scan of MODEL from its headers.
@@ -263,12 +265,12 @@ def plan(
         precision: "fp32", "fp64" or "svd" for every matrix; "auto" for the first that is exact enough for each.
         fetch: how a repo's shards are read: "range", "download", "cache", or "auto" for what suits each.
         max_disk_nbytes: a limit on what shards that are downloaded to be deleted may take at once.
-        target: whose names: "checkpoint", "transformers-v5", "transformers-v4", or "auto" for the one installed.
-        names: of all parameters in a trainer, which then decide instead of `target`.
+        names: the names that results use: "transformers-v5", "transformers-v4" or "checkpoint"; "transformers" to
+            ask the installed one; or the names of all parameters in the trainer.
         experts: "separate" to rank an expert among those of its number, "pooled" to rank those of a layer as one.
 
     Raises:
-        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_target; missing_extra,
+        UsageError: bad_percent, no_such_group, bad_name, bad_address, no_such_fetch, no_such_names; missing_extra,
             unknown_architecture, no_such_name, no_such_experts; too_little_memory, too_little_disk.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
@@ -276,8 +278,7 @@ def plan(
         check_percent(top_percent)
     if fetch not in list(Fetch):
         raise UsageError(f"there is no way to fetch called {fetch!r}", reason="no_such_fetch")
-    if target not in list(Target):
-        raise UsageError(f"there are no names of {target!r}", reason="no_such_target")
+    names = parse_names(names)
     if experts not in list(Experts):
         raise UsageError(f"experts cannot be {experts!r}", reason="no_such_experts")
     if precision not in list(Precision):
@@ -287,10 +288,10 @@ def plan(
         _checked_slug(name)
     source = open_source(model)
     outputs = Outputs(Path(out), f"snr_results_{_checked_slug(name or source.name)}")
-    checkpoint = read_checkpoint(source)
-    matrices, skipped = classify(checkpoint)
+    checkpoint, config = read_checkpoint(source), ModelConfig(source.config)
+    matrices, skipped = classify(checkpoint, config)
     warnings = list(checkpoint.warnings)
-    named = runtime.named(matrices, skipped, source.config, Target(target), names)
+    named = runtime.named(matrices, skipped, config, names)
     matrices = list(named.matrices)
     skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
     warnings += named.warnings
@@ -332,9 +333,10 @@ def plan(
         checkpoint.source,
         outputs,
         tuple(matrices),
-        {group: frozenset(names) for group, names in members.items()},
+        {group: frozenset(modules) for group, modules in members.items()},
         parameters,
-        named.target,
+        named.names,
+        named.names_sha256,
         weights,
         tuple(skipped),
         Fetch(fetch),

@@ -1,50 +1,35 @@
-"""A selection in the words of one trainer a file, each with that trainer's way of matching names.
+"""Selections as the files that trainers read: one trainer, one file, one row of the registry.
 
-An exporter writes what its trainer takes for exactly the chosen parameters, or refuses.
+A trainer writes a file that trains exactly the chosen parameters, or fails and says why.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
 
-from ..selection.select import Selection
-from . import axolotl, distillkit, llama_factory, ms_swift, ms_swift_regex, peft, python, soup
-from . import axolotl_plugin as axolotl_snr
-from . import plain_json as data
-from . import sft_recipes as lines
+from .axolotl import Axolotl
+from .axolotl_plugin import AxolotlPlugin
+from .distillkit import DistillKit
+from .llama_factory import LlamaFactory
+from .ms_swift import MsSwift
+from .peft import Peft
+from .plain_json import PlainJson
+from .python import Python
+from .sft_recipes import SftRecipes
+from .soup import Soup
+from .trainer import Trainer
 
+# The first row is the default of `--format`: Spectrum writes for Axolotl.
+_ROWS: tuple[Trainer, ...] = (
+    Axolotl(),
+    AxolotlPlugin(),
+    SftRecipes(),
+    MsSwift(),
+    Peft(),
+    DistillKit(),
+    LlamaFactory(),
+    Soup(),
+    Python(),
+    PlainJson(),
+)
 
-class Exporter(Protocol):
-    """What each of these files is.
-
-    Attributes:
-        SUFFIX: of a file's name.
-        ADVICE: what to do with the file, a clause.
-    """
-
-    SUFFIX: str
-    ADVICE: str
-
-    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
-        """The file for the trainer. `parameters` are the names of all of the model's, None where they are not known.
-
-        Raises:
-            ResultError: what the dialect cannot say exactly.
-        """
-
-    def matches(self, text: str, parameter_names: Iterable[str]) -> set[str]:
-        """The parameters that the trainer trains, given this text and a model with these parameters."""
-
-
-FORMATS: Mapping[str, Exporter] = {
-    "axolotl": axolotl,
-    "axolotl-snr": axolotl_snr,
-    "lines": lines,
-    "ms-swift": ms_swift,
-    "ms-swift-regex": ms_swift_regex,
-    "peft": peft,
-    "distillkit": distillkit,
-    "llama-factory": llama_factory,
-    "soup": soup,
-    "python": python,
-    "json": data,
-}
+TRAINERS: Mapping[str, Trainer] = {trainer.name: trainer for trainer in _ROWS}
+DEFAULT = _ROWS[0]

@@ -1,14 +1,14 @@
-"""Axolotl: `unfrozen_parameters`, as Spectrum writes it, and the matcher that reads it.
+"""Axolotl: `unfrozen_parameters`, written as Spectrum writes it and matched as Axolotl matches it.
 
-Axolotl trains the parameters whose name matches a pattern of the list and freezes the rest. A pattern is a
-regular expression that has to match from the start of the name, not to its end, in which a dot is a dot
-unless a plus follows; `[a:b]` at its end names rows. (axolotl/utils/freeze.py)
+Axolotl trains the parameters whose name matches a pattern of the list and freezes the rest. A pattern is a regular
+expression that must match from the start of the name, not to its end. A dot in it is literal unless a plus follows,
+and `[a:b]` at its end selects rows. (axolotl 0.19.0, utils/freeze.py, freeze_layers_except and LayerNamePattern)
 
-An entry is a module's name, as Spectrum writes it, so that its bias is trained with its weight.
+An entry is the name of a module, as Spectrum writes it, so Axolotl trains the bias of a module with its weight.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,83 +18,161 @@ import yaml
 from ..errors import ResultError
 from ..selection.select import ALWAYS as _ALWAYS
 from ..selection.select import Selection
-from .patterns import Names
+from ..text import counted
+from .parameters import Parameters
 from .targets import Target, Targets, targets_of
-
-SUFFIX = "yaml"
-ADVICE = "the list is a part of a config of Axolotl; it trains a module's bias with its weight"
+from .trainer import Entry, Finding, Reason, Trainer, matched, strings
 
 ALWAYS = tuple(f"^{module}.weight$" for module in _ALWAYS)
 
-# Unquoted in YAML, unescaped in a regular expression: names of other characters do not mean themselves in both.
-_PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
+# These characters are literal both unquoted in YAML and unescaped in a pattern of Axolotl.
+_LITERAL = re.compile(r"[A-Za-z0-9_.\-]*")
 _ROWS = re.compile(r"^(.+)\[[0-9]*(?::[0-9]*)?\]$")
+_ROW_NUMBERS = re.compile(r"\[([0-9]{0,15})(?:(:)([0-9]{0,15}))?\]$")
 _DOT = re.compile(r"\.(?!\+)")
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The YAML, byte for byte what Spectrum writes, but for names that would match others as well.
+class Axolotl(Trainer):
+    """Axolotl, by a list of patterns in its config."""
 
-    Raises:
-        ResultError: unsafe_name, a name that would mean something else in YAML or as a pattern; no_such_parameter.
-    """
-    targets = targets_of(selection, parameters)
-    by_group: dict[str, list[Target]] = {name: [] for name in selection.chosen}
-    for target in targets.chosen:
-        by_group[target.group].append(target)
-    lines = ["unfrozen_parameters:", *(f"- {pattern}" for pattern in _always(selection))]
-    for group, chosen in by_group.items():
-        lines.append(f"# {plain(group)} layers")
-        lines += [f"- {pattern}" for target in chosen for pattern in entries(target, targets)]
-    return "\n".join(lines) + "\n"
+    name = "axolotl"
+    suffix = "yaml"
+    advice = "the list is part of an Axolotl config; Axolotl trains the bias of a module with its weight"
+    always_by_pattern = True
+
+    @property
+    def label(self) -> str:
+        """Spectrum's own word in the name of the file."""
+        return "unfrozenparameters"
+
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the YAML, byte for byte as Spectrum does, except for names that would also match others.
+
+        Raises:
+            ResultError: unsafe_name, a name would mean something else in YAML or as a pattern; no_such_parameter.
+        """
+        targets = targets_of(selection, parameters)
+        by_group: dict[str, list[Target]] = {name: [] for name in selection.chosen}
+        for target in targets.chosen:
+            by_group[target.group].append(target)
+        lines = ["unfrozen_parameters:", *(f"- {pattern}" for pattern in _always(selection))]
+        for group, chosen in by_group.items():
+            lines.append(f"# {plain(group)} layers")
+            lines += [f"- {pattern}" for target in chosen for pattern in patterns_of(target, targets)]
+        return "\n".join(lines) + "\n"
+
+    def entries(self, text: str) -> list[Entry]:
+        return [entry_of(pattern) for pattern in strings(yaml.safe_load(text)["unfrozen_parameters"])]
+
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        # Axolotl reads an empty list as no list, and trains everything. (train.py, `if cfg.unfrozen_parameters`)
+        entries = self.entries(text)
+        return matched(entries, names) if entries else set(names)
+
+    def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
+        """Find settings for sharding, gradient checkpointing and adapters that frozen weights exclude."""
+        config = yaml.safe_load(text)
+        given = config.get("fsdp_config")
+        fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
+        is_fsdp = bool(config.get("fsdp") or given)
+        original = fsdp.get("use_orig_params", fsdp.get("fsdp_use_orig_params"))
+        version = config.get("fsdp_version", fsdp.get("fsdp_version", fsdp.get("version", 1)))
+        findings = []
+        if is_fsdp and version != 2 and original is False:
+            detail = "FSDP 1 flattens frozen and trained weights into one parameter; set use_orig_params: true"
+            findings.append(Finding(Reason.FSDP, "fsdp_config.use_orig_params", detail))
+        is_sharded = is_fsdp or _is_zero3(config.get("deepspeed"))
+        for entry in strings(config["unfrozen_parameters"]):
+            if (wrong := _wrong_rows(entry, parameters.shapes, is_sharded)) is not None:
+                findings.append(Finding(Reason.ROW_RANGE, entry, wrong))
+        kwargs = config.get("gradient_checkpointing_kwargs")
+        if config.get("gradient_checkpointing") and isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True:
+            detail = "gradients stop at a frozen layer that is recomputed; set use_reentrant: false"
+            findings.append(Finding(Reason.CHECKPOINTING, "gradient_checkpointing_kwargs.use_reentrant", detail))
+        if config.get("adapter"):
+            detail = "trains an adapter instead of the weights; Axolotl rejects it with peft_layers_to_transform"
+            findings.append(Finding(Reason.ADAPTER, "adapter", detail))
+        return findings
+
+    def advise(self, entry: str) -> str | None:
+        if "\\." in entry:
+            return r"Axolotl treats `.` literally and never matches `\.`; --format lines reads escaped patterns"
+        return "Axolotl reads `.+` as any characters, and `.*` as dots" if ".*" in entry else None
+
+    def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
+        sentences = super().explain(selection, parameters)
+        if whole := whole_names(selection, parameters):
+            entries = counted(len(whole), "entry ends", "entries end")
+            sentences.append(f"{entries} in $ to match no other parameter: {whole[0]}{' ...' if whole[1:] else ''}")
+        return sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One entry of `unfrozen_parameters`, as Axolotl reads it."""
+
+    text: str
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether it selects rows of a parameter, which takes gradient hooks instead of `requires_grad`."""
+        return _ROWS.match(self.text) is not None
+
+    @property
+    def compiled(self) -> re.Pattern[str]:
+        """The expression that must match from the start of a name.
+
+        Raises:
+            re.error, OverflowError, RecursionError: it is not a regular expression.
+        """
+        rows = _ROWS.match(self.text)
+        try:
+            return re.compile(_DOT.sub(r"\\.", rows[1] if rows else self.text))
+        except re.error as error:
+            # The user knows the entry, not the expression that Axolotl makes of it.
+            raise re.error(error.msg, self.text) from error
+
+    def matches(self, parameter: str) -> bool:
+        return self.compiled.match(parameter) is not None
+
+
+def entry_of(pattern: str) -> Entry:
+    """Return a pattern as an entry."""
+    return Entry(pattern, Pattern(pattern).compiled)
 
 
 def patterns(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
-    """The patterns that `render` writes."""
+    """Return the patterns that `render` writes, in order."""
     targets = targets_of(selection, parameters)
-    return (*_always(selection), *(pattern for target in targets.chosen for pattern in entries(target, targets)))
+    return (*_always(selection), *(pattern for target in targets.chosen for pattern in patterns_of(target, targets)))
 
 
 def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
-    """The entries of `render` that are a parameter's whole name, where Spectrum has the module's."""
+    """Return the patterns of `render` that are whole names of parameters where Spectrum writes a module's."""
     return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS)
 
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that Axolotl trains, given a config with this text."""
-    return matched([Pattern(text) for text in yaml.safe_load(text)["unfrozen_parameters"]], parameter_names)
+def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
+    """Return the patterns for one chosen module.
 
-
-def matched(patterns: Sequence["Pattern"], parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that any of the patterns matches."""
-    names = Names(parameter_names)
-    # An empty list is none: everything is trained then. (axolotl/train.py, `if cfg.unfrozen_parameters`)
-    if not patterns:
-        return set(names.all)
-    return {match.string for pattern in patterns for match in names.found(pattern.compiled, anchored=True)}
-
-
-def entries(target: Target, targets: Targets) -> tuple[str, ...]:
-    """The entries for a chosen module: its name, or its parameter's, where its own is the start of others'."""
+    One is enough: the name of the module, or that of its parameter if other parameters start with the module's. A
+    tied head has a second one, since the pattern of Spectrum for it matches nothing.
+    """
     module = plain(target.module)
     if target.tied:
-        # Spectrum writes the head's own name, which matches nothing; its pattern trains the embedding, or an entry.
+        # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs a pattern of its own.
         by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS
         embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
         return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
     if target.is_bare:
-        # What was read is the whole name. Else it can be the module's, after all.
+        # A parameter name that is only guessed can turn out to be the name of a module.
         return (f"{module}$",) if target.certain else (module,)
     own = {name for name in targets.starting_with(f"{module}.") if "." not in name[len(module) + 1 :]}
     return (module,) if own.issuperset(targets.starting_with(module)) else (f"{plain(target.parameter)}$",)
 
 
-def _always(selection: Selection) -> list[str]:
-    return [f"^{module}.weight$" for module in selection.always]
-
-
 def read_patterns(path: Path) -> tuple[str, ...]:
-    """The patterns of a YAML file with `unfrozen_parameters`, a whole Axolotl config or Spectrum's.
+    """Read the patterns of a YAML file with `unfrozen_parameters`: an Axolotl config, or the file of Spectrum.
 
     Raises:
         ResultError: no_such_result, unreadable, not_a_selection.
@@ -113,30 +191,40 @@ def read_patterns(path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """One entry of `unfrozen_parameters`, as Axolotl understands it."""
-
-    text: str
-
-    @property
-    def names_rows(self) -> bool:
-        """Whether it picks rows of a parameter, which takes gradient hooks and not `requires_grad`."""
-        return _ROWS.match(self.text) is not None
-
-    @property
-    def compiled(self) -> re.Pattern[str]:
-        """What has to match from a name's start. Raises re.error, OverflowError or RecursionError."""
-        rows = _ROWS.match(self.text)
-        return re.compile(_DOT.sub(r"\\.", rows[1] if rows else self.text))
-
-    def matches(self, parameter: str) -> bool:
-        return self.compiled.match(parameter) is not None
-
-
 def plain(name: str) -> str:
-    """A name that means itself, unquoted in YAML and unescaped as a pattern of Axolotl; others are refused."""
-    # `2`, `null` and `no` are plain and still no strings in YAML.
-    if not _PLAIN.fullmatch(name) or (name and yaml.safe_load(name) != name):
+    """Return a name that is literal both unquoted in YAML and as a pattern of Axolotl.
+
+    Raises:
+        ResultError: unsafe_name, it is not.
+    """
+    # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
+    if not _LITERAL.fullmatch(name) or (name and yaml.safe_load(name) != name):
         raise ResultError(f"the name {name!r} cannot be written as a pattern for Axolotl", reason="unsafe_name")
     return name
+
+
+def _always(selection: Selection) -> list[str]:
+    return [f"^{module}.weight$" for module in selection.always]
+
+
+def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sharded: bool) -> str | None:
+    """Say what is wrong with the rows that an entry selects, if it selects any."""
+    rows = _ROW_NUMBERS.search(entry)
+    if rows is None:
+        return None
+    if is_sharded:
+        return "selects rows of a parameter, which do not exist where it is sharded"
+    pattern = Pattern(entry)
+    counts = [shape[0] for name, shape in shapes.items() if shape and pattern.matches(name)]
+    first = int(rows[1] or 0)
+    last = int(rows[3]) if rows[3] else None if rows[2] else first + 1
+    wrong = [count for count in counts if not first < (count if last is None else last) <= count]
+    return f"the parameter has {wrong[0]} rows" if wrong else None
+
+
+def _is_zero3(deepspeed: Any) -> bool:
+    """Whether a config of DeepSpeed, or the name of its file, says that parameters are sharded."""
+    if isinstance(deepspeed, dict):
+        zero = deepspeed.get("zero_optimization")
+        return isinstance(zero, dict) and zero.get("stage") == 3
+    return "zero3" in str(deepspeed).lower()

@@ -1,8 +1,9 @@
-"""Axolotl's Spectrum plugin: a result file from which it chooses by itself, and chooses what was chosen here.
+"""Axolotl's Spectrum plugin: a result file from which the plugin itself chooses the modules that were chosen here.
 
-The plugin takes the best `spectrum_top_fraction` of every group of ./model_snr_results/snr_results_{slug}.json, adds
-the head and the embedding, and makes `unfrozen_parameters` of them. (axolotl/integrations/spectrum/__init__.py)
-So the file has the chosen modules only, and is to be read with a fraction of 1. Keys that need it are patterns.
+The plugin takes the best `spectrum_top_fraction` of each group of ./model_snr_results/snr_results_{slug}.json, adds
+the head and the embedding, and makes `unfrozen_parameters` of them. (axolotl 0.19.0, integrations/spectrum/
+__init__.py, _generate_unfrozen_params_yaml) So the file holds the chosen modules only, and the fraction must be 1.
+A name that would also match others is written as a pattern.
 """
 
 import json
@@ -13,35 +14,46 @@ from ..errors import ResultError
 from ..selection.select import ALWAYS, Selection
 from . import axolotl
 from .targets import inexact, targets_of
-
-SUFFIX = "json"
-ADVICE = "set spectrum_top_fraction: 1, and name the file so that the plugin finds it"
+from .trainer import Entry, Trainer, matched
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The JSON.
+class AxolotlPlugin(Trainer):
+    """Axolotl, by its Spectrum plugin."""
 
-    Raises:
-        ResultError: inexact, a selection without the head or the embedding, which the plugin always adds; not_finite,
-            a score that JSON has no number for; unsafe_name; no_such_parameter.
-    """
-    if set(selection.always) != set(ALWAYS):
-        raise inexact("Axolotl's plugin always trains the head and the embedding", "--format axolotl leaves them out")
-    targets = targets_of(selection, parameters)
-    scores: dict[str, dict[str, float | str]] = {}
-    for target in targets.chosen:
-        if not math.isfinite(target.snr):
-            raise ResultError(
-                f"the score of {target.module} is no number", reason="not_finite", hint="--format axolotl"
+    name = "axolotl-snr"
+    suffix = "json"
+    advice = "set spectrum_top_fraction: 1, and name the file so that the plugin finds it"
+    takes = "JSON"
+    has_result_schema = True
+    always_by_pattern = True
+
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the JSON.
+
+        Raises:
+            ResultError: inexact, the selection leaves out the head or the embedding, which the plugin always adds;
+                not_finite, a score is infinite or NaN; nothing_chosen; unsafe_name; no_such_parameter.
+        """
+        if set(selection.always) != set(ALWAYS):
+            raise inexact(
+                "Axolotl's plugin always trains the head and the embedding", "--format axolotl leaves them out"
             )
-        for pattern in axolotl.entries(target, targets):
-            scores[pattern] = {"snr": target.snr, "type": target.group}
-    if not scores:
-        raise ResultError("the plugin cannot read an empty result", reason="nothing_chosen")
-    return json.dumps(scores, indent=4, allow_nan=False)
+        targets = targets_of(selection, parameters)
+        scores: dict[str, dict[str, float | str]] = {}
+        for target in targets.chosen:
+            if not math.isfinite(target.snr):
+                raise ResultError(
+                    f"the score of {target.module} is not finite", reason="not_finite", hint="--format axolotl"
+                )
+            for pattern in axolotl.patterns_of(target, targets):
+                scores[pattern] = {"snr": target.snr, "type": target.group}
+        if not scores:
+            raise ResultError("the plugin cannot read an empty result", reason="nothing_chosen")
+        return json.dumps(scores, indent=4, allow_nan=False)
 
+    def entries(self, text: str) -> list[Entry]:
+        return [axolotl.entry_of(pattern) for pattern in json.loads(text)]
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that Axolotl trains, given this file and a fraction of 1."""
-    patterns = [axolotl.Pattern(entry) for entry in (*axolotl.ALWAYS, *json.loads(text))]
-    return axolotl.matched(patterns, parameter_names)
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        """Return the names that Axolotl trains, given this file and a fraction of 1."""
+        return matched([*map(axolotl.entry_of, axolotl.ALWAYS), *self.entries(text)], names)

@@ -1,7 +1,8 @@
-"""DistillKit: `frozen_res`, what is not to be trained.
+"""DistillKit: `frozen_res`, a list of expressions for the parameters to freeze.
 
-A parameter is frozen if an expression of the list is found in its name, and trained otherwise. (distillkit/main.py,
-load_student_model) So one expression is written that is found in every name but the chosen ones.
+DistillKit freezes a parameter if an expression of the list is found in its name, and trains it otherwise.
+(arcee-ai/DistillKit, distillkit/main.py, load_student_model; it is in no registry) So the file has one expression,
+which is found in every name except the chosen ones.
 """
 
 import re
@@ -10,23 +11,35 @@ from collections.abc import Collection, Iterable
 import yaml
 
 from ..selection.select import Selection
+from .patterns import alternatives
 from .targets import exactly, targets_of
-
-SUFFIX = "yaml"
-ADVICE = "the list is a part of a config of DistillKit"
+from .trainer import Entry, Trainer, strings
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The part of the config.
+class DistillKit(Trainer):
+    """DistillKit, by the expressions that freeze."""
 
-    Raises:
-        ResultError: no_such_parameter.
-    """
-    names = targets_of(selection, parameters).parameters
-    return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
+    name = "distillkit"
+    suffix = "yaml"
+    advice = "the list is part of a DistillKit config"
+
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the part of the config.
+
+        Raises:
+            ResultError: no_such_parameter, nothing_chosen.
+        """
+        names = targets_of(selection, parameters).parameters
+        return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
+
+    def entries(self, text: str) -> list[Entry]:
+        spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", pattern) for pattern in _frozen(text)]
+        return [Entry(part, re.compile(part)) for found in spared if found for part in alternatives(found[1])]
+
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        frozen = [re.compile(pattern) for pattern in _frozen(text)]
+        return {name for name in names if not any(pattern.search(name) for pattern in frozen)}
 
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that DistillKit trains, given a config with this text."""
-    frozen = [re.compile(pattern) for pattern in yaml.safe_load(text)["frozen_res"]]
-    return {name for name in parameter_names if not any(pattern.search(name) for pattern in frozen)}
+def _frozen(text: str) -> list[str]:
+    return strings(yaml.safe_load(text)["frozen_res"])

@@ -1,4 +1,4 @@
-"""Apply a selection to a model: train what it names and freeze the rest, by Axolotl's rules."""
+"""Apply a selection to a torch model by Axolotl's rules: train the parameters that it names, freeze the rest."""
 
 import re
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ class _Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """What `freeze` did.
+    """The outcome of `freeze`.
 
     Attributes:
-        trainable: names of the parameters left trainable.
+        trainable: names of the trainable parameters; a tied one under each name that was selected.
         trainable_count, total_count: numbers of weights; a tied one counts once.
     """
 
@@ -34,18 +34,18 @@ class Frozen:
 
 
 def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
-    """Set `requires_grad` on every parameter of a model: True where the selection names it, else False.
+    """Set `requires_grad` of every parameter: True if the selection names it, else False.
 
     Args:
         model: a torch module.
         selection: a `Selection`, or the path of a YAML file with `unfrozen_parameters`.
 
     Raises:
-        FreezeError: no_match, a pattern fits no parameter (the two that Spectrum always writes, for the head
-            and the embedding, may); all_frozen; row_range; bad_pattern; not_trainable. The model is then as it was.
+        FreezeError: no_match, a pattern matches no parameter (Spectrum's two for the head and the embedding may);
+            all_frozen; row_range; bad_pattern; not_trainable. The model is unchanged then.
         ResultError: the file cannot be read.
     """
-    # With duplicates: a tied head is listed under its own name too, and `^lm_head.weight$` finds it there.
+    # With duplicates, so that `^lm_head.weight$` finds a tied head, which the model lists under the embedding only.
     parameters = list(model.named_parameters(remove_duplicate=False))
     texts = _patterns(selection, [name for name, _ in parameters])
     chosen: dict[str, Any] = {}
@@ -55,15 +55,15 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
             raise FreezeError(
                 f"{text!r} matches no parameter of the model",
                 reason="no_match",
-                hint="is the selection of another model, or are its names prefixed?",
+                hint="check that the selection is for this model, and that no wrapper prefixes its names",
             )
         chosen |= matched
     unique = {id(p): p for _, p in parameters}
     trainable = {id(p): p for p in chosen.values()}
     if not trainable:
-        raise FreezeError("the selection would leave nothing to train", reason="all_frozen")
+        raise FreezeError("the selection would freeze all parameters", reason="all_frozen")
     if packed := [name for name, p in chosen.items() if not (p.is_floating_point() or p.is_complex())]:
-        raise FreezeError(f"{packed[0]} holds integers and cannot be trained", reason="not_trainable")
+        raise FreezeError(f"{packed[0]} holds integers, which have no gradient", reason="not_trainable")
     for key, parameter in unique.items():
         parameter.requires_grad = key in trainable
     return Frozen(
@@ -89,7 +89,7 @@ def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:
     pattern = axolotl.Pattern(text)
     if pattern.names_rows:
         raise FreezeError(
-            f"{text!r} names rows of a parameter; requires_grad can only train a whole one",
+            f"{text!r} selects rows of a parameter, and requires_grad trains whole ones only",
             reason="row_range",
         )
     try:

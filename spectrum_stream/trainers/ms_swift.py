@@ -1,52 +1,93 @@
-"""ms-swift: `trainable_parameters`, a list of names.
+"""ms-swift: `trainable_parameters`, a list of names, or `trainable_parameters_regex`, one regular expression.
 
-With `freeze_parameters_ratio` 1 in full-parameter training everything is frozen, and then the parameters are trained
-whose names start with an entry of the list. (swift/utils/transformers_utils.py, freeze_parameters and
-activate_parameters)
+In full-parameter training with `freeze_parameters_ratio: 1` ms-swift first freezes everything. It then trains each
+parameter with a name that starts with an entry of the list, or in which the expression is found.
+(ms-swift 4.6.0, swift/utils/transformers_utils.py, freeze_parameters and activate_parameters)
+
+The list is written where it is exact. Where other parameters start with the name of a chosen one, the expression is.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import yaml
 
+from ..errors import ResultError
 from ..selection.select import Selection
-from .patterns import Names
-from .targets import inexact, needs_names, targets_of
+from .parameters import Parameters
+from .patterns import alternatives
+from .targets import Targets, exactly, targets_of
+from .trainer import Entry, Finding, Trainer, adapter_findings, matched, strings
 
-SUFFIX = "yaml"
-ADVICE = "for full-parameter training; the same keys are options of `swift sft`"
+_LIST = "trainable_parameters"
+_REGEX = "trainable_parameters_regex"
+
+# ms-swift starts itself again with its config as arguments, and Linux takes 32 pages for one of them.
+_MAX_NBYTES = 131_072
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The config.
+class MsSwift(Trainer):
+    """ms-swift, by names or by an expression."""
 
-    Raises:
-        ResultError: inexact, a name that others start with; needs_names, where that cannot be known, of banks of
-            experts; no_such_parameter.
-    """
-    targets = targets_of(selection, parameters)
-    names = targets.parameters
-    trained = set(names)
-    for name in names:
-        if others := [other for other in targets.starting_with(name) if other not in trained]:
-            raise inexact(f"{name} would train {others[0]} as well", "--format ms-swift-regex names it exactly")
-    # Beside `experts.down_proj` there can be `experts.down_proj_bias`, which no result lists.
+    name = "ms-swift"
+    suffix = "yaml"
+    advice = "for full-parameter training; the same keys are options of `swift sft`"
+
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the config.
+
+        Raises:
+            ResultError: too_large, the list is not exact and the expression too long; no_such_parameter,
+                nothing_chosen.
+        """
+        targets = targets_of(selection, parameters)
+        names: list[str] | str = list(targets.parameters)
+        key = _LIST
+        if not _is_exact(targets):
+            key, names = _REGEX, exactly(names)
+            if len(names.encode()) >= _MAX_NBYTES:
+                raise ResultError(
+                    f"an expression of {len(names)} characters is too long for the command line of ms-swift",
+                    reason="too_large",
+                    hint="choose fewer modules, or another format",
+                )
+        return yaml.safe_dump({"freeze_parameters_ratio": 1, key: names}, sort_keys=False, width=10_000)
+
+    def entries(self, text: str) -> list[Entry]:
+        config = yaml.safe_load(text)
+        if not config.keys() & {_LIST, _REGEX}:
+            raise KeyError(_LIST)
+        parts = alternatives(config[_REGEX]) if config.get(_REGEX) else []
+        return [*_starts(config), *(Entry(part, re.compile(part), False) for part in parts)]
+
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        config = yaml.safe_load(text)
+        if not _freezes_all(config):
+            return set(names)
+        # The expression counts as a whole: a flag or a group of one alternative can concern another one.
+        whole = [Entry(config[_REGEX], re.compile(config[_REGEX]), False)] if config.get(_REGEX) else []
+        return matched([*_starts(config), *whole], names)
+
+    def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
+        config = yaml.safe_load(text)
+        return adapter_findings("tuner_type", config.get("tuner_type", config.get("train_type", "full")))
+
+
+def _is_exact(targets: Targets) -> bool:
+    """Whether only chosen parameters start with the names of chosen parameters."""
+    # A parameter `experts.down_proj` can have a neighbor `experts.down_proj_bias`, which no result lists.
     if not targets.complete and any(target.is_bare for target in targets.chosen):
-        raise needs_names("a list of names that others can start with")
-    config = {"freeze_parameters_ratio": 1, "trainable_parameters": list(names)}
-    return yaml.safe_dump(config, sort_keys=False, width=10_000)
+        return False
+    names = set(targets.parameters)
+    return all(names.issuperset(targets.starting_with(name)) for name in names)
 
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that ms-swift trains, given a config with this text."""
-    config, names = yaml.safe_load(text), Names(parameter_names)
-    starts = config["trainable_parameters"]
-    if not freezes_all(config):
-        return set(names.all)
-    return {name for start in starts for name in names.starting_with(start)}
+def _starts(config: Mapping[str, Any]) -> list[Entry]:
+    return [Entry(start, re.compile(re.escape(start))) for start in strings(config.get(_LIST) or [])]
 
 
-def freezes_all(config: Mapping[str, object]) -> bool:
-    """Whether everything is frozen before the chosen ones are trained; else they are trained beside the others."""
+def _freezes_all(config: Mapping[str, Any]) -> bool:
+    """Whether ms-swift freezes everything first; else it trains the entries among all others."""
     ratio = config.get("freeze_parameters_ratio", 0)
     return isinstance(ratio, (int, float)) and ratio >= 1

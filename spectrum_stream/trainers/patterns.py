@@ -1,17 +1,17 @@
-"""Patterns over many names: a pattern looks at those names only that start as it does."""
+"""Match regular expressions against many names, by a look at those only that share the literal prefix of each."""
 
 import bisect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-# What stands for itself in a regular expression.
+# One literal character of a regular expression.
 _LITERAL = re.compile(r"[A-Za-z0-9_\-]|\\[^A-Za-z0-9]")
 _REPEATS = ("*", "?", "{", "|")
 
 
-class Names:
-    """Names of parameters, sorted."""
+class SortedNames:
+    """Names of parameters, sorted, so that those with a prefix lie together."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.all = sorted(set(names))
@@ -20,14 +20,14 @@ class Names:
         return starting_with(self.all, prefix)
 
     def found(self, pattern: re.Pattern[str], *, anchored: bool) -> Iterator[re.Match[str]]:
-        """The match in every name that has one; an anchored pattern has to match from a name's start."""
+        """Yield the match in each name that has one; an anchored pattern must match from the start of a name."""
         prefix = literal_prefix(pattern.pattern) if anchored or pattern.pattern.startswith("^") else ""
         look = pattern.match if anchored else pattern.search
         return (match for name in self.starting_with(prefix) if (match := look(name)) is not None)
 
 
 def starting_with(names: Sequence[str], prefix: str) -> tuple[str, ...]:
-    """Those of sorted names that start with a prefix."""
+    """Return the sorted names that start with a prefix."""
     first = last = bisect.bisect_left(names, prefix)
     while last < len(names) and names[last].startswith(prefix):
         last += 1
@@ -35,11 +35,11 @@ def starting_with(names: Sequence[str], prefix: str) -> tuple[str, ...]:
 
 
 def literal_prefix(pattern: str) -> str:
-    """What every name starts with that matches from its start; "" where that cannot be said."""
+    """Return a literal prefix of every name that the pattern matches from the start; "" if there is none."""
     inner = pattern.removeprefix("^")
     if alternatives(pattern) != [pattern]:
         return ""
-    if (whole := re.fullmatch(r"\(\?:(.*)\)(\$|\\Z)?", inner, re.DOTALL)) and _closes_at_its_end(inner):
+    if (whole := re.fullmatch(r"\(\?:(.*)\)(\$|\\Z)?", inner, re.DOTALL)) and _is_one_group(inner):
         inner = whole[1]
     prefix, position = [], 0
     while (literal := _LITERAL.match(inner, position)) is not None:
@@ -51,23 +51,23 @@ def literal_prefix(pattern: str) -> str:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """The parts of `a|b`, and of `^(?:a|b)$` with what is around them; the pattern itself where it has none."""
+    """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives; a pattern without any stays whole."""
     before, inner, after = "", pattern, ""
-    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _closes_at_its_end(pattern):
+    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _is_one_group(pattern):
         before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"
     cuts = [position for position, character, depth in _structure(inner) if character == "|" and depth == 0]
     parts = [inner[i + 1 : j] for i, j in pairwise([-1, *cuts, len(inner)])]
     return [f"{before}{part}{after}" for part in parts] if cuts else [pattern]
 
 
-def _closes_at_its_end(pattern: str) -> bool:
-    """Whether the group that a pattern begins with is closed by the last parenthesis that it has."""
+def _is_one_group(pattern: str) -> bool:
+    """Whether the last parenthesis of a pattern closes the group with which it begins."""
     parentheses = [(character, depth) for _, character, depth in _structure(pattern) if character in "()"]
     return parentheses[-1:] == [(")", 1)] and all(depth for _, depth in parentheses[1:])
 
 
 def _structure(pattern: str) -> Iterator[tuple[int, str, int]]:
-    """The characters that give a regular expression its structure, with how many groups each is in."""
+    """Yield the position and depth of each character that is neither escaped nor in a class of characters."""
     depth, in_class, position = 0, False, 0
     while position < len(pattern):
         character = pattern[position]

@@ -1,19 +1,20 @@
 """PEFT: the options of a `LoraConfig` that adapts the chosen modules.
 
-A text as `target_modules` is a regular expression that has to match a module's whole name. A `target_parameters`
-entry is a parameter's whole name, or its end after a dot: banks of experts, which have no module of their own. The
-key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank. (peft/tuners/tuners_utils.py,
-check_target_module_exists and _inject_parameters; peft/utils/other.py, get_pattern_key)
+A string as `target_modules` is a regular expression that must match the whole name of a module. An entry of
+`target_parameters` is the whole name of a parameter, or its end after a dot. It is for fused experts, which have no
+module of their own. The key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank.
+(peft 0.21.2, tuners/tuners_utils.py, check_target_module_exists and _inject_parameters; utils/other.py,
+get_pattern_key)
 
-For mixtures of experts PEFT takes a text apart to the last parts of the names that it matches, and forgets the
-layers; and it takes `gate`, `up_proj` and others, whatever they are in, for what transformers 4 called the experts.
-So they get a list of whole names, and what it would take for experts is refused, as are routers, which are no Linear.
-(peft/utils/transformers_weight_conversion.py, _convert_peft_config_moe)
+For mixtures of experts PEFT reduces a string to the last parts of the names that it matches, and drops the layers.
+It also takes `gate`, `up_proj` and others for what transformers 4 called the experts, wherever they are. So such
+models get a list of whole names. The export fails for names that PEFT would take for experts, and for routers, which
+PEFT cannot adapt. (utils/transformers_weight_conversion.py, _convert_peft_config_moe)
 
-An adapter is no training of the weight itself, so the head and the embedding, which Spectrum always trains, are
-adapted only if they were chosen. The better half of what was chosen of a group has twice the rank of the rest. That
-is this tool's own choice, and no published rule; delete `rank_pattern` to have one rank. Banks have the lower one,
-since PEFT 0.21 says of their keys that it ignores them.
+An adapter does not train the weight itself. So the head and the embedding, which Spectrum always trains, are adapted
+only if they were chosen. The better half of the chosen modules of a group has twice the rank of the rest. That is a
+rule of this tool, not a published one; delete `rank_pattern` to have one rank. Fused experts have the lower rank,
+because PEFT 0.21 ignores their keys.
 """
 
 import json
@@ -24,84 +25,126 @@ from itertools import groupby
 from ..errors import ResultError
 from ..model.names import group_of, is_embedding, is_fused_experts, is_head, is_norm
 from ..selection.select import Selection
+from .parameters import Parameters
+from .patterns import alternatives
 from .targets import Target, inexact, targets_of
-
-SUFFIX = "json"
-ADVICE = "LoraConfig(**json.load(open(FILE))); the model's other weights stay frozen"
+from .trainer import Entry, Finding, Reason, Trainer
 
 RANK = 16
-# PEFT's own word, and no regular expression.
-ALL_LINEAR = "all-linear"
+# A keyword of PEFT, not a regular expression.
+_ALL_LINEAR = "all-linear"
 _TAKEN_FOR_EXPERTS = ("gate", "router", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The options, as JSON.
+class Peft(Trainer):
+    """PEFT, by adapters of the chosen modules."""
 
-    Raises:
-        ResultError: not_adaptable, a norm, which LoRA has no adapter for, or a tied head; nothing_chosen; inexact, a
-            bank's name that is the end of another's; no_such_parameter.
-    """
-    targets = targets_of(selection, parameters)
-    if not targets.chosen:
-        raise ResultError("there is nothing to adapt", reason="nothing_chosen")
-    for target in targets.chosen:
-        if is_norm(target.module):
+    name = "peft"
+    suffix = "json"
+    advice = "LoraConfig(**json.load(open(FILE))); the other weights of the model stay frozen"
+    takes = "JSON"
+    trains_adapters = True
+
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the options as JSON.
+
+        Raises:
+            ResultError: not_adaptable, a norm, which LoRA has no adapter for, or a tied head, a router or a module
+                that PEFT takes for experts; inexact, the name of fused experts is the end of another name;
+                nothing_chosen; no_such_parameter.
+        """
+        targets = targets_of(selection, parameters)
+        if not targets.chosen:
+            raise ResultError("there is nothing to adapt", reason="nothing_chosen")
+        for target in targets.chosen:
+            _check(target, targets.known)
+        fused = [target.parameter for target in targets.chosen if target.is_bare]
+        modules = [_module(target) for target in targets.chosen if not target.is_bare]
+        is_mixture = _is_mixture((*targets.known, *fused))
+        if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
             raise ResultError(
-                f"LoRA has no adapter for a norm, {target.module}", reason="not_adaptable", hint="--no-norms"
-            )
-        if target.tied:
-            raise ResultError(
-                f"{target.module} is tied to {target.parameter}, and an adapter would part them",
+                f"PEFT adapts no routers, and takes modules of these names for experts: {taken[0]}",
                 reason="not_adaptable",
-                hint="--no-head",
+                hint=f"leave such groups out: --groups '{group_of(taken[0])}=0'",
             )
-        if target.is_bare and (others := [n for n in targets.known if n.endswith(f".{target.parameter}")]):
-            raise inexact(f"{target.parameter} would adapt {others[0]} as well", "leave it out with --modules")
-    banks = [target.parameter for target in targets.chosen if target.is_bare]
-    modules = [_module(target) for target in targets.chosen if not target.is_bare]
-    is_mixture = any(is_fused_experts(name) and not name.endswith(".weight") for name in (*targets.known, *banks))
-    if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
+        ranks = {
+            f"^{re.escape(_module(target))}": 2 * RANK
+            for _, group in groupby(targets.chosen, key=lambda target: target.group)
+            for target in _better_half(list(group))
+            if not target.is_bare
+        }
+        options: dict[str, object] = {
+            "r": RANK,
+            "lora_alpha": 2 * RANK,
+            # PEFT rejects dropout together with target_parameters.
+            "lora_dropout": 0.0,
+            "target_modules": modules if is_mixture or not modules else "|".join(map(re.escape, modules)),
+            "rank_pattern": ranks,
+        }
+        return json.dumps(options | ({"target_parameters": fused} if fused else {}), indent=2)
+
+    def entries(self, text: str) -> list[Entry]:
+        options = json.loads(text)
+        modules, fused = options.get("target_modules") or [], options.get("target_parameters") or []
+        if isinstance(modules, str) and modules.lower() == _ALL_LINEAR:
+            wholes = []
+        elif isinstance(modules, str):
+            wholes = [Entry(part, re.compile(rf"(?:{part})\.weight\Z")) for part in alternatives(modules)]
+        else:
+            wholes = [Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\.weight\Z")) for end in modules]
+        return [*wholes, *(Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\Z")) for end in fused)]
+
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        """Return the weights that get an adapter."""
+        options = json.loads(text)
+        fused = tuple(options.get("target_parameters") or ())
+        targeted, excluded = (_matcher(options.get(key)) for key in ("target_modules", "exclude_modules"))
+        return {
+            name
+            for name in names
+            if ((module := name.removesuffix(".weight")) != name and targeted(module) and not excluded(module))
+            or name in fused
+            or name.endswith(tuple(f".{end}" for end in fused))
+        }
+
+    def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
+        """Find a string of targets for a mixture of experts."""
+        modules = json.loads(text).get("target_modules")
+        if not isinstance(modules, str) or modules.lower() == _ALL_LINEAR or not _is_mixture(parameters.shapes):
+            return []
+        detail = "PEFT reduces a string to last parts of names in all layers of a mixture of experts; use a list"
+        return [Finding(Reason.TOO_MANY, "target_modules", detail)]
+
+
+def _check(target: Target, known: Collection[str]) -> None:
+    """Raise ResultError for a target that PEFT cannot adapt, or not alone."""
+    if is_norm(target.module):
         raise ResultError(
-            f"PEFT adapts no router, and takes modules called so for experts: {taken[0]}",
-            reason="not_adaptable",
-            hint=f"leave such groups out, by --group '{group_of(taken[0])}=0'",
+            f"LoRA has no adapter for the norm {target.module}", reason="not_adaptable", hint="--no-norms"
         )
-    ranks = {
-        f"^{re.escape(_module(target))}": 2 * RANK
-        for _, group in groupby(targets.chosen, key=lambda target: target.group)
-        for target in _better_half(list(group))
-        if not target.is_bare
-    }
-    options: dict[str, object] = {
-        "r": RANK,
-        "lora_alpha": 2 * RANK,
-        # With target_parameters PEFT knows no dropout.
-        "lora_dropout": 0.0,
-        "target_modules": modules if is_mixture or not modules else "|".join(map(re.escape, modules)),
-        "rank_pattern": ranks,
-    }
-    return json.dumps(options | ({"target_parameters": banks} if banks else {}), indent=2)
+    if target.tied:
+        raise ResultError(
+            f"{target.module} is tied to {target.parameter}, and an adapter would untie them",
+            reason="not_adaptable",
+            hint="--no-head",
+        )
+    if target.is_bare and (others := [name for name in known if name.endswith(f".{target.parameter}")]):
+        raise inexact(
+            f"{target.parameter} would also adapt {others[0]}", f"leave the group out: --groups '{target.group}=0'"
+        )
 
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The weights that get an adapter."""
-    options = json.loads(text)
-    banks = tuple(options.get("target_parameters") or ())
-    wanted, left_out = (_matcher(options.get(key)) for key in ("target_modules", "exclude_modules"))
-    return {
-        name
-        for name in parameter_names
-        if ((module := name.removesuffix(".weight")) != name and wanted(module) and not left_out(module))
-        or name in banks
-        or name.endswith(tuple(f".{bank}" for bank in banks))
-    }
+def _is_mixture(names: Iterable[str]) -> bool:
+    return any(is_fused_experts(name) and not name.endswith(".weight") for name in names)
 
 
 def _matcher(modules: object) -> Callable[[str], object]:
-    """A text has to match a module's whole name; of a list, one is the whole name or its end after a dot."""
-    if isinstance(modules, str) and modules.lower() == ALL_LINEAR:
-        # Which ones are linear a name does not say for certain; PEFT leaves out the head.
+    """Return the test for the name of a module, by a value of `target_modules` or `exclude_modules`.
+
+    A string must match the whole name. An entry of a list must be the whole name, or its end after a dot.
+    """
+    if isinstance(modules, str) and modules.lower() == _ALL_LINEAR:
+        # A name does not tell for certain which modules are linear. PEFT leaves out the head.
         return lambda module: not (is_norm(module) or is_embedding(module) or is_head(module))
     if isinstance(modules, str):
         return re.compile(modules).fullmatch

@@ -1,46 +1,50 @@
-"""JSON: all that is known of a selection, for programs."""
+"""JSON: everything known about a selection, for other programs."""
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from ..selection.budget import needs
 from ..selection.select import Selection
 from .targets import targets_of
-
-SUFFIX = "json"
-ADVICE = "a score of null was infinite or NaN"
+from .trainer import Entry, Trainer, exact, strings
 
 
-def render(selection: Selection, parameters: Collection[str] | None = None) -> str:
-    """The JSON: the rule, the parameters that are trained, and each chosen module.
+class PlainJson(Trainer):
+    """A program that reads JSON."""
 
-    Raises:
-        ResultError: no_such_parameter.
-    """
-    targets = targets_of(selection, parameters)
-    sizes, need = {line.name: line.numel for line in selection.result.modules}, needs(selection)
-    data = {
-        "schema_version": 1,
-        "percent": selection.rule.percent,
-        "bottom": selection.rule.bottom,
-        "trainable_weights": need.trainable if need else None,
-        "total_weights": need.total if need else None,
-        "parameters": list(targets.parameters),
-        "chosen": [
-            {
-                "module": target.module,
-                "group": target.group,
-                "snr": target.snr if math.isfinite(target.snr) else None,
-                "parameter": target.parameter,
-                "weights": sizes[target.module],
-            }
-            for target in targets.chosen
-        ],
-    }
-    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+    name = "json"
+    suffix = "json"
+    advice = "a score of null was infinite or NaN"
+    takes = "JSON"
 
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the rule, the parameters to train and each chosen module.
 
-def matches(text: str, parameter_names: Iterable[str]) -> set[str]:
-    """The parameters that are trained."""
-    return set(parameter_names) & set(json.loads(text)["parameters"])
+        Raises:
+            ResultError: no_such_parameter, nothing_chosen.
+        """
+        targets = targets_of(selection, parameters)
+        sizes, need = {line.name: line.numel for line in selection.result.modules}, needs(selection)
+        data = {
+            "schema_version": 1,
+            "percent": selection.rule.percent,
+            "bottom": selection.rule.bottom,
+            "trainable_weights": need.trainable if need else None,
+            "total_weights": need.total if need else None,
+            "parameters": list(targets.parameters),
+            "chosen": [
+                {
+                    "module": target.module,
+                    "group": target.group,
+                    "snr": target.snr if math.isfinite(target.snr) else None,
+                    "parameter": target.parameter,
+                    "weights": sizes[target.module],
+                }
+                for target in targets.chosen
+            ],
+        }
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+    def entries(self, text: str) -> list[Entry]:
+        return [exact(name) for name in strings(json.loads(text)["parameters"])]

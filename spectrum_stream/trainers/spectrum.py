@@ -1,4 +1,4 @@
-"""Spectrum's own second file: every group's modules, best first."""
+"""Spectrum's second file, which no trainer reads: the modules of every group, best first."""
 
 import json
 
@@ -6,7 +6,7 @@ from ..selection.select import Selection
 
 
 def render_sorted(selection: Selection) -> str:
-    """`_sorted.json`: {group: {module: snr}}, in descending order of the score."""
+    """Write `_sorted.json`: {group: {module: snr}}, highest score first."""
     return json.dumps(
         {name: {line.name: line.snr for line in group} for name, group in selection.ranked.items()},
         indent=4,

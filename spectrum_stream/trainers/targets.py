@@ -1,4 +1,4 @@
-"""What every exporter starts from: a selection as the names of parameters, held against those that are known."""
+"""A selection as parameters of the model, which is the start of every `render`."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -10,15 +10,15 @@ from ..selection.select import Selection
 from .patterns import starting_with
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A chosen module as a trainer knows it.
+    """A chosen module, by the names of the trainer.
 
     Attributes:
-        module, group, snr: of the result.
-        parameter: the name of what is trained, which for a tied head is its embedding's.
-        certain: whether that name was read somewhere, and not made up from the module's.
-        tied: whether it is another module's parameter.
+        module, group, snr: as in the result.
+        parameter: the parameter to train; for a tied head that of the embedding.
+        certain: whether its name was read from the model or the record, and not made from that of the module.
+        tied: whether it is the parameter of another module.
     """
 
     module: str
@@ -30,7 +30,7 @@ class Target:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the parameter has the module's own name, as a bank of experts has."""
+        """Whether the parameter has the name of the module itself, as fused experts have."""
         return self.parameter == self.module
 
 
@@ -40,10 +40,9 @@ class Targets:
 
     Attributes:
         chosen: first choice first, group after group.
-        always: parameters that are trained whatever was chosen. Where not all names are known, the model need not
-            have them.
-        known: names of the model's parameters, sorted: all, or those that the result and its record have.
-        complete: whether it is all.
+        always: parameters to train whatever was chosen. Unless `complete`, the model may lack them.
+        known: names of parameters of the model, sorted: all of them, or those of the result and its record.
+        complete: whether `known` is all of them.
     """
 
     chosen: tuple[Target, ...]
@@ -53,61 +52,53 @@ class Targets:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """All that is to be trained, each once."""
+        """All parameters to train, each once."""
         return tuple(dict.fromkeys((*self.always, *(target.parameter for target in self.chosen))))
 
     def starting_with(self, prefix: str) -> tuple[str, ...]:
-        """The known names that start with a prefix."""
+        """Return the known names that start with a prefix."""
         return starting_with(self.known, prefix)
 
 
 def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
-    """The parameters of a selection.
+    """Find the parameters of a selection.
 
     Args:
-        names: all parameters of the model, by the trainer's names; None where only those of the result
-            and its record are known.
+        names: all parameters of the model in the trainer; None if only the result and its record are known.
 
     Raises:
-        ResultError: no_such_parameter, a chosen module has none among `names`; nothing_chosen, there is nothing to
-            train, which many trainers take for everything.
+        ResultError: no_such_parameter, `names` has none for a chosen module; nothing_chosen, there is nothing to
+            train, which many trainers read as everything.
     """
     known = None if names is None else frozenset(names)
     lines = {line.name: line for line in selection.result.modules}
-    chosen = []
-    for group, modules in selection.chosen.items():
-        for module in modules:
-            parameter = _parameter(lines[module], lines, known)
-            if parameter is None:
-                raise ResultError(
-                    f"the model has no parameter for {module}",
-                    reason="no_such_parameter",
-                    hint="are the names of another model, or of another version of transformers (--target)?",
-                )
-            line = lines[module]
-            tied = line.owner != module and parameter != parameter_of(line)
-            certain = known is not None or line.parameter is not None
-            chosen.append(Target(module, group, line.snr, parameter, certain, tied))
-    always = []
-    for module in selection.always:
-        line = lines.get(module, Module(module, module, 0.0))
-        parameter = _parameter(line, lines, known)
-        if parameter is not None:
-            always.append(parameter)
-    if not chosen and not always:
+    chosen = [_target(lines[module], lines, known) for modules in selection.chosen.values() for module in modules]
+    always = (_parameter(lines.get(name, Module(name, name, 0.0)), lines, known) for name in selection.always)
+    found = tuple(dict.fromkeys(name for name in always if name is not None))
+    if not chosen and not found:
         raise ResultError("there is nothing to train", reason="nothing_chosen", hint="choose a larger share")
-    alone = (line for line in selection.result.modules if line.owner == line.name or line.owner not in lines)
-    return Targets(
-        tuple(chosen),
-        tuple(dict.fromkeys(always)),
-        tuple(
-            sorted(
-                known
-                if known is not None
-                else {*selection.result.parameters, *(parameter_of(line) for line in alone)}
-            )
-        ),
-        known is not None,
+    if known is not None:
+        return Targets(tuple(chosen), found, tuple(sorted(known)), True)
+    own = (line for line in lines.values() if line.owner == line.name or line.owner not in lines)
+    seen = {*selection.result.parameters, *map(parameter_of, own)}
+    return Targets(tuple(chosen), found, tuple(sorted(seen)), False)
+
+
+def _target(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> Target:
+    parameter = _parameter(line, lines, known)
+    if parameter is None:
+        raise ResultError(
+            f"the model has no parameter for {line.name}",
+            reason="no_such_parameter",
+            hint="compare the model and the version of transformers of the names with those of the scan (--names)",
+        )
+    return Target(
+        module=line.name,
+        group=line.group,
+        snr=line.snr,
+        parameter=parameter,
+        certain=known is not None or line.parameter is not None,
+        tied=line.owner != line.name and parameter != parameter_of(line),
     )
 
 
@@ -122,18 +113,19 @@ def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | N
 
 
 def exactly(names: Iterable[str]) -> str:
-    """A regular expression that matches these names, anchored at both ends, and no others."""
+    """Return a regular expression, anchored at both ends, that matches these names and no others."""
     return f"^(?:{'|'.join(re.escape(name) for name in names)})$"
 
 
 def inexact(message: str, hint: str) -> ResultError:
-    """That a dialect would train something else than what was chosen."""
+    """Return the error of a format that would train something else than the choice."""
     return ResultError(message, reason="inexact", hint=hint)
 
 
-def needs_names(what: str) -> ResultError:
+def needs_names(subject: str) -> ResultError:
+    """Return the error of a format that must know all parameters of the model."""
     return ResultError(
-        f"{what} needs the names of all parameters of the model",
+        f"{subject} needs the names of all parameters of the model",
         reason="needs_names",
-        hint="--names-from FILE, one name a line, as model.named_parameters() gives them",
+        hint="pass --names FILE with one name a line, as model.named_parameters() gives them",
     )

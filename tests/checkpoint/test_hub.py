@@ -23,9 +23,10 @@ from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming import fetch as fetching
+from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
 from spectrum_stream.streaming.fetch import Fetch
 from spectrum_stream.streaming.plan import plan
-from spectrum_stream.streaming.prefetch import Feed, Traffic
+from spectrum_stream.streaming.prefetch import Prefetcher
 
 from ..support import hub_server
 from ..support.checkpoints import Save, llama_tensors
@@ -413,12 +414,13 @@ def test_buffers_are_bounded_and_nobody_waits_for_each_other(
     shards = {shard.name: shard for shard in a_plan.source.shards}
     most = 0
     held: list[Matrix] = []
-    with Feed(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), ahead_nbytes=ahead_nbytes) as feed:
+    budgets = Budgets(ranged=Budget(ahead_nbytes))
+    with Prefetcher(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), budgets) as feed:
         for item in feed:
             # As an engine does that holds back what it has until nothing more comes.
             if item is None:
                 time.sleep(0.01)
-                most = max(most, feed.held_nbytes)
+                most = max(most, budgets.ranged.taken)
                 if held:
                     feed.release(held.pop(0))
             else:

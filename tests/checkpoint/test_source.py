@@ -83,6 +83,7 @@ def test_a_link_to_nothing_is_a_missing_shard(save: Save) -> None:
 def test_no_such_folder() -> None:
     assert refused("no/such/model").reason == "no_such_path"
     assert refused("no\0name").reason == "no_such_path"
+    assert refused("~nosuchuser/model").reason == "no_such_path"
     assert refused("x" * 5000).reason in ("no_such_path", "unreadable")
 
 

@@ -62,12 +62,6 @@ def test_compare_two_results_by_one_metric(cli: Cli) -> None:
     assert data["groups"]["self_attn.q_proj"]["kendall"] == pytest.approx(1)
 
 
-def test_compare_two_percentages(cli: Cli) -> None:
-    data = json.loads(cli("compare", A, "--top-percent", "25", "--top-percent-b", "50", "--json").stdout)
-    assert data["overlap"] == 0.5
-    assert len(data["groups"]["mlp.up_proj"]["entered"]) == 1
-
-
 @pytest.mark.parametrize(
     ("args", "code", "why"),
     [

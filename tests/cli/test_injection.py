@@ -21,7 +21,7 @@ from spectrum_stream.cli.tables import plan_table, remarks, score_table
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.model.names import slug
 from spectrum_stream.text import printable
-from spectrum_stream.trainers import axolotl
+from spectrum_stream.trainers import DEFAULT, axolotl
 
 from ..support.checkpoints import Save
 from ..support.cli import Cli, reason
@@ -62,7 +62,7 @@ def test_hostile_module_in_yaml_is_itself_or_refused(save: Save, payload: str) -
     module = f"layers.0.{payload}"
     result = scan(str(save({f"{module}.weight": torch.randn(6, 9)})), name="x")
     try:
-        text = axolotl.render(select(result.modules, 100))
+        text = DEFAULT.render(select(result.modules, 100))
     except ResultError as error:
         assert error.reason == "unsafe_name"
         assert not list(Path().glob("*.yaml"))

@@ -25,7 +25,7 @@ def test_plan_writes_nothing_and_names_the_next_command(cli: Cli, save: Save) ->
 
 def test_plan_groups_are_repeated_or_separated_by_commas(cli: Cli, save: Save) -> None:
     folder = save(llama_tensors(2))
-    for args in (["--modules", "mlp.*,self_attn.q_proj"], ["--modules", "mlp.*", "--modules", "self_attn.q_proj"]):
+    for args in (["--groups", "mlp.*,self_attn.q_proj"], ["--groups", "mlp.*", "--groups", "self_attn.q_proj"]):
         data = json.loads(cli("plan", folder, "--json", *args).stdout)
         assert [g["name"] for g in data["groups"]] == ["mlp.down_proj", "mlp.up_proj", "self_attn.q_proj"]
 
@@ -40,10 +40,10 @@ def test_plan_repeats_names_and_experts_in_the_next_command(cli: Cli, save: Save
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{name}\n" for name in tensors))
     folder = save(tensors)
-    done = cli("plan", folder, "--names-from", names, "--experts", "pooled")
+    done = cli("plan", folder, "--names", names, "--experts", "pooled")
     command = re.search(r"^next: spectrum-stream (.+)$", done.stdout, re.MULTILINE)
     assert command is not None
-    assert "of the list given" in done.stdout
+    assert "as in the given file" in done.stdout
     scanned = cli(*command[1].split(), "--json", "--name", "x")
     assert list(json.loads(scanned.stdout)["groups"]) == ["experts.up"]
-    assert reason(cli("plan", folder, "--names-from", tmp_path / "none", code=2)) == "no_such_file"
+    assert reason(cli("plan", folder, "--names", tmp_path / "none", code=2)) == "no_such_file"

@@ -131,7 +131,7 @@ def test_interactive_scan_offers_the_groups_in_a_list(save: Save) -> None:
     time.sleep(0.3)
     process.send(" ")  # the first, input_layernorm, is unticked
     process.send("\r")
-    process.expect("--modules")
+    process.expect("--groups")
     assert "wrote model_snr_results" in rest_of(process)
     types = {entry["type"] for entry in json.loads(Path("model_snr_results/snr_results_x.json").read_text()).values()}
     assert "input_layernorm" not in types

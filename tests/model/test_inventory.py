@@ -152,7 +152,7 @@ def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
     tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
-    result = scan(folder, name="x", target="transformers-v5")
+    result = scan(folder, name="x", names="transformers-v5")
     names = {line.name for line in result.modules}
     assert "model.layers.1.mlp.experts.gate_up_proj" in names
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
@@ -168,7 +168,7 @@ def test_a_stored_bank_that_lacks_experts_is_a_reason_and_no_score(save: Save) -
 def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
     tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
     tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
-    result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", target="transformers-v5")
+    result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", names="transformers-v5")
     assert [(s.tensor, s.detail) for s in result.plan.failures] == [
         ("model.layers.1.mlp.experts.up_proj", "0 of 4 experts")
     ]

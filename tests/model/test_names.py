@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum_stream.model.names import group_of, group_order, is_weight, model_order, module_of, slug, tied_head
+from spectrum_stream.model.config import ModelConfig
+from spectrum_stream.model.names import find_tied_head, group_of, group_order, is_weight, model_order, module_of, slug
 
 
 @pytest.mark.parametrize(
@@ -108,19 +109,25 @@ EMBEDDING = "model.embed_tokens.weight"
 def test_a_head_is_tied_only_where_a_causal_model_stores_none(
     tensors: list[str], config: dict[str, Any], expected: tuple[str, str] | None
 ) -> None:
-    assert tied_head(tensors, config) == expected
+    assert find_tied_head(tensors, ModelConfig(config)) == expected
 
 
 def test_an_output_of_a_projector_is_no_head() -> None:
     config = {"architectures": ["XForConditionalGeneration"], "text_config": {"tie_word_embeddings": True}}
     names = ["model.embed_tokens.weight", "multi_modal_projector.output.weight"]
-    assert tied_head(names, config) == ("lm_head", "model.embed_tokens.weight")
-    assert tied_head([*names, "output.weight"], config) is None
+    assert find_tied_head(names, ModelConfig(config)) == ("lm_head", "model.embed_tokens.weight")
+    assert find_tied_head([*names, "output.weight"], ModelConfig(config)) is None
 
 
 def test_a_flat_multimodal_config_has_a_head_and_an_encoders_embedding_none() -> None:
     flat = {"architectures": ["XForConditionalGeneration"], "vision_config": {}, "tie_word_embeddings": True}
-    assert tied_head(["model.embed_tokens.weight"], flat) == ("lm_head", "model.embed_tokens.weight")
+    assert find_tied_head(["model.embed_tokens.weight"], ModelConfig(flat)) == (
+        "lm_head",
+        "model.embed_tokens.weight",
+    )
     names = ["text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.decoder.weight"]
-    assert tied_head(names, flat) is None
-    assert tied_head(["shared.embed_tokens.weight"], {"architectures": ["T5ForConditionalGeneration"]}) is None
+    assert find_tied_head(names, ModelConfig(flat)) is None
+    assert (
+        find_tied_head(["shared.embed_tokens.weight"], ModelConfig({"architectures": ["T5ForConditionalGeneration"]}))
+        is None
+    )

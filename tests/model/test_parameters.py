@@ -1,6 +1,9 @@
 """Names in memory: for tiny models that transformers makes and saves, every name of a result is a parameter's."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +12,14 @@ import pytest
 import torch
 
 from spectrum_stream import freeze, plan, scan
-from spectrum_stream.errors import UsageError
+from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model import families
+from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import is_extra_layer
-from spectrum_stream.model.parameters import read_names
+from spectrum_stream.model.parameters import Names, read_names
 from spectrum_stream.model.transformers_names import parameter_names
-from spectrum_stream.pipeline import MatrixScored
-from spectrum_stream.results.result import read_scored
+from spectrum_stream.results.record import read_identity
 
 from ..support.checkpoints import Save, llama_tensors, reference_score
 from ..support.families import BEGIN, END, TABLE, table, tiny
@@ -42,9 +45,10 @@ def check_family(family: str, folder: Path) -> None:
     loaded, report = type(tiny(family)).from_pretrained(folder / "saved", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     parameters = dict(loaded.named_parameters())
-    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50, target="transformers-v5")
+    names = Names.V5 if family in families.V5 else Names.INSTALLED
+    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50, names=names)
     assert result.complete and not result.plan.failures
-    assert result.plan.target == "transformers-v5"
+    assert result.plan.names == names
     scores: dict[str, list[float]] = {}
     for record in result.records:
         if record.parameter not in parameters and record.module == "lm_head":
@@ -72,9 +76,9 @@ def test_every_name_is_a_parameter_and_has_its_score(family: str, tmp_path: Path
 @pytest.mark.parametrize("family", [f for f in TABLE if f in families.V5])
 def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "saved", family)
-    stored = [w.parameter for w in plan(str(tmp_path / "saved"), target="checkpoint").matrices if w.tied_to is None]
+    stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    asked = parameter_names(config, stored)
+    asked = parameter_names(ModelConfig(config), stored)
     rename = families.rename(families.V5[family])
     assert {name: rename(name) for name in stored if name in asked} == asked
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
@@ -84,39 +88,109 @@ def test_the_readme_has_the_table_of_families() -> None:
     assert f"{BEGIN}\n{table()}\n{END}" in README.read_text()
 
 
-def test_names_change_and_no_score_is_computed_again(tmp_path: Path) -> None:
+# Scans argv[1] with every import of transformers blocked and its metadata gone; prints what depends on names.
+WITHOUT_TRANSFORMERS = """
+import importlib.metadata, json, sys
+from pathlib import Path
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "transformers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def version(name, found=importlib.metadata.version):
+    if name == "transformers":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+
+sys.meta_path.insert(0, Blocker())
+importlib.metadata.version = version
+from tests.model.test_parameters import outcome
+print(json.dumps(outcome(sys.argv[1])))
+"""
+
+
+def outcome(folder: str) -> dict[str, Any]:
+    """What a scan of a folder plans, writes and records, as JSON data."""
+    result = scan(folder, name="x", top_percent=50)
+    return {
+        "plan": result.plan.to_dict(),
+        "files": {str(path): path.read_text() for path in result.written},
+        "identity": read_identity(result.plan.outputs.record),
+    }
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmo3"])
+def test_results_do_not_depend_on_whether_transformers_is_installed(tmp_path: Path, family: str) -> None:
+    saved(tmp_path / "saved", family)
+    # In the same folder, so that paths are the same.
+    (tmp_path / "without").mkdir()
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS, str(tmp_path / "saved")],
+        cwd=tmp_path / "without",
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = outcome(str(tmp_path / "saved"))
+    assert json.loads(done.stdout) == json.loads(json.dumps(found))
+    assert found["identity"]["names"] == ("transformers-v5" if family == "mixtral" else "checkpoint")
+
+
+def test_scan_with_other_names_than_the_record_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "saved", "mixtral")
-    path = Path("model_snr_results/snr_results_x.json")
-    first = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
-    events: list[object] = []
-    second = scan(str(tmp_path / "saved"), name="x", target="transformers-v5", on_event=events.append)
-    assert not [e for e in events if isinstance(e, MatrixScored)]
-    names = {line.name for line in second.modules}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in names and len(names) < len(first.modules)
+    folder, path = str(tmp_path / "saved"), Path("model_snr_results/snr_results_x.json")
+    first = scan(folder, name="x", names="checkpoint")
+    before = path.read_bytes()
+    with pytest.raises(ResultError) as error:
+        scan(folder, name="x", names="transformers-v5")
+    assert error.value.reason == "other_names"
+    assert "--names checkpoint" in str(error.value.hint)
+    assert path.read_bytes() == before
+    assert read_identity(first.plan.outputs.record)["names"] == "checkpoint"
+
+
+def test_fresh_scan_replaces_the_names_of_the_record(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", "mixtral")
+    folder, path = str(tmp_path / "saved"), Path("model_snr_results/snr_results_x.json")
+    scan(folder, name="x", names="checkpoint")
+    second = scan(folder, name="x", names="transformers-v5", fresh=True)
+    names = {module.name for module in second.modules}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
     assert json.loads(path.read_text()).keys() == names
-    assert read_scored(path).modules == tuple(second.modules) and not read_scored(path).notes
-    back = scan(str(tmp_path / "saved"), name="x", target="checkpoint")
-    assert back.modules == first.modules
-    assert read_scored(path).modules == tuple(first.modules)
-    assert json.loads(path.read_text()).keys() == {s.name for s in first.modules}
+    assert read_identity(second.plan.outputs.record)["names"] == "transformers-v5"
 
 
-def test_the_names_are_those_of_the_transformers_that_is_installed(tmp_path: Path) -> None:
+def test_record_of_one_list_of_names_refuses_another_list(save: Save) -> None:
+    folder = str(save(llama_tensors(1)))
+    names = list(llama_tensors(1))
+    scan(folder, name="x", names=names)
+    scan(folder, name="x", names=names[::-1])
+    with pytest.raises(ResultError) as error:
+        scan(folder, name="x", names=[f"_orig_mod.{name}" for name in names])
+    assert error.value.reason == "other_names"
+
+
+def test_plan_names_are_those_of_transformers_5_by_default(tmp_path: Path) -> None:
     saved(tmp_path / "saved", "mixtral")
-    assert plan(str(tmp_path / "saved")).target == "transformers-v5"
-    apart = plan(str(tmp_path / "saved"), target="transformers-v4")
+    assert plan(str(tmp_path / "saved")).names == "transformers-v5"
+    apart = plan(str(tmp_path / "saved"), names="transformers-v4")
     assert {w.parameter for w in apart.matrices} == {w.tensor for w in apart.matrices}
     (tmp_path / "saved" / "config.json").unlink()
-    assert plan(str(tmp_path / "saved")).target == "checkpoint"
+    assert plan(str(tmp_path / "saved")).names == "checkpoint"
+    assert any("model_type" in warning for warning in plan(str(tmp_path / "saved")).warnings)
 
 
-def test_a_family_that_nobody_knows_keeps_its_names_with_a_warning(save: Save) -> None:
+@pytest.mark.parametrize("names", [Names.V4, Names.V5])
+def test_plan_of_an_unknown_family_keeps_the_names_of_the_checkpoint_and_warns(save: Save, names: Names) -> None:
     config = {"architectures": ["NoSuchForCausalLM"], "model_type": "nosuch"}
-    a_plan = plan(str(save(llama_tensors(1), config=config)))
-    assert a_plan.target == "checkpoint" and any("nosuch" in warning for warning in a_plan.warnings)
-    with pytest.raises(UsageError) as error:
-        plan(str(save(llama_tensors(1), config=config)), target="transformers-v4")
-    assert error.value.reason == "unknown_architecture"
+    a_plan = plan(str(save(llama_tensors(1), config=config)), names=names)
+    assert a_plan.names == "checkpoint"
+    assert {w.parameter for w in a_plan.matrices} == set(llama_tensors(1))
+    assert any("nosuch" in warning for warning in a_plan.warnings)
 
 
 def test_the_towers_of_older_checkpoints_are_a_level_deeper(tmp_path: Path) -> None:
@@ -126,7 +200,7 @@ def test_the_towers_of_older_checkpoints_are_a_level_deeper(tmp_path: Path) -> N
     path = tmp_path / "saved" / "model.safetensors"
     older = {k.replace("vision_tower.", "vision_tower.vision_model."): v for k, v in load_file(path).items()}
     save_file(older, path, {"format": "pt"})
-    names = {w.parameter for w in plan(str(tmp_path / "saved"), target="transformers-v5").matrices}
+    names = {w.parameter for w in plan(str(tmp_path / "saved"), names="transformers-v5").matrices}
     assert names <= set(dict(model.named_parameters()))
 
 
@@ -149,7 +223,7 @@ def test_names_of_a_trainer_are_taken_from_a_list(tmp_path: Path, family: str, w
     dumped.write_text("".join(f"{name} torch.Size([1])\n" for name in names))
     assert read_names(dumped) == tuple(names)
     a_plan = plan(str(tmp_path / "saved"), names=names)
-    assert a_plan.target == "given" and not a_plan.warnings
+    assert a_plan.names == "given" and not a_plan.warnings
     assert {w.parameter for w in a_plan.matrices if w.tied_to is None} <= set(names)
 
 
@@ -172,8 +246,8 @@ def test_names_that_are_none_of_the_model_are_refused(tmp_path: Path, save: Save
 
 def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) -> None:
     saved(tmp_path / "saved", "llava")
-    for target in ("checkpoint", "transformers-v5"):
-        groups = {w.group: w for w in plan(str(tmp_path / "saved"), target=target).matrices}
+    for names in ("checkpoint", "transformers-v5"):
+        groups = {w.group: w for w in plan(str(tmp_path / "saved"), names=names).matrices}
         assert "self_attn.q_proj" in groups and "vision.self_attn.q_proj" in groups
     tensors = {
         "model.layers.0.mlp.up_proj.weight": torch.randn(6, 9),
@@ -181,25 +255,31 @@ def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) 
         "mtp.layers.0.mlp.up_proj.weight": torch.randn(6, 9),
     }
     folder = str(save(tensors, config={"model_type": "deepseek_v3", "num_hidden_layers": 1}))
-    found = [w.group for w in plan(folder, target="checkpoint").matrices]
+    found = [w.group for w in plan(folder, names="checkpoint").matrices]
     assert found.count("mlp.up_proj") == 1 and found.count("mtp.mlp.up_proj") == 2
-    a_plan = plan(folder, target="transformers-v5")
+    a_plan = plan(folder, names="transformers-v5")
     assert [w.module for w in a_plan.matrices] == ["model.layers.0.mlp.up_proj"]
     assert [s.why for s in a_plan.skipped] == [NoScore.NOT_LOADED] * 2
 
 
-def test_what_transformers_does_not_know_is_refused_or_named(save: Save) -> None:
-    for config in (
+@pytest.mark.parametrize(
+    "config",
+    [
         {"model_type": "nosuch"},
         {"architectures": ["NoSuchForCausalLM"], "model_type": "nosuch"},
         {"architectures": ["Pipeline"]},
-    ):
-        with pytest.raises(UsageError) as error:
-            plan(str(save(llama_tensors(1), config=config)), target="transformers-v5")
-        assert error.value.reason == "unknown_architecture"
+    ],
+)
+def test_plan_fails_if_the_installed_transformers_has_no_such_model(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
-        plan(str(save(llama_tensors(1))), target="trainer")
-    assert error.value.reason == "no_such_target"
+        plan(str(save(llama_tensors(1), config=config)), names="transformers")
+    assert error.value.reason == "unknown_architecture"
+
+
+def test_plan_fails_for_an_unknown_choice_of_names(save: Save) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1))), names="trainer")
+    assert error.value.reason == "no_such_names"
 
 
 def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path: Path) -> None:
@@ -208,7 +288,7 @@ def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path
     saved(tmp_path / "saved", "olmo3")
     path = tmp_path / "saved" / "model.safetensors"
     save_file(load_file(path) | {"model.extra.0.eh_proj.weight": torch.randn(6, 9)}, path)
-    a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
+    a_plan = plan(str(tmp_path / "saved"), names="transformers")
     assert any("model.extra.0.eh_proj" in warning for warning in a_plan.warnings)
     assert all(w.result_name == w.module for w in a_plan.matrices)
 
@@ -225,7 +305,7 @@ def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Pa
         experts, rows, columns = tensors.pop(name).shape
         tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = mxfp4(experts, columns, rows)
     save_file(tensors, path)
-    a_plan = plan(str(tmp_path / "saved"), target="transformers-v5")
+    a_plan = plan(str(tmp_path / "saved"), names="transformers-v5")
     assert not a_plan.warnings and "model.layers.0.mlp.experts.gate_up_proj" in {
         w.result_name for w in a_plan.matrices
     }
@@ -240,7 +320,7 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
     broken = "model.layers.0.mlp.experts.2.up_proj.weight"
     tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
     save_file(tensors, path)
-    result = scan(str(tmp_path / "saved"), name="x", target="transformers-v5")
+    result = scan(str(tmp_path / "saved"), name="x", names="transformers-v5")
     names = {line.name for line in result.modules}
     assert not result.complete and [s.tensor for s in result.plan.failures] == [broken]
     assert "model.layers.0.mlp.experts.gate_up_proj" not in names
@@ -260,7 +340,7 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
 )
 def test_a_hostile_config_is_one_sentence(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
-        plan(str(save(llama_tensors(1), config=config)), target="transformers-v5")
+        plan(str(save(llama_tensors(1), config=config)), names="transformers")
     assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)
 
 
@@ -272,8 +352,9 @@ def test_two_tensors_do_not_become_one_parameter_of_a_list(save: Save) -> None:
 
 def test_a_config_of_more_layers_than_weights_builds_no_model(save: Save) -> None:
     config = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 10**6}
-    a_plan = plan(str(save(llama_tensors(1), config=config)))
-    assert a_plan.target == "checkpoint" and a_plan.warnings
+    with pytest.raises(UsageError) as error:
+        plan(str(save(llama_tensors(1), config=config)), names="transformers")
+    assert error.value.reason == "unknown_architecture"
 
 
 @pytest.mark.parametrize(

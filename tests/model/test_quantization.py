@@ -12,7 +12,7 @@ from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import read_scored
 from spectrum_stream.streaming import decode
-from spectrum_stream.trainers import FORMATS
+from spectrum_stream.trainers import TRAINERS
 
 from ..support.checkpoints import Save, mxfp4, reference_score
 from ..support.hub_server import REPO, HubServer, use, values
@@ -588,7 +588,7 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
         tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
     path = scan(str(save(tensors, config=CONFIG)), name="x").written[0]
     assert read_scored(path).parameters == ("layers.0.up.weight", "layers.1.up.weight")
-    assert FORMATS["ms-swift"].render(select(path, 50)).count("layers.") == 1
+    assert TRAINERS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 
 def test_a_mask_of_bytes_beside_quantized_weights_is_no_weight(save: Save) -> None:
@@ -606,6 +606,6 @@ def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: 
     folder = str(
         save(tensors, config={"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}})
     )
-    for target in ("checkpoint", "transformers-v5"):
-        assert not plan(folder, groups=["self_attn.*"], target=target).failures
-        assert len(plan(folder, target=target).failures) == 1
+    for names in ("checkpoint", "transformers-v5"):
+        assert not plan(folder, groups=["self_attn.*"], names=names).failures
+        assert len(plan(folder, names=names).failures) == 1

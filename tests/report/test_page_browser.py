@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader sees and does, and what a stranger's names cannot."""
+"""The page in a real browser: what a reader sees and does, and what untrusted names cannot do."""
 
 import csv
 import io
@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from spectrum_stream import scan, select
-from spectrum_stream.report.data import Entry, Shown, read_shown
+from spectrum_stream.model.matrix import NoScore
+from spectrum_stream.numerics.snr import Degeneracy
+from spectrum_stream.report.data import Shown, read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.result import Module
 
@@ -24,6 +26,7 @@ from ..support.browser import CHROMIUM, Heard, launched, opened
 from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, llama_tensors, single_experts
 from ..support.hostile import CORPUS
 from ..support.programs import executable
+from ..support.reports import make_entry
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +45,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any, working_folder: Path) -> Show:
-    """Open the page of some results: `with show(*results, viewport=...) as tab`. When it is closed, it has said
-    nothing and asked nobody."""
+    """Open the page of some results: `with show(*results, viewport=...) as tab`. When it is closed, it has logged
+    nothing and requested nothing."""
 
     @contextmanager
     def open_page(*results: Shown, **settings: Any) -> Iterator[Any]:
@@ -84,15 +87,15 @@ def outlined(tab: Any) -> set[str]:
     return set(names)
 
 
-def test_every_matrix_is_on_the_map_and_flaws_are_marked(tab: Any, result: Path) -> None:
+def test_page_map_has_every_matrix_and_marks_flags(tab: Any, result: Path) -> None:
     assert tab.locator("#maps td[aria-label]").count() == len(json.loads(result.read_text())) + 1
     assert cell(tab, "lm_head").text_content() == "!"
     broken = cell(tab, "model.layers.2.mlp.up_proj")
-    assert broken.text_content() == "×" and "NaN or Inf" in broken.get_attribute("aria-label")
+    assert broken.text_content() == "×" and "NaN or infinite" in broken.get_attribute("aria-label")
     assert cell(tab, "model.layers.0.mlp.up_proj").text_content() == ""
 
 
-def test_the_outline_is_the_selection(tab: Any, result: Path) -> None:
+def test_page_outline_is_the_selection(tab: Any, result: Path) -> None:
     # Among them one whose product is whole but for rounding, on one side of it or the other.
     for percent in (1, 16.6, 20, 28.999999999999996, 33.4, 50, 57, 99.9, 100):
         tab.fill("#percent", str(percent))
@@ -100,7 +103,7 @@ def test_the_outline_is_the_selection(tab: Any, result: Path) -> None:
         assert tab.text_content("#summary").startswith(f"{len(select(result, percent).chosen_names)} of ")
 
 
-def test_ranks_are_those_of_selection_whatever_the_scores(tab: Any) -> None:
+def test_page_ranks_are_those_of_select(tab: Any) -> None:
     generator = random.Random(0)
     for _ in range(200):
         count = generator.randrange(1, 40)
@@ -124,7 +127,7 @@ def _in_javascript(value: float) -> float | str:
     return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def test_percentages_that_are_none_change_nothing(tab: Any) -> None:
+def test_page_ignores_an_invalid_percentage(tab: Any) -> None:
     before = outlined(tab)
     for text in ("", "140", "-3"):
         tab.fill("#percent", text)
@@ -133,7 +136,7 @@ def test_percentages_that_are_none_change_nothing(tab: Any) -> None:
     assert tab.input_value("#percent") == "25" and outlined(tab) < before
 
 
-def test_hovering_shows_the_numbers_and_leaving_hides_them(tab: Any, result: Path) -> None:
+def test_page_tip_shows_while_hovering(tab: Any, result: Path) -> None:
     module = "model.layers.3.mlp.down_proj"
     cell(tab, module).hover()
     text = tab.text_content("#tip")
@@ -143,7 +146,7 @@ def test_hovering_shows_the_numbers_and_leaving_hides_them(tab: Any, result: Pat
     assert tab.is_hidden("#tip")
 
 
-def test_a_click_shows_the_singular_values(tab: Any, result: Path) -> None:
+def test_page_click_shows_the_singular_values(tab: Any, result: Path) -> None:
     module = "model.layers.3.self_attn.v_proj"
     assert tab.is_hidden("#detail")
     cell(tab, module).click()
@@ -158,7 +161,7 @@ def test_a_click_shows_the_singular_values(tab: Any, result: Path) -> None:
     assert line == pytest.approx(entry.tau, rel=1e-5)
 
 
-def test_an_open_matrix_follows_the_percentage_and_the_theme(tab: Any) -> None:
+def test_page_detail_follows_the_percentage_and_the_theme(tab: Any) -> None:
     cell(tab, "model.layers.3.self_attn.v_proj").click()
     color = "document.getElementById('spectrum').data[0].line.color"
     before = tab.evaluate(color)
@@ -170,7 +173,7 @@ def test_an_open_matrix_follows_the_percentage_and_the_theme(tab: Any) -> None:
     assert tab.evaluate(color) != before
 
 
-def test_the_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
+def test_page_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
     # For n = m / 2: its area is 1, and its median that of a large sample.
     law = tab.evaluate("(({x, f, median, edge}) => ({x, f, median, edge}))(marchenkoPastur(0.5))")
     area = sum(
@@ -182,7 +185,7 @@ def test_the_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
     assert law["median"] == pytest.approx(float(sample.median()), rel=0.01)
 
 
-def test_the_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
+def test_page_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
     tab.keyboard.press("Enter")
@@ -202,14 +205,14 @@ def test_the_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
     assert tab.text_content("#detail-title") == focused
 
 
-def test_a_logarithmic_axis_has_numbers_enough_and_not_too_many(tab: Any) -> None:
+def test_page_log_ticks_are_neither_too_few_nor_too_many(tab: Any) -> None:
     for low, high in ((1.0, 1.5), (0.02, 106.0), (3e-12, 7e5), (5e-324, 1e308)):
         ticks = tab.evaluate("([low, high]) => logTicks(low, high, 4)", [low, high])
         inside = [tick for tick in ticks if low <= tick <= high]
         assert 1 <= len(inside) <= 16 and ticks == sorted(ticks) and ticks[0] > 0, (low, high)
 
 
-def test_every_control_has_a_name(tab: Any) -> None:
+def test_page_controls_have_accessible_names(tab: Any) -> None:
     nameless = tab.eval_on_selector_all(
         "button, input, select",
         "all => all.filter(e => !e.labels?.length && !e.textContent.trim() && !e.ariaLabel).map(e => e.outerHTML)",
@@ -217,7 +220,7 @@ def test_every_control_has_a_name(tab: Any) -> None:
     assert nameless == []
 
 
-def test_the_search_filters_as_it_is_typed(tab: Any, result: Path) -> None:
+def test_page_search_filters_while_typing(tab: Any, result: Path) -> None:
     tab.locator("#search").press_sequentially("V_PROJ")
     assert tab.locator("#table tbody tr").count() == 6
     tab.fill("#search", "empty_noise")
@@ -227,7 +230,7 @@ def test_the_search_filters_as_it_is_typed(tab: Any, result: Path) -> None:
     assert tab.locator("#table tbody tr").count() == 0
 
 
-def test_a_column_sorts_both_ways_and_what_has_no_number_is_last(tab: Any) -> None:
+def test_page_table_sorts_both_ways_with_missing_values_last(tab: Any) -> None:
     for is_down in (True, False):
         tab.click("#table th button[data-column=score]")
         texts = tab.eval_on_selector_all("#table tbody tr", "all => all.map(tr => tr.cells[3].textContent)")
@@ -235,16 +238,16 @@ def test_a_column_sorts_both_ways_and_what_has_no_number_is_last(tab: Any) -> No
         assert texts[-1] == "–" and numbers == sorted(numbers, reverse=is_down)
 
 
-def test_another_measure_colors_the_map_and_has_a_column(tab: Any) -> None:
+def test_page_metric_colors_the_map_and_has_a_column(tab: Any) -> None:
     def colors() -> list[str]:
         found: list[str] = tab.eval_on_selector_all("#maps td", "all => all.map(td => td.style.backgroundColor)")
         return found
 
     before = colors()
-    tab.select_option("#measure", "stable rank")
+    tab.select_option("#metric", "stable rank")
     assert colors() != before and "stable rank" in tab.text_content("#table thead")
     assert tab.evaluate("document.getElementById('boxes').layout.xaxis.title.text") == "stable rank"
-    tab.select_option("#measure", "rank")
+    tab.select_option("#metric", "rank")
     # The first of a row is the brightest, and the last the darkest.
     row = tab.locator("#maps tr", has=tab.locator("th", has_text="mlp.down_proj")).locator("td[aria-label]")
     by_rank = {
@@ -254,7 +257,7 @@ def test_another_measure_colors_the_map_and_has_a_column(tab: Any) -> None:
     assert "254, 232, 56" in by_rank[1] and "0, 34, 78" in by_rank[6]
 
 
-def test_the_csv_is_what_the_table_has_found_in_full(tab: Any, result: Path) -> None:
+def test_page_csv_has_the_rows_found_with_all_columns(tab: Any, result: Path) -> None:
     tab.fill("#search", "mlp.down_proj")
     with tab.expect_download() as download:
         tab.click("#csv")
@@ -268,11 +271,11 @@ def test_the_csv_is_what_the_table_has_found_in_full(tab: Any, result: Path) -> 
     assert all(float(row["stable rank"]) >= 1 for row in rows)
 
 
-def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
+def test_page_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
     path = scan(str(save(fused_experts(experts=12))), name="x").written[0]
     with show(read_shown(path)) as tab:
         assert tab.locator("#maps tbody tr").count() == 3
-        assert "a bank of 12" in cell(tab, FUSED_EXPERTS).get_attribute("aria-label")
+        assert "12 fused experts" in cell(tab, FUSED_EXPERTS).get_attribute("aria-label")
         tab.click("button[aria-label='open mlp.experts.gate_up_proj']")
         names = tab.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
         assert names == [str(i) for i in range(12)]
@@ -282,21 +285,37 @@ def test_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None:
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
 
 
-def test_a_bank_with_a_broken_expert_has_no_score_and_its_other_experts_have(save: Save, show: Show) -> None:
+def test_page_of_fused_experts_with_a_broken_one_has_no_score_for_them(save: Save, show: Show) -> None:
     weights = fused_experts(experts=3)
     weights[FUSED_EXPERTS][1] = math.nan
     path = scan(str(save(weights)), name="x").written[0]
     with show(read_shown(path)) as tab:
-        bank = tab.locator("#maps td[aria-label*='a bank of 3 without a score']")
-        assert bank.text_content() == "×" and "missing" in bank.get_attribute("class")
-        bank.click()
+        fused = tab.locator("#maps td[aria-label*='3 fused experts without a score']")
+        assert fused.text_content() == "×"
+        assert "missing" in fused.get_attribute("class")
+        fused.click()
         experts = tab.locator(f"#expert-maps td[aria-label^='{FUSED_EXPERTS}']").all()
         assert [td.text_content() for td in experts] == ["", "×", ""]
 
 
-def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show: Show) -> None:
+def test_page_tells_missing_scores_from_degenerate_ones(show: Show) -> None:
+    flags = [*NoScore, *(why for why in Degeneracy if why is not Degeneracy.VECTOR)]
     entries = [
-        Entry(f"l.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + (i + e) % 3) for i in range(3) for e in range(300)
+        make_entry(f"l.{i}.a", "a", None if isinstance(why, NoScore) else 1.0 + i, flag=str(why))
+        for i, why in enumerate(flags)
+    ]
+    with show(Shown("x", (), (), tuple(entries))) as tab:
+        for i, why in enumerate(flags):
+            found = cell(tab, f"l.{i}.a")
+            assert found.text_content() == ("×" if isinstance(why, NoScore) else "!"), why
+            assert why.sentence in found.get_attribute("aria-label"), why
+
+
+def test_page_folded_cell_counts_its_separate_experts(show: Show) -> None:
+    entries = [
+        make_entry(f"l.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + (i + e) % 3)
+        for i in range(3)
+        for e in range(300)
     ]
     with show(Shown("x", (), (), tuple(entries))) as tab:
         (label,) = {td.get_attribute("aria-label") for td in tab.locator("#maps td[aria-label*='layer 0']").all()}
@@ -307,7 +326,7 @@ def test_experts_with_lines_of_their_own_are_counted_where_they_are_folded(show:
         assert tab.text_content("#expert-maps tbody th") == "64"
 
 
-def test_two_results_are_shown_side_by_side(result: Path, show: Show) -> None:
+def test_page_of_two_results_shows_them_side_by_side(result: Path, show: Show) -> None:
     scores = json.loads(result.read_text())
     for i, entry in enumerate(scores.values()):
         entry["snr"] *= 1 + i % 3
@@ -319,13 +338,13 @@ def test_two_results_are_shown_side_by_side(result: Path, show: Show) -> None:
         chosen = [set(select(path, 50).chosen_names) for path in (result, Path("other.json"))]
         text = tab.text_content("#overlap")
         assert f"{len(chosen[0])} chosen in A, {len(chosen[1])} in B, {len(chosen[0] & chosen[1])} in both" in text
-        assert "B: there is no record" in tab.text_content("#notes")
+        assert "B: there is no scan record" in tab.text_content("#notes")
         tab.locator("#maps > div").nth(1).locator("td[aria-label]").first.click()
-        assert "in the record of a scan" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
+        assert "in a scan record" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_is_the_readers_and_can_be_turned(result: Path, show: Show, scheme: str) -> None:
+def test_page_theme_follows_the_system_and_can_be_switched(result: Path, show: Show, scheme: str) -> None:
     with show(read_shown(result), color_scheme=scheme) as tab:
         assert tab.get_attribute("html", "data-theme") == scheme
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -334,7 +353,7 @@ def test_the_theme_is_the_readers_and_can_be_turned(result: Path, show: Show, sc
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != background
 
 
-def test_text_stands_out_from_its_ground_in_both_themes(tab: Any) -> None:
+def test_page_text_has_enough_contrast_in_both_themes(tab: Any) -> None:
     """The contrast of WCAG 2 AA: 4.5 to 1."""
     for _ in range(2):
         pairs = tab.evaluate(
@@ -354,23 +373,23 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("width", [320, 390])
-def test_the_body_is_no_wider_than_a_phone(result: Path, show: Show, width: int) -> None:
+def test_page_body_fits_a_phone(result: Path, show: Show, width: int) -> None:
     shown = read_shown(result)
     with show(shown, shown, viewport={"width": width, "height": 800}) as tab:
         tab.locator("#maps td[aria-label]").nth(20).click()
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_names_that_want_to_be_more_are_text(show: Show) -> None:
+def test_page_shows_untrusted_names_as_text(show: Show) -> None:
     """One page with all of them, as modules, groups, files and facts, beside one of plain names."""
 
     def shown(names: list[str]) -> Shown:
         entries = [
-            Entry(f"{name}.{i}.{name}" if i else name, name, 1.0 + i, n=4, m=4, tau=0.5, above=1, largest=1.0)
+            make_entry(f"{name}.{i}.{name}" if i else name, name, 1.0 + i, n=4, m=4, tau=0.5, above=1, largest=1.0)
             for name in names
             for i in range(3)
         ]
-        extra = [Entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
+        extra = [make_entry(f"l.0.{name}.{e}", f"{name}.{e}", 2.0) for name in names for e in range(2)]
         return Shown(names[-1], tuple((name, name) for name in names), tuple(names), (*entries, *extra))
 
     def visited(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
@@ -425,9 +444,9 @@ def test_names_that_want_to_be_more_are_text(show: Show) -> None:
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069]", text), place
 
 
-def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_path: Path) -> None:
+def test_page_policy_stops_an_injected_script(browser: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(render([Shown("x", (), (), (Entry("l.0.a", "a", 1.0),))]), "utf-8")
+    page.write_text(render([Shown("x", (), (), (make_entry("l.0.a", "a", 1.0),))]), "utf-8")
     with socket.create_server(("127.0.0.1", 0)) as server, opened(browser, page) as tab:
         tab.evaluate(
             """(address) => {
@@ -446,9 +465,9 @@ def test_a_script_that_got_in_would_not_run_and_reach_nobody(browser: Any, tmp_p
             server.accept()
 
 
-def test_a_formula_in_the_csv_is_text(show: Show) -> None:
+def test_page_csv_defuses_formulas(show: Show) -> None:
     names = [CORPUS["CSV formula"], CORPUS["CSV plus"], "-1", "@x", ";=1", "\t=1", 'a"b,c\nd']
-    with show(Shown("x", (), (), tuple(Entry(name, name, -math.inf) for name in names))) as tab:
+    with show(Shown("x", (), (), tuple(make_entry(name, name, -math.inf) for name in names))) as tab:
         with tab.expect_download() as download:
             tab.click("#csv")
         rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"), newline="")))
@@ -456,12 +475,12 @@ def test_a_formula_in_the_csv_is_text(show: Show) -> None:
     assert {row["score"] for row in rows} == {"'-Infinity"}
 
 
-def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
-    entries = [Entry(f"l.{i}.a", "a", 1.0 + i % 7) for i in range(1000)]
+def test_page_draws_infinities_and_very_many_layers(show: Show) -> None:
+    entries = [make_entry(f"l.{i}.a", "a", 1.0 + i % 7) for i in range(1000)]
     entries += [
-        Entry(f"l.{'9' * 400}.a", "a", math.inf, flag="infinite"),
-        Entry("l.5.b", "b", -math.inf, flag="not_a_number"),
-        *(Entry(f"group{i}", f"group{i}", 0.0) for i in range(200)),
+        make_entry(f"l.{'9' * 400}.a", "a", math.inf, flag="infinite"),
+        make_entry("l.5.b", "b", -math.inf, flag="not_a_number"),
+        *(make_entry(f"group{i}", f"group{i}", 0.0) for i in range(200)),
     ]
     with show(Shown("x", (), (), tuple(entries))) as tab:
         assert tab.locator("#maps tbody tr").count() == 64
@@ -469,11 +488,11 @@ def test_infinities_and_layers_beyond_all_reason_are_drawn(show: Show) -> None:
         for direction in ("later layers", "later layers", "later rows"):
             tab.click(f"#maps button:has-text('{direction}')")
         tab.select_option("#scale", "all")
-        tab.select_option("#measure", "rank")
+        tab.select_option("#metric", "rank")
         assert tab.text_content("#summary") == "500 of 1202 chosen"
 
 
-def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, save: Save) -> None:
+def test_page_pooled_experts_are_chosen_as_by_select(show: Show, save: Save) -> None:
     path = scan(str(save(single_experts())), name="pooled", experts="pooled").written[0]
     with show(read_shown(path)) as page:
         for percent in (25, 40, 50, 99, 100):
@@ -482,7 +501,7 @@ def test_experts_that_are_ranked_as_one_are_chosen_as_select_does(show: Show, sa
             assert set(chosen) == set(select(path, percent).chosen_names), percent
 
 
-def test_experts_that_are_ranked_as_one_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
+def test_page_pooled_experts_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
     """The first of them is not the cell, and a row opens to experts by layers."""
     tensors = single_experts()
     path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]

@@ -9,7 +9,7 @@ import pytest
 
 from spectrum_stream.results.result import parameter_of, read_scored
 from spectrum_stream.selection.select import select
-from spectrum_stream.trainers import FORMATS, axolotl
+from spectrum_stream.trainers import DEFAULT, TRAINERS
 
 from ..support.checkpoints import GOLDEN
 
@@ -44,7 +44,7 @@ def test_the_yaml_is_the_one_of_spectrums_rules(path: Path, percent: int) -> Non
     data = json.loads(path.read_text())
     expected = by_spectrums_rules(in_plain_schema(data), percent)
     selection = select(path, percent)
-    assert axolotl.render(selection) == expected
+    assert DEFAULT.render(selection) == expected
     # As Spectrum would have read it, too, where the schema is the other one.
     is_sorted = in_plain_schema(data) is not data
     assert bool(selection.result.notes) == is_sorted
@@ -55,5 +55,5 @@ def test_every_format_takes_a_published_result_or_says_why_not(path: Path) -> No
     selection = select(path, 50)
     names = [parameter_of(line) for line in read_scored(path).modules]
     chosen = {parameter_of(line) for line in selection.trained}
-    for name in ("lines", "ms-swift", "ms-swift-regex", "distillkit", "soup", "python", "json"):
-        assert FORMATS[name].matches(FORMATS[name].render(selection), names) == chosen
+    for name in ("lines", "ms-swift", "distillkit", "soup", "python", "json"):
+        assert TRAINERS[name].matches(TRAINERS[name].render(selection), names) == chosen

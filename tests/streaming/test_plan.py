@@ -190,7 +190,7 @@ def test_a_memory_limit_is_kept_by_fewer_at_once_or_refused_with_the_number_that
 def test_deepseek_v3_as_published_is_planned_in_every_count(tmp_path: Path) -> None:
     tensors, config = header_only.deepseek_v3()
     folder = str(header_only.write(tmp_path / "m", tensors, 163, config))
-    a_plan = plan(folder, target="checkpoint")
+    a_plan = plan(folder, names="checkpoint")
     experts = 256 * 3
     layer = 5 + 4  # attention and norms
     sparse = layer + 1 + experts + 3
@@ -200,7 +200,7 @@ def test_deepseek_v3_as_published_is_planned_in_every_count(tmp_path: Path) -> N
     counts = {group.name: group.count for group in a_plan.groups}
     assert counts["mlp.experts.255.up_proj"] == 58 and counts["mlp.gate"] == 58 and counts["self_attn.o_proj"] == 61
     assert counts["mtp.mlp.experts.255.up_proj"] == 1 and counts["mtp.eh_proj"] == 1
-    fused = plan(folder, target="transformers-v5")
+    fused = plan(folder, names="transformers-v5")
     assert len(fused.matrices) == 3 * (layer + 3) + 58 * sparse + 3
     banks = {w.result_name for w in fused.matrices if w.result_name != w.module}
     assert len(banks) == 58 * 2 and "model.layers.60.mlp.experts.gate_up_proj" in banks
@@ -212,5 +212,5 @@ def test_gpt_oss_120b_as_published_is_planned_in_every_count(tmp_path: Path) -> 
     assert len(a_plan.matrices) == 36 * (4 + 1 + 2 + 2 * 128) + 3
     assert {w.quantization.scheme for w in a_plan.matrices if w.quantization} == {"mxfp4"}
     assert {(w.n, w.m) for w in a_plan.matrices if w.quantization} == {(5760, 2880), (2880, 2880)}
-    assert a_plan.target == "transformers-v5" and not a_plan.failures and not a_plan.warnings
+    assert a_plan.names == "transformers-v5" and not a_plan.failures and not a_plan.warnings
     assert {group.count for group in a_plan.groups if "experts" in group.name} == {36 * 128}

@@ -1,4 +1,4 @@
-"""Every format against the way its trainer matches names."""
+"""Every format against the rules by which its trainer matches names."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model.names import group_of
 from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.select import Rule, Selection, choose
-from spectrum_stream.trainers import FORMATS
-from spectrum_stream.trainers.patterns import Names, alternatives, literal_prefix
+from spectrum_stream.trainers import TRAINERS
+from spectrum_stream.trainers.patterns import SortedNames, alternatives, literal_prefix
 
-# Names that are the start, the end, or with a dot for any character the whole of others.
+# Each is the start or the end of another name, or matches another if its dots are any characters.
 MODULES = (
     *(
         f"model.layers.{i}.{module}"
@@ -34,30 +34,30 @@ MODULES = (
     "h.0",
     "h.00",
 )
-BANKS = (
-    *(f"model.layers.{i}.mlp.experts.{bank}" for i in (1, 11) for bank in ("down_proj", "gate_up_proj")),
+FUSED = (
+    *(f"model.layers.{i}.mlp.experts.{name}" for i in (1, 11) for name in ("down_proj", "gate_up_proj")),
     "tower.model.layers.1.mlp.experts.down_proj",
 )
-ALSO = tuple(f"{bank}_bias" for bank in BANKS) + tuple(
-    f"{module}.{what}" for module in MODULES for what in ("bias", "weight_scale", "inner.weight")
+NEIGHBORS = tuple(f"{name}_bias" for name in FUSED) + tuple(
+    f"{module}.{suffix}" for module in MODULES for suffix in ("bias", "weight_scale", "inner.weight")
 )
 
 
 @st.composite
 def models(draw: st.DrawFn) -> tuple[list[Module], list[str]]:
-    """The lines of a result, and the names of all parameters of its model."""
-    modules = draw(st.lists(st.sampled_from(MODULES), min_size=1, max_size=14, unique=True))
-    banks = draw(st.lists(st.sampled_from(BANKS), max_size=3, unique=True))
+    """Draw the modules of a result, and the names of all parameters of its model."""
+    single = draw(st.lists(st.sampled_from(MODULES), min_size=1, max_size=14, unique=True))
+    fused = draw(st.lists(st.sampled_from(FUSED), max_size=3, unique=True))
     scores = st.floats(0.01, 100)
-    lines = [Module(name, group_of(name), draw(scores), f"{name}.weight", 100) for name in modules]
-    lines += [Module(name, group_of(name), draw(scores), name, 100) for name in banks]
-    names = {line.parameter for line in lines if line.parameter}
-    if "model.embed_tokens" in modules and "lm_head" not in modules and draw(st.booleans()):
-        lines.append(Module("lm_head", "lm_head", 1.0, "lm_head.weight", 100, "model.embed_tokens"))
+    modules = [Module(name, group_of(name), draw(scores), f"{name}.weight", 100) for name in single]
+    modules += [Module(name, group_of(name), draw(scores), name, 100) for name in fused]
+    names = {module.parameter for module in modules if module.parameter}
+    if "model.embed_tokens" in single and "lm_head" not in single and draw(st.booleans()):
+        modules.append(Module("lm_head", "lm_head", 1.0, "lm_head.weight", 100, "model.embed_tokens"))
     elif draw(st.booleans()):
         names |= {"lm_head.weight", "model.embed_tokens.weight"}
-    also = [name for name in ALSO if name.startswith((*modules, *banks))]
-    return lines, sorted(names | draw(st.sets(st.sampled_from(also or ["x"]), max_size=30)))
+    neighbors = [name for name in NEIGHBORS if name.startswith((*single, *fused))]
+    return modules, sorted(names | draw(st.sets(st.sampled_from(neighbors or ["x"]), max_size=30)))
 
 
 RULES = st.builds(
@@ -71,34 +71,31 @@ RULES = st.builds(
 )
 
 
-def added(name: str, modules: Sequence[str], names: Sequence[str]) -> frozenset[str]:
-    """What a dialect trains as well, on purpose: Axolotl's entries are modules, so their biases are trained."""
-    if not name.startswith("axolotl"):
-        return frozenset()
-    own = {n for n in names if any(re.fullmatch(rf"{re.escape(m)}\.[^.]+", n) for m in modules)}
-    return frozenset(own)
+def biases_of(modules: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Return the parameters that Axolotl trains with the chosen ones: its entries are names of modules."""
+    return {n for n in names if any(re.fullmatch(rf"{re.escape(m)}\.[^.]+", n) for m in modules)}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TRAINERS)
 @settings(max_examples=100, deadline=None)
 @given(models(), RULES, st.sampled_from(["told", "recorded", "unknown"]))
-def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
+def test_format_trains_exactly_the_choice_or_fails(
     name: str, model: tuple[list[Module], list[str]], rule: Rule, known: str
 ) -> None:
-    lines, names = model
+    modules, names = model
     try:
-        # A scan of some groups sees the names of all.
-        selection = choose(Result(tuple(lines), parameters=tuple(names) if known == "recorded" else ()), rule)
+        # A scan of some groups sees the names of all parameters.
+        selection = choose(Result(tuple(modules), parameters=tuple(names) if known == "recorded" else ()), rule)
     except UsageError as error:
         assert error.reason == "nothing_left"
         return
     if known == "unknown":
-        # Then only what the result lists can be kept apart.
-        names = [line.parameter for line in lines if line.parameter and line.shares is None]
-    hold(name, lines, selection, names, known == "told")
+        # The format can then tell apart only the parameters of the result.
+        names = [module.parameter for module in modules if module.parameter and module.shares is None]
+    check(name, selection, names, known == "told")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize(
     ("module", "others"),
     [
@@ -111,31 +108,31 @@ def test_what_a_trainer_trains_is_what_was_chosen_or_it_is_refused(
         ("model.layers.1.mlp.up", ["vision.model.layers.1.mlp.up.weight"]),
     ],
 )
-def test_names_that_run_into_each_other_are_kept_apart_or_refused(name: str, module: str, others: list[str]) -> None:
+def test_format_tells_apart_names_that_contain_each_other_or_fails(name: str, module: str, others: list[str]) -> None:
     parameter = module if ".experts." in module else f"{module}.weight"
-    lines = [Module(module, "group", 1.0, parameter)]
-    hold(name, lines, choose(lines, Rule(100)), [parameter, *others], True)
+    check(name, choose([Module(module, "group", 1.0, parameter)], Rule(100)), [parameter, *others], True)
 
 
-def hold(name: str, lines: Sequence[Module], selection: Selection, names: Sequence[str], told: bool) -> None:
-    """A format trains what was chosen and nothing else, or refuses."""
+def check(name: str, selection: Selection, names: Sequence[str], told: bool) -> None:
+    """Assert that a format trains the choice and nothing else, or fails for a reason of `REFUSALS`."""
+    modules = selection.result.modules
     try:
-        text = FORMATS[name].render(selection, names if told else None)
+        text = TRAINERS[name].render(selection, names if told else None)
     except ResultError as error:
         assert error.reason in REFUSALS[name] | {"nothing_chosen"}, error
         return
-    parameters = {line.name: line.parameter for line in lines}
-    chosen = {parameters[line.owner] for line in lines if line.name in selection.chosen_names}
-    if name != "peft":
-        # `^lm_head.weight$` and the other: the module need not be there.
-        chosen |= {parameters[line.owner] for line in lines if line.name in selection.always}
+    parameters = {module.name: module.parameter for module in modules}
+    chosen = {parameters[module.owner] for module in modules if module.name in selection.chosen_names}
+    if not TRAINERS[name].trains_adapters:
+        chosen |= {parameters[module.owner] for module in modules if module.name in selection.always}
+        # The result need not list the head and the embedding.
         chosen |= {f"{module}.weight" for module in selection.always if module not in parameters} & set(names)
-    trained = FORMATS[name].matches(text, names)
-    extra = added(name, selection.chosen_names, names)
+    trained = TRAINERS[name].matches(text, names)
+    extra = biases_of(selection.chosen_names, names) if name.startswith("axolotl") else set()
     assert chosen <= trained <= chosen | extra
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize(
     "module",
     [
@@ -158,30 +155,36 @@ def hold(name: str, lines: Sequence[Module], selection: Selection, names: Sequen
         "a b",
     ],
 )
-def test_a_name_with_a_meaning_means_itself_or_is_refused(name: str, module: str) -> None:
-    lines = [Module(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")]
+def test_format_takes_names_with_special_characters_literally_or_fails(name: str, module: str) -> None:
+    chosen = Module(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")
     names = [f"h.0.{module}.weight", "h.0.a.weight", "h.0.aa.weight", "h.0..weight"]
-    hold(name, lines, choose(lines, Rule(100)), names, True)
+    check(name, choose([chosen], Rule(100)), names, True)
 
 
-def test_what_a_trainer_cannot_take_for_its_size_is_refused() -> None:
-    many = [Module(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_000)]
-    for name, lines in (
-        ("ms-swift-regex", many[:4000]),
-        ("soup", many),
-        ("soup", [Module("a" * 600, "g", 1.0)]),
-    ):
-        with pytest.raises(ResultError) as error:
-            FORMATS[name].render(choose(lines, Rule(100)))
-        assert error.value.reason == "too_large"
+MANY = tuple(Module(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        # The neighbor makes the list inexact, and the expression is too long.
+        ("ms-swift", Result(MANY[:4000], parameters=("h.0.a_module_with_a_name.weight_scale",))),
+        ("soup", Result(MANY)),
+        ("soup", Result((Module("a" * 600, "g", 1.0),))),
+    ],
+    ids=["expression", "entries", "length"],
+)
+def test_format_fails_for_more_than_its_trainer_takes(name: str, result: Result) -> None:
+    with pytest.raises(ResultError) as error:
+        TRAINERS[name].render(choose(result, Rule(100)))
+    assert error.value.reason == "too_large"
 
 
 REFUSALS: dict[str, set[str]] = {
     "axolotl": {"unsafe_name"},
     "axolotl-snr": {"inexact", "unsafe_name"},
     "lines": {"unsafe_name"},
-    "ms-swift": {"inexact", "needs_names"},
-    "ms-swift-regex": set(),
+    "ms-swift": set(),
     "peft": {"not_adaptable", "inexact"},
     "distillkit": set(),
     "llama-factory": {"needs_names", "not_expressible"},
@@ -191,8 +194,8 @@ REFUSALS: dict[str, set[str]] = {
 }
 
 
-def test_every_format_is_held_to_this() -> None:
-    assert set(REFUSALS) == set(FORMATS)
+def test_refusals_lists_every_format_in_order() -> None:
+    assert list(REFUSALS) == list(TRAINERS)
 
 
 @pytest.mark.parametrize(
@@ -211,15 +214,16 @@ def test_every_format_is_held_to_this() -> None:
         (r"model.x", ["model.x"], "model"),
     ],
 )
-def test_a_pattern_is_taken_apart_where_it_can_be(pattern: str, parts: list[str], prefix: str) -> None:
-    assert alternatives(pattern) == parts and literal_prefix(pattern) == prefix
+def test_patterns_finds_alternatives_and_literal_prefix(pattern: str, parts: list[str], prefix: str) -> None:
+    assert alternatives(pattern) == parts
+    assert literal_prefix(pattern) == prefix
 
 
 @given(
     st.lists(st.sampled_from(["a", "b", r"\.", ".", "|", "(?:", ")", "+", "?", "[ab]", "$", "^"]), max_size=8),
     st.data(),
 )
-def test_looking_at_some_names_finds_what_looking_at_all_does(pieces: list[str], data: st.DataObject) -> None:
+def test_sorted_names_finds_the_matches_of_a_search_of_all_names(pieces: list[str], data: st.DataObject) -> None:
     try:
         pattern = re.compile("".join(pieces))
     except re.error:
@@ -227,5 +231,5 @@ def test_looking_at_some_names_finds_what_looking_at_all_does(pieces: list[str],
     names = data.draw(st.lists(st.text("ab.", max_size=5)))
     for anchored in (True, False):
         look = pattern.match if anchored else pattern.search
-        found = {match.string for match in Names(names).found(pattern, anchored=anchored)}
+        found = {match.string for match in SortedNames(names).found(pattern, anchored=anchored)}
         assert found == {name for name in names if look(name)}

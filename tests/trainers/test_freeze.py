@@ -1,3 +1,5 @@
+"""`freeze` on small torch models: the selected parameters are trainable, or nothing has changed."""
+
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ class Attention(nn.Module):
 
 
 class Model(nn.Module):
-    """The names of a small tied language model."""
+    """A model with the parameter names of a small language model."""
 
     def __init__(self, *, tied: bool = True) -> None:
         super().__init__()
@@ -34,15 +36,15 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def a_yaml(folder: Path, *patterns: str) -> Path:
+def write_yaml(folder: Path, *patterns: str) -> Path:
     path = folder / "s.yaml"
     path.write_text("unfrozen_parameters:\n" + "".join(f"- {p}\n" for p in patterns))
     return path
 
 
-def test_what_the_file_names_is_trained_and_the_rest_is_frozen(tmp_path: Path) -> None:
+def test_freeze_trains_the_parameters_that_a_file_names(tmp_path: Path) -> None:
     model = Model()
-    report = freeze(model, a_yaml(tmp_path, "^lm_head.weight$", "model.layers.1.q_proj"))
+    report = freeze(model, write_yaml(tmp_path, "^lm_head.weight$", "model.layers.1.q_proj"))
     assert trainable(model) == {
         "model.embed_tokens.weight",
         "model.layers.1.q_proj.weight",
@@ -53,10 +55,10 @@ def test_what_the_file_names_is_trained_and_the_rest_is_frozen(tmp_path: Path) -
     assert 0 < report.trainable_share < 0.1
 
 
-def test_a_selection_is_applied_without_a_file() -> None:
+def test_freeze_takes_a_selection_without_a_file() -> None:
     model = Model(tied=False)
-    lines = [Module(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
-    report = freeze(model, select(lines, 10))
+    modules = [Module(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
+    report = freeze(model, select(modules, 10))
     assert {n for n in report.trainable if "layers" in n} == {
         "model.layers.11.q_proj.weight",
         "model.layers.11.q_proj.bias",
@@ -64,14 +66,14 @@ def test_a_selection_is_applied_without_a_file() -> None:
     assert {"lm_head.weight", "model.embed_tokens.weight"} < trainable(model)
 
 
-def test_it_can_be_applied_again() -> None:
+def test_freeze_again_replaces_the_earlier_selection() -> None:
     model = Model()
     for layer in (1, 2):
         freeze(model, select([Module(f"model.layers.{layer}.gate_proj", "g", 1.0)], 100))
         assert {n for n in trainable(model) if "layers" in n} == {f"model.layers.{layer}.gate_proj.weight"}
 
 
-def test_a_head_and_an_embedding_that_the_model_lacks_are_no_mistake() -> None:
+def test_freeze_ignores_a_head_and_an_embedding_that_the_model_lacks() -> None:
     model = nn.Module()
     model.encoder = nn.ModuleList([nn.Linear(2, 2)])
     freeze(model, select([Module("encoder.0", "", 1.0)], 100))
@@ -87,27 +89,38 @@ def test_a_head_and_an_embedding_that_the_model_lacks_are_no_mistake() -> None:
         ("model.layers.(1", "bad_pattern"),
     ],
 )
-def test_a_pattern_that_does_not_fit_changes_nothing(tmp_path: Path, pattern: str, reason: str) -> None:
+def test_freeze_fails_for_a_wrong_pattern_and_changes_nothing(tmp_path: Path, pattern: str, reason: str) -> None:
     model = Model()
     before = trainable(model)
     with pytest.raises(FreezeError) as error:
-        freeze(model, a_yaml(tmp_path, "model.layers.0.q_proj", pattern))
-    assert error.value.reason == reason and trainable(model) == before
+        freeze(model, write_yaml(tmp_path, "model.layers.0.q_proj", pattern))
+    assert error.value.reason == reason
+    assert trainable(model) == before
 
 
-def test_a_selection_of_nothing_does_not_freeze_everything(tmp_path: Path) -> None:
+def test_freeze_fails_if_nothing_would_be_trained(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(FreezeError) as error:
-        freeze(model, a_yaml(tmp_path, "^lm_head.weight$"))
-    assert error.value.reason == "all_frozen" and len(trainable(model)) == 2
+        freeze(model, write_yaml(tmp_path, "^lm_head.weight$"))
+    assert error.value.reason == "all_frozen"
+    assert len(trainable(model)) == 2
 
 
-def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ResultError):
+def test_freeze_fails_for_a_missing_file() -> None:
+    with pytest.raises(ResultError) as error:
         freeze(Model(), "no/such.yaml")
+    assert error.value.reason == "no_such_result"
 
 
-def test_only_the_chosen_weights_move_in_training() -> None:
+def test_freeze_fails_for_weights_without_gradients() -> None:
+    model = nn.Module()
+    model.packed = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(FreezeError) as error:
+        freeze(model, select([Module("packed", "", 1.0, "packed")], 100))
+    assert error.value.reason == "not_trainable"
+
+
+def test_training_moves_only_the_chosen_weights() -> None:
     model = Model()
     freeze(model, select([Module("model.layers.3.gate_proj", "g", 1.0)], 100))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -124,9 +137,9 @@ def test_only_the_chosen_weights_move_in_training() -> None:
     assert moved == {"model.layers.3.gate_proj.weight", "model.embed_tokens.weight"}
 
 
-def test_a_module_that_was_not_scanned_is_not_trained_for_its_name() -> None:
-    # `gate` alone is in the result, and is the start of `gate_proj`, which the model has.
+def test_freeze_does_not_train_an_unscanned_module_that_starts_with_a_chosen_name() -> None:
+    # The result has `gate` only, which is the start of `gate_proj` in the model.
     model = Model(tied=False)
-    lines = [Module(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
-    report = freeze(model, select(lines, 10))
+    modules = [Module(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
+    report = freeze(model, select(modules, 10))
     assert {name for name in report.trainable if "layers" in name} == {"model.layers.11.gate.weight"}

@@ -1,4 +1,4 @@
-"""A run of TRL on a frozen model: the chosen weights move, and no others."""
+"""Training with TRL after `freeze`: the chosen weights move, and no others."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat", "on", "a", "mat"]
 
 
-def a_tokenizer() -> Any:
+def make_tokenizer() -> Any:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -25,7 +25,7 @@ def a_tokenizer() -> Any:
 
 
 @pytest.mark.filterwarnings("default")
-def test_only_the_chosen_weights_move_in_sft(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_moves_only_the_chosen_weights(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not at the head of the file, for they take seconds to import.
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
@@ -48,10 +48,10 @@ def test_only_the_chosen_weights_move_in_sft(working_folder: Path, monkeypatch: 
             output_dir="out", max_steps=3, learning_rate=1e-2, report_to=[], save_strategy="no", use_cpu=True
         ),
         train_dataset=datasets.Dataset.from_dict({"text": ["the cat sat on a mat"] * 32}),
-        processing_class=a_tokenizer(),
+        processing_class=make_tokenizer(),
     )
     trainer.train()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    # One tensor, by two names in the report.
+    # `freeze` reports the tied head under both of its names.
     assert moved == set(chosen.trainable) - {"lm_head.weight"}
     assert 0 < len(moved) < len(before) and "model.embed_tokens.weight" in moved

@@ -1,4 +1,4 @@
-"""Selections against models: every mistake, planted, is found, and what is right passes."""
+"""`verify`: every kind of finding is planted and found, and correct files pass."""
 
 import json
 import re
@@ -11,9 +11,11 @@ import yaml
 
 from spectrum_stream import scan, select
 from spectrum_stream.errors import SpectrumStreamError
-from spectrum_stream.model.parameters import Target
-from spectrum_stream.trainers import FORMATS
-from spectrum_stream.trainers.verify import Mistake, Parameters, parameters_of, verify
+from spectrum_stream.model.parameters import Names
+from spectrum_stream.trainers import TRAINERS
+from spectrum_stream.trainers.parameters import Parameters, parameters_of
+from spectrum_stream.trainers.trainer import Reason
+from spectrum_stream.trainers.verify import verify
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import Cli
@@ -34,13 +36,13 @@ NAMES = (
 PARAMETERS = Parameters(dict.fromkeys(NAMES, (64, 32)), "given", {})
 
 
-def written(path: Path, *entries: str, **config: Any) -> Path:
+def write(path: Path, *entries: str, **config: Any) -> Path:
     path.write_text(yaml.safe_dump({"unfrozen_parameters": list(entries)} | config))
     return path
 
 
-def mistakes(path: Path, trainer: str = "axolotl", parameters: Parameters = PARAMETERS) -> list[Mistake]:
-    return [finding.mistake for finding in verify(path, parameters, trainer).findings]
+def reasons(path: Path, trainer: str = "axolotl", parameters: Parameters = PARAMETERS) -> list[Reason]:
+    return [finding.reason for finding in verify(path, parameters, trainer).findings]
 
 
 @pytest.mark.parametrize(
@@ -50,69 +52,100 @@ def mistakes(path: Path, trainer: str = "axolotl", parameters: Parameters = PARA
         (["^lm_head.weight$", "^model.embed_tokens.weight$", "model.layers.3.self_attn.q_proj"], []),
         (["model.layers.(?:1|3).mlp.up_proj"], []),
         (["model.layers.[0-9]+.mlp.up_proj"], []),
-        (["mlp.up_proj"], [Mistake.NO_MATCH]),
-        ([r"model\.layers\.3\.mlp\.up_proj"], [Mistake.NO_MATCH]),
-        (["model.layers.*.mlp.up_proj"], [Mistake.NO_MATCH]),
-        (["language_model.model.layers.3.mlp.up_proj"], [Mistake.NO_MATCH]),
-        (["model.layers.1"], [Mistake.TOO_MANY]),
+        (["mlp.up_proj"], [Reason.NO_MATCH]),
+        ([r"model\.layers\.3\.mlp\.up_proj"], [Reason.NO_MATCH]),
+        (["model.layers.*.mlp.up_proj"], [Reason.NO_MATCH]),
+        (["language_model.model.layers.3.mlp.up_proj"], [Reason.NO_MATCH]),
+        (["model.layers.1"], [Reason.TOO_MANY]),
         (["model.layers.3.mlp"], []),
-        (["model.layers.(?:1|3).mlp.gate"], [Mistake.TOO_MANY]),
+        (["model.layers.(?:1|3).mlp.gate"], [Reason.TOO_MANY]),
         (["model.layers.(?:1|3).mlp.gate.weight$"], []),
-        (["a{99999999999999999999}"], None),
-        (["model.layers.3.mlp.gate"], [Mistake.TOO_MANY]),
+        (["model.layers.3.mlp.gate"], [Reason.TOO_MANY]),
         (["model.layers.3.mlp.gate.weight$"], []),
-        (["model.layers.3.mlp.up_proj["], [Mistake.BAD_PATTERN]),
+        (["model.layers.3.mlp.up_proj["], [Reason.BAD_PATTERN]),
         (["model.+"], []),
     ],
 )
-def test_mistakes_of_axolotls_patterns_are_found(
-    tmp_path: Path, entries: list[str], found: list[Mistake] | None
+def test_verify_finds_wrong_patterns_of_axolotl(tmp_path: Path, entries: list[str], found: list[Reason]) -> None:
+    # The last entry is correct, so that something is trained.
+    path = write(tmp_path / "a.yaml", *entries, "model.layers.5.mlp.down_proj")
+    assert reasons(path) == found
+
+
+def test_verify_fails_for_a_pattern_that_overflows(tmp_path: Path) -> None:
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(write(tmp_path / "a.yaml", "a{99999999999999999999}"), PARAMETERS)
+    assert error.value.reason == "not_a_selection"
+
+
+def test_verify_reports_a_bad_pattern_as_it_is_written(tmp_path: Path) -> None:
+    # Axolotl escapes the dots before it compiles the pattern.
+    (finding,) = verify(write(tmp_path / "a.yaml", "model.layers.3.(mlp"), PARAMETERS).findings
+    assert finding.entry == "model.layers.3.(mlp"
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        (["layers.1.mlp"], [Reason.NO_MATCH, Reason.ALL_FROZEN]),
+        ([".+"], [Reason.NOTHING_FROZEN]),
+        # Axolotl ignores an empty list.
+        ([], [Reason.NOTHING_FROZEN]),
+    ],
+)
+def test_verify_finds_that_nothing_or_everything_is_trained(
+    tmp_path: Path, entries: list[str], found: list[Reason]
 ) -> None:
-    # One that is right beside it, so that something is trained.
-    path = written(tmp_path / "a.yaml", *entries, "model.layers.5.mlp.down_proj")
-    if found is None:
-        with pytest.raises(SpectrumStreamError) as error:
-            verify(path, PARAMETERS)
-        assert error.value.reason == "not_a_selection"
-    else:
-        assert mistakes(path) == found
+    assert reasons(write(tmp_path / "a.yaml", *entries)) == found
 
 
-def test_nothing_trained_and_nothing_frozen_are_found(tmp_path: Path) -> None:
-    assert Mistake.ALL_FROZEN in mistakes(written(tmp_path / "a.yaml", "layers.1.mlp"))
-    assert mistakes(written(tmp_path / "a.yaml", ".+")) == [Mistake.NOTHING_FROZEN]
-    # An empty list is none to Axolotl.
-    assert mistakes(written(tmp_path / "a.yaml")) == [Mistake.NOTHING_FROZEN]
-    # Spectrum's two patterns alone, in a model that has neither.
+def test_verify_finds_that_a_model_has_neither_head_nor_embedding_to_train(tmp_path: Path) -> None:
     other = Parameters({"a.weight": (3, 4), "b.weight": (3, 4)}, "given", {})
-    path = written(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
-    assert mistakes(path, parameters=other) == [Mistake.ALL_FROZEN]
+    path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
+    assert reasons(path, parameters=other) == [Reason.ALL_FROZEN]
 
 
-def test_a_tied_head_is_noted_and_is_no_mismatch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "entry", "advice"),
+    [
+        ("axolotl", r"model\.layers\.3\.mlp\.up_proj", "--format lines"),
+        ("axolotl", "model.layers.*.mlp.up_proj", ".+"),
+        ("axolotl", "language_model.model.layers.3.mlp.up_proj", "the model has model.layers.3.mlp.up_proj.weight"),
+        ("lines", r"language_model\.model\.layers\.3\.mlp\.up_proj", "has model.layers.3.mlp.up_proj.weight"),
+    ],
+)
+def test_verify_advises_on_an_entry_without_a_match(tmp_path: Path, trainer: str, entry: str, advice: str) -> None:
+    path = write(tmp_path / "a.yaml", entry)
+    finding = verify(path, PARAMETERS, trainer).findings[0]
+    assert finding.reason == Reason.NO_MATCH
+    assert advice in finding.detail
+
+
+def test_verify_notes_a_tied_head_without_a_mismatch(tmp_path: Path) -> None:
     tied = Parameters(PARAMETERS.shapes, "given", {"lm_head.weight": "model.embed_tokens.weight"})
-    path = written(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
+    path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     verdict = verify(path, tied)
-    assert [finding.mistake for finding in verdict.findings] == [Mistake.TIED_HEAD] and verdict.is_good
+    assert [finding.reason for finding in verdict.findings] == [Reason.TIED_HEAD]
+    assert verdict.is_good
     assert verdict.trained == ("model.embed_tokens.weight",)
 
 
 @pytest.mark.parametrize(
     ("config", "found"),
     [
-        ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_use_orig_params": False}}, [Mistake.FSDP]),
+        ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_use_orig_params": False}}, [Reason.FSDP]),
         ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_use_orig_params": True}}, []),
         ({"fsdp_version": 2, "fsdp_config": {"use_orig_params": False}}, []),
         ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-         [Mistake.CHECKPOINTING]),
+         [Reason.CHECKPOINTING]),
         ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}, []),
-        ({"adapter": "lora"}, [Mistake.ADAPTER]),
+        ({"adapter": "lora"}, [Reason.ADAPTER]),
     ],
 )  # fmt: skip
-def test_a_config_that_does_not_go_with_frozen_weights_is_found(
-    tmp_path: Path, config: dict[str, Any], found: list[Mistake]
+def test_verify_finds_settings_that_exclude_frozen_weights(
+    tmp_path: Path, config: dict[str, Any], found: list[Reason]
 ) -> None:
-    assert mistakes(written(tmp_path / "a.yaml", "model.layers.3.mlp.up_proj", **config)) == found
+    assert reasons(write(tmp_path / "a.yaml", "model.layers.3.mlp.up_proj", **config)) == found
 
 
 @pytest.mark.parametrize(
@@ -120,32 +153,29 @@ def test_a_config_that_does_not_go_with_frozen_weights_is_found(
     [
         ("[0:32]", {}, []),
         ("[63]", {}, []),
-        ("[:65]", {}, [Mistake.ROW_RANGE]),
-        ("[64]", {}, [Mistake.ROW_RANGE]),
-        ("[9:3]", {}, [Mistake.ROW_RANGE]),
-        ("[70:]", {}, [Mistake.ROW_RANGE]),
+        ("[:65]", {}, [Reason.ROW_RANGE]),
+        ("[64]", {}, [Reason.ROW_RANGE]),
+        ("[9:3]", {}, [Reason.ROW_RANGE]),
+        ("[70:]", {}, [Reason.ROW_RANGE]),
         ("[7:]", {}, []),
-        ("[0:32]", {"deepspeed": {"zero_optimization": {"stage": 3}}}, [Mistake.ROW_RANGE]),
+        ("[0:32]", {"deepspeed": {"zero_optimization": {"stage": 3}}}, [Reason.ROW_RANGE]),
         ("[0:32]", {"deepspeed": {"zero_optimization": {"stage": 1}}}, []),
-        ("[0:32]", {"fsdp_version": 2, "fsdp_config": {"a": 1}}, [Mistake.ROW_RANGE]),
-        ("[0:32]", {"deepspeed": "configs/zero3_bf16.json"}, [Mistake.ROW_RANGE]),
+        ("[0:32]", {"fsdp_version": 2, "fsdp_config": {"a": 1}}, [Reason.ROW_RANGE]),
+        ("[0:32]", {"deepspeed": "configs/zero3_bf16.json"}, [Reason.ROW_RANGE]),
         ("[0:32]", {"deepspeed": "configs/zero1.json"}, []),
     ],
 )
-def test_rows_that_are_not_there_are_found(
-    tmp_path: Path, rows: str, config: dict[str, Any], found: list[Mistake]
+def test_verify_finds_rows_that_a_parameter_does_not_have(
+    tmp_path: Path, rows: str, config: dict[str, Any], found: list[Reason]
 ) -> None:
-    path = written(tmp_path / "a.yaml", f"model.layers.3.mlp.up_proj.weight${rows}", **config)
-    assert mistakes(path) == found
+    path = write(tmp_path / "a.yaml", f"model.layers.3.mlp.up_proj.weight${rows}", **config)
+    assert reasons(path) == found
 
 
 PLANT: dict[str, Callable[[str], str]] = {
     "lines": lambda name: f"unfrozen_parameters:\n- {name}\n",
     "soup": lambda name: yaml.safe_dump({"training": {"unfrozen_parameters": [name]}}),
     "ms-swift": lambda name: yaml.safe_dump({"freeze_parameters_ratio": 1, "trainable_parameters": [name]}),
-    "ms-swift-regex": lambda name: yaml.safe_dump(
-        {"freeze_parameters_ratio": 1, "trainable_parameters_regex": f"^(?:{re.escape(name)}|lm_head)"}
-    ),
     "peft": lambda name: json.dumps({"target_modules": f"(?:{name})|lm_head", "target_parameters": []}),
     "json": lambda name: json.dumps({"parameters": [f"{name}.weight", "lm_head.weight"]}),
     "python": lambda name: f"TRAINED = ['{name}.weight', 'lm_head.weight']\nTRAINED_IF_THERE = []\n",
@@ -156,55 +186,74 @@ PLANT: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("trainer", PLANT)
-def test_a_name_of_another_model_is_found_in_every_dialect(tmp_path: Path, trainer: str) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text(PLANT[trainer]("transformer.h.3.mlp.c_fc"))
-    assert set(mistakes(path, trainer)) - {Mistake.ALL_FROZEN} == {Mistake.NO_MATCH}
-    path.write_text(PLANT[trainer]("model.layers.3.mlp.up_proj"))
-    assert mistakes(path, trainer) == []
+def plant_regex(name: str) -> str:
+    """Plant a name in the second key of ms-swift."""
+    pattern = f"^(?:{re.escape(name)}|lm_head)"
+    return yaml.safe_dump({"freeze_parameters_ratio": 1, "trainable_parameters_regex": pattern})
 
 
-@pytest.mark.parametrize("trainer", ["lines", "soup", "ms-swift", "ms-swift-regex", "axolotl-snr"])
-def test_a_name_that_is_the_start_of_another_is_found_in_every_dialect(tmp_path: Path, trainer: str) -> None:
+VARIANTS = [*PLANT.items(), ("ms-swift", plant_regex)]
+# The entries of these match by the start of a name.
+PREFIXES = [
+    (trainer, plant) for trainer, plant in VARIANTS if trainer in ("lines", "soup", "ms-swift", "axolotl-snr")
+]
+
+
+@pytest.mark.parametrize(("trainer", "plant"), VARIANTS)
+def test_verify_finds_a_name_of_another_model_in_every_format(
+    tmp_path: Path, trainer: str, plant: Callable[[str], str]
+) -> None:
     path = tmp_path / "a.txt"
-    path.write_text(PLANT[trainer]("model.layers.3.mlp.gate"))
-    assert mistakes(path, trainer) == [Mistake.TOO_MANY]
+    path.write_text(plant("transformer.h.3.mlp.c_fc"))
+    assert set(reasons(path, trainer)) - {Reason.ALL_FROZEN} == {Reason.NO_MATCH}
+    path.write_text(plant("model.layers.3.mlp.up_proj"))
+    assert reasons(path, trainer) == []
+
+
+@pytest.mark.parametrize(("trainer", "plant"), PREFIXES)
+def test_verify_finds_a_name_that_is_the_start_of_another(
+    tmp_path: Path, trainer: str, plant: Callable[[str], str]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(plant("model.layers.3.mlp.gate"))
+    assert reasons(path, trainer) == [Reason.TOO_MANY]
 
 
 @pytest.mark.parametrize(
     ("trainer", "config", "found"),
     [
-        ("ms-swift", {"trainable_parameters": ["model.layers.1."]}, [Mistake.NOTHING_FROZEN]),
+        ("ms-swift", {"trainable_parameters": ["model.layers.1."]}, [Reason.NOTHING_FROZEN]),
         ("ms-swift", {"trainable_parameters": ["model.layers.1."], "freeze_parameters_ratio": 1}, []),
         ("ms-swift", {"trainable_parameters": ["model.layers.1."], "freeze_parameters_ratio": 1,
-                      "tuner_type": "lora"}, [Mistake.ADAPTER]),
-        ("ms-swift-regex", {"trainable_parameters_regex": r"layers\.1\."}, [Mistake.NOTHING_FROZEN]),
+                      "tuner_type": "lora"}, [Reason.ADAPTER]),
+        ("ms-swift", {"trainable_parameters_regex": r"layers\.1\."}, [Reason.NOTHING_FROZEN]),
+        ("ms-swift", {"trainable_parameters": ["lm_head"], "trainable_parameters_regex": r"layers\.x\.",
+                      "freeze_parameters_ratio": 1}, [Reason.NO_MATCH]),
         ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 2,
                            "freeze_trainable_modules": "mlp"}, []),
         ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 2,
-                           "freeze_trainable_modules": "mlp,nonsense"}, [Mistake.NO_MATCH]),
+                           "freeze_trainable_modules": "mlp,nonsense"}, [Reason.NO_MATCH]),
         ("llama-factory", {"finetuning_type": "lora", "freeze_trainable_layers": 2,
-                           "freeze_trainable_modules": "mlp"}, [Mistake.ALL_FROZEN, Mistake.ADAPTER]),
+                           "freeze_trainable_modules": "mlp"}, [Reason.ALL_FROZEN, Reason.ADAPTER]),
         ("peft", {"target_modules": r"model\.layers\.(?:3|7)\.mlp\.down_proj"}, []),
         ("peft", {"target_modules": ["q_proj", "up_proj"]}, []),
         ("peft", {"target_modules": "all-linear"}, []),
-        ("peft", {"target_modules": ["q_proj", "nonsense"]}, [Mistake.NO_MATCH]),
-        ("peft", {"target_modules": ["down_proj"], "exclude_modules": ["down_proj"]}, [Mistake.ALL_FROZEN]),
+        ("peft", {"target_modules": ["q_proj", "nonsense"]}, [Reason.NO_MATCH]),
+        ("peft", {"target_modules": ["down_proj"], "exclude_modules": ["down_proj"]}, [Reason.ALL_FROZEN]),
     ],
 )  # fmt: skip
-def test_what_else_a_config_says_counts(
-    tmp_path: Path, trainer: str, config: dict[str, Any], found: list[Mistake]
+def test_verify_reads_the_other_settings_of_a_config(
+    tmp_path: Path, trainer: str, config: dict[str, Any], found: list[Reason]
 ) -> None:
     path = tmp_path / "a.json"
-    # JSON is YAML as well.
+    # YAML includes JSON.
     path.write_text(json.dumps(config))
-    assert mistakes(path, trainer) == found
+    assert reasons(path, trainer) == found
 
 
 @pytest.mark.parametrize("text", ["[" * 20_000, "def f(:", "\0", "{" * 5_000, "a: &a [*a]"])
-@pytest.mark.parametrize("trainer", FORMATS)
-def test_hostile_text_is_one_sentence(tmp_path: Path, text: str, trainer: str) -> None:
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_verify_of_hostile_text_fails_with_a_reason(tmp_path: Path, text: str, trainer: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(text)
     try:
@@ -213,47 +262,49 @@ def test_hostile_text_is_one_sentence(tmp_path: Path, text: str, trainer: str) -
         assert error.reason == "not_a_selection"
 
 
-@pytest.mark.parametrize("trainer", sorted(set(FORMATS) - {"llama-factory"}))
-def test_what_select_writes_passes_for_its_trainer(save: Save, tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize("trainer", sorted(set(TRAINERS) - {"llama-factory"}))
+def test_verify_passes_the_files_that_formats_write(save: Save, tmp_path: Path, trainer: str) -> None:
     result = scan(str(save(llama_tensors(4), config={"model_type": "llama"})), name="x")
     names = [f"{line.name}.weight" for line in result.modules]
     selection = select([line for line in result.modules if "norm" not in line.name], 50)
-    path = tmp_path / f"selection.{FORMATS[trainer].SUFFIX}"
-    path.write_text(FORMATS[trainer].render(selection, names))
+    path = tmp_path / f"selection.{TRAINERS[trainer].suffix}"
+    path.write_text(TRAINERS[trainer].render(selection, names))
     verdict = verify(path, Parameters(dict.fromkeys(names), "given", {}), trainer)
-    assert verdict.findings == () and 0 < len(verdict.trained) < len(names)
+    assert verdict.findings == ()
+    assert 0 < len(verdict.trained) < len(names)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3", "gpt_oss"])
-def test_a_result_is_held_against_the_model_that_transformers_makes(tmp_path: Path, family: str) -> None:
+def test_verify_checks_a_result_against_the_model_of_transformers(tmp_path: Path, family: str) -> None:
     tiny(family).save_pretrained(tmp_path / "m")
-    parameters = parameters_of(str(tmp_path / "m"), Target.AUTO, None)
+    parameters = parameters_of(str(tmp_path / "m"), Names.INSTALLED)
     scan(str(tmp_path / "m"), name="x", top_percent=50)
     for path in ("model_snr_results/snr_results_x.json", "snr_results_x_unfrozenparameters_50percent.yaml"):
         verdict = verify(Path(path), parameters)
         assert verdict.is_good, verdict.findings
-    # By the names of the checkpoint it is another matter, where they are others.
-    scan(str(tmp_path / "m"), name="x", top_percent=50, target="checkpoint")
+    # In two of the families the names of the checkpoint are not those of the model.
+    scan(str(tmp_path / "m"), name="x", top_percent=50, names="checkpoint", fresh=True)
     verdict = verify(Path("model_snr_results/snr_results_x.json"), parameters)
     assert verdict.is_good == (family in ("llama", "gpt_oss"))
-    assert {f.mistake for f in verdict.findings} <= {Mistake.NOT_IN_MODEL, Mistake.TIED_HEAD}
+    assert {f.reason for f in verdict.findings} <= {Reason.NOT_IN_MODEL, Reason.TIED_HEAD}
 
 
-def test_without_transformers_the_headers_are_what_is_known(save: Save) -> None:
+def test_parameters_of_reads_the_headers_for_names_of_the_checkpoint(save: Save) -> None:
     folder = save(llama_tensors(2), config={"model_type": "llama"})
-    for target in (Target.CHECKPOINT, Target.V4, Target.AUTO):
-        assert set(parameters_of(str(folder), target, None).shapes) == set(llama_tensors(2))
+    for names in (Names.CHECKPOINT, Names.V4, Names.V5):
+        assert set(parameters_of(str(folder), names).shapes) == set(llama_tensors(2))
 
 
-def test_a_mismatch_is_exit_code_4_and_what_is_right_is_0(cli: Cli, save: Save, tmp_path: Path) -> None:
+def test_verify_command_exits_with_4_on_a_mismatch(cli: Cli, save: Save, tmp_path: Path) -> None:
     folder = save(llama_tensors(3))
     cli("scan", folder, "--name", "x", "--top-percent", "50")
     path = Path("snr_results_x_unfrozenparameters_50percent.yaml")
-    assert "as meant" in cli("verify", path, "--model", folder).stdout
+    assert cli("verify", path, "--model", folder).stdout.rstrip().endswith(": OK")
     path.write_text(path.read_text().replace("layers.", "blocks."))
     done = cli("verify", path, "--model", folder, "--json", code=4)
     data = json.loads(done.stdout)
-    assert data["good"] is False and {f["mistake"] for f in data["findings"]} == {"no_match"}
+    assert data["good"] is False
+    assert {f["reason"] for f in data["findings"]} == {"no_match"}
 
 
 @pytest.mark.parametrize(
@@ -266,7 +317,7 @@ def test_a_mismatch_is_exit_code_4_and_what_is_right_is_0(cli: Cli, save: Save, 
         (None, "yaml", "no_such_result"),
     ],
 )
-def test_a_file_that_is_no_selection_is_one_sentence(
+def test_verify_fails_for_files_that_are_not_selections(
     tmp_path: Path, text: str | bytes | None, suffix: str, reason: str
 ) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -275,41 +326,55 @@ def test_a_file_that_is_no_selection_is_one_sentence(
     with pytest.raises(SpectrumStreamError) as error:
         verify(path, PARAMETERS)
     assert error.value.reason == reason
+
+
+def test_verify_fails_for_an_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(SpectrumStreamError) as error:
-        verify(path, PARAMETERS, "nobody")
+        verify(tmp_path / "a.yaml", PARAMETERS, "nobody")
     assert error.value.reason == "no_such_format"
 
 
-def test_a_model_is_asked_for() -> None:
+def test_parameters_of_needs_a_model_or_names() -> None:
     with pytest.raises(SpectrumStreamError) as error:
-        parameters_of(None, Target.AUTO, None)
+        parameters_of(None, Names.V5)
     assert error.value.reason == "no_model"
 
 
-def test_a_text_in_the_place_of_a_list_is_no_selection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "text"),
+    [
+        ("axolotl", "unfrozen_parameters: model.layers"),
+        ("soup", "training: {unfrozen_parameters: model.layers}"),
+        ("ms-swift", "trainable_parameters: model.layers"),
+        ("ms-swift", "freeze_parameters_ratio: 1"),
+        ("distillkit", "frozen_res: model.layers"),
+        ("json", '{"parameters": "model.layers"}'),
+    ],
+)
+def test_verify_fails_for_a_string_instead_of_a_list(tmp_path: Path, trainer: str, text: str) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("unfrozen_parameters: model.layers")
+    path.write_text(text)
     with pytest.raises(SpectrumStreamError) as error:
-        verify(path, PARAMETERS)
+        verify(path, PARAMETERS, trainer)
     assert error.value.reason == "not_a_selection"
 
 
-def test_a_text_for_peft_is_too_much_for_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_verify_finds_a_string_of_targets_for_a_mixture_of_experts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     mixture = Parameters({"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, "", {})
     path.write_text(json.dumps({"target_modules": r"layers\.0\.q"}))
-    assert mistakes(path, "peft", mixture) == [Mistake.TOO_MANY]
+    assert reasons(path, "peft", mixture) == [Reason.TOO_MANY]
     path.write_text(json.dumps({"target_modules": ["layers.0.q"]}))
-    assert mistakes(path, "peft", mixture) == []
+    assert reasons(path, "peft", mixture) == []
 
 
-def test_a_model_and_a_list_of_names_exclude_each_other() -> None:
+def test_parameters_of_takes_a_model_or_names_but_not_both() -> None:
     with pytest.raises(SpectrumStreamError) as error:
-        parameters_of("model", Target.AUTO, ["a.weight"])
+        parameters_of("model", ["a.weight"])
     assert error.value.reason == "conflicting_options"
 
 
-def test_alternatives_with_an_end_of_another_kind_are_both_looked_for(tmp_path: Path) -> None:
+def test_verify_searches_both_alternatives_of_a_pattern_with_an_absolute_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(r"- (?:lm_head\.weight|model\.layers\.0\.mlp\.up_proj\.weight)\Z")
     assert len(verify(path, PARAMETERS, "lines").trained) == 2

@@ -1,20 +1,21 @@
-// The page put together: controls to state, state to what is drawn.
+// Connect the controls to the state, and the state to the drawings.
 
 function drawSummary() {
   $("summary").textContent = results.map((result) => {
     const ranked = result.rank.filter((r) => r > 0).length;
     const chosen = result.rank.filter((_, i) => isChosen(result, i)).length;
-    return `${results.length > 1 ? `${result.letter}: ` : ""}${chosen} of ${ranked} chosen`;
+    return prefixed(result, `${chosen} of ${ranked} chosen`);
   }).join(" · ");
 }
 
-// What depends on the percentage, and what on the measure too.
+// Redraw everything that depends on the percentage.
 function drawChoice() {
   drawMaps();
   drawSummary();
   drawTable();
   if (window.Plotly) drawPair();
 }
+// Redraw everything that depends on the metric.
 function redraw() {
   drawChoice();
   if (window.Plotly) drawSpread();
@@ -22,7 +23,7 @@ function redraw() {
 
 function setPercent(text) {
   const percent = Number(text);
-  // A selection of nothing, or of more than all, is none that a scan would write.
+  // Ignore a percentage that is still being typed.
   if (text === "" || !(percent >= 0 && percent <= 100)) return;
   state.percent = percent;
   $("slider").value = percent;
@@ -41,7 +42,7 @@ function setTheme(isDark) {
   if (!$("spectrum").hidden) drawMatrix(state.picked);
 }
 
-// What is drawn by now, for scripts to wait for and for measuring.
+// Tell tests and benchmarks what is drawn by now.
 function tell(what) {
   document.documentElement.dataset.ready = what;
   performance.mark(what);
@@ -51,9 +52,10 @@ function tell(what) {
 function start() {
   const title = `Spectrum scores: ${results.map((result) => shown(result.name)).join(" and ")}`;
   $("title").textContent = document.title = title;
-  const names = new Set(results.flatMap((result) => [...result.measures.keys()]));
-  $("measure").replaceChildren(...[...names].map((name) => element("option", name, { value: name })));
-  $("notes").replaceChildren(...results.flatMap((result) => result.notes.map((note) => element("li", `${results.length > 1 ? `${result.letter}: ` : ""}${shown(note)}`))));
+  const names = new Set(results.flatMap((result) => [...result.metrics.keys()]));
+  $("metric").replaceChildren(...[...names].map((name) => element("option", name, { value: name })));
+  const notes = results.flatMap((result) => result.notes.map((note) => prefixed(result, shown(note))));
+  $("notes").replaceChildren(...notes.map((note) => element("li", note)));
   $("facts").replaceChildren(...results.map((result) => {
     const list = element("dl", undefined, { className: "facts" });
     definitions(list, [...result.facts.map((pair) => pair.map(shown)), ["page by", `spectrum_stream ${data.version}`]]);
@@ -62,11 +64,19 @@ function start() {
   $("percent").value = $("slider").value = state.percent;
   $("bar").style.backgroundImage = `linear-gradient(to right, ${data.colors.join(", ")})`;
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("measure").addEventListener("change", () => { state.measure = $("measure").value; redraw(); });
+  $("metric").addEventListener("change", () => { state.metric = $("metric").value; redraw(); });
   $("scale").addEventListener("change", () => { state.scale = $("scale").value; drawMaps(); });
   $("percent").addEventListener("input", () => setPercent($("percent").value));
-  $("slider").addEventListener("input", () => { $("percent").value = $("slider").value; setPercent($("slider").value); });
-  $("close-experts").addEventListener("click", () => { state.opened = null; $("experts").hidden = true; drawMaps(); $("map").focus(); });
+  $("slider").addEventListener("input", () => {
+    $("percent").value = $("slider").value;
+    setPercent($("slider").value);
+  });
+  $("close-experts").addEventListener("click", () => {
+    state.opened = null;
+    $("experts").hidden = true;
+    drawMaps();
+    $("map").focus();
+  });
   $("search").addEventListener("input", () => { listing.limit = ROWS_MORE; drawTable(); });
   $("more").addEventListener("click", () => { listing.limit += ROWS_MORE; drawTable(); });
   $("csv").addEventListener("click", downloadCsv);
@@ -81,7 +91,7 @@ function start() {
 }
 
 start();
-// Plotly is the script after this one; the map does not wait for it.
+// Plotly is the script after this one. The map does not wait for it.
 document.addEventListener("DOMContentLoaded", () => {
   drawSpread();
   drawPair();

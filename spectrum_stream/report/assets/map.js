@@ -1,10 +1,10 @@
-// The map: a grid of real table cells, since those can be focused, read aloud and outlined, which a drawing cannot.
+// The map: a grid of real table cells, which can be focused, read aloud and outlined, unlike a drawing.
 
 const ROWS_AT_ONCE = 64, COLUMNS_AT_ONCE = 128;
 const maps = [];
 
-// spec: result, title, rowLabels, columnLabels, cellAt(row, column), describe(cell, row, column), pick(cell, row, column),
-// and expand(row), which may be null. Numbers of rows and columns are those of the whole map.
+// spec: result, title, rowLabels, columnLabels, cellAt(row, column), describe(cell, row, column),
+// pick(cell, row, column) and expand(row), which may be null. Row and column numbers are those of the whole map.
 function heatMap(spec) {
   const home = element("div");
   const map = { spec, home, firstRow: 0, firstColumn: 0, cursor: null, cells: [] };
@@ -44,7 +44,7 @@ function build(map) {
       button.addEventListener("click", spec.expand(r));
       name.append(button);
     }
-    // From the middle, since groups differ at the end.
+    // Shortened in the middle, since groups differ at the end.
     name.append(shortened(label, isPhone() ? (name.firstChild ? 14 : 22) : results.length > 1 ? 26 : 60));
     line.append(name);
     for (let c = map.firstColumn; c < lastColumn; c++) {
@@ -59,16 +59,30 @@ function build(map) {
   map.scroll.replaceChildren(table);
   buildPager(map, lastRow, lastColumn);
   if (map.cells.length) moveCursor(map, map.cells[0], false);
-  table.addEventListener("pointerover", (event) => { const at = heatOf(event); at ? showTip(map, at) : hideTip(); });
+  table.addEventListener("pointerover", (event) => {
+    const at = heatOf(event);
+    at ? showTip(map, at) : hideTip();
+  });
   table.addEventListener("pointerleave", hideTip);
-  table.addEventListener("focusin", (event) => { const at = heatOf(event); if (at) { moveCursor(map, at, false); showTip(map, at); } });
+  table.addEventListener("focusin", (event) => {
+    const at = heatOf(event);
+    if (!at) return;
+    moveCursor(map, at, false);
+    showTip(map, at);
+  });
   table.addEventListener("focusout", hideTip);
-  table.addEventListener("click", (event) => { const at = heatOf(event); if (at) { moveCursor(map, at, false); hideTip(); spec.pick(at.cell, at.r, at.c); } });
+  table.addEventListener("click", (event) => {
+    const at = heatOf(event);
+    if (!at) return;
+    moveCursor(map, at, false);
+    hideTip();
+    spec.pick(at.cell, at.r, at.c);
+  });
   table.addEventListener("keydown", (event) => onKey(map, event));
   paint(map);
 }
 
-// As wide as there is room for; narrow where two maps then stand side by side.
+// As wide as there is room for, and narrow if two maps then fit side by side.
 function cellWidth(count) {
   const room = Math.min(document.documentElement.clientWidth, 1500) / results.length - (results.length > 1 ? 230 : 330);
   const fitting = Math.floor(room / Math.max(count, 1)) - 1;
@@ -107,9 +121,10 @@ function onKey(map, event) {
   let next = null;
   if (event.key in steps) {
     const [dr, dc] = steps[event.key];
-    // Over the gaps, to the next matrix in that direction.
+    // Skip gaps: move to the next matrix in that direction.
     for (const other of map.cells) {
-      const ahead = dr ? (other.c === at.c ? (other.r - at.r) * dr : 0) : other.r === at.r ? (other.c - at.c) * dc : 0;
+      const isInLine = dr ? other.c === at.c : other.r === at.r;
+      const ahead = isInLine ? (other.r - at.r) * dr + (other.c - at.c) * dc : 0;
       if (ahead > 0 && (!next || ahead < next.ahead)) next = { ...other, ahead, heat: other };
     }
     next = next?.heat;
@@ -135,14 +150,16 @@ function paint(map) {
     td.style.backgroundColor = color ? `rgb(${color.join(" ")})` : "";
     td.style.color = color ? (isLight(color) ? "#000" : "#fff") : "";
     const share = chosenShare(result, cell);
-    td.className = [color ? "" : "missing", share === 1 ? "chosen" : share > 0 ? "partly" : "", isPicked(result, cell) ? "picked" : ""].join(" ").trim();
+    const choice = share === 1 ? "chosen" : share > 0 ? "partly" : "";
+    td.className = [color ? "" : "missing", choice, isPicked(result, cell) ? "picked" : ""].join(" ").trim();
     td.textContent = !flag ? "" : isMissing(flag) ? "×" : "!";
     td.setAttribute("aria-label", map.spec.describe(cell, r, c).join(", "));
   }
 }
 
 const isPicked = (result, cell) =>
-  state.picked?.result === result && (cell.own === state.picked.i || (cell.own < 0 && cell.parts.includes(state.picked.i)));
+  state.picked?.result === result &&
+  (cell.own === state.picked.i || (cell.own < 0 && cell.parts.includes(state.picked.i)));
 
 let tipped = null;
 function showTip(map, { td, cell, r, c }) {
@@ -162,7 +179,7 @@ function placeTip() {
 }
 function hideTip() { $("tip").hidden = true; tipped = null; }
 
-// Both results are colored on one scale.
+// Both results share one color scale.
 function rowPairs(row) {
   return results.flatMap((result) => columns.flatMap((_, c) => {
     const cell = result.cells.get(row * columns.length + c);
@@ -177,7 +194,7 @@ function mainMap(result) {
   for (const [key, cell] of result.cells) if (cell.parts.length) folded.add(Math.floor(key / columns.length));
   return heatMap({
     result,
-    title: results.length > 1 ? `${result.letter}: ${shown(result.name)}` : shown(result.name),
+    title: prefixed(result, shown(result.name)),
     rowLabels: rows,
     columnLabels: columns,
     cellAt,
@@ -191,7 +208,7 @@ function mainMap(result) {
 
 const byNumber = new Intl.Collator("en", { numeric: true }).compare;
 
-// One row opened: its experts down, its layers across.
+// The map of one opened row: its experts down, its layers across.
 function expertMap(result, row) {
   const found = new Map(), indices = new Set(), layers = new Set();
   for (const [key, cell] of result.cells) {
@@ -210,7 +227,7 @@ function expertMap(result, row) {
     rowLabels: down,
     columnLabels: across.map((c) => columns[c]),
     cellAt: (r, c) => found.get(`${across[c]} ${down[r]}`),
-    // A row of the opened map is an expert, but a group is ranked over its layers, so one scale does for all.
+    // A row here is one expert, but its group is ranked over all layers, so all rows share one scale.
     scaleRow: () => scaleOfCells(cells),
     scaleAll: () => scaleOfCells(cells),
     describe: (cell) => describe(result, cell.own),
@@ -221,7 +238,7 @@ function expertMap(result, row) {
 function openRow(row) {
   state.opened = row;
   $("experts").hidden = false;
-  $("experts-title").textContent = `${shown(rows[row])}: one by one`;
+  $("experts-title").textContent = `${shown(rows[row])}: each expert`;
   drawMaps();
   $("experts").focus({ preventScroll: true });
   $("experts").scrollIntoView({ block: "nearest" });
@@ -240,7 +257,7 @@ function drawMaps() {
   } else maps.slice(results.length).forEach(paint);
   const scale = state.scale === "all" ? scaleOfCells(allPairs()) : null;
   const ends = scale ? [numeral(scale.low), numeral(scale.high)] : ["lowest of its row", "highest of its row"];
-  if (state.measure === RANK) ends.splice(0, 2, "last", "first");
+  if (state.metric === RANK) ends.splice(0, 2, "last", "first");
   [$("low").textContent, $("high").textContent] = ends;
-  $("legend-note").textContent = scale?.isLog ? "logarithmic; degenerate scores left out of the scale" : "degenerate scores left out of the scale";
+  $("legend-note").textContent = `${scale?.isLog ? "logarithmic; " : ""}degenerate scores do not count for the scale`;
 }

@@ -1,16 +1,18 @@
 "use strict";
-// Numbers and words: pure functions. Files share one scope, and each uses only those before it.
+// Numbers and texts: pure functions. All files share one scope, and each uses only the files before it.
 
-// A stranger's text, inert for the eye: what could reverse a line or hide is shown as its escape.
+// Untrusted text, safe to look at: characters that could reverse a line or hide are shown as escapes.
 const shown = (text) => text.replace(/[\p{C}\p{Z}]/gu, (c) => {
   if (c === " ") return c;
   const code = c.codePointAt(0).toString(16);
-  return code.length <= 2 ? `\\x${code.padStart(2, "0")}` : code.length <= 4 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`;
+  if (code.length <= 2) return `\\x${code.padStart(2, "0")}`;
+  return code.length <= 4 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`;
 });
 
-const shortened = (text, limit) => (text.length <= limit ? text : `${text.slice(0, limit / 2 - 1)}…${text.slice(1 - limit / 2)}`);
+const shortened = (text, limit) =>
+  text.length <= limit ? text : `${text.slice(0, limit / 2 - 1)}…${text.slice(1 - limit / 2)}`;
 
-// Plotly takes `<b>` in a label for markup and `$` for the beginning of mathematics, whoever wrote it.
+// Plotly reads `<b>` in a label as markup and `$` as the start of a formula.
 const unmarked = (text, limit = 36) =>
   shortened(shown(text), limit).replace(/[&<>$]/g, (c) => `&#${c.charCodeAt(0)};`);
 
@@ -23,9 +25,10 @@ function numeral(value) {
   return size < 1e-4 || size >= 1e6 ? rounded.toExponential().replace("e+", "e") : String(rounded);
 }
 
-// Where a logarithmic axis has its numbers: at 1, 2 and 5 of every decade, or at as many powers of ten as there is room for.
+// The ticks of a logarithmic axis: 1, 2 and 5 of every decade, or as many powers of ten as fit.
 function logTicks(low, high, decadesDivided) {
-  const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1, decades = last - first - 2;
+  const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1;
+  const decades = last - first - 2;
   const step = Math.max(1, Math.ceil(decades / 8)), ticks = [];
   for (let power = first; power <= last; power += step) {
     for (const digit of decades <= decadesDivided ? [1, 2, 5] : [1]) ticks.push(Number(`${digit}e${power}`));
@@ -39,7 +42,7 @@ function median(values) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-// Spectrum's rule: every group by score, equal ones in the file's order. Experts that are pooled have one rank together.
+// Spectrum's rule: rank each group by score, equal scores in the file's order. Pooled experts share one rank.
 function rankings(groups, scores, isRanked, pools) {
   const members = new Map();
   for (let i = 0; i < groups.length; i++) {
@@ -60,16 +63,16 @@ function rankings(groups, scores, isRanked, pools) {
 
 const countChosen = (size, percent) => Math.floor((size * percent) / 100);
 
-// Marchenko-Pastur for singular values: those of a noise matrix of shape n x m are scale * x, beta = min / max, and
+// The Marchenko-Pastur law for the singular values scale * x of an n x m noise matrix, with beta = min / max:
 //   f(x) = sqrt((x^2 - (1 - sqrt beta)^2) ((1 + sqrt beta)^2 - x^2)) / (pi beta x)
 function marchenkoPastur(beta, points = 400) {
   const low = 1 - Math.sqrt(beta), high = 1 + Math.sqrt(beta), x = [], f = [];
   for (let i = 0; i <= points; i++) {
-    // Closer together at the edges, where the density rises as a root.
+    // Points are closer together at the edges, where the density rises as a root.
     const at = low + ((high - low) * (1 - Math.cos((Math.PI * i) / points))) / 2;
     x.push(at);
     const inside = Math.max(0, (at * at - low * low) * (high * high - at * at));
-    // At beta 1 the lower edge is 0, where the density is finite: 2 / pi.
+    // At beta 1 the lower edge is 0, and the density there is 2 / pi.
     f.push(at > 0 ? Math.sqrt(inside) / (Math.PI * beta * at) : 2 / Math.PI);
   }
   let area = 0;
@@ -79,7 +82,7 @@ function marchenkoPastur(beta, points = 400) {
   return { x, f, median: x[half], edge: high };
 }
 
-// The share of values below each edge, of values of which only equally spaced quantiles are known, descending.
+// A histogram of values that are known only by equally spaced quantiles, descending.
 function histogram(descending, low, high, bins) {
   const ascending = Array.from(descending).reverse(), last = ascending.length - 1;
   let at = 0;
@@ -99,16 +102,3 @@ function histogram(descending, low, high, bins) {
   }
   return { x, f, width, beyond: 1 - before };
 }
-
-const words = {
-  empty_noise: "degenerate: nothing is at or below τ",
-  zero_noise: "degenerate: only zeros are at or below τ",
-  zero: "degenerate: a zero matrix",
-  infinite: "degenerate: infinite in the file",
-  not_a_number: "no number in the file",
-  not_finite: "no score: the weights hold NaN or Inf",
-  out_of_range: "no score: out of range",
-  no_convergence: "no score: no convergence",
-};
-const meaning = (flag) => words[flag] || flag;
-const isMissing = (flag) => (words[flag] || "").startsWith("no ");

@@ -1,25 +1,26 @@
-// Plots, by Plotly. Its labels are the one place where a stranger's text could be taken for markup: `unmarked`.
+// The plots, drawn by Plotly. Its labels can read untrusted text as markup, so every label goes through `unmarked`.
 
 const inked = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function draw(id, traces, layout) {
   const ink = inked("--ink"), line = inked("--line");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, exponentformat: "power" };
-  // Plotly's own numbers on a logarithmic axis are of two sizes, and run into each other.
+  // Plotly's own numbers on a logarithmic axis have two sizes and overlap.
   const finished = ({ span, ...own }) => {
     const ticks = own.type === "log" ? logTicks(...span, isPhone() ? 2 : 4) : null;
     return { ...axis, ...(ticks && { tickvals: ticks, ticktext: ticks.map(numeral) }), ...own };
   };
   const legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } };
   Plotly.react($(id), traces, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12, family: "system-ui, sans-serif" },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: ink, size: 12, family: "system-ui, sans-serif" },
     margin: { l: 56, r: 12, t: 34, b: 44 }, legend, hoverlabel: { bgcolor: inked("--sheet"), font: { color: ink } },
     ...layout, xaxis: finished(layout.xaxis), yaxis: finished(layout.yaxis),
   }, { displayModeBar: false, responsive: true });
 }
 
 const spectraTexts = [];
-// One matrix's, decoded when it is asked for: from the largest singular value to the smallest.
+// Decode the spectrum of one matrix, from the largest singular value to the smallest.
 function singularValues(result, i) {
   const text = (spectraTexts[result.number] ??= JSON.parse($(`spectra-${result.number}`).textContent));
   const bytes = Uint8Array.from(atob(text.slice(i * result.stride, (i + 1) * result.stride)), (c) => c.charCodeAt(0));
@@ -33,9 +34,15 @@ function singularValues(result, i) {
 function drawFacts({ result, i }) {
   const facts = [["group", shown(groups[result.group[i]]) || "(no name)"], ["score", numeral(result.snr[i])]];
   if (results.length > 1) facts.unshift(["result", `${result.letter}: ${shown(result.name)}`]);
-  if (result.rank[i]) facts.push(["rank", `${result.rank[i]} of ${result.size[i]}${isChosen(result, i) ? ", chosen" : ", not chosen"}`]);
-  if (result.n[i] !== null) facts.push(["shape", `${result.n[i]} × ${result.m[i]}`], ["τ", `${numeral(result.tau[i])}; ${numeral(result.above[i])} of ${Math.min(result.n[i], result.m[i])} above`]);
-  for (const [name, values] of result.measures) if (name !== SCORE && name !== RANK) facts.push([name, numeral(values[i])]);
+  if (result.rank[i]) facts.push(["rank", rankText(result, i).replace("rank ", "")]);
+  if (result.n[i] !== null) {
+    const count = Math.min(result.n[i], result.m[i]);
+    facts.push(["shape", `${result.n[i]} × ${result.m[i]}`]);
+    facts.push(["τ", `${numeral(result.tau[i])}; ${numeral(result.above[i])} of ${count} above`]);
+  }
+  for (const [name, values] of result.metrics) {
+    if (name !== SCORE && name !== RANK) facts.push([name, numeral(values[i])]);
+  }
   if (flagOf(result, i)) facts.push(["mark", meaning(flagOf(result, i))]);
   definitions($("detail-facts"), facts);
 }
@@ -48,7 +55,9 @@ function openMatrix(result, i) {
   const hasSpectrum = result.points[i] > 1 && result.largest[i] > 0;
   $("spectrum").hidden = $("density").hidden = !hasSpectrum;
   if (hasSpectrum) drawMatrix(state.picked);
-  else $("detail-note").textContent = result.points[i] === 1 ? "One singular value: nothing to draw." : result.points[i] ? "All singular values are zero." : "Its singular values are not here: they are in the record of a scan (.sqlite beside the result).";
+  else if (result.points[i] === 1) $("detail-note").textContent = "One singular value: nothing to draw.";
+  else if (result.points[i]) $("detail-note").textContent = "All singular values are zero.";
+  else $("detail-note").textContent = "Singular values are only in a scan record (.sqlite beside the result).";
   drawMaps();
   $("detail").scrollIntoView({ block: "nearest" });
 }
@@ -58,35 +67,59 @@ function drawMatrix({ result, i }) {
   const count = Math.min(n, m), last = values.length - 1, beta = count / Math.max(n, m);
   const accent = inked("--accent"), second = inked("--second"), threshold = inked("--threshold");
   const positions = values.map((_, k) => 1 + (k * (count - 1)) / last);
-  const at = (axis, text) => ({
-    shapes: tau > 0 ? [{ type: "line", line: { color: threshold, width: 2, dash: "dot" }, ...(axis === "y" ? { xref: "paper", x0: 0, x1: 1, y0: tau, y1: tau } : { yref: "paper", y0: 0, y1: 1, x0: tau, x1: tau }) }] : [],
-    annotations: tau > 0 ? [{ text, showarrow: false, font: { color: threshold }, ...(axis === "y" ? { xref: "paper", x: 1, xanchor: "right", y: Math.log10(tau), yanchor: "bottom" } : { yref: "paper", y: 1, yanchor: "top", x: tau, xanchor: "left" }) }] : [],
-  });
-  draw("spectrum", [{ x: positions, y: values, mode: "lines+markers", marker: { size: 3 }, line: { color: accent }, hovertemplate: "no. %{x:.0f}: %{y:.4g}<extra></extra>" }], {
-    xaxis: { title: { text: "number, from the largest" } }, yaxis: { type: "log", span: [values.findLast((v) => v > 0), values[0]], title: { text: "singular value" } }, ...at("y", `τ = ${numeral(tau)}`),
+  const tauLine = (line, label) => tau > 0 && {
+    shapes: [{ type: "line", line: { color: threshold, width: 2, dash: "dot" }, ...line }],
+    annotations: [{ showarrow: false, font: { color: threshold }, ...label }],
+  };
+  const spectrum = {
+    x: positions, y: values, mode: "lines+markers", marker: { size: 3 }, line: { color: accent },
+    hovertemplate: "no. %{x:.0f}: %{y:.4g}<extra></extra>",
+  };
+  draw("spectrum", [spectrum], {
+    xaxis: { title: { text: "number, from the largest" } },
+    yaxis: { type: "log", span: [values.findLast((v) => v > 0), values[0]], title: { text: "singular value" } },
+    ...tauLine(
+      { xref: "paper", x0: 0, x1: 1, y0: tau, y1: tau },
+      { text: `τ = ${numeral(tau)}`, xref: "paper", x: 1, xanchor: "right", y: Math.log10(tau), yanchor: "bottom" },
+    ),
   });
   const noise = marchenkoPastur(beta), middle = median(values), fitted = middle / noise.median, own = tau / noise.edge;
   const right = Math.min(values[0], 1.25 * Math.max(noise.edge * fitted, tau)) || values[0];
   const seen = histogram(values, 0, right, 48);
-  const curve = (scale, name, color, dash) => ({ x: noise.x.map((x) => x * scale), y: noise.f.map((f) => f / scale), mode: "lines", name, line: { color: color, dash, width: 2 }, hoverinfo: "skip" });
-  const traces = [{ type: "bar", x: seen.x, y: seen.f, width: seen.width, name: "singular values", marker: { color: accent, opacity: 0.45 }, hovertemplate: "%{x:.4g}: %{y:.3g}<extra></extra>" }];
+  const curve = (scale, name, color, dash) => ({
+    x: noise.x.map((x) => x * scale), y: noise.f.map((f) => f / scale), mode: "lines", name,
+    line: { color, dash, width: 2 }, hoverinfo: "skip",
+  });
+  const traces = [{
+    type: "bar", x: seen.x, y: seen.f, width: seen.width, name: "singular values",
+    marker: { color: accent, opacity: 0.45 }, hovertemplate: "%{x:.4g}: %{y:.3g}<extra></extra>",
+  }];
   if (fitted > 0) traces.push(curve(fitted, "noise of the same median", second, "solid"));
   if (own > 0) traces.push(curve(own, "noise that ends at τ", threshold, "dash"));
-  // A narrow law is far taller than what is seen, which it must not flatten.
+  // The curve of a narrow law is far taller than the histogram, and must not flatten it.
   const top = 1.15 * Math.max(...seen.f, ...(fitted > 0 ? noise.f.map((f) => f / fitted) : []));
-  draw("density", traces, { bargap: 0, xaxis: { title: { text: "singular value" }, range: [0, right * 1.02] }, yaxis: { title: { text: "density" }, range: [0, top] }, ...at("x", " τ") });
+  draw("density", traces, {
+    bargap: 0,
+    xaxis: { title: { text: "singular value" }, range: [0, right * 1.02] },
+    yaxis: { title: { text: "density" }, range: [0, top] },
+    ...tauLine(
+      { yref: "paper", y0: 0, y1: 1, x0: tau, x1: tau },
+      { text: " τ", yref: "paper", y: 1, yanchor: "top", x: tau, xanchor: "left" },
+    ),
+  });
   const kept = values.length < count ? `, drawn from ${values.length} quantiles` : "";
-  const beyond = seen.beyond > 0 ? ` ${numeral(Math.round(seen.beyond * count))} of them lie beyond the right edge of the density.` : "";
+  const outside = numeral(Math.round(seen.beyond * count));
+  const beyond = seen.beyond > 0 ? ` ${outside} of them lie beyond the right edge of the density.` : "";
   $("detail-note").textContent = `${count} singular values${kept}.${beyond} Noise: the Marchenko–Pastur law for this shape.`;
 }
 
 const BOXES_AT_ONCE = 60;
 function drawSpread() {
-  // The ranks of every group are spread alike.
-  const measure = state.measure === RANK ? SCORE : state.measure;
+  // Ranks spread the same way in every group, so their box plot would tell nothing.
+  const metric = state.metric === RANK ? SCORE : state.metric;
   const groupsOf = results.map((result) => {
     const byRow = new Map();
-    const values = result.measures.get(measure) || [];
+    const values = result.metrics.get(metric) || [];
     result.row.forEach((row, i) => {
       if (values[i] === null || !Number.isFinite(values[i])) return;
       if (!byRow.has(row)) byRow.set(row, []);
@@ -97,7 +130,7 @@ function drawSpread() {
   const wanted = rows.map((_, row) => row).filter((row) => groupsOf.some((byRow) => (byRow.get(row) || []).length > 1));
   const used = wanted.slice(0, BOXES_AT_ONCE);
   const all = used.flatMap((row) => groupsOf.flatMap((byRow) => byRow.get(row) || []));
-  const scale = scaleOf(all, measure);
+  const scale = scaleOf(all, metric);
   $("boxes").hidden = !used.length;
   $("boxes-note").textContent = [
     wanted.length > used.length ? `The first ${used.length} of ${wanted.length} groups.` : "",
@@ -109,19 +142,25 @@ function drawSpread() {
     const x = [], y = [];
     used.forEach((row, place) => (groupsOf[number].get(row) || []).forEach((v) => { x.push(v); y.push(place); }));
     return {
-      type: "box", orientation: "h", x, y, name: results.length > 1 ? result.letter : "", marker: { size: 3, color: inked(number ? "--second" : "--accent") },
+      type: "box", orientation: "h", x, y, name: results.length > 1 ? result.letter : "",
+      marker: { size: 3, color: inked(number ? "--second" : "--accent") },
       line: { width: 1.5 }, boxpoints: all.length > 3000 ? false : "outliers", hoverinfo: "x",
     };
   });
   draw("boxes", traces, {
     margin: { l: 56, r: 12, t: results.length > 1 ? 34 : 6, b: 44 },
     height: 90 + used.length * (results.length > 1 ? 38 : 26), boxmode: "group", showlegend: results.length > 1,
-    xaxis: { type: scale.isLog ? "log" : "linear", span: [scale.low, scale.high], title: { text: measure }, side: "bottom" },
-    yaxis: { tickvals: used.map((_, place) => place), ticktext: used.map((row) => unmarked(rows[row], isPhone() ? 18 : 44)), autorange: "reversed", zeroline: false },
+    xaxis: {
+      type: scale.isLog ? "log" : "linear", span: [scale.low, scale.high], title: { text: metric }, side: "bottom",
+    },
+    yaxis: {
+      tickvals: used.map((_, place) => place), ticktext: used.map((row) => unmarked(rows[row], isPhone() ? 18 : 44)),
+      autorange: "reversed", zeroline: false,
+    },
   });
 }
 
-// A point for every cell of the map that both results have.
+// The scatter plot: a point for every cell of the map that both results have.
 function drawPair() {
   $("pair").hidden = results.length < 2;
   if (results.length < 2) return;
@@ -132,19 +171,31 @@ function drawPair() {
     if (!other || !values.every((v) => v !== null && Number.isFinite(v))) continue;
     x.push(values[0]);
     y.push(values[1]);
-    names.push(unmarked(cell.own >= 0 ? a.module[cell.own] : `${rows[Math.floor(key / columns.length)]}, ${layerName(key % columns.length)}`, 70));
+    const place = `${rows[Math.floor(key / columns.length)]}, ${layerName(key % columns.length)}`;
+    names.push(unmarked(cell.own >= 0 ? a.module[cell.own] : place, 70));
   }
   const chosen = results.map((result) => new Set(result.module.filter((_, i) => isChosen(result, i))));
   const both = [...chosen[0]].filter((module) => chosen[1].has(module)).length;
-  // As `compare` has it.
+  // The overlap is defined as in the command `compare`.
   const larger = Math.max(chosen[0].size, chosen[1].size);
-  $("overlap").textContent = `At ${state.percent} percent: ${chosen[0].size} chosen in A, ${chosen[1].size} in B, ${both} in both${larger ? ` (${Math.round((100 * both) / larger)} percent of the larger choice)` : ""}.`;
+  const share = larger ? ` (${Math.round((100 * both) / larger)} percent of the larger selection)` : "";
+  const counts = `${chosen[0].size} chosen in A, ${chosen[1].size} in B, ${both} in both`;
+  $("overlap").textContent = `At ${state.percent} percent: ${counts}${share}.`;
   const scale = scaleOf([...x, ...y]);
   $("scatter").hidden = !scale;
   if (!scale) return;
   const axis = { type: scale.isLog ? "log" : "linear", span: [scale.low, scale.high] };
   draw("scatter", [
-    { x: [scale.low, scale.high], y: [scale.low, scale.high], mode: "lines", line: { color: inked("--faint"), dash: "dot" }, hoverinfo: "skip" },
-    { x, y, customdata: names, mode: "markers", marker: { size: 5, color: inked("--accent"), opacity: 0.6 }, hovertemplate: "%{customdata}<br>A %{x:.4g}, B %{y:.4g}<extra></extra>" },
-  ], { height: 460, showlegend: false, xaxis: { ...axis, title: { text: `${state.measure}, A` } }, yaxis: { ...axis, title: { text: `${state.measure}, B` } } });
+    {
+      x: [scale.low, scale.high], y: [scale.low, scale.high], mode: "lines",
+      line: { color: inked("--faint"), dash: "dot" }, hoverinfo: "skip",
+    },
+    {
+      x, y, customdata: names, mode: "markers", marker: { size: 5, color: inked("--accent"), opacity: 0.6 },
+      hovertemplate: "%{customdata}<br>A %{x:.4g}, B %{y:.4g}<extra></extra>",
+    },
+  ], {
+    height: 460, showlegend: false,
+    xaxis: { ...axis, title: { text: `${state.metric}, A` } }, yaxis: { ...axis, title: { text: `${state.metric}, B` } },
+  });
 }

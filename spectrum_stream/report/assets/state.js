@@ -1,21 +1,21 @@
-// What is shown: the data as it came, and what the reader chose.
+// The state of the page: its data, and the choices of the reader.
 
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { rows, columns, groups } = data;
-const state = { measure: "score", scale: "row", percent: data.top_percent, opened: null, picked: null };
+const state = { metric: "score", scale: "row", percent: data.top_percent, opened: null, picked: null };
 
 const SCORE = "score", RANK = "rank";
 const results = data.results.map((raw, number) => {
   const numbers = (values) => values.map((v) => (v === null ? null : Number(v)));
   const snr = numbers(raw.snr);
   const { rank, size } = rankings(raw.group, snr, raw.is_ranked, raw.pool);
-  const measures = new Map([[SCORE, snr], [RANK, Array.from(rank, (r) => r || null)]]);
-  for (const [name, values] of Object.entries(raw.measures)) measures.set(name, numbers(values));
-  return { ...raw, number, snr, rank, size, measures, letter: "AB"[number], cells: cellsOf(raw) };
+  const metrics = new Map([[SCORE, snr], [RANK, Array.from(rank, (r) => r || null)]]);
+  for (const [name, values] of Object.entries(raw.metrics)) metrics.set(name, numbers(values));
+  return { ...raw, number, snr, rank, size, metrics, letter: "AB"[number], cells: cellsOf(raw) };
 });
 
-// A cell has a matrix of its own, or parts: experts, which share it. A bank of experts has both.
+// A cell has a matrix of its own, or experts as parts. Fused experts have both.
 function cellsOf(raw) {
   const cells = new Map();
   for (let i = 0; i < raw.module.length; i++) {
@@ -28,41 +28,46 @@ function cellsOf(raw) {
   return cells;
 }
 
+// The words for every flag come with the data, so that the page has no list of its own.
+const meaning = (flag) => data.flags[flag] || flag;
+const isMissing = (flag) => data.missing.includes(flag);
+
+const prefixed = (result, text) => (results.length > 1 ? `${result.letter}: ${text}` : text);
 const isPhone = () => document.documentElement.clientWidth < 600;
 const flagOf = (result, i) => result.flags[result.flag[i]];
 const isChosen = (result, i) => result.rank[i] > 0 && result.rank[i] <= countChosen(result.size[i], state.percent);
 
-// A bank of which an expert has no score has none, and no line in the result, whatever its other experts have.
-const isBrokenBank = (result, cell) => cell.own < 0 && !cell.parts.some((i) => result.is_ranked[i]);
+// Fused experts have no score, and are not in the result, if one of them has no score.
+const isIncomplete = (result, cell) => cell.own < 0 && !cell.parts.some((i) => result.is_ranked[i]);
 
-function valueOf(result, cell, measure = state.measure) {
-  const values = result.measures.get(measure);
-  if (!values || isBrokenBank(result, cell)) return null;
+function valueOf(result, cell, metric = state.metric) {
+  const values = result.metrics.get(metric);
+  if (!values || isIncomplete(result, cell)) return null;
   if (cell.own >= 0) return values[cell.own];
   const known = cell.parts.map((i) => values[i]).filter((v) => v !== null && !Number.isNaN(v));
   return known.length ? median(known) : null;
 }
 
-// The flag of a cell is that of its matrix, or of all of its parts.
+// The flag of a cell is the flag of its matrix, or the one flag that all its parts have.
 function cellFlag(result, cell) {
   if (cell.own >= 0) return flagOf(result, cell.own);
   const flags = new Set(cell.parts.map((i) => flagOf(result, i)));
-  if (isBrokenBank(result, cell)) return [...flags].find(isMissing) || "";
+  if (isIncomplete(result, cell)) return [...flags].find(isMissing) || "";
   return flags.size === 1 ? [...flags][0] : "";
 }
 
-// 1 chosen, 0 not, and between them a cell of which some are.
+// 1 if all of a cell is chosen, 0 if nothing is, and the share of its parts in between.
 function chosenShare(result, cell) {
   if (cell.own >= 0) return isChosen(result, cell.own) ? 1 : 0;
   return cell.parts.filter((i) => isChosen(result, i)).length / cell.parts.length;
 }
 
-// From values to 0..1, on a logarithmic scale where they spread over more than a factor of twenty.
-function scaleOf(values, measure = state.measure) {
+// Map values to 0..1, on a logarithmic scale if they spread over more than a factor of twenty.
+function scaleOf(values, metric = state.metric) {
   const finite = values.filter(Number.isFinite);
   if (!finite.length) return null;
   const low = finite.reduce((a, b) => Math.min(a, b)), high = finite.reduce((a, b) => Math.max(a, b));
-  const isLog = measure !== RANK && low > 0 && high / low > 20;
+  const isLog = metric !== RANK && low > 0 && high / low > 20;
   const [from, to] = isLog ? [Math.log(low), Math.log(high)] : [low, high];
   const at = (v) => {
     if (to === from) return 0.5;
@@ -70,13 +75,13 @@ function scaleOf(values, measure = state.measure) {
     return Math.min(1, Math.max(0, share));
   };
   // The first rank is the best.
-  return { low, high, isLog, at: measure === RANK ? (v) => 1 - at(v) : at };
+  return { low, high, isLog, at: metric === RANK ? (v) => 1 - at(v) : at };
 }
 
-// A score that means nothing would stretch the scale of those that do.
+// A degenerate score would stretch the scale of the others.
 function scaleOfCells(pairs) {
-  const meant = pairs.filter(([result, cell]) => !cellFlag(result, cell)).map(([result, cell]) => valueOf(result, cell));
-  return scaleOf(meant.filter((v) => v !== null)) || scaleOf(pairs.map(([r, c]) => valueOf(r, c)).filter((v) => v !== null));
+  const known = (some) => some.map(([result, cell]) => valueOf(result, cell)).filter((v) => v !== null);
+  return scaleOf(known(pairs.filter(([result, cell]) => !cellFlag(result, cell)))) || scaleOf(known(pairs));
 }
 
 const stops = data.colors.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
@@ -102,12 +107,17 @@ function definitions(target, pairs) {
 
 const layerName = (column) => (columns[column] === "" ? "no layer" : `layer ${shown(columns[column])}`);
 
+const rankText = (result, i, where = "") =>
+  `rank ${result.rank[i]} of ${result.size[i]}${where}, ${isChosen(result, i) ? "chosen" : "not chosen"}`;
+
 function describe(result, i) {
   const lines = [shown(result.module[i]), `score ${numeral(result.snr[i])}`];
-  if (result.rank[i]) lines.push(`rank ${result.rank[i]} of ${result.size[i]} in its group${isChosen(result, i) ? ", chosen" : ", not chosen"}`);
+  if (result.rank[i]) lines.push(rankText(result, i, " in its group"));
   if (result.n[i] !== null) lines.push(`${result.n[i]} × ${result.m[i]}, ${numeral(result.above[i])} above τ`);
   if (flagOf(result, i)) lines.push(meaning(flagOf(result, i)));
-  if (state.measure !== SCORE && state.measure !== RANK) lines.push(`${state.measure} ${numeral(result.measures.get(state.measure)?.[i])}`);
+  if (state.metric !== SCORE && state.metric !== RANK) {
+    lines.push(`${state.metric} ${numeral(result.metrics.get(state.metric)?.[i])}`);
+  }
   return lines;
 }
 
@@ -115,11 +125,11 @@ function describeCell(result, cell, row, column) {
   if (cell.own >= 0 && !cell.parts.length) return describe(result, cell.own);
   const lines = cell.own >= 0 ? describe(result, cell.own) : [`${shown(rows[row])}, ${layerName(column)}`];
   const flagged = cell.parts.filter((i) => flagOf(result, i)).length;
-  if (isBrokenBank(result, cell)) lines.push(`a bank of ${cell.parts.length} without a score`);
+  if (isIncomplete(result, cell)) lines.push(`${cell.parts.length} fused experts without a score`);
   else if (cell.own < 0) {
-    lines.push(`median ${state.measure} ${numeral(valueOf(result, cell))}`);
+    lines.push(`median ${state.metric} ${numeral(valueOf(result, cell))}`);
     lines.push(`${cell.parts.filter((i) => isChosen(result, i)).length} of ${cell.parts.length} chosen`);
-  } else lines.push(`a bank of ${cell.parts.length}; its score is their median`);
-  if (flagged) lines.push(`${flagged} without a meaningful score`);
+  } else lines.push(`${cell.parts.length} fused experts; the score is their median`);
+  if (flagged) lines.push(`${flagged} with a degenerate or missing score`);
   return lines;
 }

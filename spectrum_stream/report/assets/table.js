@@ -1,9 +1,9 @@
-// The table: every matrix, searched as you type, sorted by any column, and taken away as CSV.
+// The table of all matrices: searched as you type, sorted by any column, downloaded as CSV.
 
 const ROWS_MORE = 200;
 const listing = { items: [], found: [], column: null, isDown: false, limit: ROWS_MORE };
 
-// One line for a module; with two results, for a module of either.
+// One item per module of either result.
 function listItems() {
   const byModule = new Map();
   results.forEach((result, number) => result.module.forEach((module, i) => {
@@ -21,9 +21,12 @@ function listItems() {
     item.haystack = `${item.module}\n${item.group}\n${item.mark}`.toLowerCase();
   }
 }
-const firstOf = (item) => { const number = item.at.findIndex((i) => i >= 0); return [results[number], item.at[number]]; };
+const firstOf = (item) => {
+  const number = item.at.findIndex((i) => i >= 0);
+  return [results[number], item.at[number]];
+};
 
-// {name, of(item), isNumber}: what is shown, sorted by and written to CSV.
+// {name, of(item), isNumber}: the columns to show, to sort by and to write to CSV.
 function listColumns(forFile) {
   const of = (number, get) => (item) => (item.at[number] < 0 ? null : get(results[number], item.at[number]));
   const made = [
@@ -36,12 +39,16 @@ function listColumns(forFile) {
     made.push({ name: `score${suffix}`, isNumber: true, of: of(number, (r, i) => r.snr[i]) });
     made.push({ name: `rank${suffix}`, isNumber: true, of: of(number, (r, i) => r.rank[i] || null) });
     made.push({ name: `chosen${suffix}`, of: of(number, (r, i) => (isChosen(r, i) ? "yes" : "")) });
-    for (const name of result.measures.keys()) {
-      if (name === SCORE || name === RANK || !(forFile || name === state.measure)) continue;
-      made.push({ name: `${name}${suffix}`, isNumber: true, of: of(number, (r, i) => r.measures.get(name)[i]) });
+    for (const name of result.metrics.keys()) {
+      if (name === SCORE || name === RANK || !(forFile || name === state.metric)) continue;
+      made.push({ name: `${name}${suffix}`, isNumber: true, of: of(number, (r, i) => r.metrics.get(name)[i]) });
     }
   });
-  if (results.length > 1) made.push({ name: "B / A", isNumber: true, of: (item) => (item.at.includes(-1) || !results[0].snr[item.at[0]] ? null : results[1].snr[item.at[1]] / results[0].snr[item.at[0]]) });
+  const ratio = ({ at }) => {
+    if (at.includes(-1) || !results[0].snr[at[0]]) return null;
+    return results[1].snr[at[1]] / results[0].snr[at[0]];
+  };
+  if (results.length > 1) made.push({ name: "B / A", isNumber: true, of: ratio });
   made.push({ name: "mark", of: (item) => item.mark });
   const [n, m] = ["n", "m"].map((side) => (item) => { const [result, i] = firstOf(item); return result[side][i]; });
   made.push({ name: "rows", isNumber: true, of: n }, { name: "columns", isNumber: true, of: m });
@@ -55,7 +62,7 @@ function drawTable() {
   if (sorter) {
     const key = sorter.order || sorter.of, sign = listing.isDown ? -1 : 1;
     const keyed = listing.found.map((item) => [key(item), item]);
-    // What has no value comes last either way.
+    // Items without a value come last in both directions.
     keyed.sort(([a], [b]) => (a === null ? (b === null ? 0 : 1) : b === null ? -1 : a < b ? -sign : a > b ? sign : 0));
     listing.found = keyed.map(([, item]) => item);
   }
@@ -65,11 +72,12 @@ function drawTable() {
   for (const column of all) {
     const isSorter = column.name === listing.column;
     const th = element("th", undefined, { scope: "col", className: column.isNumber ? "number" : "" });
-    const button = element("button", column.name + (isSorter ? (listing.isDown ? " ▾" : " ▴") : ""), { type: "button" });
+    const arrow = isSorter ? (listing.isDown ? " ▾" : " ▴") : "";
+    const button = element("button", column.name + arrow, { type: "button" });
     button.dataset.column = column.name;
     th.setAttribute("aria-sort", isSorter ? (listing.isDown ? "descending" : "ascending") : "none");
     button.addEventListener("click", () => {
-      // Numbers are first wanted from the largest.
+      // Sort numbers from the largest first.
       listing.isDown = isSorter ? !listing.isDown : Boolean(column.isNumber);
       listing.column = column.name;
       drawTable();
@@ -86,8 +94,10 @@ function tableRow(item, all) {
   const tr = element("tr", undefined, { className: item.mark ? "degenerate" : "" });
   for (const column of all) {
     const value = column.of(item);
-    const text = column.isNumber ? numeral(value) : column.name === "mark" ? item.mark.split(" ").filter(Boolean).map(meaning).join("; ") : shown(String(value ?? ""));
-    const td = element("td", undefined, { className: column.isNumber ? "number" : column.name === "module" || column.name === "group" ? "name" : "" });
+    const marks = column.name === "mark" && item.mark.split(" ").filter(Boolean).map(meaning).join("; ");
+    const text = column.isNumber ? numeral(value) : marks || shown(String(value ?? ""));
+    const isName = column.name === "module" || column.name === "group";
+    const td = element("td", undefined, { className: column.isNumber ? "number" : isName ? "name" : "" });
     if (column.name === "module") {
       const button = element("button", text, { type: "button" });
       button.addEventListener("click", () => openMatrix(...firstOf(item)));
@@ -98,8 +108,8 @@ function tableRow(item, all) {
   return tr;
 }
 
-// A spreadsheet takes a text that begins like this for a formula, and runs it; where it takes semicolons for the ends
-// of fields, a text in the middle of a line as well.
+// A spreadsheet runs a text that begins like this as a formula. If it splits fields at semicolons, a text in the middle
+// of a line can begin a field as well.
 const inertField = (text) => text.replace(/[;\t\r\n](?=[=+\-@])/g, "$&'").replace(/^(?=[=+\-@;\t\r\n])/, "'");
 const quoted = (text) => `"${inertField(text).replaceAll('"', '""')}"`;
 

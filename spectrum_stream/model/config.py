@@ -1,0 +1,159 @@
+"""The content of config.json: an untrusted mapping, whose types are checked here and nowhere else.
+
+    model_type        the family                              text_config       the language model of a larger model
+    architectures     the classes of the model                vision_config     its vision tower
+    num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
+    quantization_config, compression_config                   at the top, or in the language model
+
+A value of the wrong type counts as a value that is not there.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
+_MULTIMODAL = re.compile(r"ForConditionalGeneration$")
+_QUANTIZATION = ("quantization_config", "compression_config")
+# The settings that change the meaning of stored values.
+_SETTINGS = ("weight_block_size", "bits", "group_size", "checkpoint_format", "version", "config_groups")
+_DEFAULT_BLOCK = (128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """The part of config.json about quantized weights; empty if the weights are not quantized."""
+
+    data: Mapping[str, Any]
+
+    @property
+    def quant_method(self) -> str | None:
+        """The name of the format, "" if it is not a text; None if the config names no format."""
+        return None if "quant_method" not in self.data else _text(self.data["quant_method"]) or ""
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a packed integer, 1 to 8, if they are the same for all weights."""
+        bits = _integer(self._shared("bits", "num_bits"))
+        return bits if bits is not None and bits <= 8 else None
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns that share a scale, if they are as many for all weights."""
+        return _integer(self._shared("group_size", "group_size"))
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """(rows, columns) that share a scale where a weight in float8 has one scale a block."""
+        # compressed-tensors has it with the groups of layers. A block from elsewhere does not fit the scales.
+        for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
+            match [_integer(side) for side in block] if isinstance(block, list) else []:
+                case [int(rows), int(columns)]:
+                    return rows, columns
+        return _DEFAULT_BLOCK
+
+    @property
+    def version(self) -> str:
+        """The layout of AWQ in lower case; "gemm" if the config does not say."""
+        return (_text(self.data.get("version", "gemm")) or "").lower()
+
+    @property
+    def checkpoint_format(self) -> str | None:
+        """The format of GPTQ."""
+        return _text(self.data.get("checkpoint_format"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that change the meaning of stored values, as they are in the file."""
+        return {name: self.data[name] for name in _SETTINGS if name in self.data}
+
+    def _shared(self, name: str, name_in_group: str) -> Any:
+        if name in self.data:
+            return self.data[name]
+        # A checkpoint with several schemes is refused: nothing here says which layer has which.
+        schemes = [{key: group.get(key) for key in ("num_bits", "group_size")} for group in self._groups()]
+        return schemes[0][name_in_group] if schemes and all(s == schemes[0] for s in schemes) else None
+
+    def _groups(self) -> Iterator[Mapping[str, Any]]:
+        """The weights of each group of layers, as compressed-tensors describes them."""
+        for group in _mapping(self.data.get("config_groups")).values():
+            if isinstance(weights := _mapping(group).get("weights"), Mapping):
+                yield weights
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """config.json of a checkpoint; `data` is empty if there is none."""
+
+    data: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str | None:
+        """The family, `llama`."""
+        return _text(self.data.get("model_type"))
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes of the model, `LlamaForCausalLM`."""
+        names = self.data.get("architectures")
+        return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The config of the language model in a larger model; empty if the language model is all there is."""
+        return _mapping(self.data.get("text_config"))
+
+    @property
+    def layer_count(self) -> int | None:
+        """Layers of the language model."""
+        return _first(_integer(part.get("num_hidden_layers")) for part in (self.text, self.data))
+
+    @property
+    def expert_count(self) -> int | None:
+        """Routed experts of each sparse layer."""
+        # DBRX has them with its feed-forward part.
+        parts = (self.text, _mapping(self.data.get("ffn_config")), self.data)
+        return _first(_integer(part.get(name)) for part in parts for name in _EXPERT_COUNTS)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is a causal language model by its class."""
+        return any(_CAUSAL_LM.search(name) for name in self.architectures)
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the model is a language model with towers. T5, which has the same kind of class, is not."""
+        has_parts = any(isinstance(self.data.get(part), Mapping) for part in ("text_config", "vision_config"))
+        return has_parts and any(_MULTIMODAL.search(name) for name in self.architectures)
+
+    @property
+    def ties_embeddings(self) -> bool | None:
+        """Whether the head is the embedding; None if the config leaves that to the family's default."""
+        flags = [part.get("tie_word_embeddings") for part in (self.data, self.text)]
+        said = [flag for flag in flags if isinstance(flag, (bool, int, float))]
+        return any(said) if said else None
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """How weights are quantized: of the model, or of the language model in it."""
+        parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
+        return QuantizationConfig(next((part for part in parts if isinstance(part, Mapping)), {}))
+
+
+def _first(numbers: Iterator[int | None]) -> int | None:
+    return next((number for number in numbers if number is not None), None)
+
+
+def _integer(value: Any) -> int | None:
+    """The value if it is an integer above 0; a bool is not."""
+    return value if type(value) is int and value > 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

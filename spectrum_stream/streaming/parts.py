@@ -1,0 +1,100 @@
+"""The scales and zero points of quantized matrices, which are tensors of their own."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..checkpoint import LocalShard, Shard
+from ..errors import CheckpointError
+from ..model.matrix import Matrix
+from ..model.quantization import Part
+from ..numerics.dequantize import Packed
+from .bounded import Budget
+from .decode import Read, Release
+from .fetch import requests
+
+if TYPE_CHECKING:
+    import torch
+
+# Parts are read for several matrices at once, up to this many bytes, or for one matrix.
+_BATCH_NBYTES = 8 << 20
+
+
+class PartReader:
+    """Reads the parts of quantized matrices, in the order of the matrices, a few megabytes at a time.
+
+    Args:
+        shards: by name; a part may be in another shard than its matrix.
+        matrices: all that are read, in order; those that are not quantized are ignored.
+        budget: the memory for parts.
+        on_bytes: called with the number of bytes that came over the network.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[str, Shard],
+        matrices: Sequence[Matrix],
+        budget: Budget,
+        on_bytes: Callable[[int], object],
+    ) -> None:
+        self._shards = dict(shards)
+        self._budget = budget
+        self._on_bytes = on_bytes
+        self._left = deque((w.key, w.quantization.parts) for w in matrices if w.quantization is not None)
+        self._read: dict[str, dict[str, bytes]] = {}
+
+    def replace_shard(self, shard: LocalShard) -> None:
+        """Read a shard that was downloaded where it lies now."""
+        self._shards[shard.name] = shard
+
+    def attach(self, matrix: Matrix, stored: "torch.Tensor", release: Release) -> Read:
+        """Return the matrix with its parts, if it is quantized; waits for room in the budget.
+
+        Raises:
+            Closed; SourceError; CheckpointError: changed.
+        """
+        quantization = matrix.quantization
+        if quantization is None:
+            return matrix, stored, release
+        # Unlike the matrix, which may be mapped, its scales are always in private memory.
+        self._budget.take(quantization.parts_nbytes)
+
+        def release_both() -> None:
+            self._budget.give(quantization.parts_nbytes)
+            release()
+
+        if matrix.key not in self._read:
+            self._read = self._read_batch()
+        return matrix, Packed(stored, quantization, self._read[matrix.key]), release_both
+
+    def _read_batch(self) -> dict[str, dict[str, bytes]]:
+        """Read the parts of the next matrices: bytes by the key of the matrix and the role of the part."""
+        batch: list[tuple[str, Part]] = []
+        nbytes = 0
+        while self._left and (not batch or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _BATCH_NBYTES):
+            key, parts = self._left.popleft()
+            batch += [(key, part) for part in parts]
+            nbytes += sum(part.nbytes for part in parts)
+        found: dict[str, dict[str, bytes]] = {}
+        for name in sorted({part.shard for _, part in batch}):
+            shard = self._shards[name]
+            wanted = [(key, part) for key, part in batch if part.shard == name]
+            extents = requests([(p.start, p.start + p.nbytes) for _, p in wanted])
+            chunks = [(start, shard.read(start, stop)) for start, stop in extents]
+            if not isinstance(shard, LocalShard):
+                self._on_bytes(sum(len(body) for _, body in chunks))
+            for key, part in wanted:
+                body = _cut(chunks, part.start, part.start + part.nbytes)
+                if len(body) != part.nbytes:
+                    raise CheckpointError(f"{shard.where} was cut after it was planned", reason="changed")
+                found.setdefault(key, {})[part.role] = body
+        return found
+
+
+def _cut(chunks: Sequence[tuple[int, bytes]], start: int, stop: int) -> bytes:
+    """Return bytes [start, stop) from chunks, each with the position of its first byte."""
+    return b"".join(
+        body[max(start - position, 0) : stop - position]
+        for position, body in chunks
+        if position < stop and start < position + len(body)
+    )

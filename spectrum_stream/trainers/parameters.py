@@ -1,0 +1,64 @@
+"""The parameters of a model, against which `verify` checks a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..checkpoint import open_source
+from ..checkpoint.tensors import read_checkpoint
+from ..errors import UsageError
+from ..model import transformers_names
+from ..model.config import ModelConfig
+from ..model.parameters import Names, renaming
+from ..model.quantization import is_companion, parameter_of
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a model, by the trainer's names.
+
+    Attributes:
+        shapes: by name, in the model's order; None for an unknown shape.
+        origin: where the names come from, a noun phrase.
+        tied: names that are another parameter, and the name of that one.
+    """
+
+    shapes: Mapping[str, tuple[int, ...] | None]
+    origin: str
+    tied: Mapping[str, str]
+
+
+def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
+    """Find the parameters of MODEL, by a list, the model that transformers builds, or the checkpoint.
+
+    Args:
+        names: all names in the trainer, and MODEL is then not read; or a member of `Names`, of which only
+            `Names.INSTALLED` asks transformers.
+
+    Raises:
+        UsageError: no_model; conflicting_options; missing_extra, unknown_architecture, for names of transformers.
+        SourceError, CheckpointError: MODEL cannot be read.
+    """
+    if not isinstance(names, Names):
+        if model is not None:
+            raise UsageError("--model and --names FILE exclude each other", reason="conflicting_options")
+        return Parameters(dict.fromkeys(names), "the given list", {})
+    if model is None:
+        raise UsageError("missing --model", reason="no_model", hint="pass --model MODEL, or --names FILE")
+    source = open_source(model)
+    config = ModelConfig(source.config)
+    if names is Names.INSTALLED:
+        shapes, tied = transformers_names.model_parameters(config)
+        return Parameters(shapes, "the model that transformers builds from config.json", tied)
+    checkpoint = read_checkpoint(source)
+    stored = [
+        (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
+        for _, tensor in checkpoint.tensors
+        if not is_companion(tensor.name)
+    ]
+    rename = renaming(config, names)
+    renamed: dict[str, tuple[int, ...] | None] = {}
+    for name, shape in stored:
+        there = rename.of(name)
+        # A stored tensor that is a part of a parameter does not have its shape.
+        renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
+    return Parameters(renamed, rename.whose.removeprefix("of "), {})

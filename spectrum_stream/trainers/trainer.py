@@ -1,0 +1,165 @@
+"""A trainer: the file that it reads, how it matches names, and which of its other settings matter.
+
+Each trainer is one subclass of `Trainer` in a file of its own and one row of the registry in `trainers/__init__.py`.
+`select` writes its file and `verify` reads it; neither knows any trainer by name.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from ..selection.select import Selection
+from .parameters import Parameters
+from .patterns import SortedNames
+
+
+class Reason(StrEnum):
+    """Why `verify` reports a finding; the values are stable codes."""
+
+    NO_MATCH = "no_match"  # the entry matches no parameter
+    TOO_MANY = "too_many"  # it also matches parameters that it does not name: layers.10 for layers.1
+    BAD_PATTERN = "bad_pattern"  # the trainer cannot compile it
+    ALL_FROZEN = "all_frozen"  # nothing would be trained
+    NOTHING_FROZEN = "nothing_frozen"  # everything would be trained
+    TIED_HEAD = "tied_head"  # the head shares the parameter of the embedding
+    NOT_IN_MODEL = "not_in_model"  # a module of a result is not a parameter of the model
+    ROW_RANGE = "row_range"  # a range of rows that the parameter does not have, or that is sharded
+    FSDP = "fsdp"  # sharding that cannot freeze a part of a flattened parameter
+    CHECKPOINTING = "checkpointing"  # gradients would stop at the first frozen layer
+    ADAPTER = "adapter"  # the config trains an adapter instead of the weights
+
+    @property
+    def is_note(self) -> bool:
+        """Whether the training does what was meant all the same."""
+        return self is Reason.TIED_HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `verify` reports.
+
+    Attributes:
+        entry: the entry of the file, or its setting; empty for the file as a whole.
+        detail: what is wrong with it, a clause.
+    """
+
+    reason: Reason
+    entry: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a selection file, as its trainer reads it.
+
+    Attributes:
+        text: the entry as written.
+        pattern: finds the parameters that it trains.
+        anchored: whether the pattern must match from the start of a name.
+    """
+
+    text: str
+    pattern: re.Pattern[str]
+    anchored: bool = True
+
+
+class Trainer(ABC):
+    """A trainer, or one of the files that it reads.
+
+    The methods that read a file may raise a YAMLError, SyntaxError or RecursionError for text in another language,
+    a ValueError, KeyError, TypeError, AttributeError, IndexError or OverflowError for a text that is not a selection,
+    and re.error for an entry that is not a regular expression. `verify` turns all of them into sentences.
+
+    Attributes:
+        name: the value of `--format`.
+        suffix: of the file, without a dot.
+        advice: what to do with the file, a clause.
+        takes: the language of the file, for messages.
+        trains_adapters: whether the trainer trains adapters of the chosen modules instead of their weights.
+        has_result_schema: whether the file has the schema of a result, which `verify` must not take it for.
+        always_by_pattern: whether head and embedding are named by Spectrum's two patterns only. These do not match a
+            head that is tied to an embedding of another name.
+        label: stands for the trainer in the name of the file; default: `name`.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    advice: ClassVar[str]
+    takes: ClassVar[str] = "YAML"
+    trains_adapters: ClassVar[bool] = False
+    has_result_schema: ClassVar[bool] = False
+    always_by_pattern: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @abstractmethod
+    def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
+        """Write the file that makes the trainer train exactly the chosen parameters.
+
+        Args:
+            parameters: the names of all parameters of the model in the trainer; None if they are not known.
+
+        Raises:
+            ResultError: the format cannot express the selection exactly; `reason` says why.
+        """
+
+    @abstractmethod
+    def entries(self, text: str) -> list[Entry]:
+        """Read the entries of a file; for a list of frozen parameters, the entries that it spares."""
+
+    def matches(self, text: str, names: Iterable[str]) -> set[str]:
+        """Return the names that the trainer trains, given this file and a model with these parameters."""
+        return matched(self.entries(text), names)
+
+    def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
+        """Find settings of the file, apart from its entries, that do not go with frozen parameters."""
+        return []
+
+    def advise(self, entry: str) -> str | None:
+        """Explain why an entry matches nothing, if its spelling shows it."""
+        return None
+
+    def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
+        """Return sentences on the file that `render` writes: its use, and its contents beyond the choice."""
+        if not selection.always or self.trains_adapters:
+            return [self.advice]
+        always = " and ".join(selection.always)
+        return [
+            self.advice,
+            f"like Spectrum, it also trains {always} if the model has them; "
+            "select --no-head and --no-embeddings leave them out",
+        ]
+
+
+def matched(entries: Iterable[Entry], names: Iterable[str]) -> set[str]:
+    """Return the names that any of the entries matches."""
+    in_order = SortedNames(names)
+    return {match.string for entry in entries for match in in_order.found(entry.pattern, anchored=entry.anchored)}
+
+
+def exact(name: str) -> Entry:
+    """Return an entry that is the whole name of a parameter."""
+    return Entry(name, re.compile(rf"{re.escape(name)}\Z"))
+
+
+def strings(value: Any) -> list[str]:
+    """Return a list of strings as it is.
+
+    Raises:
+        TypeError: `value` is something else. A string is not a list of its letters.
+    """
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{value!r} is not a list of strings")
+    return value
+
+
+def adapter_findings(setting: str, kind: object) -> list[Finding]:
+    """Report a kind of tuning that trains an adapter."""
+    if kind in ("full", "freeze"):
+        return []
+    return [Finding(Reason.ADAPTER, f"{setting}: {kind}", "trains an adapter; the weights of the model stay frozen")]

@@ -1,0 +1,160 @@
+"""Options: what they accept, how wrong values fail, and how --groups reads."""
+
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from spectrum_stream import scan
+from spectrum_stream.cli import app
+from spectrum_stream.cli.values import groups_of, patterns_of
+from spectrum_stream.errors import UsageError
+from spectrum_stream.streaming import plan as planning
+
+from ..support.checkpoints import Save, llama_tensors
+from ..support.cli import Cli, reason
+
+RESULT = "model_snr_results/snr_results_x.json"
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        # A wrong choice.
+        (["scan", "m", "--precision", "x"], "no_such_precision"),
+        (["scan", "m", "--fetch", "shard"], "no_such_fetch"),
+        (["plan", "m", "--experts", "x"], "no_such_experts"),
+        (["select", "r", "--memory", "1GB", "--recipe", "x"], "no_such_recipe"),
+        (["select", "r", "--top-percent", "50", "--format", "x"], "no_such_format"),
+        (["verify", "f", "--names", "names.txt", "--format", "x"], "no_such_format"),
+        (["compare", "r", "--metric", "x"], "no_such_metric"),
+        (["compare", "r", "--metric", "random:x"], "no_such_metric"),
+        (["plan", "m", "--names", "x"], "no_such_file"),
+        # A wrong number.
+        (["scan", "m", "--top-percent", "50%"], "bad_percent"),
+        (["select", "r", "--bottom-percent", "half"], "bad_percent"),
+        (["report", "r", "--top-percent", ""], "bad_percent"),
+        (["select", "r", "--top-percent", "50", "--min-per-group", "1.5"], "bad_count"),
+        (["select", "r", "--top-percent", "50", "--groups", "mlp.*=half"], "bad_percent"),
+        (["scan", "m", "--groups", "mlp.*=25"], "bad_percent"),
+        (["scan", "m", "--groups", ","], "no_such_group"),
+        # A wrong command line.
+        (["nonsense"], "no_such_command"),
+        (["scan", "m", "--nonsense"], "no_such_option"),
+        (["scan", "m", "--top-percnt", "50"], "no_such_option"),
+        (["scan", "m", "--top-percent"], "bad_option"),
+        (["scan", "m", "--fresh=yes"], "bad_option"),
+        (["scan", "m", "n"], "unexpected_argument"),
+        (["scan"], "no_model"),
+        (["select", "--top-percent", "50"], "missing_argument"),
+        (["check"], "missing_argument"),
+        # Options that are gone.
+        (["plan", "m", "--top-percent", "50"], "no_such_option"),
+        (["select", "r", "--norms"], "no_such_option"),
+        (["scan", "m", "--wait"], "no_such_option"),
+        (["demo", "--fresh"], "no_such_option"),
+    ],
+)
+def test_option_that_is_wrong_gets_one_sentence_and_exit_code_2(cli: Cli, args: list[str], why: str) -> None:
+    Path("names.txt").write_text("a.weight\n")
+    done = cli(*args, code=2)
+    assert reason(done) == why
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) <= 2
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+def test_option_that_is_mistyped_gets_a_similar_one(cli: Cli) -> None:
+    assert "hint: did you mean --top-percent?" in cli("scan", "m", "--top-percnt", "50", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("texts", "patterns", "percents"),
+    [
+        (None, None, {}),
+        (["mlp.*"], ("mlp.*",), {}),
+        (["a,b", "c"], ("a", "b", "c"), {}),
+        (["mlp.*=25"], None, {"mlp.*": 25}),
+        (["a=25%, b=0"], None, {"a": 25, "b": 0}),
+        (["a", "b=25"], ("a", "b"), {"b": 25}),
+        (["x=y=25"], None, {"x=y": 25}),
+    ],
+)
+def test_groups_of_reads_restrictions_and_percentages(
+    texts: list[str] | None, patterns: tuple[str, ...] | None, percents: dict[str, float]
+) -> None:
+    assert groups_of(texts) == (patterns, percents)
+
+
+def test_groups_of_an_empty_option_fails() -> None:
+    with pytest.raises(UsageError) as error:
+        patterns_of(["", " , "])
+    assert error.value.reason == "no_such_group"
+
+
+def counts(cli: Cli, *words: str) -> dict[str, int]:
+    data = json.loads(cli("select", RESULT, "--top-percent", "50", "--json", *words).stdout)
+    return {group: len(modules) for group, modules in data["chosen"].items()}
+
+
+def test_select_groups_restrict_or_set_percentages(cli: Cli, save: Save) -> None:
+    scan(str(save(llama_tensors(4))), name="x")
+    everything = counts(cli)
+    assert everything["mlp.up_proj"] == everything["self_attn.q_proj"] == 2
+    # Without a percentage: only these groups.
+    assert counts(cli, "--groups", "mlp.*") == {"mlp.down_proj": 2, "mlp.up_proj": 2}
+    # Only with percentages: all groups, and these by their own percentage.
+    assert counts(cli, "--groups", "mlp.*=100,self_attn.q_proj=0") == everything | {
+        "mlp.down_proj": 4,
+        "mlp.up_proj": 4,
+        "self_attn.q_proj": 0,
+    }
+    # Both: only these groups, and the general percentage for those without their own.
+    assert counts(cli, "--groups", "mlp.*", "--groups", "self_attn.q_proj=25") == {
+        "mlp.down_proj": 2,
+        "mlp.up_proj": 2,
+        "self_attn.q_proj": 1,
+    }
+
+
+@pytest.mark.parametrize("metric", ["stable-rank", "condition"])
+def test_select_metric_shows_its_true_values_and_its_order(cli: Cli, save: Save, metric: str) -> None:
+    scan(str(save(llama_tensors(4))), name="x")
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", metric)
+    row = next(line for line in done.stdout.splitlines() if line.startswith("mlp.up_proj"))
+    least, median, most = map(float, row.split()[2:5])
+    assert 1 <= least <= median <= most
+    assert f"ranked by {metric}, smallest first" in re.sub(r"\s+", " ", done.stdout)
+
+
+def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(error: OSError) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(planning, "plan", fail)
+
+    failing(OSError(errno.ENOSPC, "No space left on device"))
+    assert reason(cli("plan", "m", code=1)) == "unwritable"
+    # As torch raises for a library that is missing, and as a file raises.
+    for error in (OSError("libcublas.so: cannot open"), OSError(errno.EIO, "Input/output error", "shard")):
+        failing(error)
+        monkeypatch.setattr("sys.argv", ["spectrum-stream", "plan", "m"])
+        with pytest.raises(OSError, match=r"libcublas|shard"):
+            app.main()
+
+
+@pytest.mark.parametrize(
+    "args", [["plan", "{model}"], ["scan", "{model}", "--name", "x"], ["demo"]], ids=lambda args: str(args[0])
+)
+def test_command_ends_with_the_next_one(cli: Cli, save: Save, minilm: Path, args: list[str]) -> None:
+    folder = str(save(llama_tensors(2)))
+    done = cli(*(folder if word == "{model}" else word for word in args))
+    assert done.stdout.splitlines()[-1].startswith("next: spectrum-stream ")

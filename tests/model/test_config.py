@@ -1,0 +1,93 @@
+"""config.json is untrusted: any JSON gives values of the stated types, and a wrong type counts as absent."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum_stream.model.config import ModelConfig, QuantizationConfig
+
+KEYS = (
+    *("model_type", "architectures", "text_config", "ffn_config", "vision_config", "num_hidden_layers"),
+    *("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "tie_word_embeddings"),
+    *("quantization_config", "compression_config", "quant_method", "bits", "group_size", "weight_block_size"),
+    *("version", "checkpoint_format", "config_groups", "weights", "num_bits", "block_structure"),
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["llama", "LlamaForCausalLM", "XForConditionalGeneration", "GEMM", ""])
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=8),
+    max_leaves=30,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
+    config = ModelConfig(data)
+    assert config.model_type is None or isinstance(config.model_type, str)
+    assert all(isinstance(name, str) for name in config.architectures)
+    assert isinstance(config.text, dict)
+    for count in (config.layer_count, config.expert_count):
+        assert count is None or (type(count) is int and count > 0)
+    assert type(config.is_causal) is bool
+    assert type(config.is_multimodal) is bool
+    assert config.ties_embeddings in (None, True, False)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
+    for config in (ModelConfig(data).quantization, QuantizationConfig(data)):
+        assert config.quant_method is None or isinstance(config.quant_method, str)
+        assert config.bits is None or (type(config.bits) is int and 1 <= config.bits <= 8)
+        assert config.group_size is None or (type(config.group_size) is int and config.group_size > 0)
+        assert len(config.block_size) == 2
+        assert all(type(side) is int and side > 0 for side in config.block_size)
+        assert isinstance(config.version, str)
+        assert config.checkpoint_format is None or isinstance(config.checkpoint_format, str)
+        assert isinstance(config.settings, dict)
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 0, 2.0, "2", [2], {"a": 2}])
+def test_config_counts_are_positive_integers(value: Any) -> None:
+    assert ModelConfig({"num_hidden_layers": value}).layer_count is None
+    assert ModelConfig({"num_experts": value}).expert_count is None
+    assert QuantizationConfig({"bits": value}).bits is None
+    assert QuantizationConfig({"group_size": value}).group_size is None
+
+
+def test_config_of_the_language_model_comes_first() -> None:
+    config = ModelConfig({"num_hidden_layers": 3, "text_config": {"num_hidden_layers": 5, "num_experts": 8}})
+    assert config.layer_count == 5
+    assert config.expert_count == 8
+    assert ModelConfig({"num_hidden_layers": 3, "text_config": {"num_hidden_layers": "5"}}).layer_count == 3
+
+
+def test_config_takes_quantization_from_the_top_or_from_the_language_model() -> None:
+    assert ModelConfig({"text_config": {"quantization_config": {"bits": 4}}}).quantization.bits == 4
+    assert ModelConfig({"compression_config": {"bits": 3}}).quantization.bits == 3
+    assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [((), None), ((None,), None), (("yes",), None), ((True,), True), ((False,), False), ((False, True), True)],
+)
+def test_config_ties_embeddings_if_any_part_says_so(flags: tuple[Any, ...], expected: bool | None) -> None:
+    parts = [{"tie_word_embeddings": flag} for flag in flags] + [{}, {}]
+    assert ModelConfig({**parts[0], "text_config": parts[1]}).ties_embeddings is expected
+
+
+def test_quantization_config_of_groups_that_differ_has_no_bits() -> None:
+    def groups(*bits: int) -> dict[str, Any]:
+        return {"config_groups": {str(i): {"weights": {"num_bits": b, "group_size": 32}} for i, b in enumerate(bits)}}
+
+    assert QuantizationConfig(groups(4, 4)).bits == 4
+    assert QuantizationConfig(groups(4, 8)).bits is None
+    assert QuantizationConfig(groups(4, 8)).group_size is None

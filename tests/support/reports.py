@@ -1,0 +1,10 @@
+"""Entries for tests of reports."""
+
+from typing import Any
+
+from spectrum_stream.report.data import Entry
+
+
+def make_entry(module: str, group: str, snr: float | None, **more: Any) -> Entry:
+    """Make an entry with the three fields that every test sets."""
+    return Entry(module=module, group=group, snr=snr, **more)

@@ -87,6 +87,7 @@ def test_huge_sigma1_is_as_huge_as_its_name_says() -> None:
         assert s[0] / np.quantile(s, 0.25) == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_scores_of_a_suite_measure_something_and_do_not_tie() -> None:
     for workload in workloads(Suite.CI):
         assert all(score(known_spectrum(w), w.n, w.m).degeneracy is None for w in workload.weights)

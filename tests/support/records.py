@@ -9,7 +9,13 @@ from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
 
 # What a journal was opened with: which checkpoint it is a record of.
-IDENTITY: dict[str, Any] = {"path": "/models/a", "shards": [["model.safetensors", 10, 20]], "engine": 1, "names": "checkpoint", "names_sha256": None}
+IDENTITY: dict[str, Any] = {
+    "path": "/models/a",
+    "shards": [["model.safetensors", 10, 20]],
+    "engine": 1,
+    "names": "checkpoint",
+    "names_sha256": None,
+}
 
 
 def record(module: str = "layers.0.up", group: str = "up", snr: float | None = None) -> Record:

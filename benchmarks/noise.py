@@ -1,6 +1,6 @@
-"""What each measure says of noise alone, by the shape of the matrix: `python -m benchmarks.noise`.
+"""What each metric says of noise alone, by the shape of the matrix: `python -m benchmarks.noise`.
 
-A measure that tells signal from noise says the same of all noise. Prints the README's tables, in Markdown: medians
+A metric that tells signal from noise says the same of all noise. Prints the README's tables, in Markdown: medians
 over matrices with independent normal entries of the standard deviation that a trained model's weights have; and with
 `--result FILE`, how many of a real model's matrices have more signal than noise of their shape has.
 """
@@ -14,9 +14,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from spectrum_stream.numerics.metrics import MEASURES, marchenko_pastur, scale_free
+from spectrum_stream.numerics.metrics import METRICS, marchenko_pastur, scale_free
 from spectrum_stream.numerics.snr import score
-from spectrum_stream.results.remeasuring import read_recorded, record_path
+from spectrum_stream.results.record import open_records, record_path
 
 BETAS = [Fraction(1, 32), Fraction(1, 16), Fraction(1, 8), Fraction(1, 4), Fraction(3, 8), Fraction(1, 2)]
 BETAS += [Fraction(3, 4), Fraction(1)]
@@ -38,7 +38,7 @@ def noise(short: int, long: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
-    """A row a ratio: beta, the share of S that Spectrum calls signal, and every measure's median over the draws."""
+    """A row a ratio: beta, the share of S that Spectrum calls signal, and every metric's median over the draws."""
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for beta in BETAS:
@@ -46,10 +46,10 @@ def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
         drawn = [noise(short, long, rng) for _ in range(draws)]
         row: Row = {"beta": str(beta)}
         row["above tau"] = float(np.median([score(s, short, long).above / short for s in drawn]))
-        for metric, measure in MEASURES.items():
-            if measure.of_spectrum is not None:
-                values = [measure.of_spectrum(s, short, long) for s in drawn]
-                row[str(metric)] = float(np.median([np.nan if value is None else value for value in values]))
+        for metric in METRICS.values():
+            if metric.of_spectrum is not None:
+                values = [metric.of_spectrum(s, short, long) for s in drawn]
+                row[metric.name] = float(np.median([np.nan if value is None else value for value in values]))
         rows.append(row)
     return rows
 
@@ -58,9 +58,10 @@ def against_noise(result: Path, draws: int, seed: int) -> list[Row]:
     """A row a group and shape: how many matrices have more signal than noise of that shape, by two thresholds."""
     rng = np.random.default_rng(seed)
     members: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)
-    for record in read_recorded(record_path(result)).records:
-        if record.score is not None and min(record.n, record.m) > 1:
-            members[record.group, record.n, record.m].append(record.singular_values)
+    with open_records(record_path(result)) as records:
+        for record in records.rows:
+            if record.score is not None and min(record.n, record.m) > 1:
+                members[record.group, record.n, record.m].append(record.singular_values)
     rows: list[Row] = []
     for (group, n, m), spectra in members.items():
         drawn = [noise(min(n, m), max(n, m), rng) for _ in range(draws)]
@@ -81,7 +82,7 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="Hold the matrices of this result against noise instead.")
     ] = None,
 ) -> None:
-    """Print what each measure says of noise alone, for matrices of several shapes."""
+    """Print what each metric says of noise alone, for matrices of several shapes."""
     rows = by_ratio(short, draws, seed) if result is None else against_noise(result, draws, seed)
     print(f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|", sep="\n")
     for row in rows:

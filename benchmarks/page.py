@@ -22,12 +22,13 @@ from spectrum_stream.numerics.snr import score
 from spectrum_stream.report.data import read_shown
 from spectrum_stream.report.page import render
 from spectrum_stream.results.journal import Journal
-from spectrum_stream.results.record import Record
-from spectrum_stream.results.result import in_order, write_results
+from spectrum_stream.results.record import Record, record_path
+from spectrum_stream.results.result import write_results
 from tests.support.browser import CHROMIUM, launched, opened
 
 _MAX_NBYTES = 25_000_000
 _MAX_S = 3.0
+_IDENTITY = {"path": "hf://org/large", "commit": "0" * 40, "shards": {}, "versions": {}, "engine": 3}
 _LAYERS, _DENSE, _EXPERTS = 61, 3, 256
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         page.write_text(html, "utf-8")
         figures: dict[str, float] = {
             "matrices": len(shown.entries),
-            "record_nbytes": result.with_suffix(".sqlite").stat().st_size,
+            "record_nbytes": record_path(result).stat().st_size,
             "read_s": read - started,
             "render_s": made - read,
             "page_nbytes": page.stat().st_size,
@@ -83,11 +84,11 @@ def _open(page: Path) -> dict[str, float]:
 def _make(result: Path) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     records = []
-    with Journal(result.with_suffix(".sqlite"), {"path": "org/large", "commit": "0" * 40, "shards": {}}) as store:
+    with Journal(record_path(result), _IDENTITY) as store:
         for record in _records():
             store.add(record)
             records.append(record)
-    write_results(result, in_order(records))
+    write_results(result, records)
 
 
 def _records() -> Iterator[Record]:
@@ -120,8 +121,9 @@ def _record(generator: np.random.Generator, module: str, group: str, n: int, m: 
     spikes = 2.0 ** (4 * generator.random() * np.exp(-np.arange(count) / (1 + 0.02 * count)))
     values = np.sort(bulk * spikes[::-1]).astype(np.float32)[::-1].copy()
     return Record(
-        module, f"{module}.weight", group, f"{module}.weight", n, m, "BF16", None, "", Precision.FP32, "cpu",
-        score(values, n, m), values, 0.01,
+        module=module, parameter=f"{module}.weight", group=group, tensor=f"{module}.weight", n=n, m=m, dtype="BF16",
+        no_score=None, detail="", precision=Precision.FP32, device="cpu", score=score(values, n, m),
+        singular_values=values, compute_s=0.01,
     )  # fmt: skip
 
 

@@ -22,11 +22,10 @@ from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
 from .numerics.schedule import Computed, compute_all
-from .numerics.snr import TOLERANCE
 from .results.atomic import write_atomically
 from .results.journal import Journal
 from .results.record import Record
-from .results.result import Module, Result, in_order, lines_of, read_results, write_results
+from .results.result import Module, Result, modules_of, sort_records, write_results
 from .selection.select import Selection, select
 from .streaming import plan as planning
 from .streaming.bounded import Budget, Budgets, Traffic
@@ -111,7 +110,12 @@ class ScanResult:
     @property
     def inexact(self) -> tuple[Record, ...]:
         """Records whose score may be wrong by more than the tolerance."""
-        return tuple(r for r in self.records if r.score is not None and r.score.error > TOLERANCE)
+        return tuple(r for r in self.records if r.score is not None and not r.score.is_exact)
+
+    @property
+    def result(self) -> Result:
+        """The modules with their diagnostics, as `diagnose` takes them."""
+        return Result.from_records(self.records) if self.records else Result(self.modules)
 
     @property
     def complete(self) -> bool:
@@ -216,8 +220,8 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
             yield MatrixScored(record, done, len(plan.matrices), work_done, work_total)
         _check_unchanged(plan)
         asked = {w.module for w in plan.matrices}
-        records = in_order(r for r in known.values() if r.module in asked)
-        if not lines_of(records):
+        records = sort_records(r for r in known.values() if r.module in asked)
+        if not modules_of(records):
             raise ComputeError(
                 f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
                 reason="all_failed",
@@ -226,7 +230,7 @@ def run(plan: Plan, *, fresh: bool = False, device: Device = CPU, wait: bool = F
         whole = {g for g, names in plan.members.items() if names <= known.keys() or asked & names}
         published = (r for r in known.values() if r.group in whole and r.module in plan.members[r.group])
         write_results(plan.outputs.results, published)
-        yield ScanFinished(_finish(plan, records, lines_of(records)))
+        yield ScanFinished(_finish(plan, records, modules_of(records)))
 
 
 def _all_names(plan: Plan) -> list[str]:
@@ -332,7 +336,7 @@ def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
     if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
         return True
     # Kept inexact under a memory limit that is gone.
-    inexact = record.score is not None and record.score.error > TOLERANCE and record.precision != Precision.SVD
+    inexact = record.score is not None and not record.score.is_exact and record.precision != Precision.SVD
     return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
 
 
@@ -356,7 +360,7 @@ def _foreign_result(plan: Plan) -> list[Module] | None:
     if plan.outputs.record.exists() or not plan.outputs.results.exists():
         return None
     wanted = {(w.result_name, w.group) for w in plan.matrices}
-    lines = [line for line in read_results(plan.outputs.results) if (line.name, line.group) in wanted]
+    lines = [line for line in Result.open(plan.outputs.results).modules if (line.name, line.group) in wanted]
     if len(lines) < len(wanted):
         raise ResultError(
             f"{plan.outputs.results} lacks {len(wanted) - len(lines)} modules and is not this program's own",

@@ -1,5 +1,7 @@
 """What the program says of itself and of things: its version, untrusted names, counts, sizes and durations."""
 
+from collections.abc import Sequence
+
 # Stated here only; pyproject.toml reads it.
 VERSION = "0.1.0"
 
@@ -26,6 +28,12 @@ def si_number(number: float, unit: str = "") -> str:
 def counted(number: int, one: str, many: str) -> str:
     """`1 shard`, `2 shards`."""
     return f"{number} {one if number == 1 else many}"
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """`a, b, c`, and `a, b, c and 2 more` above the limit."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def duration(seconds: float) -> str:

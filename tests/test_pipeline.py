@@ -10,7 +10,7 @@ from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, U
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
-from spectrum_stream.results.result import Module, read_scored
+from spectrum_stream.results.result import Module, Result
 
 from .support.checkpoints import Save, llama_tensors, reference_score
 
@@ -324,7 +324,7 @@ def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: S
 
 def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
-    again = select(read_scored(result.written[0]), 50)
+    again = select(Result.open(result.written[0]), 50)
     assert result.selection is not None
     assert (result.selection.ranked, result.selection.always) == (again.ranked, again.always)
     assert result.selection.chosen == select(result.modules, 50).chosen
@@ -347,4 +347,4 @@ def test_the_record_has_the_names_of_what_was_not_asked_for(
     """A tied head is no parameter of its own, whether it was asked for or not."""
     tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
     found = scan(str(save(tensors, config=TIED if tied else {})), name="x", groups=modules)
-    assert read_scored(found.written[0]).parameters == tuple(sorted(tensors))
+    assert Result.open(found.written[0]).parameters == tuple(sorted(tensors))

@@ -81,13 +81,13 @@ def by_spectrums_rules(model: Any) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["llama", "tied llama", "gpt2"])
 def test_what_transformers_saves_scores_as_the_instantiated_modules_do(tmp_path: Path, kind: str) -> None:
     expected = by_spectrums_rules(saved_model(tmp_path / "m", kind))
-    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x").modules}
+    found = {line.name: line.value for line in scan(str(tmp_path / "m"), name="x").modules}
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixtral_scores_as_the_instantiated_modules_and_expert_by_expert(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "m", "mixtral")
-    found = {line.name: line.snr for line in scan(str(tmp_path / "m"), name="x", names="checkpoint").modules}
+    found = {line.name: line.value for line in scan(str(tmp_path / "m"), name="x", names="checkpoint").modules}
     # transformers 5 keeps the experts of a layer in one parameter without a module of its own, which Spectrum
     # does not see; the checkpoint has each expert's matrices, under the names that Spectrum's published
     # Mixtral results have.

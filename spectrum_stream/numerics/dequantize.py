@@ -1,4 +1,4 @@
-"""Quantized weights to numbers, a part at a time: the whole matrix is never multiplied out."""
+"""Dequantize weights, a block at a time: the whole matrix never exists in float32."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,14 +24,19 @@ DTYPES = {
     "I64": torch.int64,
 }
 _WORD_BITS = 32
-# Where AWQ puts the eight numbers of a word, for the kernel that it was made for.
+# The order of the eight values in a word of AWQ, which its kernel asks for.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-class Quantized(ABC):
-    """A matrix that is stored as small numbers and scales; a part of it is multiplied out when it is read.
+class QuantizedMatrix(ABC):
+    """A matrix of quantized values and scales. Indexing it dequantizes that block.
 
-    It is to be used as a float32 tensor of two dimensions would be, as far as that is needed.
+    It can be used in place of a 2-D float32 tensor, as far as the scan needs one: `shape`, `dtype`, `T`, slices with
+    a step of 1, and `any`.
+
+    Args:
+        n, m: the shape.
+        scales: the number of its scales.
     """
 
     dtype = torch.float32
@@ -41,13 +46,13 @@ class Quantized(ABC):
         self.scales = scales
 
     @property
-    def T(self) -> "Quantized":  # noqa: N802
-        """Its transpose."""
-        return _Turned(self)
+    def T(self) -> "QuantizedMatrix":  # noqa: N802
+        """The transpose."""
+        return _Transposed(self)
 
     @abstractmethod
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        """Rows [top, bottom) and columns [left, right), as a float32 tensor of its own."""
+        """Dequantize rows [top, bottom) and columns [left, right) into a new float32 tensor."""
 
     def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
@@ -58,7 +63,7 @@ class Quantized(ABC):
         height = max(1, DECODED_NUMEL // max(1, right - left))
         if bottom - top <= height:
             return self._part(top, bottom, left, right)
-        # What a part takes on its way, several times itself, is then that of a few rows.
+        # Dequantizing takes several times the memory of its result, so it is done for a few rows at a time.
         block = torch.empty(bottom - top, right - left)
         for first in range(top, bottom, height):
             last = min(first + height, bottom)
@@ -71,13 +76,13 @@ class Quantized(ABC):
         return any(bool(self[i : i + height].any()) for i in range(0, self.shape[0], height))
 
 
-class _Turned(Quantized):
-    def __init__(self, inner: Quantized) -> None:
+class _Transposed(QuantizedMatrix):
+    def __init__(self, inner: QuantizedMatrix) -> None:
         super().__init__(inner.shape[1], inner.shape[0], inner.scales)
         self._inner = inner
 
     @property
-    def T(self) -> Quantized:  # noqa: N802
+    def T(self) -> QuantizedMatrix:  # noqa: N802
         return self._inner
 
     def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
@@ -87,13 +92,13 @@ class _Turned(Quantized):
         return self._inner._part(left, right, top, bottom).T
 
 
-class Scaled(Quantized):
-    """Numbers with a grid of scales over them.
+class Scaled(QuantizedMatrix):
+    """Values with one scale for each block of the matrix: float8 and int8.
 
     Args:
         stored: (n, m), of any dtype of numbers.
-        scales: (rows, columns), float32.
-        block: how many (rows, columns) of the matrix share a scale; the last ones may be fewer.
+        scales: (ceil(n / rows), ceil(m / columns)), float32.
+        block: the (rows, columns) of the matrix that share a scale. Blocks at the edges may be smaller.
     """
 
     def __init__(self, stored: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
@@ -103,7 +108,7 @@ class Scaled(Quantized):
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         result = self._stored[top:bottom, left:right].to(torch.float32, copy=True)
         height, width = self._block
-        # Band by band of rows that share their scales, so that no grid of the size of the part is made.
+        # Each band of rows shares its scales, so the scales are never expanded to the size of the block.
         for first in range(top - top % height, bottom, height):
             scales = self._scales[first // height, left // width : (right - 1) // width + 1]
             along = scales.repeat_interleave(width)[left % width :][: right - left]
@@ -111,18 +116,18 @@ class Scaled(Quantized):
         return result
 
 
-class Fp4(Quantized):
-    """Numbers of four bits (E2M1), two a byte, with a scale for each few of a row: MXFP4 and NVFP4.
+class Fp4(QuantizedMatrix):
+    """Values of four bits (E2M1), two in a byte, with scales along the rows: MXFP4 and NVFP4.
 
     Args:
         stored: (n, m / 2), uint8; the even column is in the low four bits.
-        scales: (n, m / columns), of a float8 dtype: E8M0 for powers of two, whose 255 is not a number.
-        columns: how many share a scale.
-        factor: that of all weights.
+        scales: (n, ceil(m / columns)), float8. In E8M0, a power of two, 255 is NaN.
+        columns: the number of neighbors in a row that share a scale.
+        factor: a factor of all weights.
     """
 
     _NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-    # A byte to its two numbers.
+    # The two values of each byte.
     _PAIRS = torch.stack([_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16)], 1)
 
     def __init__(self, stored: torch.Tensor, scales: torch.Tensor, columns: int, factor: float = 1.0) -> None:
@@ -135,7 +140,7 @@ class Fp4(Quantized):
         start, stop = first * columns, min(last * columns, m)
         numbers = self._PAIRS[self._stored[top:bottom, start // 2 : stop // 2].int()].reshape(bottom - top, -1)
         scales = self._scales[top:bottom, first:last].to(torch.float32) * self._factor
-        # The last scale of a row can be that of fewer.
+        # The last scale of a row may belong to fewer columns.
         whole = (stop - start) // columns
         if whole:
             numbers[:, : whole * columns].view(bottom - top, whole, columns).mul_(scales[:, :whole, None])
@@ -144,81 +149,106 @@ class Fp4(Quantized):
         return numbers[:, left - start : right - start]
 
 
-class Integers(Quantized):
-    """Integers of a few bits in words of 32, each less a zero point and times a scale.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The scales and zero points of a matrix.
+
+    Attributes:
+        scales: (rows, columns), float32.
+        zeros: the zero points, of the same shape, float32.
+        row_groups: (n,), int64: the row of `scales` for each row of the matrix.
+        column_groups: (m,), int64: the column of `scales` for each column of the matrix.
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    row_groups: torch.Tensor
+    column_groups: torch.Tensor
+
+
+class Integers(QuantizedMatrix):
+    """Integers of a few bits in 32-bit words: w = (integer - zero point) * scale.
 
     Args:
         words: int32, as stored.
         shape: (n, m) of the matrix.
         packing: how the integers lie in the words.
         bits: of an integer.
-        scales: (rows, columns), float32.
-        zeros: the same shape, float32; what an integer is counted from.
-        row_groups, column_groups: which row and column of `scales` those of the matrix belong to.
+        grid: scales and zero points.
     """
 
-    def __init__(
-        self,
-        words: torch.Tensor,
-        shape: tuple[int, int],
-        packing: Packing,
-        bits: int,
-        scales: torch.Tensor,
-        zeros: torch.Tensor,
-        row_groups: torch.Tensor,
-        column_groups: torch.Tensor,
-    ) -> None:
-        super().__init__(shape[0], shape[1], scales.numel())
-        self._words, self._packing, self._bits = words, packing, bits
-        self._scales, self._zeros = scales, zeros
-        self._row_groups, self._column_groups = row_groups, column_groups
+    def __init__(self, words: torch.Tensor, shape: tuple[int, int], packing: Packing, bits: int, grid: Grid) -> None:
+        super().__init__(shape[0], shape[1], grid.scales.numel())
+        self._words, self._packing, self._bits, self._grid = words, packing, bits, grid
 
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         if self._packing is Packing.COLUMNS:
-            numbers = unpacked(self._words[:, left:right], self._bits, top, bottom, dim=0)
+            numbers = unpack(self._words[:, left:right], self._bits, top, bottom, dim=0)
         elif self._packing is Packing.ROWS:
-            numbers = unpacked(self._words[top:bottom], self._bits, left, right, dim=1)
+            numbers = unpack(self._words[top:bottom], self._bits, left, right, dim=1)
         else:
-            numbers = unpacked_awq(self._words[top:bottom], left, right)
-        rows, columns = self._row_groups[top:bottom], self._column_groups[left:right]
+            numbers = unpack_awq(self._words[top:bottom], left, right)
+        grid = self._grid
+        rows, columns = grid.row_groups[top:bottom], grid.column_groups[left:right]
         result = numbers.to(torch.float32)
-        # Along the lines that share no scale first, which makes the smaller of the two.
+        # The grid is indexed first along the side whose lines have scales of their own: that result is the smaller.
         if self._packing is Packing.ROWS:
-            result -= self._zeros[rows][:, columns]
-            result *= self._scales[rows][:, columns]
+            result -= grid.zeros[rows][:, columns]
+            result *= grid.scales[rows][:, columns]
         else:
-            result -= self._zeros[:, columns][rows]
-            result *= self._scales[:, columns][rows]
+            result -= grid.zeros[:, columns][rows]
+            result *= grid.scales[:, columns][rows]
         return result
 
 
-Weights = torch.Tensor | Quantized
+Weights = torch.Tensor | QuantizedMatrix
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A quantized matrix as it was read, with the bytes of what it needs; its scales are not spread out yet.
+    """A quantized matrix as it was read; its scales are not parsed yet.
 
     Attributes:
-        stored: its numbers, of `how.stored_shape`.
-        parts: the bytes of each of `how.parts`, by role.
+        stored: the quantized values, of `quantization.stored_shape`.
+        quantization: how the matrix is stored.
+        parts: the bytes of each of `quantization.parts`, by role.
     """
 
     stored: torch.Tensor
-    how: Quantization
+    quantization: Quantization
     parts: Mapping[str, bytes]
 
-    def opened(self) -> Quantized:
-        """Raises CheckpointError: bad_scales, what the companions hold does not fit the weight."""
-        return multiplied_out(self.stored, self.how, self.parts)
+    def dequantize(self) -> QuantizedMatrix:
+        """Return the matrix, which is dequantized where it is indexed.
+
+        Raises:
+            CheckpointError: bad_scales, the parts do not fit the weight.
+        """
+        how = self.quantization
+        found = {part.role: _parse_tensor(part.dtype, part.shape, self.parts[part.role]) for part in how.parts}
+        scales = found["scales"]
+        # Powers of two are also stored as plain bytes.
+        if scales.dtype is torch.uint8:
+            scales = scales.view(torch.float8_e8m0fnu)
+        if how.packing is Packing.FP4:
+            return Fp4(self.stored, scales, how.block[1], _find_factor(found))
+        if how.packing is Packing.NONE:
+            return Scaled(self.stored, scales.to(torch.float32), how.block)
+        if "shape" in found and tuple(found["shape"].tolist()) != how.shape:
+            raise _bad_scales(how, f"its shape is {found['shape'].tolist()}, and its words hold {list(how.shape)}")
+        return Integers(self.stored, how.shape, how.packing, how.bits, _make_grid(how, found))
 
 
-def unpacked(words: torch.Tensor, bits: int, start: int, stop: int, dim: int) -> torch.Tensor:
-    """Unsigned integers [start, stop) of each line along `dim` of int32 words that hold them bit after bit."""
+def unpack(words: torch.Tensor, bits: int, start: int, stop: int, dim: int) -> torch.Tensor:
+    """Unpack the unsigned integers [start, stop) of each line along `dim`.
+
+    Args:
+        words: int32; the integers of a line follow one another bit by bit, across the borders of words.
+    """
     positions = torch.arange(start, stop) * bits
     index, shift = positions // _WORD_BITS, (positions % _WORD_BITS).to(torch.int32)
     along = shift.unsqueeze(1 - dim)
-    # Shifted as signed numbers; what the sign fills in is masked.
+    # The words are signed, so a shift fills in the sign. The masks below remove it.
     numbers = words.index_select(dim, index) >> along
     if _WORD_BITS % bits:
         present = _WORD_BITS - along
@@ -228,68 +258,47 @@ def unpacked(words: torch.Tensor, bits: int, start: int, stop: int, dim: int) ->
     return numbers & ((1 << bits) - 1)
 
 
-def unpacked_awq(words: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Integers of four bits, [start, stop) of each row."""
+def unpack_awq(words: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Unpack the four-bit integers [start, stop) of each row, in the order of AWQ."""
     columns = torch.arange(start, stop)
     shift = 4 * torch.tensor(_AWQ_ORDER, dtype=torch.int32)[columns % 8]
     return (words.index_select(1, columns // 8) >> shift) & 15
 
 
-def multiplied_out(stored: torch.Tensor, how: Quantization, parts: Mapping[str, bytes]) -> Quantized:
-    """A quantized matrix.
-
-    Args:
-        stored: its numbers, of `how.stored_shape`.
-        parts: the bytes of each of `how.parts`, by role.
-
-    Raises:
-        CheckpointError: bad_scales, what the companions hold does not fit the weight.
-    """
-    found = {part.role: _tensor(part.dtype, part.shape, parts[part.role]) for part in how.parts}
-    scales = found["scales"]
-    if how.packing is Packing.FP4:
-        factor = 1.0
-        for role, one in found.items():
-            if role in ("factor", "divisor"):
-                factor = float(one) if role == "factor" else 1 / float(one) if float(one) else torch.inf
-        powers = scales.view(torch.float8_e8m0fnu) if scales.dtype is torch.uint8 else scales
-        return Fp4(stored, powers, how.block[1], factor)
-    if how.packing is Packing.NONE:
-        if scales.dtype is torch.uint8:
-            scales = scales.view(torch.float8_e8m0fnu)
-        return Scaled(stored, scales.to(torch.float32), how.block)
-    return _integers(stored, how, found, scales.to(torch.float32))
+def _find_factor(found: Mapping[str, torch.Tensor]) -> float:
+    """Return the factor of all weights; some formats store it as a divisor."""
+    if "factor" in found:
+        return float(found["factor"])
+    divisor = float(found["divisor"]) if "divisor" in found else 1.0
+    return 1 / divisor if divisor else torch.inf
 
 
-def _integers(
-    words: torch.Tensor, how: Quantization, found: Mapping[str, torch.Tensor], scales: torch.Tensor
-) -> Quantized:
-    if "shape" in found and tuple(found["shape"].tolist()) != how.shape:
-        raise _unfit(how, f"its true shape is {found['shape'].tolist()}, and its words hold {list(how.shape)}")
+def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> Grid:
+    scales = found["scales"].to(torch.float32)
     zeros = torch.full_like(scales, 1 << (how.bits - 1))
     if "zeros" in found:
         packed = found["zeros"]
         if how.packing is Packing.AWQ:
-            zeros = unpacked_awq(packed, 0, scales.shape[1])
+            zeros = unpack_awq(packed, 0, scales.shape[1])
         else:
             dim = 0 if how.packing is Packing.ROWS else 1
-            zeros = unpacked(packed, how.bits, 0, scales.shape[dim], dim)
+            zeros = unpack(packed, how.bits, 0, scales.shape[dim], dim)
         zeros = ((zeros + how.zeros_offset) & ((1 << how.bits) - 1)).to(torch.float32)
     groups = [torch.arange(side) // share for side, share in zip(how.shape, how.block, strict=True)]
     if "groups" in found:
         dim = 1 if how.packing is Packing.ROWS else 0
         order = found["groups"].long()
-        # compressed-tensors writes -1 where columns are in order.
+        # compressed-tensors writes -1 for columns that are in order.
         if not bool((order == -1).all()):
             if int(order.min()) < 0 or int(order.max()) >= scales.shape[dim]:
-                raise _unfit(how, "a column in a group that has no scale")
+                raise _bad_scales(how, "a column belongs to a group without a scale")
             groups[dim] = order
-    return Integers(words, how.shape, how.packing, how.bits, scales, zeros, *groups)
+    return Grid(scales, zeros, *groups)
 
 
-def _tensor(dtype: str, shape: tuple[int, ...], body: bytes) -> torch.Tensor:
+def _parse_tensor(dtype: str, shape: tuple[int, ...], body: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(DTYPES[dtype]).reshape(shape)
 
 
-def _unfit(how: Quantization, what: str) -> CheckpointError:
-    return CheckpointError(f"{how.parts[0].tensor}: {what}", reason="bad_scales")
+def _bad_scales(how: Quantization, problem: str) -> CheckpointError:
+    return CheckpointError(f"{how.parts[0].tensor}: {problem}", reason="bad_scales")

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import UsageError
 
-# Share of a GPU's free memory that a batch may take; the eigenvalue routine's workspace needs room too.
+# The share of a GPU's free memory for the K of a batch. The workspace of the eigenvalue routine needs room too.
 _BATCH_SHARE = 0.25
 
 
@@ -18,8 +18,8 @@ class Device:
 
     Attributes:
         torch_device: the device of the products.
-        batch_nbytes: memory for the K of one batch; 0 where batches gain nothing.
-        looped: whether eigenvalues are found faster one matrix at a time (measured once).
+        batch_nbytes: memory for the K of one batch; 0 if batches gain nothing.
+        looped: whether eigenvalues are found faster one matrix at a time (measured when the device is opened).
     """
 
     torch_device: torch.device
@@ -34,7 +34,7 @@ CPU = Device(torch.device("cpu"))
 
 
 def open_device(name: str = "auto") -> Device:
-    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, probed.
+    """Open and probe the device `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
         UsageError: no_such_device.
@@ -48,12 +48,12 @@ def open_device(name: str = "auto") -> Device:
         if device.type not in ("cuda", "mps"):
             raise RuntimeError(name)
         torch.zeros(1, device=device)
-    # torch raises whatever its build does: RuntimeError, AssertionError without CUDA, NotImplementedError.
+    # The class of the error depends on the build of torch: AssertionError without CUDA, for example.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"there is no device {name!r} here",
             reason="no_such_device",
-            hint="--device auto takes what there is",
+            hint="use --device auto, which picks the device",
         ) from error
     if device.type == "mps":
         return Device(device)
@@ -62,7 +62,7 @@ def open_device(name: str = "auto") -> Device:
 
 
 def _is_looping_faster(device: torch.device) -> bool:
-    # Which it is depends on the versions of torch and cuSOLVER, by factors of ten either way.
+    # It depends on the versions of torch and cuSOLVER, by factors of ten in either direction.
     k = torch.eye(256, device=device).expand(16, -1, -1).contiguous()
 
     def seconds(run: Callable[[], object]) -> float:

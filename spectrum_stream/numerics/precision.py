@@ -1,17 +1,17 @@
-"""How exactly singular values are computed. Without torch, so that a plan and the options can name it."""
+"""The precision of singular values. This module is free of torch, so that plans and options can import it."""
 
 from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """How singular values are computed, in order of cost; `spectra` explains the steps."""
+    """How exactly singular values are computed, cheapest first; `spectra` explains the steps."""
 
-    AUTO = "auto"  # the first of the others that is exact enough for each matrix
+    AUTO = "auto"  # for each matrix the first of the others that is exact enough
     FP32 = "fp32"
     FP64 = "fp64"
     SVD = "svd"
 
     @property
     def steps(self) -> "tuple[Precision, ...]":
-        """What is tried, cheapest first."""
+        """The precisions that are tried, cheapest first."""
         return tuple(Precision)[1:] if self is Precision.AUTO else (self,)

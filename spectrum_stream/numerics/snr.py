@@ -70,6 +70,16 @@ class Score:
     sigma1_over_q25: float
     degeneracy: Degeneracy | None
 
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether it does not compare signal with noise. A norm's 1.0 is defined so, and does not count."""
+        return self.degeneracy not in (None, Degeneracy.VECTOR)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its estimated error is within the tolerance."""
+        return self.error <= TOLERANCE
+
 
 def score(
     singular_values: np.ndarray,

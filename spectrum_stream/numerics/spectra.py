@@ -7,18 +7,18 @@ For an n x m matrix W with n <= m (the other case is its transpose, which has th
 K is n x n and is summed over blocks of columns, each upcast as it is read, so no float32 copy of W ever
 exists. K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and they run as products.
 
-What it costs is accuracy at the small end. An eigenvalue of K is wrong by up to some d, proportional to the
-rounding unit u and the largest eigenvalue, which makes a singular value s wrong by d / 2s: harmless in the
-bulk of an ordinary matrix, ruinous when sigma_1 is thousands of times the bulk. So every singular value
-comes with an estimate of its error, and there are three methods, each slower and safer:
+The price is accuracy of the small singular values. The error d of an eigenvalue of K is proportional to the
+rounding unit u and the largest eigenvalue, and makes a singular value s wrong by d / 2s: harmless in the bulk
+of an ordinary matrix, ruinous when sigma_1 is thousands of times the bulk. So every singular value comes with
+an estimate of its error, and there are three precisions, each slower and safer than the one before:
 
     fp32   K and its eigenvalues in float32
     fp64   the same in float64; products of bfloat16 and float16 numbers are exact in both
     svd    Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by u * sigma_1 at most
 
-Matrices of one shape and dtype are computed as a batch, on any device; a CPU gains nothing from a batch of
-more than one. On CUDA the products of 16-bit matrices run on tensor cores with a float32 result; the next
-block is copied while the last one is multiplied.
+Matrices of one shape and dtype are computed as a batch, on any device; on a CPU a batch of more than one gains
+nothing. On CUDA the products of 16-bit matrices run on tensor cores with a float32 result, and the next block is
+copied while the last one is multiplied.
 """
 
 import contextlib
@@ -35,15 +35,13 @@ from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .precision import Precision
 
-# K's lower triangle is computed in this many bands of rows: 8 bands are 56% of the full product. More than that
-# gains little, and below this side the whole product takes no longer than its bands (measured, MKL).
+# The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
+# them gain little. Below the second number the whole product takes no longer than its bands (measured with MKL).
 _BANDS = 8
 _BANDS_FROM = 128
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _CPU = torch.device("cpu")
-
-
-# Type, rounding unit, and the trace of K below which its smaller eigenvalues drown in underflow.
+# The dtype, its rounding unit, and the trace of K below which small eigenvalues underflow.
 _ARITHMETIC = {
     Precision.FP32: (torch.float32, 2.0**-24, 2.0**-80),
     Precision.FP64: (torch.float64, 2.0**-53, 2.0**-900),
@@ -56,9 +54,9 @@ class Spectrum:
 
     Attributes:
         values: float64, (min(n, m),), descending.
-        errors: float64, the same shape: the estimated absolute error of each.
-        drift: the part of the errors that neighbors share, so that a sum of values does not average it out.
-        precision: how they were computed.
+        errors: float64, of the same shape: the estimated absolute error of each value.
+        drift: float64, of the same shape: the part of the error that neighbors share. A sum does not average it out.
+        precision: the precision that they were computed with.
     """
 
     values: np.ndarray
@@ -69,9 +67,9 @@ class Spectrum:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Turn off what would round the factors of a float32 product (TF32, bfloat16) or its sum, and restore it.
+    """Switch off TF32 and bfloat16 in float32 products, and restore the settings at the end.
 
-    The host program may have turned it on, for training; here it would cost all but three digits.
+    A program that trains may have switched them on. Here they would leave three correct digits.
     """
     settings = [
         (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
@@ -90,18 +88,21 @@ def exact_products() -> Iterator[None]:
 
 
 def singular_values(
-    ws: Sequence[Weights], precision: Precision, device: torch.device = _CPU, looped: bool = False
+    ws: Sequence[Weights], precision: Precision, device: torch.device = _CPU, *, looped: bool = False
 ) -> list[Spectrum | NoScore]:
-    """The singular values of each W of a batch.
+    """Compute the singular values of each matrix of a batch.
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
-        precision: see the module's head. `svd` runs on the CPU wherever the others run.
+        precision: FP32, FP64 or SVD, as the module's docstring describes them. SVD always runs on the CPU.
         device: where to compute.
-        looped: find the eigenvalues of a batch one matrix at a time, on devices where that is faster.
+        looped: find the eigenvalues of a batch one matrix at a time, which is faster on some devices.
+
+    Returns:
+        For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED.
 
     Raises:
-        torch.OutOfMemoryError: on a device; a smaller batch may do.
+        torch.OutOfMemoryError: on a device. A smaller batch may fit.
     """
     if ws[0].shape[0] > ws[0].shape[1]:
         ws = [w.T for w in ws]
@@ -110,15 +111,18 @@ def singular_values(
     dtype, unit, smallest = _ARITHMETIC[precision]
     k = gram(ws, dtype, device)
     traces = k.diagonal(dim1=1, dim2=2).sum(1).tolist()
-    # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail the comparison as well.
+    # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail this comparison.
     usable = [i for i, trace in enumerate(traces) if smallest < trace < torch.inf]
     results: list[Spectrum | NoScore] = [NoScore.OUT_OF_RANGE] * len(ws)
     for i, trace in enumerate(traces):
         if trace == 0 and not ws[i].any():
             zeros = np.zeros(k.shape[1])
             results[i] = Spectrum(zeros, zeros, zeros, precision)
-    for part in [[i] for i in usable] if looped else [usable] if usable else []:
-        # Metal has no eigenvalues.
+    parts = [usable] if usable else []
+    if looped:
+        parts = [[i] for i in usable]
+    for part in parts:
+        # torch has no eigenvalue routine for Metal.
         chosen = k if len(part) == len(ws) else k[part]
         try:
             eigenvalues = torch.linalg.eigvalsh(chosen.cpu() if device.type == "mps" else chosen)
@@ -131,7 +135,11 @@ def singular_values(
 
 
 def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """K = W Wᵀ of each W (n, m), accumulated in `dtype`: (batch, n, n), of which the lower triangles are valid."""
+    """Compute K = W Wᵀ of each W (n, m), accumulated in `dtype`.
+
+    Returns:
+        (batch, n, n) on the device. Only the lower triangles are valid.
+    """
     n = ws[0].shape[0]
     k = torch.zeros(len(ws), n, n, dtype=dtype, device=device)
     bands = _BANDS if n >= _BANDS_FROM else 1
@@ -142,7 +150,7 @@ def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> tor
             rows, columns = block[:, top:bottom], block[:, :bottom].mT
             target = k[:, top:bottom, :bottom]
             if on_tensor_cores:
-                # A plain product of 16-bit factors rounds its result to 16 bits as well.
+                # Without out_dtype the product of 16-bit factors would be rounded to 16 bits.
                 target += torch.bmm(rows, columns, out_dtype=torch.float32)
             elif len(ws) == 1:
                 target[0].addmm_(rows[0], columns[0])
@@ -152,7 +160,7 @@ def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.device) -> Iterator[torch.Tensor]:
-    """(batch, n, columns) blocks of the batch on the device, in `dtype` or as stored."""
+    """Yield (batch, n, columns) blocks of the batch on the device, in `dtype`, or as stored if it is None."""
     spans = [slice(c, c + BLOCK_COLUMNS) for c in range(0, ws[0].shape[1], BLOCK_COLUMNS)]
     if device.type != "cuda":
         for span in spans:
@@ -162,7 +170,7 @@ def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.devi
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for span in spans:
         shape = (len(ws), *ws[0][:, span].shape)
-        # Only from pinned memory does a copy run beside the products of the block before.
+        # A copy runs in parallel to the products of the last block only if it comes from pinned memory.
         staged = torch.empty(shape, dtype=ws[0].dtype, pin_memory=True)
         for target, w in zip(staged, ws, strict=True):
             target.copy_(w[:, span])
@@ -174,23 +182,27 @@ def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.devi
 
 
 def count_not_finite(w: Weights) -> int:
-    """How many entries of W are NaN or infinite, counted block by block."""
+    """Count the entries of W that are NaN or infinite, block by block."""
     rows = max(1, BLOCK_COLUMNS * BLOCK_COLUMNS // w.shape[1])
     return sum(int((~torch.isfinite(w[i : i + rows])).sum()) for i in range(0, w.shape[0], rows))
 
 
 def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular values, their errors and their drift, from the eigenvalues of K in descending order.
+    """Return singular values, their errors and their drift.
 
     The error d of an eigenvalue l was measured against float64, on bfloat16 matrices with sides of 256 to
     4096 and flat, spiked, mean-shifted and power-law spectra. It has two parts, in units of u:
 
-        4 l_bulk + 8 l_1 / n    shared by all: rounding of the products, and of the reduction of K
-        5 l + 0.1 n l_bulk      wandering from one value to the next: the tridiagonal iteration
+        4 l_bulk + 8 l_1 / n    shared by all values: rounding of the products, and of the reduction of K
+        5 l + 0.1 n l_bulk      different from value to value: the tridiagonal iteration
 
-    with l_bulk the upper quartile, the second part at most 0.1 n l, and a margin for small n. A singular
+    with l_bulk the upper quartile, the term 0.1 n l_bulk at most 0.1 n l, and a margin for small n. A singular
     value is then wrong by sqrt(l + d) - sqrt(l), which is d / 2s, and sqrt(d) where s vanishes. On those
-    matrices the error of the score was 0.02 to 0.8 of what follows from this, never more.
+    matrices the error of the score was 0.02 to 0.8 of the estimate that follows from this.
+
+    Args:
+        eigenvalues: of K, descending, float64.
+        unit: the rounding unit u.
     """
     n = len(eigenvalues)
     bulk = eigenvalues[n // 4]
@@ -202,14 +214,14 @@ def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.nda
 
 
 def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # sqrt(s² + d) - s without its cancellation.
+    # sqrt(s² + d) - s, without the cancellation.
     errors: np.ndarray = d / (s + np.sqrt(np.square(s) + d))
     return errors
 
 
 def _by_svd(w: Weights) -> Spectrum | NoScore:
     n, m = w.shape
-    # R of a QR of Wᵀ has W's singular values; block after block, it is found without Wᵀ in memory.
+    # R of the QR of Wᵀ has the singular values of W. Built block by block, it does not need Wᵀ in memory.
     rows = max(n, BLOCK_COLUMNS)
     r = torch.empty(0, n, dtype=torch.float64)
     for column in range(0, m, rows):
@@ -220,7 +232,7 @@ def _by_svd(w: Weights) -> Spectrum | NoScore:
         values = torch.linalg.svdvals(r).numpy()
     except LinAlgError:
         return NoScore.NOT_CONVERGED
-    # numpy.linalg.matrix_rank's rule: what is below is rounding, and the true value may well be zero.
+    # The rule of numpy.linalg.matrix_rank: a value below this is rounding, and the true one may be zero.
     rounding = np.finfo(np.float64).eps * max(n, m) * values[0]
     values = np.where(values > rounding, values, 0.0)
     errors = np.where(values > 0, rounding, 0.0)

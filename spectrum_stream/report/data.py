@@ -14,11 +14,10 @@ import numpy as np
 
 from ..errors import ResultError
 from ..model.matrix import NoScore
-from ..numerics.metrics import Metric
+from ..numerics.metrics import METRICS, SPECTRUM
 from ..numerics.snr import TOLERANCE, Degeneracy
-from ..results.record import Record, stored_records
-from ..results.remeasuring import value_of
-from ..results.result import Module, is_record_of, read_results
+from ..results.record import Record, Records
+from ..results.result import Module, Result
 from ..text import si_bytes
 
 # The limit for all spectra together: 64 quantiles for each of 45,000 matrices.
@@ -31,7 +30,7 @@ _ZERO = 65535
 INFINITE, NOT_A_NUMBER = "infinite", "not_a_number"
 
 # Spectrum's own metric is the score, and a random number says nothing about a matrix.
-_METRICS = [metric for metric in Metric if metric not in (Metric.SPECTRUM, Metric.RANDOM)]
+_METRICS = [metric for metric in METRICS.values() if metric.of_spectrum is not None and metric != SPECTRUM]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,48 +122,42 @@ def read_shown(path: Path) -> Shown:
     """Read a result, with the record beside it if its scores match.
 
     Raises:
-        ResultError: the result cannot be read, as `read_results`. A record never makes this fail.
+        ResultError: the result cannot be read, as `Result.open`. A record never makes this fail.
     """
-    modules = read_results(path)
-    record = path.with_suffix(".sqlite")
-    facts = [("result", path.name), ("scores", str(len(modules)))]
+    result = Result.open(path)
+    facts = [("result", path.name), ("scores", str(len(result.modules)))]
     why_not = "there is no scan record beside the result"
-    if record.exists():
-        try:
-            return _with_record(path.name, facts, modules, record)
-        except ResultError as reason:
-            why_not = str(reason)
+    try:
+        with result.records() as records:
+            return _with_record(path.name, facts, result.modules, records)
+    except ResultError as error:
+        if error.reason != "no_record":
+            why_not = str(error)
     note = f"{why_not}: spectra are not available, and degenerate scores are not marked"
-    return Shown(path.name, tuple(facts), (note,), tuple(map(_without_record, modules)))
+    return Shown(path.name, tuple(facts), (note,), tuple(map(_without_record, result.modules)))
 
 
-def _with_record(name: str, facts: list[tuple[str, str]], modules: list[Module], path: Path) -> Shown:
+def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Module], records: Records) -> Shown:
     wanted = {module.name: module for module in modules}
     entries: dict[str, Entry] = {}
     experts: dict[str, list[Entry]] = {}
     failed: list[Entry] = []
     precisions: Counter[str] = Counter()
-    seen: list[Record] = []
     inexact = quantized = 0
-    with stored_records(path) as stored:
-        identity, count = stored.identity, stored.count
-        low, high = _QUANTILES_PER_MATRIX
-        keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
-        for record in stored.records:
-            # Without its spectrum, since all spectra together may not fit into memory.
-            seen.append(replace(record, singular_values=record.singular_values[:0].copy()))
-            precisions[record.precision or "none"] += 1
-            inexact += record.score is not None and record.score.error > TOLERANCE
-            quantized += record.quantized is not None
-            entry = _entry(record, keep)
-            if record.result_name != record.module:
-                experts.setdefault(record.result_name, []).append(entry)
-            elif record.score is None:
-                failed.append(entry)
-            elif record.module in wanted:
-                entries[record.module] = replace(entry, snr=wanted[record.module].snr)
-    if not is_record_of(seen, modules):
-        raise ResultError("the record beside the result holds other scores", reason="other_record")
+    identity, count = records.identity, records.count
+    low, high = _QUANTILES_PER_MATRIX
+    keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
+    for record in records.rows:
+        precisions[record.precision or "none"] += 1
+        inexact += record.score is not None and not record.score.is_exact
+        quantized += record.quantized is not None
+        entry = _entry(record, keep)
+        if record.result_name != record.module:
+            experts.setdefault(record.result_name, []).append(entry)
+        elif record.score is None:
+            failed.append(entry)
+        elif record.module in wanted:
+            entries[record.module] = replace(entry, snr=wanted[record.module].rank_key)
     for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
         # A single part is not fused experts, but a parameter that has another name in the checkpoint.
         (entry,) = experts.pop(parameter)
@@ -202,8 +195,9 @@ def _tally(counts: Mapping[str, int]) -> str:
 
 
 def _without_record(module: Module) -> Entry:
-    flag = "" if math.isfinite(module.snr) else INFINITE if module.snr > 0 else NOT_A_NUMBER
-    return Entry(module=module.name, group=module.group, snr=module.snr, flag=flag)
+    snr = module.rank_key
+    flag = "" if math.isfinite(snr) else INFINITE if snr > 0 else NOT_A_NUMBER
+    return Entry(module=module.name, group=module.group, snr=snr, flag=flag)
 
 
 def _fused(module: Module, experts: Sequence[Entry]) -> Entry:
@@ -218,7 +212,7 @@ def _fused(module: Module, experts: Sequence[Entry]) -> Entry:
     flags = {expert.flag for expert in experts}
     # If all experts are degenerate, so is the median. A single one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""
-    return Entry(module=module.name, group=module.group, snr=module.snr, flag=flag, metrics=medians)
+    return Entry(module=module.name, group=module.group, snr=module.rank_key, flag=flag, metrics=medians)
 
 
 def _by_number(expert: Entry) -> tuple[int, str]:
@@ -242,12 +236,12 @@ def _entry(record: Record, keep: int) -> Entry:
     values = record.singular_values
     return replace(
         entry,
-        flag="" if score.degeneracy in (None, Degeneracy.VECTOR) else str(score.degeneracy),
+        flag=str(score.degeneracy) if score.is_degenerate else "",
         tau=score.tau,
         above=score.above,
         largest=float(values[0]) if len(values) else None,
         metrics={
-            **{metric.replace("-", " "): value_of(record, metric) for metric in _METRICS},
+            **{metric.name.replace("-", " "): record.value_of(metric) for metric in _METRICS},
             "share above tau": score.above / min(record.n, record.m),
             "margin of tau": score.margin,
             "σ₁ / q25": score.sigma1_over_q25,

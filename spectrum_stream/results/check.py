@@ -20,9 +20,8 @@ from ..errors import ResultError
 from ..model.names import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
 from ..numerics.snr import TOLERANCE, score
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
-from .record import Record
-from .remeasuring import Recorded, read_recorded, record_path
-from .result import MAX_RESULT_NBYTES, lines_of
+from .record import Record, Records, open_records, record_path
+from .result import MAX_RESULT_NBYTES, modules_of
 
 # Of a thousand shards it has 150 kB.
 _MAX_PROVENANCE_NBYTES = 10_000_000
@@ -98,10 +97,11 @@ def check(result: Path) -> list[Finding]:
     findings += of_provenance
     if record_path(result).exists():
         try:
-            recorded = read_recorded(record_path(result))
+            with open_records(record_path(result)) as records:
+                of_record = list(_check_record(records, scores, {module for module, _ in pairs}, provenance))
         except ResultError as error:
             return [*findings, Finding(Reason.BAD_RECORD, str(error))]
-        findings += _record(recorded, scores, {module for module, _ in pairs}, provenance)
+        findings += of_record
     return findings
 
 
@@ -176,42 +176,41 @@ def _provenance_faults(result: Path, data: Any) -> Iterator[Finding]:
         yield Finding(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
 
 
-def _record(
-    recorded: Recorded, scores: dict[str, float], listed: Set[str], provenance: dict[str, Any] | None
+def _check_record(
+    opened: Records, scores: dict[str, float], listed: Set[str], provenance: dict[str, Any] | None
 ) -> Iterator[Finding]:
     if provenance is not None:
         theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
-        if recorded.identity["commit"] != provenance["commit"] or recorded.identity["shards"] != theirs:
+        if opened.identity["commit"] != provenance["commit"] or opened.identity["shards"] != theirs:
             yield Finding(
                 Reason.OTHER_RECORD, "the record is of another commit, or other shards, than the provenance"
             )
-    # What each score may differ by: a value near tau can change sides when it is rounded to float32.
+    # The largest relative difference for each score: a value near tau can change sides when it is rounded to float32.
     tolerances: dict[str, float] = {}
-    again = []
-    for record in recorded.records:
-        computed = _again(record)
-        again.append(computed)
-        if computed.score is not None:
+    records = []
+    for record in map(_score_again, opened.rows):
+        records.append(record)
+        if record.score is not None:
             name = record.result_name
-            tolerances[name] = max(tolerances.get(name, 0.0), TOLERANCE + computed.score.error)
-    lines = lines_of(again)
-    found = {line.name: line.snr for line in lines}
-    groups = {line.group for line in lines if line.name in listed}
-    for line in lines:
-        if line.group in groups and line.name not in listed:
-            yield Finding(Reason.MISSING_MODULE, f"{line.name} is in the record, and its group {line.group!r} here")
-    for module, snr in scores.items():
-        if module not in found:
-            yield Finding(Reason.NOT_IN_RECORD, f"{module} is not in the record, or has no score there")
-        elif not abs(snr - found[module]) <= tolerances[module] * abs(found[module]):
-            yield Finding(Reason.WRONG_SCORE, f"{module} has {snr}; its singular values come to {found[module]}")
+            tolerances[name] = max(tolerances.get(name, 0.0), TOLERANCE + record.score.error)
+    modules = modules_of(records)
+    found = {module.name: module.value for module in modules if module.value is not None}
+    groups = {module.group for module in modules if module.name in listed}
+    for module in modules:
+        if module.group in groups and module.name not in listed:
+            yield Finding(Reason.MISSING_MODULE, f"{module.name} is missing, and its group {module.group!r} is not")
+    for name, snr in scores.items():
+        if name not in found:
+            yield Finding(Reason.NOT_IN_RECORD, f"{name} is not in the record, or has no score there")
+        elif not abs(snr - found[name]) <= tolerances[name] * abs(found[name]):
+            yield Finding(Reason.WRONG_SCORE, f"{name} has {snr}; its singular values give {found[name]}")
 
 
-def _again(record: Record) -> Record:
-    if record.score is None:
-        return record
+def _score_again(record: Record) -> Record:
+    """Compute the score from the singular values; without them, since all spectra do not fit into memory."""
     s = record.singular_values.astype("float64")
-    return replace(record, score=score(s, record.n, record.m, errors=s * _FLOAT32_STEP))
+    again = None if record.score is None else score(s, record.n, record.m, errors=s * _FLOAT32_STEP)
+    return replace(record, score=again, singular_values=record.singular_values[:0].copy())
 
 
 def _texts(data: Any) -> Iterator[str]:

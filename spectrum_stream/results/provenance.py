@@ -16,10 +16,9 @@ from typing import Any
 
 from ..errors import ResultError, UsageError
 from ..model.names import slug
-from ..numerics.snr import Degeneracy
 from ..text import VERSION
 from .atomic import write_atomically
-from .remeasuring import read_recorded, record_path
+from .record import open_records, record_path
 
 SCHEMA_VERSION = 1
 RESULT_PREFIX = "snr_results_"
@@ -57,8 +56,14 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
         ResultError: no_record, locked, corrupt; changed, the local shards are not those that were scanned;
             unreadable; unwritable.
     """
-    recorded = read_recorded(record_path(result))
-    identity = recorded.identity
+    precisions: Counter[str] = Counter()
+    degenerate = 0
+    with open_records(record_path(result)) as records:
+        for record in records.rows:
+            if record.precision is not None:
+                precisions[record.precision] += 1
+            degenerate += record.score is not None and record.score.is_degenerate
+    identity = records.identity
     repo = identity["path"].removeprefix("hf://") if identity["path"].startswith("hf://") else None
     name = model or repo
     if name is None:
@@ -81,10 +86,8 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             "program": f"spectrum_stream {VERSION}",
             "engine": identity["engine"],
             "names": identity["names"],
-            "methods": dict(Counter(r.precision for r in recorded.records if r.precision is not None)),
-            "degenerate": sum(
-                r.score is not None and r.score.degeneracy not in (None, Degeneracy.VECTOR) for r in recorded.records
-            ),
+            "methods": dict(precisions),
+            "degenerate": degenerate,
             "result_sha256": sha256(result),
         }
     except OSError as error:

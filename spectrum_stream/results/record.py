@@ -1,4 +1,10 @@
-"""What a scan recorded of each matrix, as rows of an SQLite file, and how such a file is read without touching it."""
+"""The record of a scan: an SQLite file with one row a matrix, and how to read it without changing it.
+
+    snr_results_{slug}.sqlite   a row for each matrix: its names, score, error estimate and singular values; and a row
+                                each for the checkpoint that was scanned and for the names of all of its weights
+
+A record can come from an untrusted person, together with a result. Every value is checked when it is read.
+"""
 
 import contextlib
 import json
@@ -7,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -14,23 +21,24 @@ import numpy as np
 from ..errors import ResultError
 from ..model.matrix import NoScore
 from ..model.names import module_of
+from ..numerics.metrics import SPECTRUM, Metric
 from ..numerics.precision import Precision
 from ..numerics.snr import Degeneracy, Score
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One matrix, scanned.
+    """One scanned matrix.
 
     Attributes:
         module, group, tensor: its names; two modules can share a tensor.
-        parameter: the name that a trainer trains it by, alone or as a part of a bank of experts.
-        quantized: how its weights were stored, if not as themselves; the noise of that is in the score.
+        parameter: the name of the parameter in the trainer, which can hold all experts of a layer.
+        quantized: the format of its weights if they were quantized. The score then includes the quantization noise.
         n, m, dtype: its shape and stored dtype.
-        no_score, detail: why there is no score, None where there is one, and a clause about what went wrong.
-        precision, device: how and where its singular values were computed; no precision where they were not.
+        no_score, detail: why there is no score, and a clause about it; None and "" where there is a score.
+        precision, device: how and where its singular values were computed; no precision if they were not computed.
         score: None where there is none.
-        singular_values: float32, (min(n, m),), descending; empty where there are none.
+        singular_values: float32, (min(n, m),), descending; empty where there is no score or they were not read.
         compute_s: seconds from the first byte to the score.
     """
 
@@ -55,168 +63,166 @@ class Record:
         """The name that results use: the parameter without `.weight`, the same for all experts of a fused one."""
         return module_of(self.parameter)
 
+    def value_of(self, metric: Metric) -> float | None:
+        """Compute a metric from the singular values; None without a score.
 
-_SCORE_COLUMNS = [field.name for field in fields(Score)]
-_NUMBERS = [name for name in _SCORE_COLUMNS if name != "degeneracy"]
-COLUMNS = [
-    "module",
-    "parameter",
-    "quantized",
-    "tensor",
-    "group_name",
-    "n",
-    "m",
-    "dtype",
-    "no_score",
-    "detail",
-    "precision",
-    "device",
-    "compute_s",
-    "singular_values",
-    *_SCORE_COLUMNS,
-]
+        Spectrum's score is not computed again, because the singular values are rounded to float32.
+        """
+        if self.score is None:
+            return None
+        if metric == SPECTRUM:
+            return self.score.snr
+        return metric.value_of(self.singular_values, self.n, self.m, self.precision)
+
+
+_NUMBER = (int, float)
+# What SQLite may return for each column; it keeps a text in a column of numbers without complaint.
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "module": (str,),
+    "parameter": (str,),
+    "quantized": (str, NoneType),
+    "tensor": (str,),
+    "group_name": (str,),
+    "n": (int,),
+    "m": (int,),
+    "dtype": (str,),
+    "no_score": (str, NoneType),
+    "detail": (str,),
+    "precision": (str, NoneType),
+    "device": (str,),
+    "compute_s": _NUMBER,
+}
+_SCORE_TYPES: Mapping[str, tuple[type, ...]] = {
+    **{field.name: _NUMBER for field in fields(Score)},
+    "above": (int,),
+    "degeneracy": (str, NoneType),
+}
+# The spectrum is last, so that SQLite reads the other columns without its pages.
+COLUMNS = (*_TYPES, *_SCORE_TYPES, "singular_values")
 # Raise it with any change of the columns or of the identity.
 SCHEMA_VERSION = 6
 
 
-def read_records(path: Path, *, spectra: bool = True) -> dict[str, Record]:
-    """All rows of a record that no scan has open, by module. Takes no lock and creates no file.
-
-    A record that is open, or that was left by a scan that was killed, has its last rows in a journal beside it, and
-    SQLite could only read that by writing. It is refused.
-
-    Args:
-        spectra: with the singular values; they are most of a record. Without, they are empty.
-
-    Raises:
-        ResultError: no_such_result, unreadable, corrupt; locked, a scan has it open or did not end.
-    """
-    with stored_records(path, spectra=spectra) as stored:
-        return {record.module: record for record in stored.records}
+def record_path(result: Path) -> Path:
+    """Return the path of a result's record: beside it, with another suffix."""
+    return result.with_suffix(".sqlite")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A record that is being read.
+class Records:
+    """A record, open for reading.
 
     Attributes:
-        identity: what was scanned, as `Journal` was told.
-        names: of all of the model's weights that its headers tell, scanned or not.
-        weights: how many numbers all of the model's matrices have, scanned or not.
-        count: of its rows.
-        records: those, one by one: a large record does not fit memory. Within the context, and once.
+        identity: the checkpoint that was scanned: `path`, `commit`, `shards`, `versions`, `engine` and more.
+        names: the weights of the model that its headers list, scanned or not.
+        weights: how many weights all matrices of the model have, scanned or not.
+        count: the number of rows.
+        rows: an iterator over the rows, since a large record does not fit into memory. It ends when the record is
+            closed.
     """
 
     identity: Mapping[str, Any]
     names: tuple[str, ...]
     weights: int
     count: int
-    records: Iterator[Record]
+    rows: Iterator[Record]
 
 
 @contextlib.contextmanager
-def stored_records(path: Path, *, spectra: bool = True) -> Iterator[Stored]:
-    """Read a record row by row, as `read_records`, and raise as that does.
+def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
+    """Open a record that no scan is writing. Takes no lock and creates no file.
 
-    What a row has is of its type and in its range, or the record is corrupt: no reader has to look again.
+    While a scan writes a record, and after it was killed, the last rows are in a second file. SQLite could merge it
+    only by writing, so such a record is not read. A row with a value of a wrong type or out of range is an error too,
+    so a caller need not check again.
+
+    Args:
+        spectra: with the singular values, which are most of a record. They are empty otherwise.
+
+    Raises:
+        ResultError: no_record; unreadable; corrupt; locked, a scan is writing it or was killed.
     """
-    columns = [name if spectra or name != "singular_values" else "x'' AS singular_values" for name in COLUMNS]
-    with _reading(path) as db:
-        identity = json.loads(db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()[0])
+    columns = [name if spectra or name != "singular_values" else "NULL" for name in COLUMNS]
+    with _connect(path) as db:
+        identity = _read_source(db, "identity")
         if not _is_identity(identity):
-            raise ValueError("not what was scanned")
+            raise ValueError("not an identity")
+        names = _read_source(db, "names")
+        if not _is_names(names):
+            raise ValueError("not the names of a model")
         (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
         rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
-        yield Stored(dict(identity), *_names(db), count, (_sound(from_row(row), spectra) for row in rows))
+        yield Records(
+            identity, tuple(names["names"]), names["weights"], count, (from_row(row, spectra=spectra) for row in rows)
+        )
 
 
-def _is_identity(identity: Any) -> bool:
+def _read_source(db: sqlite3.Connection, key: str) -> Any:
+    (text,) = db.execute("SELECT value FROM source WHERE key = ?", (key,)).fetchone()
+    return json.loads(text)
+
+
+def _is_identity(value: Any) -> bool:
     return (
-        isinstance(identity, dict)
-        and isinstance(identity.get("path"), str)
-        and isinstance(identity.get("commit", ...), (str, type(None)))
-        and all(isinstance(identity.get(key), dict) for key in ("shards", "versions"))
-        and all(isinstance(nbytes, int) and 0 <= nbytes < 2**63 for nbytes in identity["shards"].values())
-        and not any("\0" in name for name in (identity["path"], *identity["shards"]))
-        and isinstance(identity.get("engine"), int)
-        and isinstance(identity.get("names"), str)
-        and isinstance(identity.get("names_sha256", ...), (str, type(None)))
+        isinstance(value, dict)
+        and isinstance(value.get("path"), str)
+        and isinstance(value.get("commit", ...), (str, NoneType))
+        and all(isinstance(value.get(key), dict) for key in ("shards", "versions"))
+        and all(isinstance(nbytes, int) and 0 <= nbytes < 2**63 for nbytes in value["shards"].values())
+        and not any("\0" in name for name in (value["path"], *value["shards"]))
+        and isinstance(value.get("engine"), int)
+        and isinstance(value.get("names"), str)
+        and isinstance(value.get("names_sha256", ...), (str, NoneType))
     )
 
 
-def _sound(record: Record, spectra: bool) -> Record:
-    """The record, if everything in it is of its type and in its range; else ValueError.
-
-    SQLite keeps a text where a number belongs, and a record can come from a stranger, together with his result.
-    """
-    s, score = record.singular_values, record.score
-    count = 0 if score is None else min(record.n, record.m)
-    texts = (record.module, record.parameter, record.group, record.tensor, record.dtype, record.detail, record.device)
-    numbers = (record.compute_s, *(() if score is None else (getattr(score, name) for name in _NUMBERS)))
-    is_sound = (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(text, (str, type(None))) for text in (record.precision, record.quantized))
-        and all(isinstance(number, (int, float)) for number in numbers)
-        and all(isinstance(side, int) and side > 0 for side in (record.n, record.m))
-        and (score is None or (isinstance(score.above, int) and 0 <= score.above <= count))
-        and (score is None or all(map(math.isfinite, (score.snr, score.sigma, score.beta, score.tau))))
-        and (not spectra or len(s) == count)
-        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
+def _is_names(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("names"), list)
+        and all(isinstance(name, str) for name in value["names"])
+        and type(value.get("weights")) is int
     )
-    if not is_sound:
-        raise ValueError("what no scan writes")
-    return record
-
-
-def _names(db: sqlite3.Connection) -> tuple[tuple[str, ...], int]:
-    row = db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
-    kept = json.loads(row[0])
-    names, weights = kept["names"], kept["weights"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or type(weights) is not int:
-        raise TypeError("names that are none")
-    return tuple(names), weights
-
-
-def read_identity(path: Path) -> dict[str, Any]:
-    """What was scanned, as `Journal` was told. Reads and raises as `read_records`."""
-    with stored_records(path, spectra=False) as stored:
-        return dict(stored.identity)
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    before = _at_rest(path)
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    before = _check_unused(path)
     try:
-        # Immutable: SQLite then neither locks nor looks for a journal. That nothing was written is checked here.
+        # SQLite neither locks an immutable file nor looks for a journal, so this function checks both itself.
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
             if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
                 raise ValueError("another version")
             yield db
     except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        _at_rest(path)
+        _check_unused(path)
         raise ResultError(
-            f"{path} is damaged or not a record of this version's scans",
+            f"{path} is damaged or not a record of this version",
             reason="corrupt",
             hint="start over with --fresh",
         ) from error
-    if _at_rest(path) != before:
-        raise _open_elsewhere(path)
+    if _check_unused(path) != before:
+        raise _in_use(path)
 
 
-def _at_rest(path: Path) -> tuple[int, int]:
-    """What changes when the record is written to; raises where that may be going on."""
+def _check_unused(path: Path) -> tuple[int, int]:
+    """Raise if a scan is writing a record; return its size and time, which change when one does."""
     try:
         found = path.stat()
         if path.with_name(f"{path.name}-wal").exists():
-            raise _open_elsewhere(path)
+            raise _in_use(path)
     except FileNotFoundError as error:
-        raise ResultError(f"there is no record at {path}", reason="no_such_result") from error
+        raise ResultError(
+            f"there is no record at {path}, and only a record has singular values",
+            reason="no_record",
+            hint="`spectrum-stream scan MODEL` writes one beside its result",
+        ) from error
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     return found.st_size, found.st_mtime_ns
 
 
-def _open_elsewhere(path: Path) -> ResultError:
+def _in_use(path: Path) -> ResultError:
     return ResultError(
         f"{path} is in use by a scan, or a scan of it was killed",
         reason="locked",
@@ -225,50 +231,58 @@ def _open_elsewhere(path: Path) -> ResultError:
 
 
 def to_row(record: Record) -> tuple[Any, ...]:
+    """Return the values of `COLUMNS`."""
     score = record.score
-    return (
-        record.module,
-        record.parameter,
-        record.quantized,
-        record.tensor,
-        record.group,
-        record.n,
-        record.m,
-        record.dtype,
-        record.no_score,
-        record.detail,
-        record.precision,
-        record.device,
-        record.compute_s,
-        record.singular_values.astype("<f4").tobytes(),
-        # SQLite stores infinities, and an enum is a str.
-        *(None if score is None else getattr(score, name) for name in _SCORE_COLUMNS),
-    )
+    values = {
+        **{name: getattr(record, name) for name in _TYPES if name != "group_name"},
+        **{name: None if score is None else getattr(score, name) for name in _SCORE_TYPES},
+        "group_name": record.group,
+        "singular_values": record.singular_values.astype("<f4").tobytes(),
+    }
+    return tuple(values[name] for name in COLUMNS)
 
 
-def from_row(row: tuple[Any, ...]) -> Record:
+def from_row(row: tuple[Any, ...], *, spectra: bool = True) -> Record:
+    """Make a record of the values of `COLUMNS`; without `spectra`, the last one does not count.
+
+    Raises:
+        ValueError, TypeError: a value is of a wrong type or out of range.
+    """
     values = dict(zip(COLUMNS, row, strict=True))
+    spectrum, group = values.pop("singular_values"), values["group_name"]
+    score_values = {name: values.pop(name) for name in _SCORE_TYPES}
+    _check_types(values, _TYPES)
     score = None
-    if values["snr"] is not None:
-        degeneracy = values["degeneracy"]
-        score = Score(
-            **{name: values[name] for name in _SCORE_COLUMNS if name != "degeneracy"},
-            degeneracy=None if degeneracy is None else Degeneracy(degeneracy),
-        )
-    return Record(
-        module=values["module"],
-        parameter=values["parameter"],
-        quantized=values["quantized"],
-        group=values["group_name"],
-        tensor=values["tensor"],
-        n=values["n"],
-        m=values["m"],
-        dtype=values["dtype"],
-        no_score=None if values["no_score"] is None else NoScore(values["no_score"]),
-        detail=values["detail"],
-        precision=None if values["precision"] is None else Precision(values["precision"]),
-        device=values["device"],
-        score=score,
-        singular_values=np.frombuffer(values["singular_values"], dtype="<f4"),
-        compute_s=values["compute_s"],
+    if any(value is not None for value in score_values.values()):
+        _check_types(score_values, _SCORE_TYPES)
+        degeneracy = score_values["degeneracy"]
+        score_values["degeneracy"] = None if degeneracy is None else Degeneracy(degeneracy)
+        score = Score(**score_values)
+    del values["group_name"]
+    values["no_score"] = None if values["no_score"] is None else NoScore(values["no_score"])
+    values["precision"] = None if values["precision"] is None else Precision(values["precision"])
+    s = np.frombuffer(spectrum if spectra else b"", dtype="<f4")
+    record = Record(**values, group=group, score=score, singular_values=s)
+    _check_ranges(record, spectra=spectra)
+    return record
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, types[name]):
+            raise ValueError(f"{name} has a wrong type")
+
+
+def _check_ranges(record: Record, *, spectra: bool) -> None:
+    s, score = record.singular_values, record.score
+    count = 0 if score is None else min(record.n, record.m)
+    is_sound = (
+        record.n > 0
+        and record.m > 0
+        and (score is None or 0 <= score.above <= count)
+        and (score is None or all(map(math.isfinite, (score.snr, score.sigma, score.beta, score.tau))))
+        and (not spectra or len(s) == count)
+        and bool(np.isfinite(s).all() and (s >= 0).all() and (np.diff(s) <= 0).all())
     )
+    if not is_sound:
+        raise ValueError("a value is out of range")

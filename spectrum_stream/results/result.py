@@ -1,24 +1,28 @@
-"""Results: the scores of a model's modules, as Spectrum's readers take them, Axolotl among them.
+"""A result: the scores of a model's modules, as Spectrum and Axolotl read them, and one way to open it.
 
     snr_results_{slug}.json     {module: {"snr": number, "type": group}}, in Spectrum's order, and nothing else
+    snr_results_{slug}.sqlite   the record of the scan beside it (see `record`): parameters, sizes, spectra
 
-Ours appear whole or not at all; those of others are read as far as they can be.
+The JSON is what other programs read, so its modules, groups and scores count. The record adds to them, if it has the
+same scores; otherwise it belongs to another scan. A result of another program is read as far as possible.
 """
 
+import contextlib
 import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ..errors import ResultError
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
-from ..model.quantization import parameter_of as stored_parameter
+from ..model.quantization import parameter_of
+from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import write_atomically
-from .record import Record, read_records, stored_records
+from .record import Record, Records, open_records, record_path
 
 # The largest published result (28,800 modules) is 3 MB.
 MAX_RESULT_NBYTES = 200_000_000
@@ -26,184 +30,301 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Module(NamedTuple):
-    """A module's line in a result: all that a selection needs.
+    """A module in a result: all that a selection needs.
 
     Attributes:
-        parameter: the name of the parameter that it is trained by; None where only a result file is known, which does
-            not say. It is then `module`.weight, but for banks of experts, which models hold under their own name.
-        numel: how many weights that has; None where it is not known.
-        shares: the module whose parameter this one has as well, as a tied head has the embedding's: one parameter,
-            trained as a whole or not at all, and counted there. None for a parameter of its own.
+        name, group: as the result has them.
+        value: Spectrum's score, or the value of the metric that ranks the result. None where there is none.
+        parameter: the name of its parameter; None if there is no record, because a result does not have it.
+        numel: the number of weights of the parameter; None if there is no record.
+        shares: the module that has the same parameter, as the embedding of a tied head. Both are one parameter: it is
+            trained as a whole, and counted there. None for a parameter of its own.
+        larger_first: whether the larger value is chosen first.
     """
 
     name: str
     group: str
-    snr: float
+    value: float | None
     parameter: str | None = None
     numel: int | None = None
     shares: str | None = None
+    larger_first: bool = True
+
+    @property
+    def rank_key(self) -> float:
+        """The number that a selection sorts by, largest first; -inf without a value."""
+        return rank_key(self.value, self.larger_first)
 
     @property
     def owner(self) -> str:
         """The module that its weights are counted under."""
         return self.shares or self.name
 
+    @property
+    def parameter_name(self) -> str:
+        """The name of its parameter; without a record the likely one: `name`.weight, or `name` for fused experts."""
+        is_fused = "experts" in self.name.split(".")[:-1] and not is_single_expert(f"{self.name}.")
+        return self.parameter or (self.name if is_fused else f"{self.name}.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleDiagnostics:
+    """Why not to trust the score of a module.
+
+    Attributes:
+        degenerate: the score does not compare signal with noise; for fused experts, those of at least half of them.
+        inexact: the score may be wrong by more than the tolerance, or that of one of the fused experts.
+    """
+
+    degenerate: bool
+    inexact: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result file, read.
+    """The modules of a model with what is known of them.
 
     Attributes:
-        modules: in the file's order; with parameters and sizes where a record beside it knows them.
-        notes: what is odd about it, a sentence each.
-        covered: the share of the weights of the model's matrices that was scanned; None where it is not known.
-        parameters: names that the scan saw, those without a score as well; a tied one once.
+        modules: in the order of the file, with parameters and sizes if there is a record.
+        metric: the metric that ranks them.
+        path: the JSON file; None for a result that was not read from a file.
+        notes: what a user should know about the files, a sentence each.
+        covered: the share of the model's weights that was scanned; None if there is no record.
+        parameters: the parameters that the scan saw, with or without a score; a tied one once.
+        model: the id or path of the model that was scanned; None if there is no record.
     """
 
     modules: tuple[Module, ...]
+    _: KW_ONLY
+    metric: Metric = SPECTRUM
+    path: Path | None = None
     notes: tuple[str, ...] = ()
     covered: float | None = None
     parameters: tuple[str, ...] = ()
+    model: str | None = None
+    _diagnostics: Mapping[str, ModuleDiagnostics] = field(default_factory=dict, repr=False)
+    # Why there is no record that can be read again; None if there is one.
+    _no_record: ResultError | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a result file, and the record beside it once, without its spectra.
+
+        An infinite score, as older files have it where the noise set was empty, is kept and ranks first, as in
+        Spectrum. A NaN becomes None. The schema of `_sorted.json`, which Spectrum itself cannot read, is read too.
+
+        Args:
+            path: the JSON, or the record beside it. With the JSON, a record that cannot be used is a note and not an
+                error.
+
+        Raises:
+            ResultError: no_such_result, unreadable, too_large, not_a_result; unfinished, a record without a result.
+                With the path of a record also: other_record, it has other scores; locked; corrupt.
+        """
+        asked = path = Path(path)
+        wants_record = asked.suffix == ".sqlite"
+        if wants_record:
+            path = asked.with_suffix(".json")
+            if asked.exists() and not path.exists():
+                # The matrices of an unfinished scan are parts of groups and would be ranked as whole ones.
+                raise ResultError(
+                    f"{asked} has no result beside it, so its scan has not ended",
+                    reason="unfinished",
+                    hint="run the scan again",
+                )
+        modules, is_sorted = _read(path)
+        notes = []
+        if is_sorted:
+            notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
+        alone = cls(tuple(modules), path=path, notes=tuple(notes))
+        try:
+            return alone._with_record(record_path(path))
+        except ResultError as error:
+            if wants_record:
+                raise
+            if error.reason != "no_record":
+                notes.append(f"parameter names, sizes, degenerate and inexact scores are not known: {error}")
+            return replace(alone, notes=tuple(notes), _no_record=error)
+
+    @classmethod
+    def of(cls, result: "str | Path | Result | Iterable[Module]") -> "Result":
+        """Return a result as it is, open one at a path, or make one of modules.
+
+        Raises:
+            ResultError: as `open`.
+        """
+        if isinstance(result, Result):
+            return result
+        return cls.open(result) if isinstance(result, (str, Path)) else cls(tuple(result))
+
+    @classmethod
+    def from_records(cls, records: Sequence[Record]) -> Self:
+        """Make the result of a scan that just ended."""
+        return cls(tuple(modules_of(records)), _diagnostics=_diagnose(records))
+
+    def by(self, metric: Metric) -> "Result":
+        """Rank the same modules by another metric. Reads the spectra of the record if the metric needs them.
+
+        Fused experts have the median of their values. Diagnostics belong to Spectrum's score, so the new result has
+        none.
+
+        Raises:
+            ResultError: no_record; other_record, the record has other scores; locked; corrupt; unreadable.
+        """
+        if metric == self.metric:
+            return self
+        if metric.of_name is not None:
+            values: Mapping[str, float | None] = {module.name: metric.of_name(module.name) for module in self.modules}
+        else:
+            with self.records() as records:
+                pairs = [(_without_spectrum(record), record.value_of(metric)) for record in records.rows]
+            values = {module.name: module.value for module in _combine(pairs, metric)}
+            if not all(module.name in values for module in self.modules):
+                raise _other_record(self.path)
+        modules = (m._replace(value=values[m.name], larger_first=metric.larger_first) for m in self.modules)
+        return replace(self, modules=tuple(modules), metric=metric, _diagnostics={})
+
+    def diagnostics(self) -> Mapping[str, ModuleDiagnostics]:
+        """Return the diagnostics of each module; empty without a record and for another metric than the score."""
+        return self._diagnostics
+
+    @contextlib.contextmanager
+    def records(self) -> Iterator[Records]:
+        """Open the record with the spectra.
+
+        Raises:
+            ResultError: no_record; other_record, the record has other scores; locked; corrupt; unreadable.
+        """
+        if self._no_record is not None:
+            raise self._no_record
+        if self.path is None:
+            raise ResultError("the result was not read from a file, so there is no record of it", reason="no_record")
+        with open_records(record_path(self.path)) as records:
+            yield records
+
+    def _with_record(self, path: Path) -> Self:
+        """Add what a record knows, if it belongs to this result: it has each module, with the same group and score.
+
+        A record may have more modules than the result. One with other scores says nothing about these.
+        """
+        with open_records(path, spectra=False) as opened:
+            records = list(opened.rows)
+        known = {module.name: module for module in modules_of(records)}
+        for module in self.modules:
+            same = known.get(module.name)
+            if same is None or (same.group, same.value) != (module.group, module.value):
+                raise _other_record(self.path)
+        # Without a module, as fused experts with one that has no score, a matrix was scanned all the same.
+        left_out = known.keys() - {module.name for module in self.modules}
+        scanned = {r.tensor: r.n * r.m for r in records if r.result_name not in left_out}
+        return replace(
+            self,
+            modules=tuple(known[module.name] for module in self.modules),
+            covered=sum(scanned.values()) / opened.weights if opened.weights else None,
+            parameters=opened.names,
+            model=opened.identity["path"],
+            _diagnostics=_diagnose(records),
+        )
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
-    """Publish the JSON: Spectrum's schema and nothing else, in Spectrum's order; failed matrices are left out."""
-    write_atomically(
-        path,
-        json.dumps(
-            {line.name: {"snr": line.snr, "type": line.group} for line in lines_of(in_order(records))},
-            indent=4,
-            allow_nan=False,
-        ),
-    )
+    """Write a result: Spectrum's schema and order; a matrix without a score is left out.
 
-
-def lines_of(records: Sequence[Record]) -> list[Module]:
-    """The lines of a result: a module each, and one for a whole bank of experts.
-
-    A bank is frozen as one, so it has one score: the median of its experts', which a few odd ones do not move. It
-    has none while an expert has none. Experts that are pooled have a line each, with that score of theirs.
+    Raises:
+        ResultError: unwritable.
     """
-    units: dict[str, list[Record]] = {}
-    for record in records:
+    data = {m.name: {"snr": m.value, "type": m.group} for m in modules_of(sort_records(records))}
+    write_atomically(path, json.dumps(data, indent=4, allow_nan=False))
+
+
+def sort_records(records: Iterable[Record]) -> list[Record]:
+    """Sort records as Spectrum's files: groups by name, the modules of a group in the order of the model."""
+    return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
+
+
+def modules_of(records: Iterable[Record]) -> list[Module]:
+    """Combine records into the modules of a result, in the same order.
+
+    Fused experts are one parameter, trained as a whole, so they are one module. Its score is the median of their
+    scores, which a few odd ones do not change much. It has none if one of the experts has none. Experts that are
+    ranked together but are parameters of their own are a module each, all with the median of their scores.
+    """
+    return _combine([(record, record.value_of(SPECTRUM)) for record in records], SPECTRUM)
+
+
+def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> list[Module]:
+    """Combine records, each with its value of the metric, as `modules_of` does."""
+    # Everything that has one value: a module, or the modules of experts that are ranked together.
+    units: dict[str, list[tuple[Record, float | None]]] = {}
+    for record, value in pairs:
         name = record.result_name
-        units.setdefault(pool_of(name, record.group) or name, []).append(record)
-    owners = _owners(records)
-    lines: list[Module] = []
+        units.setdefault(pool_of(name, record.group) or name, []).append((record, value))
+    owners = _owners([record for record, _ in pairs])
+    modules: list[Module] = []
     for unit in units.values():
-        scores = [record.score.snr for record in unit if record.score is not None]
-        if len(scores) < len(unit):
+        if any(record.score is None for record, _ in unit):
             continue
-        named: dict[str, list[Record]] = {}
-        for record in unit:
-            named.setdefault(record.result_name, []).append(record)
-        for name, parts in named.items():
-            first, numel, owner = parts[0], sum(part.n * part.m for part in parts), owners[parts[0].tensor]
-            shares = None if owner == name else owner
-            lines.append(Module(name, first.group, statistics.median(scores), first.parameter, numel, shares))
-    return lines
+        # The median of the sort keys, since no value ranks last.
+        key = statistics.median(metric.rank_key(value) for _, value in unit)
+        value = None if key == -math.inf else key if metric.larger_first else -key
+        by_name: dict[str, list[Record]] = {}
+        for record, _ in unit:
+            by_name.setdefault(record.result_name, []).append(record)
+        for name, records in by_name.items():
+            first, owner = records[0], owners[records[0].tensor]
+            modules.append(
+                Module(
+                    name,
+                    first.group,
+                    value,
+                    parameter=first.parameter,
+                    numel=sum(record.n * record.m for record in records),
+                    shares=None if owner == name else owner,
+                    larger_first=metric.larger_first,
+                )
+            )
+    return modules
 
 
 def _owners(records: Iterable[Record]) -> dict[str, str]:
-    """What results call the module that each tensor is stored for; where that is not among them, the first."""
+    """Find the module that each tensor is stored for, by its name in results; if it is missing, the first one."""
     owners: dict[str, str] = {}
     for record in records:
-        if record.tensor not in owners or module_of(stored_parameter(record.tensor)) == record.module:
+        if record.tensor not in owners or module_of(parameter_of(record.tensor)) == record.module:
             owners[record.tensor] = record.result_name
     return owners
 
 
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """In the order of Spectrum's files: groups sorted, the modules of a group as the model has them."""
-    return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
-
-
-def parameter_of(line: Module) -> str:
-    """The name of a line's parameter: the record's, or else the likely one, a bank's own name or `module`.weight."""
-    bank = "experts" in line.name.split(".")[:-1] and not is_single_expert(f"{line.name}.")
-    return line.parameter or (line.name if bank else f"{line.name}.weight")
-
-
-def read_scored(path: Path) -> Result:
-    """A result with all that is known of it: the file, and the record of the scan beside it (`.sqlite`, same stem).
-
-    The file's modules, groups and scores are what counts: it is what was asked for, and what other programs read. The
-    record adds the parameters and sizes, and only if each of the file's lines is in it with the same score; else
-    it is of another scan, and says nothing about this file.
-
-    Args:
-        path: a result file, or the record itself. A record must have its result beside it, which is written when the
-            scan ends: the matrices of a scan that has not are parts of groups, and would be ranked as if they were
-            whole.
-
-    Raises:
-        ResultError: as `read_results` and `record.read_records`, which a result without a usable record does not;
-            unfinished, a record without a result; other_result, a record that disagrees with it.
-    """
-    asked_for_record = path.suffix == ".sqlite"
-    results, record = path.with_suffix(".json"), path.with_suffix(".sqlite")
-    if asked_for_record and not results.exists():
-        read_records(record, spectra=False)
-        raise ResultError(
-            f"{record} has no result beside it, so its scan has not ended", reason="unfinished", hint="run it again"
+def _diagnose(records: Iterable[Record]) -> dict[str, ModuleDiagnostics]:
+    members: dict[str, list[Record]] = {}
+    for record in records:
+        members.setdefault(record.result_name, []).append(record)
+    diagnostics = {}
+    for name, together in members.items():
+        scores = [record.score for record in together if record.score is not None]
+        degenerate = sum(score.is_degenerate for score in scores)
+        diagnostics[name] = ModuleDiagnostics(
+            degenerate=degenerate > 0 and 2 * degenerate >= len(together),
+            inexact=not all(score.is_exact for score in scores),
         )
-    scored, is_sorted = _read(results if asked_for_record else path)
-    notes = []
-    if is_sorted:
-        notes.append(f"{path} is in the schema of _sorted.json, which Spectrum and Axolotl cannot read")
-    known: dict[str, Module] = {}
-    covered: float | None = None
-    parameters: tuple[str, ...] = ()
-    try:
-        if asked_for_record or (path.suffix == ".json" and record.exists()):
-            known, covered, parameters = _recorded(record, scored)
-    except ResultError as error:
-        if asked_for_record:
-            raise
-        notes.append(f"sizes and names of parameters are not known: {error}")
-    return Result(tuple(known.get(line.name, line) for line in scored), tuple(notes), covered, parameters)
+    return diagnostics
 
 
-def _recorded(path: Path, scored: Sequence[Module]) -> tuple[dict[str, Module], float | None, tuple[str, ...]]:
-    """What a record has of these lines, the share of the model's weights that was scanned, and all its names."""
-    with stored_records(path, spectra=False) as stored:
-        records, names, weights = list(stored.records), stored.names, stored.weights
-    lines = {line.name: line for line in lines_of(records)}
-    if not _are_among(scored, lines):
-        raise ResultError(f"{path} is the record of another scan than the result beside it", reason="other_result")
-    # What has no line, as a bank of which one expert has no score, was scanned all the same.
-    left_out = lines.keys() - {line.name for line in scored}
-    scanned = {r.tensor: r.n * r.m for r in records if (r.result_name) not in left_out}
-    return lines, sum(scanned.values()) / weights if weights else None, names
+def _without_spectrum(record: Record) -> Record:
+    # The spectra of a large model do not fit into memory; a copy, since a view would keep them there.
+    return replace(record, singular_values=record.singular_values[:0].copy())
 
 
-def is_record_of(records: Sequence[Record], lines: Iterable[Module]) -> bool:
-    """Whether a record is of a result's scan: it has each of its lines, with that group and that very score.
-
-    A record of other scores says nothing of these, whatever modules it has. It may have more than the result.
-    """
-    return _are_among(lines, {line.name: line for line in lines_of(records)})
-
-
-def _are_among(lines: Iterable[Module], known: Mapping[str, Module]) -> bool:
-    return all((same := known.get(line.name)) is not None and same[:3] == line[:3] for line in lines)
-
-
-def read_results(path: Path) -> list[Module]:
-    """The modules of a result file, ours or one published with Spectrum, in the file's order.
-
-    Infinity, which older ones hold where the noise set was empty, is read as such, and ranks first as it
-    does in Spectrum; NaN ranks last. Files in the schema of `_sorted.json`, which Spectrum itself cannot read,
-    are read too.
-
-    Raises:
-        ResultError: no_such_result, unreadable, too_large, not_a_result.
-    """
-    return _read(path)[0]
+def _other_record(result: Path | None) -> ResultError:
+    return ResultError(
+        f"the record beside {result} has other scores",
+        reason="other_record",
+        hint="scan the model again with --fresh",
+    )
 
 
 def _read(path: Path) -> tuple[list[Module], bool]:
-    """The lines, and whether they are in the schema of `_sorted.json`."""
+    """Read a JSON file: its modules, and whether it is in the schema of `_sorted.json`."""
     try:
         if path.stat().st_size > MAX_RESULT_NBYTES:
             raise ResultError(f"{path} is too large for a result", reason="too_large")
@@ -212,48 +333,48 @@ def _read(path: Path) -> tuple[list[Module], bool]:
         raise ResultError(
             f"there is no result at {path}",
             reason="no_such_result",
-            hint="a scan writes one, model_snr_results/snr_results_….json if nothing else is said",
+            hint="a scan writes one: model_snr_results/snr_results_….json by default",
         ) from error
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
-    for read, is_sorted in ((_from_modules, False), (_from_groups, True)):
-        # No file and no terminal takes a half of a pair of UTF-16.
-        if (scored := read(data)) and not any(_SURROGATE.search(f"{line.name}{line.group}") for line in scored):
-            return scored, is_sorted
+    for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):
+        # Neither a file nor a terminal accepts half of a surrogate pair.
+        if (modules := parse(data)) and not any(_SURROGATE.search(f"{m.name}{m.group}") for m in modules):
+            return modules, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
 
 
-def _from_modules(data: Any) -> list[Module] | None:
+def _parse_modules(data: Any) -> list[Module] | None:
     if not isinstance(data, dict):
         return None
-    scored = []
-    for module, entry in data.items():
+    modules = []
+    for name, entry in data.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not _is_number(entry.get("snr")):
             return None
-        scored.append(Module(module, entry["type"], _ranked(entry["snr"])))
-    return scored
+        modules.append(Module(name, entry["type"], _value_of(entry["snr"])))
+    return modules
 
 
-def _from_groups(data: Any) -> list[Module] | None:
+def _parse_groups(data: Any) -> list[Module] | None:
     if not isinstance(data, dict):
         return None
-    scored = []
-    for group, modules in data.items():
-        if not isinstance(modules, dict) or not all(_is_number(snr) for snr in modules.values()):
+    modules = []
+    for group, entries in data.items():
+        if not isinstance(entries, dict) or not all(_is_number(snr) for snr in entries.values()):
             return None
-        scored += [Module(module, group, _ranked(snr)) for module, snr in modules.items()]
-    return scored
+        modules += [Module(name, group, _value_of(snr)) for name, snr in entries.items()]
+    return modules
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _ranked(snr: float) -> float:
-    # A NaN compares false with everything and would scramble a sort.
+def _value_of(snr: float) -> float | None:
     try:
-        return -math.inf if math.isnan(snr) else float(snr)
+        # A NaN compares false with everything and would scramble a sort.
+        return None if math.isnan(snr) else float(snr)
     except OverflowError:
         return math.inf

@@ -1,7 +1,7 @@
-"""What a selection takes to train, in weights and in bytes, and the largest one that a budget allows.
+"""The cost of training a selection, in weights and in bytes, and the largest selection within a budget.
 
-Counted are the weights that the result lists. Biases, tensors that were not scored, activations and what the
-trainer itself needs come on top.
+The cost counts the weights of the modules in the result. Biases, tensors without a score, activations and the memory
+of the trainer itself come on top.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import ResultError, UsageError
 from ..results.result import Module, Result
-from .select import Rule, Selection, choose, result_of
+from ..text import si_bytes, si_number
+from .select import Rule, Selection, choose
 
 # A percentage is raised in steps of a hundredth.
 _STEPS = 10_000
@@ -19,12 +20,12 @@ _STEPS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Bytes a weight takes in memory.
+    """Memory of a weight, in bytes.
 
     Attributes:
-        frozen: of one that is not trained: itself.
-        trainable: of one that is: itself, its gradient, and the optimizer's state.
-        words: of what these are made up.
+        frozen: of a weight that is not trained: itself.
+        trainable: of a weight that is trained: itself, its gradient and the state of the optimizer.
+        words: what these numbers are the sums of.
     """
 
     frozen: float
@@ -33,7 +34,7 @@ class Cost:
 
 
 class Recipe(StrEnum):
-    """How the weights are trained: sums of the dtypes, with the state that the optimizers' code allocates."""
+    """An optimizer setup; its cost is the sum of the dtypes of weights, gradients and optimizer state."""
 
     ADAMW = "adamw"
     ADAMW_MIXED = "adamw-mixed"
@@ -52,7 +53,7 @@ _COSTS = {
     ),
     # torch.optim.AdamW keeps its state in the dtype of the parameter.
     Recipe.ADAMW_BF16: Cost(2, 2 + 2 + 4, "all weights, gradients and both moments of AdamW in bfloat16"),
-    # bitsandbytes: a byte a moment, and a float32 for each block of 256.
+    # bitsandbytes stores one byte a moment, and a float32 for each block of 256.
     Recipe.ADAMW_8BIT: Cost(
         2, 2 + 2 + 2 * (1 + 4 / 256), "weights and gradients in bfloat16, both moments of AdamW in 8 bits"
     ),
@@ -61,10 +62,10 @@ _COSTS = {
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a selection takes.
+    """The cost of training a selection.
 
     Attributes:
-        trainable, total: numbers of weights, of what is trained and of all in the result; a tied one counts once.
+        trainable, total: the number of trained weights, and of all weights in the result; a tied one counts once.
     """
 
     trainable: int
@@ -75,16 +76,16 @@ class Needs:
         return self.trainable / self.total
 
     def nbytes(self, recipe: Recipe) -> float:
-        """Bytes of weights, gradients and optimizer state."""
+        """Compute the bytes of weights, gradients and optimizer state."""
         cost = recipe.cost
         return self.trainable * cost.trainable + (self.total - self.trainable) * cost.frozen
 
 
 def needs(selection: Selection, *, by_patterns: bool = False) -> Needs | None:
-    """What a selection takes; None where a size is not known, as of a result without its record.
+    """Compute the cost of a selection; None if a size is not known, as in a result without its record.
 
     Args:
-        by_patterns: as Axolotl trains it, see `Selection.trained_by_patterns`.
+        by_patterns: count what Axolotl trains, see `Selection.trained_by_patterns`.
     """
     trained = selection.trained_by_patterns if by_patterns else selection.trained
     trainable, total = _numel(trained), _numel(selection.result.modules)
@@ -99,28 +100,28 @@ def fit(
     max_nbytes: int | None = None,
     recipe: Recipe = Recipe.ADAMW,
 ) -> Selection:
-    """The largest selection within a budget of trained weights, of bytes, or of both.
+    """Find the largest selection within a budget of trained weights, of bytes, or of both.
 
-    One percentage for all groups is raised, in steps of a hundredth, until the next step would not fit; groups that
-    have percentages of their own keep them. The percentage of `rule` does not count.
+    Raises one percentage for all groups, in steps of a hundredth, until the next step would not fit. Groups with
+    percentages of their own keep them. The percentage of `rule` does not matter.
 
     Raises:
-        ResultError: unknown_sizes; partial, the result is of some of the checkpoint's groups; as `choose`.
-        UsageError: over_budget, not one module fits beside what is always trained; as `choose`.
+        ResultError: unknown_sizes; partial, the result has only some groups of the checkpoint; as `choose`.
+        UsageError: over_budget, not one module fits beside those that are always trained; as `choose`.
     """
-    read = result_of(result)
-    if read.covered is not None and read.covered < 1:
+    opened = Result.of(result)
+    if opened.covered is not None and opened.covered < 1:
         raise ResultError(
-            f"a budget needs the whole model, and {1 - read.covered:.2%} of its weights were not scanned",
+            f"a budget needs the whole model, and {1 - opened.covered:.2%} of its weights were not scanned",
             reason="partial",
             hint="scan it without --modules",
         )
 
     def selection(step: int) -> Selection:
-        return choose(read, replace(rule, percent=step * 100 / _STEPS))
+        return choose(opened, replace(rule, percent=step * 100 / _STEPS))
 
-    lines = {line.name for line in read.modules}
-    if unseen := [m for m in selection(_STEPS).always if m not in lines and f"{m}.weight" in read.parameters]:
+    names = {module.name for module in opened.modules}
+    if unseen := [m for m in selection(_STEPS).always if m not in names and f"{m}.weight" in opened.parameters]:
         raise ResultError(
             f"{unseen[0]} is always trained, and this result does not have its size",
             reason="partial",
@@ -138,13 +139,13 @@ def fit(
     step = _last(fits, _STEPS)
     best = selection(step) if step else None
     if best is None or not best.chosen_names:
-        # The least that has a module; where every group is at 0 percent, there is none.
+        # The smallest selection that has a module; if every group is at 0 percent, no selection has one.
         need = _known(selection(min(_STEPS, _last(lambda step: not selection(step).chosen_names, _STEPS) + 1)))
         raise UsageError(
-            f"the budget is too small: the first module to choose makes {need.trainable} weights to train, "
-            f"{need.nbytes(recipe):.4g} bytes by {recipe}",
+            f"the budget is too small: with one module it needs {si_number(need.trainable)} trained weights, "
+            f"{si_bytes(need.nbytes(recipe))} with {recipe}",
             reason="over_budget",
-            hint="--no-embeddings and --no-head leave out what is always trained",
+            hint="--no-embeddings and --no-head leave out the embedding and the head",
         )
     return best
 
@@ -153,15 +154,15 @@ def _known(selection: Selection) -> Needs:
     need = needs(selection)
     if need is None:
         raise ResultError(
-            "a budget needs the sizes of the weights, and this result does not have them",
+            "a budget needs the sizes of the weights, and they are not known without the record of the scan",
             reason="unknown_sizes",
-            hint="keep the record of the scan (.sqlite) beside it, or use --top-percent",
+            hint="keep the record (.sqlite) beside the result, or use --top-percent",
         )
     return need
 
 
 def _last(holds: Callable[[int], bool], end: int) -> int:
-    """The last of 1 to `end` for which a condition holds that, once it fails, fails for good; 0 for none."""
+    """Find the last of 1 to `end` for which a condition holds; 0 for none. Once it fails, it fails for all later."""
     low, high = 0, end
     while low < high:
         middle = (low + high + 1) // 2
@@ -169,7 +170,7 @@ def _last(holds: Callable[[int], bool], end: int) -> int:
     return low
 
 
-def _numel(lines: Iterable[Module]) -> int | None:
-    owners: dict[str, int | None] = {line.owner: line.numel for line in lines}
+def _numel(modules: Iterable[Module]) -> int | None:
+    owners: dict[str, int | None] = {module.owner: module.numel for module in modules}
     sizes = [numel for numel in owners.values() if numel is not None]
     return sum(sizes) if len(sizes) == len(owners) else None

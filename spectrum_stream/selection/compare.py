@@ -1,30 +1,31 @@
-"""Two rankings of one model's modules: how alike they are, and what one selection has that the other has not.
+"""Compare two rankings of a model's modules: their correlation, and the differences of their selections.
 
-A base model and a tuned one, two revisions, two measures of one scan, two percentages. Pure numpy.
+For a base model and a tuned one, two revisions, or two metrics of one scan. Pure numpy.
 """
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import UsageError
-from ..results.result import Module
-from .select import Selection, select
+from ..results.result import Module, Result
+from .select import select
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupComparison:
-    """One group, in two results.
+    """One group in two results.
 
     Attributes:
-        count: modules that both have.
-        spearman, kendall: rank correlations of their scores, in [-1, 1], equal scores allowed for (Kendall's is
-            tau-b); None where either result has the same score for all of them, or there is one module.
-        chosen_a, chosen_b: how many each selection has.
-        entered, left: modules that only the second selection has, and only the first; best first.
+        count: the number of modules that are in both.
+        spearman, kendall: rank correlations of their values, in [-1, 1], corrected for ties (Kendall's is tau-b);
+            None if one result has the same value for all of them, or there is one module.
+        chosen_a, chosen_b: the number of modules in each selection.
+        entered, left: the modules that only the second selection has, and only the first; best first.
     """
 
     count: int
@@ -41,7 +42,7 @@ class GroupComparison:
 
     @property
     def is_decided(self) -> bool:
-        """Whether scores, and not the places in the model alone, make both rankings."""
+        """Whether values make both rankings, and not only the order of the model."""
         return self.spearman is not None or self.count < 2
 
 
@@ -51,7 +52,7 @@ class Comparison:
 
     Attributes:
         groups: those of A, then those that only B has.
-        only_a, only_b: modules that the other one lacks.
+        only_a, only_b: the modules that the other one does not have.
     """
 
     groups: dict[str, GroupComparison]
@@ -60,80 +61,71 @@ class Comparison:
 
     @property
     def overlap(self) -> float | None:
-        """See `overlap`, over the groups that scores decide; None where those have nothing chosen."""
+        """See `overlap`, over the groups that values decide; None if nothing is chosen there."""
         return overlap(group for group in self.groups.values() if group.is_decided)
 
 
 def overlap(groups: Iterable[GroupComparison]) -> float | None:
-    """What both selections have, as a share of the larger one, in [0, 1]; None where both are empty."""
+    """Compute the common part of both selections, a share of the larger one, in [0, 1]; None if both are empty."""
     groups = list(groups)
     larger = max(sum(g.chosen_a for g in groups), sum(g.chosen_b for g in groups), 0)
     return sum(g.kept for g in groups) / larger if larger else None
 
 
 def compare(
-    a: Sequence[Module], b: Sequence[Module], top_percent: float, top_percent_b: float | None = None
+    a: str | Path | Result | Iterable[Module], b: str | Path | Result | Iterable[Module], top_percent: float
 ) -> Comparison:
     """Compare two results, module by module, by name.
 
     Args:
-        a, b: their lines; -inf for no score.
-        top_percent: what is chosen of every group of A, and of B unless `top_percent_b` says otherwise.
+        a, b: result files or modules.
+        top_percent: the percentage to choose of every group.
 
     Raises:
         UsageError: bad_percent; nothing_in_common, they have no module in common.
+        ResultError: a file cannot be read.
     """
-    if {line.name for line in a}.isdisjoint(line.name for line in b):
+    chosen_a, chosen_b = select(a, top_percent), select(b, top_percent)
+    in_a, in_b = ({m.name: m.rank_key for m in chosen.result.modules} for chosen in (chosen_a, chosen_b))
+    if in_a.keys().isdisjoint(in_b):
         raise UsageError(
             "the two results have no module in common",
             reason="nothing_in_common",
             hint="are they of one model, and by the same names (--names)?",
         )
-    chosen_a = select(a, top_percent)
-    chosen_b = select(b, top_percent if top_percent_b is None else top_percent_b)
-    in_a, in_b = ({line.name: line.snr for line in lines} for lines in (a, b))
-    names: dict[str, list[str]] = {line.group: [] for line in (*a, *b)}
-    for line in a:
-        if line.name in in_b:
-            names[line.group].append(line.name)
-    everywhere = frozenset(chosen_a.chosen_names), frozenset(chosen_b.chosen_names)
+    names: dict[str, list[str]] = {}
+    for module in chosen_a.result.modules:
+        common = names.setdefault(module.group, [])
+        if module.name in in_b:
+            common.append(module.name)
+    for module in chosen_b.result.modules:
+        names.setdefault(module.group, [])
+    # The selection of any group counts: experts can be ranked together in one result and apart in the other.
+    all_a, all_b = frozenset(chosen_a.chosen_names), frozenset(chosen_b.chosen_names)
+    groups = {}
+    for group, modules in names.items():
+        x, y = (np.array([keys[module] for module in modules]) for keys in (in_a, in_b))
+        first, second = chosen_a.chosen.get(group, ()), chosen_b.chosen.get(group, ())
+        groups[group] = GroupComparison(
+            count=len(modules),
+            spearman=spearman(x, y),
+            kendall=kendall(x, y),
+            chosen_a=len(first),
+            chosen_b=len(second),
+            entered=tuple(module for module in second if module not in all_a),
+            left=tuple(module for module in first if module not in all_b),
+        )
     return Comparison(
-        {
-            group: _group(group, modules, in_a, in_b, chosen_a, chosen_b, everywhere)
-            for group, modules in names.items()
-        },
+        groups,
         tuple(module for module in in_a if module not in in_b),
         tuple(module for module in in_b if module not in in_a),
     )
 
 
-def _group(
-    group: str,
-    modules: Sequence[str],
-    in_a: dict[str, float],
-    in_b: dict[str, float],
-    chosen_a: Selection,
-    chosen_b: Selection,
-    everywhere: tuple[frozenset[str], frozenset[str]],
-) -> GroupComparison:
-    x, y = (np.array([scores[module] for module in modules]) for scores in (in_a, in_b))
-    first, second = chosen_a.chosen.get(group, ()), chosen_b.chosen.get(group, ())
-    return GroupComparison(
-        count=len(modules),
-        spearman=spearman(x, y),
-        kendall=kendall(x, y),
-        chosen_a=len(first),
-        chosen_b=len(second),
-        # In whatever group: experts can be pooled in one result and apart in the other.
-        entered=tuple(module for module in second if module not in everywhere[0]),
-        left=tuple(module for module in first if module not in everywhere[1]),
-    )
-
-
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Spearman's rho of x and y, (count,): the correlation of their ranks, the mean rank for equal values.
+    """Compute Spearman's rho of x and y, (count,): the correlation of their ranks, the mean rank for equal values.
 
-    None where one of them is all the same, or shorter than two.
+    None if all values of one of them are equal, or count is below two.
     """
     ranks_x, ranks_y = (ranks - ranks.mean() if len(ranks) else ranks for ranks in (_ranks(x), _ranks(y)))
     norm = math.sqrt(float(ranks_x @ ranks_x) * float(ranks_y @ ranks_y))
@@ -141,12 +133,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Kendall's tau-b of x and y, (count,) (Biometrika 33, 1945); None where `spearman` is.
+    """Compute Kendall's tau-b of x and y, (count,) (Biometrika 33, 1945); None where `spearman` is None.
 
         tau = (concordant - discordant) / sqrt((pairs - tied in x) (pairs - tied in y))
 
-    Discordant pairs are counted as inversions of y in the order of x (Knight, JASA 61, 1966), so that a group of
-    tens of thousands, as published mixtures of experts have them, is a matter of a second.
+    Discordant pairs are counted as inversions of y in the order of x (Knight, JASA 61, 1966), so that a group of tens
+    of thousands of modules, as published mixtures of experts have them, takes about a second.
     """
     count = len(x)
     pairs = count * (count - 1) // 2
@@ -156,7 +148,7 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
         return None
     seen: list[int] = []
     discordant = 0
-    # Equal values of x come in the order of y, so that they count as no inversion.
+    # Equal values of x are in the order of y, so that they are not counted as inversions.
     for done, code in enumerate(codes_y[np.lexsort((codes_y, codes_x))].tolist()):
         place = bisect.bisect_right(seen, code)
         discordant += done - place

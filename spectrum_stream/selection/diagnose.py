@@ -1,24 +1,23 @@
-"""What a ranking hangs on: degenerate scores, ties at the cut, scores that are not exact; by group."""
+"""Weak points of a ranking, by group: degenerate scores, ties at the cut, scores that are not exact."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..numerics.snr import TOLERANCE, Degeneracy
-from ..results.record import Record
-from ..results.result import Module
+from ..results.result import Module, Result
 from .select import Selection, rank
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """Numbers of a group's modules; a bank of experts is one.
+    """Numbers of modules in a group; fused experts are one module.
 
     Attributes:
-        degenerate: those whose score is no measure of signal against noise (of a bank: of half its experts at
-            least). A norm's, 1.0 by definition, is not counted: its group has no other. None without a record.
-        chosen_degenerate: of these, the chosen ones.
-        tied: those with the score at which the group is cut, if that score is on both sides of the cut.
-        inexact: those whose score may be wrong by more than the tolerance. None without a record.
+        degenerate: their score does not compare signal with noise (see `ModuleDiagnostics`). A norm's score, 1.0 by
+            definition, does not count, because all scores of its group are so. None without a record.
+        chosen_degenerate: the chosen ones among these.
+        tied: they have the score at which the group is cut, if that score is on both sides of the cut.
+        inexact: their score may be wrong by more than the tolerance. None without a record.
     """
 
     degenerate: int | None
@@ -27,42 +26,33 @@ class Diagnostics:
     inexact: int | None
 
     def to_dict(self) -> dict[str, int | None]:
-        """For `--json`."""
+        """Return the data for `--json`."""
         return {"degenerate": self.degenerate, "tied": self.tied, "inexact": self.inexact}
 
 
 def diagnose(
-    scored: Iterable[Module], selection: Selection | None, records: Sequence[Record]
+    result: str | Path | Result | Iterable[Module], selection: Selection | None = None
 ) -> Mapping[str, Diagnostics]:
-    """The doubts of every group of a result.
+    """Count the weak points of every group of a result, or of the groups that a selection ranked.
 
     Args:
-        scored: the lines of the result.
-        selection: what was chosen of them; None for nothing.
-        records: the record of their scan; empty where there is none, or where `scored` is by another measure.
+        selection: the modules that were chosen of the result; None for none.
+
+    Raises:
+        ResultError: the file cannot be read.
     """
-    members: dict[str, list[Record]] = {}
-    for record in records:
-        members.setdefault(record.result_name, []).append(record)
+    opened = Result.of(result)
+    known = opened.diagnostics()
     chosen = set(selection.chosen_names) if selection else set()
     tied = selection.tied if selection else {}
-    doubts = {}
-    for name, group in rank(scored).items():
-        degenerate = {line.name for line in group if _is_degenerate(members.get(line.name, []))}
-        inexact = [line for line in group if any(map(_is_inexact, members.get(line.name, [])))]
-        doubts[name] = Diagnostics(
-            len(degenerate) if members else None,
-            len(degenerate & chosen),
-            tied.get(name, 0),
-            len(inexact) if members else None,
+    diagnostics = {}
+    for name, group in (selection.ranked if selection else rank(opened.modules)).items():
+        found = {module.name: known[module.name] for module in group if module.name in known}
+        degenerate = {module for module, flags in found.items() if flags.degenerate}
+        diagnostics[name] = Diagnostics(
+            degenerate=len(degenerate) if known else None,
+            chosen_degenerate=len(degenerate & chosen),
+            tied=tied.get(name, 0),
+            inexact=sum(flags.inexact for flags in found.values()) if known else None,
         )
-    return doubts
-
-
-def _is_degenerate(records: Sequence[Record]) -> bool:
-    count = sum(r.score is not None and r.score.degeneracy not in (None, Degeneracy.VECTOR) for r in records)
-    return count > 0 and 2 * count >= len(records)
-
-
-def _is_inexact(record: Record) -> bool:
-    return record.score is not None and record.score.error > TOLERANCE
+    return diagnostics

@@ -384,7 +384,7 @@ def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: Precision,
 
 def _workers(matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int) -> int:
     """As many as there are cores, or as fit into the limit."""
-    for workers in range(costs.cores(), 0, -1):
+    for workers in range(costs.count_cores(), 0, -1):
         if max_nbytes is None or _peak_nbytes(matrices, workers, precision, buffers_nbytes) <= max_nbytes:
             return workers
     enough = _peak_nbytes(matrices, 1, precision, buffers_nbytes)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable
 
 from ..errors import ResultError
+from ..numerics.metrics import SPECTRUM
 from ..selection.select import ALWAYS, Selection
 from . import axolotl
 from .targets import inexact, targets_of
@@ -31,22 +32,27 @@ class AxolotlPlugin(Trainer):
         """Write the JSON.
 
         Raises:
-            ResultError: inexact, the selection leaves out the head or the embedding, which the plugin always adds;
+            ResultError: other_metric, because the file would state another metric as a signal-to-noise ratio;
+                inexact, the selection leaves out the head or the embedding, which the plugin always adds;
                 not_finite, a score is infinite or NaN; nothing_chosen; unsafe_name; no_such_parameter.
         """
         if set(selection.always) != set(ALWAYS):
             raise inexact(
                 "Axolotl's plugin always trains the head and the embedding", "--format axolotl leaves them out"
             )
+        if (metric := selection.result.metric) != SPECTRUM:
+            raise ResultError(
+                f"the plugin's file has no field for {metric.name}", reason="other_metric", hint="--format axolotl"
+            )
         targets = targets_of(selection, parameters)
         scores: dict[str, dict[str, float | str]] = {}
         for target in targets.chosen:
-            if not math.isfinite(target.snr):
+            if not math.isfinite(target.rank_key):
                 raise ResultError(
                     f"the score of {target.module} is not finite", reason="not_finite", hint="--format axolotl"
                 )
             for pattern in axolotl.patterns_of(target, targets):
-                scores[pattern] = {"snr": target.snr, "type": target.group}
+                scores[pattern] = {"snr": target.rank_key, "type": target.group}
         if not scores:
             raise ResultError("the plugin cannot read an empty result", reason="nothing_chosen")
         return json.dumps(scores, indent=4, allow_nan=False)

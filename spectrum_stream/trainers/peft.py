@@ -158,4 +158,4 @@ def _module(target: Target) -> str:
 
 
 def _better_half(chosen: list[Target]) -> list[Target]:
-    return sorted(chosen, key=lambda target: target.snr, reverse=True)[: len(chosen) // 2]
+    return sorted(chosen, key=lambda target: target.rank_key, reverse=True)[: len(chosen) // 2]

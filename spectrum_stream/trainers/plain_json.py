@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection
 
+from ..numerics.metrics import SPECTRUM
 from ..selection.budget import needs
 from ..selection.select import Selection
 from .targets import targets_of
@@ -15,19 +16,22 @@ class PlainJson(Trainer):
 
     name = "json"
     suffix = "json"
-    advice = "a score of null was infinite or NaN"
+    advice = "a value of null was infinite or NaN"
     takes = "JSON"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
-        """Write the rule, the parameters to train and each chosen module.
+        """Write the metric, the rule, the parameters to train and each chosen module with its value.
+
+        `snr` is there for Spectrum's score only.
 
         Raises:
             ResultError: no_such_parameter, nothing_chosen.
         """
-        targets = targets_of(selection, parameters)
+        targets, metric = targets_of(selection, parameters), selection.result.metric
         sizes, need = {line.name: line.numel for line in selection.result.modules}, needs(selection)
         data = {
             "schema_version": 1,
+            "metric": metric.name,
             "percent": selection.rule.percent,
             "bottom": selection.rule.bottom,
             "trainable_weights": need.trainable if need else None,
@@ -37,11 +41,13 @@ class PlainJson(Trainer):
                 {
                     "module": target.module,
                     "group": target.group,
-                    "snr": target.snr if math.isfinite(target.snr) else None,
+                    "value": value,
+                    **({"snr": value} if metric == SPECTRUM else {}),
                     "parameter": target.parameter,
                     "weights": sizes[target.module],
                 }
                 for target in targets.chosen
+                for value in [target.value if target.value is not None and math.isfinite(target.value) else None]
             ],
         }
         return json.dumps(data, indent=2, allow_nan=False) + "\n"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..errors import ResultError
-from ..results.result import Module, parameter_of
+from ..results.result import Module
 from ..selection.select import Selection
 from .patterns import starting_with
 
@@ -15,7 +15,7 @@ class Target:
     """A chosen module, by the names of the trainer.
 
     Attributes:
-        module, group, snr: as in the result.
+        module, group, value, rank_key: as in the result, see `Module`.
         parameter: the parameter to train; for a tied head that of the embedding.
         certain: whether its name was read from the model or the record, and not made from that of the module.
         tied: whether it is the parameter of another module.
@@ -23,7 +23,8 @@ class Target:
 
     module: str
     group: str
-    snr: float
+    value: float | None
+    rank_key: float
     parameter: str
     certain: bool
     tied: bool
@@ -73,14 +74,14 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
     known = None if names is None else frozenset(names)
     lines = {line.name: line for line in selection.result.modules}
     chosen = [_target(lines[module], lines, known) for modules in selection.chosen.values() for module in modules]
-    always = (_parameter(lines.get(name, Module(name, name, 0.0)), lines, known) for name in selection.always)
+    always = (_parameter(lines.get(name, Module(name, name, None)), lines, known) for name in selection.always)
     found = tuple(dict.fromkeys(name for name in always if name is not None))
     if not chosen and not found:
         raise ResultError("there is nothing to train", reason="nothing_chosen", hint="choose a larger share")
     if known is not None:
         return Targets(tuple(chosen), found, tuple(sorted(known)), True)
     own = (line for line in lines.values() if line.owner == line.name or line.owner not in lines)
-    seen = {*selection.result.parameters, *map(parameter_of, own)}
+    seen = {*selection.result.parameters, *(line.parameter_name for line in own)}
     return Targets(tuple(chosen), found, tuple(sorted(seen)), False)
 
 
@@ -95,20 +96,21 @@ def _target(line: Module, lines: dict[str, Module], known: frozenset[str] | None
     return Target(
         module=line.name,
         group=line.group,
-        snr=line.snr,
+        value=line.value,
+        rank_key=line.rank_key,
         parameter=parameter,
         certain=known is not None or line.parameter is not None,
-        tied=line.owner != line.name and parameter != parameter_of(line),
+        tied=line.owner != line.name and parameter != line.parameter_name,
     )
 
 
 def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> str | None:
     owner = lines.get(line.owner, line)
     if known is None:
-        return parameter_of(owner)
+        return owner.parameter_name
     # A list of names can have a tied parameter under one name or under both.
     likely = [line.parameter] if line.parameter else [f"{line.name}.weight", line.name]
-    others = [] if owner is line else [parameter_of(owner)]
+    others = [] if owner is line else [owner.parameter_name]
     return next((name for name in (*likely, *others) if name in known), None)
 
 

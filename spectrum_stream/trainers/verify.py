@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import ResultError, UsageError
 from ..model.names import is_head
-from ..results.result import parameter_of, read_scored
+from ..results.result import Result
 from ..selection.select import ALWAYS
 from . import DEFAULT, TRAINERS
 from .parameters import Parameters
@@ -116,14 +116,14 @@ def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
     if path.suffix not in (".json", ".sqlite"):
         return None
     try:
-        result = read_scored(path)
+        result = Result.open(path)
     except ResultError as error:
         if path.suffix == ".json" and error.reason == "not_a_result":
             return None
         raise
     findings = []
     for line in result.modules:
-        name = parameter_of(line)
+        name = line.parameter_name
         is_missing = name not in parameters.shapes
         if name in parameters.tied or line.shares is not None or (is_head(line.name) and is_missing):
             findings.append(_tied(line.name, parameters.tied.get(name) or line.shares or "the embedding"))

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from spectrum_stream import scan
-from spectrum_stream.numerics.metrics import Metric, random_value
+from spectrum_stream.numerics.metrics import METRICS, random_value
 from spectrum_stream.trainers import DEFAULT, TRAINERS
 
 from ..support.checkpoints import GOLDEN, Save, llama_tensors
@@ -171,12 +171,12 @@ def test_select_refuses_by_reason_and_writes_nothing(cli: Cli, options: list[str
 
 
 @pytest.mark.usefixtures("scanned")
-@pytest.mark.parametrize("metric", Metric)
-def test_select_by_a_metric_writes_a_file_of_its_own(cli: Cli, metric: Metric) -> None:
+@pytest.mark.parametrize("metric", [*METRICS, "random:3"])
+def test_select_by_a_metric_writes_a_file_of_its_own(cli: Cli, metric: str) -> None:
     done = cli("select", RESULT, "--top-percent", "50", "--metric", metric, "--json")
     data = json.loads(done.stdout)
-    names = {Metric.SPECTRUM: "snr_results_x", Metric.RANDOM: "snr_results_x_random-0"}
-    name = f"{names.get(metric, f'snr_results_x_{metric}')}_unfrozenparameters_50percent.yaml"
+    end = "" if metric == "spectrum" else f"_{metric.replace(':', '-')}"
+    name = f"snr_results_x{end}_unfrozenparameters_50percent.yaml"
     assert data["files"] == [name]
     assert Path(name).exists()
     assert data["metric"] == metric
@@ -188,6 +188,26 @@ def test_select_at_random_follows_the_seed(cli: Cli) -> None:
     done = cli("select", RESULT, "--top-percent", "50", "--metric", "random:3", "--json")
     drawn = {f"model.layers.{i}.mlp.up_proj": random_value(3, f"model.layers.{i}.mlp.up_proj") for i in range(4)}
     assert json.loads(done.stdout)["chosen"]["mlp.up_proj"] == sorted(drawn, key=lambda m: -drawn[m])[:2]
+
+
+@pytest.mark.usefixtures("scanned")
+def test_select_shows_and_writes_the_true_values_of_a_metric(cli: Cli) -> None:
+    done = cli("select", RESULT, "--top-percent", "50", "--metric", "stable-rank", "--format", "json")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("mlp.", "self_attn."))]
+    assert len(rows) == 4
+    assert all(1 <= float(low) <= float(middle) <= float(high) for _, _, low, middle, high, *_ in rows)
+    data = json.loads(Path("snr_results_x_stable-rank_json_50percent.json").read_text())
+    assert data["metric"] == "stable-rank"
+    assert data["chosen"]
+    assert all(entry["value"] >= 1 for entry in data["chosen"])
+    assert not any("snr" in entry for entry in data["chosen"])
+
+
+@pytest.mark.usefixtures("scanned")
+def test_select_refuses_another_metric_in_the_file_of_axolotls_plugin(cli: Cli) -> None:
+    args = ("select", RESULT, "--top-percent", "50", "--format", "axolotl-snr")
+    assert reason(cli(*args, "--metric", "stable-rank", code=1)) == "other_metric"
+    assert cli(*args).returncode == 0
 
 
 @pytest.mark.usefixtures("scanned")

@@ -19,7 +19,8 @@ from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.model.names import is_extra_layer
 from spectrum_stream.model.parameters import Names, read_names
 from spectrum_stream.model.transformers_names import parameter_names
-from spectrum_stream.results.record import read_identity
+from spectrum_stream.results.record import open_records
+from spectrum_stream.results.result import Result
 
 from ..support.checkpoints import Save, llama_tensors, reference_score
 from ..support.families import BEGIN, END, TABLE, table, tiny
@@ -110,13 +111,18 @@ print(json.dumps(outcome(sys.argv[1])))
 """
 
 
+def identity_of(record: Path) -> dict[str, Any]:
+    with open_records(record, spectra=False) as records:
+        return dict(records.identity)
+
+
 def outcome(folder: str) -> dict[str, Any]:
     """What a scan of a folder plans, writes and records, as JSON data."""
     result = scan(folder, name="x", top_percent=50)
     return {
         "plan": result.plan.to_dict(),
         "files": {str(path): path.read_text() for path in result.written},
-        "identity": read_identity(result.plan.outputs.record),
+        "identity": identity_of(result.plan.outputs.record),
     }
 
 
@@ -150,7 +156,7 @@ def test_scan_with_other_names_than_the_record_is_refused(tmp_path: Path) -> Non
     assert error.value.reason == "other_names"
     assert "--names checkpoint" in str(error.value.hint)
     assert path.read_bytes() == before
-    assert read_identity(first.plan.outputs.record)["names"] == "checkpoint"
+    assert identity_of(first.plan.outputs.record)["names"] == "checkpoint"
 
 
 def test_fresh_scan_replaces_the_names_of_the_record(tmp_path: Path) -> None:
@@ -161,7 +167,8 @@ def test_fresh_scan_replaces_the_names_of_the_record(tmp_path: Path) -> None:
     names = {module.name for module in second.modules}
     assert "model.layers.0.mlp.experts.gate_up_proj" in names
     assert json.loads(path.read_text()).keys() == names
-    assert read_identity(second.plan.outputs.record)["names"] == "transformers-v5"
+    assert identity_of(second.plan.outputs.record)["names"] == "transformers-v5"
+    assert Result.open(path).modules == tuple(second.modules)
 
 
 def test_record_of_one_list_of_names_refuses_another_list(save: Save) -> None:

@@ -10,8 +10,8 @@ from spectrum_stream import plan, scan, select
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.model.matrix import NoScore
 from spectrum_stream.numerics import costs
-from spectrum_stream.results.result import read_scored
-from spectrum_stream.streaming import decode
+from spectrum_stream.results.result import Result
+from spectrum_stream.streaming import parts
 from spectrum_stream.trainers import TRAINERS
 
 from ..support.checkpoints import Save, mxfp4, reference_score
@@ -218,13 +218,13 @@ def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
     first = scan(str(folder), name="x")
     save(tensors, config={"quantization_config": {"weight_block_size": [33, 17]}})
     second = scan(str(folder), name="x")
-    assert first.modules[0].snr != second.modules[0].snr
+    assert first.modules[0].value != second.modules[0].value
 
 
 def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(save(gpt_oss()))
     whole = scan(folder, name="x")
-    monkeypatch.setattr(decode, "_PARTS_NBYTES", 1)
+    monkeypatch.setattr(parts, "_BATCH_NBYTES", 1)
     assert values(scan(folder, name="y")) == values(whole)
 
 
@@ -587,7 +587,7 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
         stored, scales, _ = by_block(64, 40, seed=i)
         tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
     path = scan(str(save(tensors, config=CONFIG)), name="x").written[0]
-    assert read_scored(path).parameters == ("layers.0.up.weight", "layers.1.up.weight")
+    assert Result.open(path).parameters == ("layers.0.up.weight", "layers.1.up.weight")
     assert TRAINERS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 

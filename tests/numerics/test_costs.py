@@ -1,6 +1,6 @@
 import pytest
 
-from spectrum_stream.numerics.costs import cores, flops, gram_nbytes, runtime_nbytes, svd_nbytes, work
+from spectrum_stream.numerics.costs import count_cores, flops, gram_nbytes, runtime_nbytes, svd_nbytes, work
 
 
 def test_the_flops_of_a_llama_8b_layer_are_those_of_the_formula() -> None:
@@ -19,4 +19,4 @@ def test_each_method_takes_more_memory_than_the_one_before() -> None:
 
 
 def test_there_is_a_core() -> None:
-    assert cores() >= 1
+    assert count_cores() >= 1

@@ -41,12 +41,12 @@ def limited(limit: int, calls: list[int]) -> Compute:
     """A device that has room for `limit` matrices, and none for any where that is 0; the CPU has."""
 
     def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, looped: bool
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
     ) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
         if device.type == "meta" and len(ws) > limit:
             raise torch.OutOfMemoryError
-        return singular_values(ws, precision, torch.device("cpu"), looped)
+        return singular_values(ws, precision, torch.device("cpu"), looped=looped)
 
     return compute
 
@@ -103,7 +103,7 @@ def test_a_matrix_that_does_not_fit_alone_goes_to_the_cpu_and_says_so() -> None:
 
 
 def test_memory_that_ends_on_the_cpu_is_not_hidden() -> None:
-    def compute(*args: object) -> list[Spectrum | NoScore]:
+    def compute(*args: object, **options: object) -> list[Spectrum | NoScore]:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
@@ -138,7 +138,7 @@ def test_under_a_memory_limit_a_hard_matrix_keeps_its_inexact_score() -> None:
 
 def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
     def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, looped: bool
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
     ) -> list[Spectrum | NoScore]:
         if precision is Precision.FP32:
             return singular_values(ws, precision)
@@ -149,7 +149,7 @@ def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
 
 
 def test_what_does_not_converge_by_any_method_has_no_score() -> None:
-    (found,) = compute_batch([random(4, 4, 0)], compute=lambda ws, *_: [NoScore.NOT_CONVERGED] * len(ws))
+    (found,) = compute_batch([random(4, 4, 0)], compute=lambda ws, *_, looped: [NoScore.NOT_CONVERGED] * len(ws))
     assert found.spectrum is NoScore.NOT_CONVERGED and found.score is None and found.not_finite == 0
 
 

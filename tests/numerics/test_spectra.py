@@ -237,7 +237,7 @@ assert state() == before, (state(), before)
 def test_a_gpu_finds_the_same_singular_values(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]
     for looped in (False, True):
-        for w, found in zip(ws, singular_values(ws, precision, torch.device("cuda"), looped), strict=True):
+        for w, found in zip(ws, singular_values(ws, precision, torch.device("cuda"), looped=looped), strict=True):
             assert isinstance(found, Spectrum)
             exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
             assert score(found.values, n, m).snr == pytest.approx(exact.snr, rel=TOLERANCE)

@@ -16,8 +16,8 @@ from spectrum_stream import scan
 from spectrum_stream.model.names import groups_of
 from spectrum_stream.results.check import Reason, check
 from spectrum_stream.results.provenance import provenance_path, write_provenance
-from spectrum_stream.results.remeasuring import record_path
-from spectrum_stream.results.result import read_results
+from spectrum_stream.results.record import record_path
+from spectrum_stream.results.result import Result
 
 from ..support.checkpoints import Save, llama_tensors
 
@@ -236,10 +236,10 @@ def test_the_published_scores_are_what_a_scan_finds_today(
     published: Path, minilm: Path, working_folder: Path
 ) -> None:
     found = scan(str(minilm), name="x")
-    theirs = read_results(published / "snr_results_sentence-transformers-all-MiniLM-L6-v2.json")
+    theirs = Result.open(published / "snr_results_sentence-transformers-all-MiniLM-L6-v2.json").modules
     assert [(line.name, line.group) for line in found.modules] == [(line.name, line.group) for line in theirs]
     for line, published_line in zip(found.modules, theirs, strict=True):
-        assert line.snr == pytest.approx(published_line.snr, rel=1e-5), line.name
+        assert line.value == pytest.approx(published_line.value, rel=1e-5), line.name
 
 
 def test_a_group_that_lacks_modules_of_its_record(result: Path) -> None:

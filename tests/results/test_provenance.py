@@ -7,7 +7,7 @@ import pytest
 from spectrum_stream import __version__, scan
 from spectrum_stream.errors import ResultError, SpectrumStreamError, UsageError
 from spectrum_stream.results.provenance import provenance_path, slug_of, write_provenance
-from spectrum_stream.results.remeasuring import record_path
+from spectrum_stream.results.record import record_path
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.hub_server import COMMIT, REPO, HubServer, use

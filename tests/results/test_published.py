@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spectrum_stream.results.result import parameter_of, read_scored
+from spectrum_stream.results.result import Result
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers import DEFAULT, TRAINERS
 
@@ -53,7 +53,7 @@ def test_the_yaml_is_the_one_of_spectrums_rules(path: Path, percent: int) -> Non
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_format_takes_a_published_result_or_says_why_not(path: Path) -> None:
     selection = select(path, 50)
-    names = [parameter_of(line) for line in read_scored(path).modules]
-    chosen = {parameter_of(line) for line in selection.trained}
+    names = [module.parameter_name for module in Result.open(path).modules]
+    chosen = {module.parameter_name for module in selection.trained}
     for name in ("lines", "ms-swift", "distillkit", "soup", "python", "json"):
         assert TRAINERS[name].matches(TRAINERS[name].render(selection), names) == chosen

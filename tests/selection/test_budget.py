@@ -9,7 +9,7 @@ from spectrum_stream import scan
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.budget import Needs, Recipe, fit, needs
-from spectrum_stream.selection.select import Rounding, Rule, choose
+from spectrum_stream.selection.select import Rule, choose
 
 from ..support.checkpoints import GOLDEN, Save, llama_tensors
 
@@ -65,19 +65,18 @@ def test_sizes_that_are_not_known_are_not_guessed() -> None:
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=30),
     st.integers(1, 20_000),
     st.booleans(),
-    st.sampled_from(Rounding),
     st.sampled_from([0, 2]),
 )
 def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
-    lines: list[tuple[str, float, int]], max_numel: int, bottom: bool, rounding: Rounding, least: int
+    lines: list[tuple[str, float, int]], max_numel: int, bottom: bool, least: int
 ) -> None:
     scored = [Module(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(lines)]
-    rule = Rule(100, bottom=bottom, rounding=rounding, min_per_group=least)
+    rule = Rule(100, bottom=bottom, min_per_group=least)
     try:
         selection = fit(scored, rule, max_numel=max_numel)
     except UsageError as error:
         assert error.reason == "over_budget"
-        smallest = choose(scored, Rule(0.01, bottom=bottom, rounding=rounding, min_per_group=least))
+        smallest = choose(scored, Rule(0.01, bottom=bottom, min_per_group=least))
         # The first module there is to choose, by percentage, is more than the budget.
         assert (
             not smallest.chosen_names
@@ -87,7 +86,7 @@ def test_a_budget_is_kept_and_the_next_percentage_would_break_it(
     need = needs(selection)
     assert need is not None and need.trainable <= max_numel
     if (percent := round(selection.rule.percent + 0.01, 2)) <= 100:
-        more = needs(choose(scored, Rule(percent, bottom=bottom, rounding=rounding, min_per_group=least)))
+        more = needs(choose(scored, Rule(percent, bottom=bottom, min_per_group=least)))
         assert more is not None and more.trainable > max_numel
 
 

@@ -55,14 +55,6 @@ def test_what_enters_and_what_leaves_is_named() -> None:
     assert overlap([found]) == 0.5
 
 
-def test_two_percentages_of_one_result() -> None:
-    same = lines(4, 3, 2, 1)
-    found = compare(same, same, 25, 75).groups["up"]
-    assert found.spearman == found.kendall == pytest.approx(1)
-    assert found.left == () and found.entered == ("layers.1.up", "layers.2.up")
-    assert overlap([found]) == pytest.approx(1 / 3)
-
-
 def test_modules_of_one_result_are_listed_and_not_correlated() -> None:
     a = lines(4, 3, 2) + lines(1, group="head")
     found = compare(a, lines(4, 3) + lines(1, 2, group="tail"), 50)
@@ -81,17 +73,17 @@ def test_a_group_that_no_score_decides_is_not_in_the_total() -> None:
 
 def test_a_percentage_out_of_range() -> None:
     with pytest.raises(UsageError) as error:
-        compare(lines(1), lines(1), 50, 0)
+        compare(lines(1), lines(1), 0)
     assert error.value.reason == "bad_percent"
 
 
-@given(columns.filter(bool), st.floats(1, 100), st.floats(1, 100))
+@given(columns.filter(bool), st.floats(1, 100))
 def test_the_two_differences_turn_one_selection_into_the_other(
-    rows: list[tuple[float, float]], percent: float, percent_b: float
+    rows: list[tuple[float, float]], percent: float
 ) -> None:
     a, b = lines(*(row[0] for row in rows)), lines(*(row[1] for row in rows))
-    found = compare(a, b, percent, percent_b)
-    first, second = set(select(a, percent).chosen_names), set(select(b, percent_b).chosen_names)
+    found = compare(a, b, percent)
+    first, second = set(select(a, percent).chosen_names), set(select(b, percent).chosen_names)
     entered = {module for group in found.groups.values() for module in group.entered}
     left = {module for group in found.groups.values() for module in group.left}
     assert (first - left) | entered == second and left <= first and not entered & first

@@ -6,7 +6,7 @@ import pytest
 from spectrum_stream.cli.tables import selection_remarks
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
-from spectrum_stream.results.result import Module, lines_of
+from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.diagnose import Diagnostics, diagnose
 from spectrum_stream.selection.select import Rule, Selection, choose, select
 
@@ -16,15 +16,15 @@ ORDINARY = np.array([10.0, 4.0, 3.0, 2.0, 1.0])
 ALL_SIGNAL = np.array([5.0, 4.9, 4.8, 4.7, 4.6])
 
 
-def scored_as(module: str, s: np.ndarray, group: str = "up", parameter: str | None = None) -> Record:
-    result = score(s, len(s), 20)
-    return replace(record(module, group), score=result, parameter=parameter or f"{module}.weight")
+def scored_as(module: str, s: np.ndarray, parameter: str | None = None) -> Record:
+    # Its shape decides with the spectrum whether a score is degenerate.
+    return replace(record(module, s=s, parameter=parameter), m=20, score=score(s, len(s), 20))
 
 
 def doubts_of(records: list[Record], percent: float) -> tuple[Diagnostics, Selection]:
-    lines = lines_of(records)
-    selection = select(lines, percent)
-    return diagnose(lines, selection, records)["up"], selection
+    result = Result.from_records(records)
+    selection = select(result, percent)
+    return diagnose(result, selection)["up"], selection
 
 
 def test_degenerate_scores_and_those_chosen_are_counted_and_said() -> None:
@@ -60,12 +60,12 @@ def test_an_inexact_score_is_counted() -> None:
 
 def test_without_a_record_ties_are_known_and_nothing_else() -> None:
     lines = [Module(f"layers.{i}.up", "up", 1.0) for i in range(4)]
-    found = diagnose(lines, select(lines, 50), ())["up"]
+    found = diagnose(lines, select(lines, 50))["up"]
     assert found.to_dict() == {"degenerate": None, "tied": 4, "inexact": None}
 
 
 def test_a_tie_at_the_lower_end_is_one_too() -> None:
     lines = [Module(f"layers.{i}.up", "up", snr) for i, snr in enumerate((3.0, 2.0, 1.0, 1.0, 1.0))]
     selection = choose(lines, Rule(40, bottom=True))
-    assert selection.tied == {"up": 3} and diagnose(lines, selection, ())["up"].tied == 3
-    assert diagnose(lines, choose(lines, Rule(60, bottom=True)), ())["up"].tied == 0
+    assert selection.tied == {"up": 3} and diagnose(lines, selection)["up"].tied == 3
+    assert diagnose(lines, choose(lines, Rule(60, bottom=True)))["up"].tied == 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model.names import is_embedding, is_head, is_norm
 from spectrum_stream.results.result import Module
-from spectrum_stream.selection.select import ALWAYS, Rounding, Rule, choose, rank, select
+from spectrum_stream.selection.select import ALWAYS, Rule, choose, rank, select
 
 from ..support.checkpoints import GOLDEN
 
@@ -67,12 +67,12 @@ def test_a_result_file_is_read() -> None:
 def test_what_is_chosen_is_never_beaten_by_what_is_not(lines: list[tuple[str, float]], percent: float) -> None:
     scored = [Module(f"{i}.{group}", group, snr) for i, (group, snr) in enumerate(lines)]
     selection = select(scored, percent)
-    snr = {line.name: line.snr for line in scored}
+    keys = {line.name: line.rank_key for line in scored}
     for name, group in selection.ranked.items():
         chosen = selection.chosen[name]
         assert len(chosen) == int(len(group) * percent / 100)
-        rest = [line.snr for line in group if line.name not in chosen]
-        assert not chosen or not rest or min(snr[m] for m in chosen) >= max(rest)
+        rest = [line.rank_key for line in group if line.name not in chosen]
+        assert not chosen or not rest or min(keys[m] for m in chosen) >= max(rest)
 
 
 def test_each_of_spectrums_rules_can_be_changed() -> None:
@@ -80,7 +80,6 @@ def test_each_of_spectrums_rules_can_be_changed() -> None:
         return list(choose(LINES, rule).chosen["up"])
 
     assert chosen(Rule(50)) == ["layers.1.up", "layers.3.up"]
-    assert chosen(Rule(50, rounding=Rounding.CEIL)) == ["layers.1.up", "layers.3.up", "layers.2.up"]
     assert chosen(Rule(1, min_per_group=2)) == ["layers.1.up", "layers.3.up"]
     assert chosen(Rule(1, min_per_group=9)) == chosen(Rule(100))
     assert chosen(Rule(40, bottom=True)) == ["layers.4.up", "layers.0.up"]
@@ -105,7 +104,7 @@ def test_a_group_that_is_called_like_a_glob_is_no_glob() -> None:
 
 
 def test_old_scores_that_are_no_numbers_are_not_the_lowest() -> None:
-    lines = [Module("0.a", "a", -math.inf), Module("1.a", "a", 1.0), Module("2.a", "a", 0.5), Module("3.a", "a", 0.5)]
+    lines = [Module("0.a", "a", None), Module("1.a", "a", 1.0), Module("2.a", "a", 0.5), Module("3.a", "a", 0.5)]
     assert choose(lines, Rule(50, bottom=True)).chosen["a"] == ("2.a", "3.a")
 
 

@@ -1,43 +1,77 @@
-"""Rows of a record as a scan writes them, without a scan."""
+"""Records of matrices as a scan writes them, and the identity of the checkpoint that they belong to."""
 
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.snr import score
-from spectrum_stream.results.record import Record
+from spectrum_stream.results.record import Record, open_records
 
-# What a journal was opened with: which checkpoint it is a record of.
 IDENTITY: dict[str, Any] = {
     "path": "/models/a",
-    "shards": [["model.safetensors", 10, 20]],
-    "engine": 1,
+    "commit": None,
+    "shards": {"model.safetensors": 10},
+    "versions": {"model.safetensors": [20, 30]},
+    "quantization": None,
+    "engine": 3,
     "names": "checkpoint",
     "names_sha256": None,
 }
 
 
-def record(module: str = "layers.0.up", group: str = "up", snr: float | None = None) -> Record:
-    values = np.array([3.0, 2.0, 1.0, 0.5])
-    result = score(values, 4, 6)
+def record(
+    module: str = "layers.0.up",
+    group: str = "up",
+    *,
+    s: np.ndarray | None = None,
+    snr: float | None = None,
+    parameter: str | None = None,
+) -> Record:
+    """Make the record of a matrix with singular values `s`, (k,), of shape k x (k + 2)."""
+    values = np.array([3.0, 2.0, 1.0, 0.5]) if s is None else s
+    n, m = len(values), len(values) + 2
+    found = score(values, n, m)
     return Record(
         module=module,
-        parameter=f"{module}.weight",
+        parameter=parameter or f"{module}.weight",
         group=group,
         tensor=f"{module}.weight",
-        n=4,
-        m=6,
+        n=n,
+        m=m,
         dtype="BF16",
         no_score=None,
         detail="",
         precision=Precision.FP32,
         device="cpu",
-        score=result if snr is None else type(result)(**{**dataclass_items(result), "snr": snr}),
+        score=found if snr is None else replace(found, snr=snr),
         singular_values=values.astype(np.float32),
         compute_s=0.5,
     )
 
 
-def dataclass_items(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+def read_all(path: Path, *, spectra: bool = True) -> dict[str, Record]:
+    """Read the records of a file, by module."""
+    with open_records(path, spectra=spectra) as records:
+        return {record.module: record for record in records.rows}
+
+
+def change_record(path: Path, statement: str, *values: object) -> int:
+    """Change a record as somebody with another program can; returns the number of changed rows."""
+    db = sqlite3.connect(path)
+    with db:
+        changed = db.execute(statement, values).rowcount
+    db.close()
+    return changed
+
+
+def change_scores(result: Path, factors: dict[str, float]) -> None:
+    """Multiply the scores of some modules of a result file."""
+    data = json.loads(result.read_text())
+    for module, factor in factors.items():
+        data[module]["snr"] *= factor
+    result.write_text(json.dumps(data))

@@ -121,7 +121,7 @@ def test_peft_adapts_the_chosen_modules_with_their_ranks(make: Make) -> None:
         parameter = getattr(layer, "parameter_name", None)
         ranks[f"{base}.{parameter or 'weight'}"] = layer.r["default"]
     assert set(ranks) == chosen
-    scores = {str(module.parameter): (module.group, module.snr) for module in modules}
+    scores = {str(module.parameter): (module.group, module.rank_key) for module in modules}
     for name, rank in ranks.items():
         group = [other for other in chosen if scores[other][0] == scores[name][0]]
         better = sum(scores[other][1] > scores[name][1] for other in group) < len(group) // 2

@@ -208,6 +208,7 @@ def test_parse_header_agrees_with_the_reference_on_valid_files(file: bytes) -> N
 
 
 # A few hundred where nothing else is said: `pytest --hypothesis-profile nightly` takes 20,000.
+@pytest.mark.slow
 @settings(max_examples=max(400, settings.default.max_examples if settings.default else 0))
 @given(valid_files(), st.data())
 def test_parse_header_agrees_with_the_reference_on_mutated_files(file: bytes, data: st.DataObject) -> None:

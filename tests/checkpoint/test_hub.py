@@ -471,6 +471,7 @@ def test_hub_plan_of_70b_and_of_one_group(
         assert shards.disk_nbytes < 0.1 * shards.nbytes
 
 
+@pytest.mark.slow
 def test_hub_plan_of_671b(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with HubServer({REPO: hub_server.deepseek_671b()}) as server:
         use(server.url, monkeypatch, tmp_path)

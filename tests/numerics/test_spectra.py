@@ -194,7 +194,7 @@ def test_gram_lower_triangle_is_complete(n: int) -> None:
 
 @pytest.mark.parametrize("looped", [False, True])
 @pytest.mark.parametrize("precision", Precision.AUTO.steps)
-@pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), (1030, 1100)])
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), pytest.param(1030, 1100, marks=pytest.mark.slow)])
 def test_singular_values_of_a_batch_equal_those_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
     ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
@@ -213,6 +213,7 @@ ROUNDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ROUNDING)
 def test_exact_products_restores_settings(how: str) -> None:
     # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.

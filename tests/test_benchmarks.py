@@ -87,6 +87,7 @@ def test_huge_sigma1_is_as_huge_as_its_name_says() -> None:
         assert s[0] / np.quantile(s, 0.25) == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_scores_of_a_suite_measure_something_and_do_not_tie() -> None:
     for workload in workloads(Suite.CI):
         assert all(score(known_spectrum(w), w.n, w.m).degeneracy is None for w in workload.weights)
@@ -108,6 +109,7 @@ def test_a_kept_checkpoint_is_used_again_and_a_half_made_one_is_not(tmp_path: Pa
     assert shard.stat().st_size > 4 * sum(w.n * w.m for w in TINY.weights)
 
 
+@pytest.mark.slow
 def test_contenders_agree_with_the_known_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = contenders.Task(str(make_checkpoint(TINY, "float32", tmp_path / "made")), "cpu")
@@ -125,6 +127,7 @@ def test_known_spectrum_does_not_depend_on_the_rest_of_the_workload() -> None:
     assert not np.array_equal(known_spectrum(TINY.weights[3]), known_spectrum(TINY.weights[1]))
 
 
+@pytest.mark.slow
 def test_worker_reports_memory_and_failures() -> None:
     # `eval` and `dict` stand for a contender and its warm-up, since they need nothing imported.
     with Worker(dict) as worker:
@@ -221,6 +224,7 @@ def test_runs_of_different_things_are_not_compared() -> None:
             regressions(run_of(), other, 0.2)
 
 
+@pytest.mark.slow
 def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "workloads", lambda suite: (TINY,))
     saved = tmp_path / "run.json"

@@ -16,6 +16,7 @@ from .support.checkpoints import GOLDEN, reference_score
 pytestmark = pytest.mark.usefixtures("working_folder")
 
 
+@pytest.mark.slow
 def test_smollm2_has_spectrums_scores_order_and_files(smollm2: Path) -> None:
     result = scan(str(smollm2), name="smollm2", top_percent=50)
     found = json.loads(result.written[0].read_text())
@@ -33,6 +34,7 @@ def test_smollm2_has_spectrums_scores_order_and_files(smollm2: Path) -> None:
     assert {g: list(m) for g, m in sorted_file.items()} == {g: list(m) for g, m in theirs_sorted.items()}
 
 
+@pytest.mark.slow
 def test_minilm_has_the_scores_of_the_formula(minilm: Path) -> None:
     result = scan(str(minilm), name="minilm", top_percent=50)
     assert len(result.records) == 53 and result.complete

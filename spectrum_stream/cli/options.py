@@ -1,7 +1,7 @@
 """The options of the commands, each stated once: its type, its parser, its help and its panel."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from ..numerics.metrics import METRICS
 from ..numerics.precision import Precision
 from ..selection.budget import Recipe
 from ..streaming.fetch import Fetch
+from ..streaming.plan import PlanOptions
 from ..trainers import TRAINERS
 from .values import choice, names_of, nbytes_of, patterns_of, percent_of, whole_number_of
 
@@ -278,20 +279,20 @@ def plan_options(
     names: str,
     experts: Experts,
     precision: Precision = Precision.AUTO,
-) -> dict[str, Any]:
+) -> PlanOptions:
     """Turn the options of `plan` and `scan` into one value.
 
     Raises:
         UsageError: bad_size, bad_percent, no_such_group, no_such_file, no_names.
     """
-    return {
-        "groups": patterns_of(groups),
-        "name": name,
-        "out": out,
-        "max_nbytes": nbytes_of(max_memory, "--max-memory"),
-        "fetch": fetch,
-        "max_disk_nbytes": nbytes_of(max_disk, "--max-disk"),
-        "names": names_of(names),
-        "experts": experts,
-        "precision": precision,
-    }
+    return PlanOptions(
+        groups=patterns_of(groups),
+        name=name,
+        out=out,
+        max_nbytes=nbytes_of(max_memory, "--max-memory"),
+        fetch=fetch,
+        max_disk_nbytes=nbytes_of(max_disk, "--max-disk"),
+        names=names_of(names),
+        experts=experts,
+        precision=precision,
+    )

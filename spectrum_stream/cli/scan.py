@@ -157,10 +157,12 @@ def _present(output: Output, result: "ScanResult") -> None:
         output.show(tables.needs_table(need))
     output.data(tables.scan_data(result, need, diagnostics))
     output.line()
-    for path in result.written:
-        output.line(f"wrote {path}")
+    outputs = result.plan.outputs
+    content = {outputs.results: "all scores", outputs.sorted: "all scores, sorted"}
     if result.records:
-        output.line(f"scan record: {result.plan.outputs.record}")
+        output.line(f"wrote {outputs.record} (scan record: spectra, errors and settings)")
+    for path in result.written:
+        output.line(f"wrote {path} ({content.get(path, f'the selection, for {DEFAULT.name}')})")
     if selection is not None:
         for sentence in DEFAULT.explain(selection):
             output.line(sentence)

@@ -77,7 +77,7 @@ def select_command(
     patterns, percents = groups_of(groups)
     rule = Rule(
         _percent_of(top_percent, bottom_percent, budget),
-        patterns,
+        groups=patterns,
         percents=percents,
         min_per_group=min_per_group,
         bottom=bottom_percent is not None,
@@ -93,9 +93,9 @@ def select_command(
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="e.g. -o another.file")
     write_atomically(path, text)
-    if budget is not None:
-        output.note(f"the budget allows {selection.rule.percent:g} percent of every group")
     _present(output, selection, trainer, path, names)
+    if budget is not None:
+        output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
     against = ("--names", str(names_file)) if names_file else ("--model", opened.model or "MODEL")
     output.next("verify", str(path), *against, "--format", trainer.name)
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _MAX_FINDINGS = 40
 _MAX_FAILED = 10
 _NAMES = {
-    Names.CHECKPOINT: "as stored in the checkpoint",
-    Names.V4: "as transformers 4 names parameters after loading",
-    Names.V5: "as transformers 5 names parameters after loading",
-    Names.INSTALLED: "as the installed transformers names parameters after loading",
+    Names.CHECKPOINT: "as in the checkpoint",
+    Names.V4: "as in transformers 4",
+    Names.V5: "as in transformers 5",
+    Names.INSTALLED: "as in the installed transformers",
     GIVEN: "as in the given file",
 }
 
@@ -129,7 +129,7 @@ def score_table(
         order = "largest" if result.metric.larger_first else "smallest"
         captions.append(f"ranked by {result.metric.name}, {order} first: {result.metric.why}")
     if totals:
-        words = {"tied": "tied at the cut"}
+        words = {"degenerate": "degenerate scores", "tied": "tied at the cut"}
         captions.append(", ".join(f"{words.get(title, title)}: {total}" for title, total in totals.items()))
     table.caption = "\n".join(captions) or None
     return table
@@ -157,7 +157,7 @@ def needs_table(need: Needs) -> Table:
         "trains", f"{si_number(need.trainable)} of {si_number(need.total)} scored weights, {need.share:.1%}"
     )
     for recipe in Recipe:
-        table.add_row(f"by {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")
+        table.add_row(f"with {recipe}", f"{si_bytes(need.nbytes(recipe))}: {recipe.cost.words}")
     return table
 
 

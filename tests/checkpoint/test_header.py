@@ -208,6 +208,7 @@ def test_what_the_reference_writes_is_read_as_the_reference_reads_it(file: bytes
 
 
 # A few hundred where nothing else is said: `pytest --hypothesis-profile nightly` takes 20,000.
+@pytest.mark.slow
 @settings(max_examples=max(400, settings.default.max_examples if settings.default else 0))
 @given(valid_files(), st.data())
 def test_a_mutated_file_is_read_or_refused_and_never_wrongly_accepted(file: bytes, data: st.DataObject) -> None:

@@ -456,6 +456,7 @@ def test_a_70b_repo_is_planned_from_its_headers_and_a_group_of_it_is_a_hundredth
         assert shards.disk_nbytes < 0.1 * shards.nbytes
 
 
+@pytest.mark.slow
 def test_a_671b_repo_is_planned(working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with HubServer({REPO: hub_server.deepseek_671b()}) as server:
         use(server.url, monkeypatch, tmp_path)

@@ -24,6 +24,8 @@ from ..support.checkpoints import Save, llama_tensors
 from ..support.hub_server import COMMIT, REPO, HubServer, use, values
 from ..support.programs import executable
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SECRET = "not a real one"
 

@@ -22,7 +22,7 @@ def test_check_of_a_contribution_from_scan_to_good(cli: Cli) -> None:
     done = cli("check", RESULT, code=1)
     assert "(no_provenance)" in done.stdout
     done = cli("check", RESULT, "--write-provenance", "--model", "org/x")
-    assert f"{RESULT}: good" in done.stdout
+    assert f"{RESULT}: OK" in done.stdout
     assert "next: spectrum-stream select" in done.stdout
     cli("check", RESULT, "-q")
 
@@ -32,7 +32,7 @@ def test_check_lists_every_finding_of_every_file(cli: Cli) -> None:
     other = RESULT.with_name("snr_results_other.json")
     other.write_text('{"a.1.b": {"snr": -1, "type": "c"}}')
     done = cli("check", RESULT, other, code=1)
-    assert f"{RESULT}: good" in done.stdout
+    assert f"{RESULT}: OK" in done.stdout
     assert all(f"({why})" in done.stdout for why in ("negative", "wrong_group", "no_provenance"))
     data = json.loads(cli("check", RESULT, other, "--json", code=1).stdout)
     assert data["files"][str(RESULT)] == []

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from spectrum_stream import plan, scan, select
 from spectrum_stream.checkpoint.index import is_safe_shard_name
-from spectrum_stream.cli.tables import plan_table, remarks, score_table
+from spectrum_stream.cli.tables import plan_table, scan_warnings, score_table
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.model.names import slug
 from spectrum_stream.text import printable
@@ -45,7 +45,8 @@ def test_hostile_module_and_group_are_inert_and_kept(save: Save, payload: str) -
     module = f"layers.0.{payload}"
     folder = save({f"{module}.weight": torch.randn(6, 9), "layers.0.bad.weight": torch.full((2, 2), torch.nan)})
     result = scan(str(folder), name="x")
-    shown = rendered(plan_table(result.plan), score_table(result.modules, None), *map(printable, remarks(result)))
+    warnings = map(printable, scan_warnings(result))
+    shown = rendered(plan_table(result.plan), score_table(result.result), *warnings)
     assert inert(shown)
     # The table is as wide as its console, and a long name goes over several of its lines.
     assert printable(payload).replace(" ", "")[:200] in re.sub(r"\s", "", shown)

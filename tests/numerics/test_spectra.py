@@ -187,7 +187,7 @@ def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
 
 @pytest.mark.parametrize("looped", [False, True])
 @pytest.mark.parametrize("precision", Precision.AUTO.steps)
-@pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), (1030, 1100)])
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), pytest.param(1030, 1100, marks=pytest.mark.slow)])
 def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
     ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
@@ -206,6 +206,7 @@ ROUNDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ROUNDING)
 def test_settings_that_round_products_are_turned_off_and_restored(how: str) -> None:
     # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.

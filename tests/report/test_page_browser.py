@@ -28,8 +28,7 @@ from ..support.hostile import CORPUS
 from ..support.programs import executable
 from ..support.reports import make_entry
 
-pytest.importorskip("playwright")
-pytest.importorskip("plotly")
+pytestmark = pytest.mark.slow
 
 
 Show = Callable[..., AbstractContextManager[Any]]
@@ -38,6 +37,8 @@ Show = Callable[..., AbstractContextManager[Any]]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     executable(CHROMIUM)
+    pytest.importorskip("playwright")
+    pytest.importorskip("plotly")
     with launched() as running:
         yield running
 

@@ -16,6 +16,8 @@ import pytest
 
 from ..support.checkpoints import Save, llama_tensors
 
+pytestmark = pytest.mark.slow
+
 _SCRIPT = """
     import json, os, signal, sys
     from pathlib import Path

@@ -88,10 +88,10 @@ def test_llama_factory_trains_whole_first_or_last_layers() -> None:
     for first, layers in ((False, range(9, 12)), (True, range(3))):
         model = llama()
         modules = [
-            module._replace(snr=float(".mlp." in module.name and int(module.name.split(".")[2]) in layers))
+            module._replace(value=float(".mlp." in module.name and int(module.name.split(".")[2]) in layers))
             for module in modules_of(model)
         ]
-        selection = choose(modules, Rule(25, ("mlp.*",)))
+        selection = choose(modules, Rule(25, groups=("mlp.*",)))
         text = TRAINERS["llama-factory"].render(selection, names_of(model))
         assert (yaml.safe_load(text)["freeze_trainable_layers"] < 0) == first
         freeze_by_llama_factory(model, text)

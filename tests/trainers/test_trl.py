@@ -8,14 +8,13 @@ import torch
 
 from spectrum_stream import freeze, scan, select
 
-trl = pytest.importorskip("trl")
-datasets = pytest.importorskip("datasets")
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat", "on", "a", "mat"]
 
 
 def make_tokenizer() -> Any:
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -27,6 +26,10 @@ def make_tokenizer() -> Any:
 
 @pytest.mark.filterwarnings("default")
 def test_sft_moves_only_the_chosen_weights(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not at the head of the file, for they take seconds to import.
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -251,7 +251,7 @@ def test_verify_reads_the_other_settings_of_a_config(
     assert reasons(path, trainer) == found
 
 
-@pytest.mark.parametrize("text", ["[" * 20_000, "def f(:", "\0", "{" * 5_000, "a: &a [*a]"])
+@pytest.mark.parametrize("text", ["[" * 1_000, "def f(:", "\0", "{" * 1_000, "a: &a [*a]"])
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_verify_of_hostile_text_fails_with_a_reason(tmp_path: Path, text: str, trainer: str) -> None:
     path = tmp_path / "a.txt"

@@ -28,6 +28,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
     config = ModelConfig(data)
@@ -41,6 +42,7 @@ def test_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any])
     assert config.ties_embeddings in (None, True, False)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
     for config in (ModelConfig(data).quantization, QuantizationConfig(data)):

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,20 @@ def check_family(family: str, folder: Path) -> None:
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
 
 
-@pytest.mark.parametrize("family", TABLE)
+# Making a model of each takes a minute; these are the ways in which families differ.
+FEW = ("mixtral", "qwen3_moe", "gpt_oss", "llava", "gemma3", "llama", "gpt2", "t5")
+
+
+def by_family(families: Iterable[str]) -> Any:
+    return [family if family in FEW else pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
+@pytest.mark.parametrize("family", by_family(TABLE))
 def test_every_name_is_a_parameter_and_has_its_score(family: str, tmp_path: Path) -> None:
     check_family(family, tmp_path)
 
 
-@pytest.mark.parametrize("family", [f for f in TABLE if f in families.V5])
+@pytest.mark.parametrize("family", by_family(f for f in TABLE if f in families.V5))
 def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
@@ -126,6 +134,7 @@ def outcome(folder: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mixtral", "olmo3"])
 def test_results_do_not_depend_on_whether_transformers_is_installed(tmp_path: Path, family: str) -> None:
     saved(tmp_path / "saved", family)

@@ -195,6 +195,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(json_values, json_values)
 def test_no_content_makes_it_raise(tmp_path: Path, data: Any, provenance: Any) -> None:

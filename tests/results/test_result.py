@@ -324,6 +324,7 @@ def test_open_rejects_a_result_of_implausible_size(tmp_path: Path, monkeypatch: 
     assert reason(tmp_path / "r.json") == "too_large"
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda c: st.dictionaries(st.text(), c)))
 def test_open_reads_or_rejects_any_json(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"

@@ -22,7 +22,18 @@ PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
     n, m = w.shape
-    return Matrix(name, f"{name}.weight", name, f"{name}.weight", "download", 0, str(w.dtype), n, m, w.nbytes)
+    return Matrix(
+        module=name,
+        parameter=f"{name}.weight",
+        group=name,
+        tensor=f"{name}.weight",
+        shard="download",
+        start=0,
+        dtype=str(w.dtype),
+        n=n,
+        m=m,
+        nbytes=w.nbytes,
+    )
 
 
 def random(n: int, m: int, seed: int) -> torch.Tensor:

@@ -12,7 +12,18 @@ from spectrum_stream.streaming.decode import empty_matrix
 def test_empty_matrix_is_aligned_like_the_map(
     dtype: str, torch_dtype: torch.dtype, itemsize: int, start: int
 ) -> None:
-    matrix = Matrix("a", "a.weight", "a", "a.weight", "s", start, dtype, 3, 5, 15 * itemsize)
+    matrix = Matrix(
+        module="a",
+        parameter="a.weight",
+        group="a",
+        tensor="a.weight",
+        shard="s",
+        start=start,
+        dtype=dtype,
+        n=3,
+        m=5,
+        nbytes=15 * itemsize,
+    )
     tensor, buffer = empty_matrix(matrix)
     stored = torch.arange(15, dtype=torch_dtype).reshape(3, 5)
     buffer[:] = stored.view(torch.uint8).flatten().numpy().tobytes()

@@ -19,7 +19,7 @@ TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
 
 def reasons(a_plan: Plan) -> dict[str, NoScore]:
-    return {s.tensor: s.why for s in a_plan.skipped}
+    return {s.tensor: s.no_score for s in a_plan.skipped}
 
 
 def test_plan_counts_matrices_groups_and_bytes(save: Save) -> None:

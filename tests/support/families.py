@@ -1,4 +1,6 @@
-"""Tiny models of every family, made by transformers; `python -m tests.support.families` writes the README's table of them.
+"""Tiny models of every family, made by transformers.
+
+`python -m tests.support.families` writes the table of them into a README.
 
 A config is shrunk by the names of its settings, which families share; what a family needs beside that is said here.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what to measure, where to put the numbers, and whether they have become worse."""
+"""The command `python -m benchmarks`."""
 
 import os
 import signal
@@ -29,44 +29,43 @@ app = typer.Typer(
 @app.command(epilog="Exit codes: 0 done, 1 a regression or a failure, 2 usage.")
 def main(
     suite: Annotated[
-        Suite, typer.Option(help="ci takes less than three minutes, full about half an hour.")
+        Suite, typer.Option(help="ci takes less than three minutes, full about half an hour")
     ] = Suite.CI,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", exists=True, help="Measure on this checkpoint instead of a suite."),
+        typer.Option(metavar="PATH", exists=True, help="Checkpoint to measure on, instead of a suite"),
     ] = None,
     workload: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only these workloads of the suite: names or globs; repeat it."),
+        typer.Option(metavar="NAME", help="Workload of the suite, by name or glob; repeatable"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save all numbers as JSON.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for all numbers, as JSON")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Compare with a saved run; exit with 1 if a ratio is worse.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Saved run to compare with; a worse ratio exits with 1"),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="By what share a ratio may be worse.")] = 0.2,
-    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
-    numpy: Annotated[bool, typer.Option(help="Whether numpy takes part.")] = True,
-    device: Annotated[
-        str, typer.Option(help="Where to compute, ours and Spectrum's precision alike: cpu, cuda, cuda:N.")
-    ] = "cpu",
+    tolerance: Annotated[float, typer.Option(min=0, help="Share by which a ratio may be worse")] = 0.2,
+    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each contender")] = 3,
+    numpy: Annotated[bool, typer.Option(help="Time numpy too")] = True,
+    device: Annotated[str, typer.Option(help="Device of our scan and of Spectrum's SVD: cpu, cuda, cuda:N")] = "cpu",
     cold: Annotated[
-        bool, typer.Option("--cold", help="Drop the checkpoint from the page cache before every turn (Linux).")
+        bool, typer.Option("--cold", help="Empty the page cache of the checkpoint before every turn (Linux)")
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Make checkpoints here, keep them, and use those of an earlier run."),
+        typer.Option(metavar="DIR", help="Folder for checkpoints, which are kept and reused by later runs"),
     ] = None,
 ) -> None:
-    """Time a scan beside Spectrum's precision and numpy's, and check its scores against known ones."""
-    # In a file or a CI log there is no terminal whose width must be kept to.
+    """Time a scan against Spectrum's SVD and numpy's, and check its scores against known ones"""
+    # A file or a CI log has no width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     if cold and not hasattr(os, "posix_fadvise"):
         raise typer.BadParameter("this system cannot drop a file from its page cache", param_hint="--cold")
     try:
-        # Before the minutes that the measurement takes.
+        # A bad file fails before the measurement, which takes minutes.
         baseline = load(against) if against else None
         with ExitStack() as stack:
             folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-checkpoints-")))
@@ -107,12 +106,12 @@ def _chosen(suite: Suite, patterns: list[str] | None) -> list[Workload]:
     found = [w for w in workloads(suite) if not patterns or any(fnmatchcase(w.name, p) for p in patterns)]
     if not found:
         names = ", ".join(w.name for w in workloads(suite))
-        raise typer.BadParameter(f"the suite has none of that name: {names}", param_hint="--workload")
+        raise typer.BadParameter(f"no such workload in the suite: {names}", param_hint="--workload")
     return found
 
 
-# A worker's process imports this file again.
+# The process of a worker imports this file again.
 if __name__ == "__main__":
-    # A job that is cancelled leaves no checkpoints behind: the exit unwinds the contexts that remove them.
+    # A cancelled job leaves no checkpoints: the exit unwinds the contexts that remove them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()

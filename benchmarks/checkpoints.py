@@ -22,12 +22,12 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def known_spectrum(weight: Weight) -> np.ndarray:
-    """The singular values that `weight` is made with: float64, (min(n, m),), descending."""
+    """Return the singular values that `weight` is made with: float64, (min(n, m),), descending."""
     return draw(weight.kind, min(weight.n, weight.m), max(weight.n, weight.m), _rng(weight, 0))
 
 
 def known_scores(workload: Workload) -> dict[str, float]:
-    """The score of every module, in float64 from the known singular values."""
+    """Return the score of every module, in float64, from the known singular values."""
     return {w.module: score(known_spectrum(w), w.n, w.m).snr for w in workload.weights}
 
 

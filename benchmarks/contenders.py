@@ -1,14 +1,14 @@
-"""What is timed. Each contender takes a task, times itself, and runs in a process of its own.
+"""The contenders. Each takes a task, times itself, and runs in a process of its own.
 
     ours        `spectrum_stream.scan`, with its record and its files
-    spectrum    Spectrum's precision: `torch.linalg.svdvals` of a float32 copy, one matrix after another
+    spectrum    Spectrum's SVD: `torch.linalg.svdvals` of a float32 copy, one matrix after another
     numpy       `np.linalg.svd(compute_uv=False)` of a float32 copy: one matrix of each shape, times their count
-    parts       what our scan consists of: reading alone, computing alone; and the rate of a matrix product
-    shapes      computing alone, the matrices of each shape by themselves
+    parts       the parts of our scan: reading alone, computing alone; and the rate of a matrix product
+    shapes      computing alone, separately for each shape
 
-`spectrum` goes through the modules as Spectrum does, so a tensor that two modules share is decomposed twice;
-`ours` reads and computes it once, and so do `parts`. Spectrum's way of loading the weights, as a whole
-model, is not timed: every contender maps the files and takes one tensor after another.
+`spectrum` goes through the modules as Spectrum does, so it decomposes a tensor that two modules share twice. `ours`
+and `parts` read and compute it once. Spectrum loads the weights as a whole model. This is not timed: every
+contender maps the files and takes one tensor after another.
 """
 
 import time
@@ -34,13 +34,13 @@ Item = tuple[Matrix, torch.Tensor]
 _SGEMM_SIDE = 2048
 _SGEMM_RUNS = 5
 _COPY_NBYTES = 1 << 24
-# The smallest of any system; touching some pages more than once costs nothing.
+# The smallest page size of any system. Touching a larger page more than once costs nothing.
 _PAGE_NBYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to scan and where: a path, and a device by torch's name, which is not numpy's affair."""
+    """The checkpoint to scan, and the device by torch's name; numpy always uses the CPU."""
 
     checkpoint: str
     device: str
@@ -48,20 +48,20 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A scan, timed.
+    """A timed scan.
 
     Attributes:
         seconds: from the path to the scores.
-        scores: by module; those without one are missing.
-        errors: the relative errors that the scores themselves are said to have, where they are, by module.
-        methods: how many matrices (vectors left out) were computed by which precision, where there are several.
-        matrices: how many were computed to arrive at `seconds`.
+        scores: by module; modules without a score are left out.
+        errors: the estimated relative errors of the scores, by module; empty for other contenders.
+        precisions: the number of matrices, without vectors, of each precision; empty for other contenders.
+        matrices: the number of matrices that were computed in `seconds`.
     """
 
     seconds: float
     scores: dict[str, float]
     errors: dict[str, float]
-    methods: dict[str, int]
+    precisions: dict[str, int]
     matrices: int
 
 
@@ -71,7 +71,7 @@ class Parts:
 
     Attributes:
         reading: seconds to copy every byte of the plan's tensors out of the files.
-        computing: seconds in the engine, with the tensors in memory.
+        computing: seconds to compute, with the tensors in memory.
         sgemm: flop/s of a float32 matrix product, the best of a few.
     """
 
@@ -81,7 +81,7 @@ class Parts:
 
 
 def warm_up() -> None:
-    """Go once through every routine that is to be timed: its first call also loads and dispatches."""
+    """Call every timed routine once, because its first call also loads libraries."""
     w = torch.randn(64, 64)
     torch.linalg.svdvals(w)
     torch.linalg.eigvalsh(w @ w.T)
@@ -133,7 +133,7 @@ def parts(task: Task) -> Parts:
 
 
 def shapes(task: Task) -> dict[Shape, float]:
-    """Seconds by shape, for all matrices of it; vectors are left out."""
+    """Time all matrices of each shape, without vectors; return seconds by shape."""
     todo = plan(task.checkpoint)
     alike: dict[Shape, list[Item]] = {}
     for w, tensor in _in_memory(todo):
@@ -168,14 +168,14 @@ def _sgemm_rate(device: str) -> float:
     best = float("inf")
     for _ in range(_SGEMM_RUNS):
         started = time.perf_counter()
-        # To have an element is to wait for the product, which a GPU computes in its own time.
+        # A GPU computes asynchronously; reading an element waits for the product.
         torch.mm(a, b)[0, 0].item()
         best = min(best, time.perf_counter() - started)
     return 2 * _SGEMM_SIDE**3 / best
 
 
 def _in_memory(todo: Plan) -> list[Item]:
-    """All weights that are stored, mapped and with every page present: no copy, and nothing left to wait for."""
+    """Map all stored weights and touch every page, so that no reading is left."""
     items = [(w, tensor) for w, tensor in _tensors(todo) if w.tied_to is None]
     for _, tensor in items:
         tensor.reshape(-1).view(torch.uint8)[::_PAGE_NBYTES].sum()
@@ -183,7 +183,7 @@ def _in_memory(todo: Plan) -> list[Item]:
 
 
 def _tensors(todo: Plan) -> Iterator[Item]:
-    """The plan's weights in its order, as (n, m) views of the mapped files."""
+    """Yield the plan's weights in its order, as (n, m) views of the mapped files."""
     paths = {shard.name: shard.path for shard in todo.source.shards if isinstance(shard, LocalShard)}
     file: Any = None
     shard = None

@@ -1,4 +1,4 @@
-"""What large headers take to plan: `python -m benchmarks.headers`.
+"""The cost of planning large headers: `python -m benchmarks.headers`.
 
 Targets: 100,000 tensors in under 5 s and 500 MB of memory; a header of 90 MB is bounded by its own size.
 """

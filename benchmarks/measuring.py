@@ -74,7 +74,7 @@ def measure_workload(workload: Workload, settings: Settings) -> WorkloadResult:
 def measure_checkpoint(
     checkpoint: str, name: str, settings: Settings, *, numpy_turns: int, only_ours: bool = False
 ) -> WorkloadResult:
-    """Measure on a checkpoint that is there already; its singular values are not known, so `accuracy` is None.
+    """Measure on an existing checkpoint; its singular values are not known, so `accuracy` is None.
 
     Raises:
         WorkerError: a contender failed.
@@ -115,7 +115,7 @@ def measure_checkpoint(
 
 
 def machine() -> dict[str, str | int]:
-    """What the numbers were taken on."""
+    """Describe the machine."""
     return {
         "system": platform.system(),
         "processor": _processor(),
@@ -195,7 +195,7 @@ def _result(
         peak_anonymous={contender: max(t.peak_anonymous for t in turns) for contender, turns in scans.items()},
         peak_resident={contender: max(peaks) for contender, peaks in resident.items() if peaks},
         others_cpu_share=sum(t.others_seconds for t in turns) / sum(t.cpu_seconds for t in turns),
-        methods=latest["ours"].methods,
+        precisions=latest["ours"].precisions,
         failed=len(todo.matrices) - len(latest["ours"].scores),
         accuracy=None,
         agreement={
@@ -227,7 +227,7 @@ def _accuracy(found: Scan, known: Mapping[str, float], limit: float) -> Accuracy
         excused=excused,
         unexcused=len(beyond) - excused,
         same_sets=_same_sets(found.scores, known),
-        methods=found.methods,
+        precisions=found.precisions,
     )
 
 
@@ -240,7 +240,7 @@ def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float], total: in
 
 
 def _difference(a: float, b: float) -> float:
-    """The relative one; a score that is missing counts as 0.0 and is wrong by 1.0."""
+    """Return the relative error; a missing score counts as 0.0, so its error is 1.0."""
     return abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What the page of a large model takes: `python -m benchmarks.page`.
+"""The cost of the page of a large model: `python -m benchmarks.page`.
 
 A made-up record of a 671B mixture of experts, 45,337 matrices with spectra of up to 2048 values: the time to make the
 page of it, its size, and the time from opening it in Chromium to the map and to the last plot.

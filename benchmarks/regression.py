@@ -1,4 +1,4 @@
-"""A run against an earlier one. Ratios are compared, and what does not depend on time; never a time itself.
+"""Compare a run with an earlier one: ratios, and numbers that do not depend on time; never a time itself.
 
 Both sides are JSON data, as `RunResult.to_dict` makes it.
 """
@@ -19,11 +19,11 @@ _NEGLIGIBLE_ERROR = 1e-6
 
 
 class NotComparable(Exception):
-    """The earlier run cannot be read, or is of something else; the message is a sentence."""
+    """The earlier run cannot be read, or has other settings; the message is a sentence."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A saved run.
+    """Load a saved run.
 
     Raises:
         NotComparable: there is none at `path`, or it is of another version.
@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
-    """What has become worse, a sentence each.
+    """List what became worse, one sentence each.
 
     Args:
         tolerance: by what share the best turn of a ratio may be worse than the median was: 0.2 lets 10 times as fast

@@ -1,11 +1,11 @@
-"""What a scan over the network takes: `python -m benchmarks.remote`.
+"""The cost of a scan over the network: `python -m benchmarks.remote`.
 
-    70B      a repo of Llama-3-70B's shapes, made up on the fly by a server on loopback: `plan`, and a scan of one
-             group, with the bytes and requests that the server saw and the peak memory of the scanning process
-    671B     `plan` of the same for a mixture of experts
+    70B      a repo with the shapes of Llama-3-70B, made up by a server on loopback: `plan`, and a scan of one group,
+             with the bytes and requests that the server counted and the peak memory of the scanning process
+    671B     `plan` of a mixture of experts
     rate     a checkpoint behind a server of 200 Mbit/s: the scan's time over the slower of network and computing
 
-The server is a process of its own, as it would be, but it shares the processors with the scan.
+The server is a process of its own, but it shares the processors with the scan.
 """
 
 import argparse
@@ -33,12 +33,12 @@ _MAX_WASTE = 1.02
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.remote", description="Scans over the network.")
-    parser.add_argument("--model", type=Path, help="a local checkpoint to serve at 200 Mbit/s; left out without one")
-    parser.add_argument("--modules", default="self_attn.k_proj", help="the group of the 70B repo to scan")
+    parser.add_argument("--model", type=Path, help="a local checkpoint to serve at 200 Mbit/s")
+    parser.add_argument("--group", default="self_attn.k_proj", help="the group of the 70B repo to scan")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, help="save the figures as JSON")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {"70B": _large(llama3_70b, arguments.modules), "671B": _large(deepseek_671b, None)}
+    figures: dict[str, Any] = {"70B": _large(llama3_70b, arguments.group), "671B": _large(deepseek_671b, None)}
     if arguments.model is not None:
         figures["rate"] = [_at_rate(arguments.model) for _ in range(arguments.repetitions)]
     print(json.dumps(figures, indent=2))
@@ -46,14 +46,14 @@ def main() -> None:
         arguments.output.write_text(json.dumps(figures, indent=2))
 
 
-def _large(repo: Callable[[], dict[str, Blob]], modules: str | None) -> dict[str, Any]:
+def _large(repo: Callable[[], dict[str, Blob]], group: str | None) -> dict[str, Any]:
     with _served(repo, None) as (url, traffic), _worker(url) as worker:
-        planned = worker.run(_plan, modules).value
+        planned = worker.run(_plan, group).value
         requests, _ = traffic()
         figures: dict[str, Any] = {"plan_s": planned["seconds"], "plan_requests": requests, **planned["plan"]}
-        if modules is not None:
+        if group is not None:
             before = traffic()
-            watched = worker.run(_scan, modules)
+            watched = worker.run(_scan, group)
             after = traffic()
             figures |= {
                 "scan_s": watched.value,
@@ -66,45 +66,45 @@ def _large(repo: Callable[[], dict[str, Blob]], modules: str | None) -> dict[str
 
 
 def _at_rate(model: Path) -> dict[str, float]:
-    """One scan by each way behind the limit, one without it, and the time that the bytes need at the limit."""
+    """Scan once by each way at the limited rate; add the time of computing alone and of the network alone."""
     with Worker(warm_up) as worker:
         apart = worker.run(parts, Task(str(model), "cpu")).value
     figures = {"computing_s": apart.computing}
-    for way in ("range", "download"):
+    for fetch in ("range", "download"):
         with _served(lambda: model, RATE_NBYTES_S) as (url, traffic), _worker(url) as worker:
-            seconds = worker.run(_scan_by, way).value
+            seconds = worker.run(_scan_by, fetch).value
             network_s = traffic()[1] / RATE_NBYTES_S
         figures |= {
-            f"{way}_s": seconds,
-            f"{way}_network_s": network_s,
-            f"{way}_over_slower": seconds / max(network_s, apart.computing),
+            f"{fetch}_s": seconds,
+            f"{fetch}_network_s": network_s,
+            f"{fetch}_over_slower": seconds / max(network_s, apart.computing),
         }
     return figures
 
 
-def _plan(modules: str | None) -> dict[str, Any]:
+def _plan(group: str | None) -> dict[str, Any]:
     started = time.perf_counter()
-    made = plan(REPO, groups=None if modules is None else [modules])
+    made = plan(REPO, groups=None if group is None else [group])
     seconds = time.perf_counter() - started
     kept = ("matrices", "shards", "read_nbytes", "transfers", "fetches", "peak_nbytes")
     return {"seconds": seconds, "plan": {key: value for key, value in made.to_dict().items() if key in kept}}
 
 
-def _scan(modules: str) -> float:
+def _scan(group: str) -> float:
     started = time.perf_counter()
-    scan(REPO, groups=[modules], fresh=True)
+    scan(REPO, groups=[group], fresh=True)
     return time.perf_counter() - started
 
 
-def _scan_by(way: str) -> float:
+def _scan_by(fetch: str) -> float:
     started = time.perf_counter()
-    scan(REPO, fetch=way, fresh=True)
+    scan(REPO, fetch=fetch, fresh=True)
     return time.perf_counter() - started
 
 
 @contextmanager
 def _worker(url: str) -> Iterator[Worker]:
-    # The worker's process inherits it.
+    # The process of the worker inherits this variable.
     os.environ["HF_ENDPOINT"] = url
     with Worker(warm_up) as worker:
         worker.wait_until_ready()
@@ -115,7 +115,7 @@ def _worker(url: str) -> Iterator[Worker]:
 def _served(
     repo: Callable[[], Any], rate_nbytes_s: float | None
 ) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
-    """The address of a server in a process of its own, and how many requests it had and bytes it sent."""
+    """Serve a repo in another process; yield its address, and a function that counts requests and bytes sent."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, repo, rate_nbytes_s), daemon=True)

@@ -1,4 +1,4 @@
-"""The numbers of a run as tables for a terminal: each a row a workload, none wider than 80 columns needs be."""
+"""The numbers of a run as tables for a terminal, with one row a workload and at most 80 columns."""
 
 from collections.abc import Iterator, Mapping
 
@@ -38,7 +38,7 @@ def _speed(run: RunResult) -> Table:
 def _exactness(run: RunResult) -> Table:
     table = _table(
         "Scores of float32 weights, against their known spectra",
-        ("workload", "largest error", "its estimate", "limit", "beyond", "top 50 / 25", "methods"),
+        ("workload", "largest error", "its estimate", "limit", "beyond", "top 50 / 25", "precisions"),
     )
     for w in run.workloads:
         if w.accuracy is not None:
@@ -50,7 +50,7 @@ def _exactness(run: RunResult) -> Table:
                 f"{a.limit:.0e}",
                 f"[red]{a.unexcused}[/]" if a.unexcused else str(a.unexcused),
                 _sets(a.same_sets),
-                _counts(a.methods),
+                _counts(a.precisions),
             )
     return table
 
@@ -58,7 +58,7 @@ def _exactness(run: RunResult) -> Table:
 def _agreement(run: RunResult) -> Table:
     table = _table(
         "Scores of the timed weights, against the other contenders'",
-        ("workload", "weights", "to Spectrum's", "top 50 / 25", "to numpy's", "methods"),
+        ("workload", "weights", "to Spectrum's", "top 50 / 25", "to numpy's", "precisions"),
     )
     for w in run.workloads:
         spectrum, numpy = w.agreement.get("spectrum"), w.agreement.get("numpy")
@@ -68,7 +68,7 @@ def _agreement(run: RunResult) -> Table:
             f"{spectrum.max_difference:.1e}" if spectrum else _NONE,
             _sets(spectrum.same_sets if spectrum else None),
             f"{numpy.max_difference:.1e}" if numpy else _NONE,
-            _counts(w.methods),
+            _counts(w.precisions),
         )
     return table
 
@@ -141,8 +141,8 @@ def _sets(same: Mapping[str, bool] | None) -> str:
     return " / ".join("same" if equal else "[red]differ[/]" for equal in same.values()) if same else _NONE
 
 
-def _counts(methods: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {precision}" for precision, count in methods.items())
+def _counts(precisions: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {precision}" for precision, count in precisions.items())
 
 
 def _gb(nbytes: int | None) -> str:

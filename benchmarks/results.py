@@ -1,4 +1,4 @@
-"""The numbers of a run, and what follows from them. All of it goes to JSON, and a saved run is such JSON.
+"""The numbers of a run, and the ratios that follow from them. A saved run is their JSON.
 
 Times and sizes are in seconds and bytes. Ratios are made repetition by repetition, from times that were taken
 right after one another, so that what slows the machine down for a while slows down both.
@@ -39,7 +39,7 @@ class Accuracy:
         excused: how many matrices exceed the limit and say so.
         unexcused: how many exceed it and do not say so.
         same_sets: whether the top 50 and the top 25 percent of every group are the exact ones.
-        methods: matrices by the precision that the precision guard chose.
+        precisions: the number of matrices of each precision.
     """
 
     max_error: float
@@ -48,7 +48,7 @@ class Accuracy:
     excused: int
     unexcused: int
     same_sets: dict[str, bool]
-    methods: dict[str, int]
+    precisions: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class WorkloadResult:
         peak_anonymous, peak_resident: by contender, the largest of the repetitions.
         others_cpu_share: how much of the machine other programs took while this was measured. A few percent spoil
             it: threads that wait for one another then wait for those programs too.
-        methods: matrices by the precision that the precision guard chose, on the timed checkpoint.
+        precisions: the number of matrices of each precision, on the timed checkpoint.
         failed: modules without a score.
         accuracy: None where the singular values are not known.
         agreement: by contender.
@@ -123,7 +123,7 @@ class WorkloadResult:
     peak_anonymous: dict[str, int]
     peak_resident: dict[str, int]
     others_cpu_share: float
-    methods: dict[str, int]
+    precisions: dict[str, int]
     failed: int
     accuracy: Accuracy | None
     agreement: dict[str, Agreement]

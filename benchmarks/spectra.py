@@ -1,4 +1,4 @@
-"""Singular values worth testing. They are chosen, not computed, so they are known exactly.
+"""Singular values worth testing. They are chosen and not computed, so they are known exactly.
 
 What a trained weight matrix looks like is a random bulk with a few larger values on top. The bulk is Marchenko and
 Pastur's, somewhat wider: its quantiles times those of a lognormal distribution with a width of 0.1 to 0.2. (0.12
@@ -19,7 +19,7 @@ _WEIGHT_STD = 0.02
 
 
 class Kind(StrEnum):
-    """A family of spectra; a member of it is drawn for every matrix."""
+    """A family of spectra, from which each matrix draws one."""
 
     BULK_AND_SPIKES = "bulk_and_spikes"  # a bulk, and 3 to 12 values up to 10 times its edge
     POWER_LAW = "power_law"  # s_i ~ i^-a with a of 0.5 to 0.8: no bulk at all
@@ -33,7 +33,7 @@ _SIGMA1_OVER_Q25 = {Kind.HUGE_SIGMA1_1E2: 1e2, Kind.HUGE_SIGMA1_1E3: 1e3, Kind.H
 
 
 def draw(kind: Kind, short: int, long: int, rng: np.random.Generator) -> np.ndarray:
-    """A spectrum for a matrix with sides `short` <= `long`: float64, (short,), descending, positive."""
+    """Draw a spectrum for a matrix with sides `short` <= `long`: float64, (short,), descending, positive."""
     # A score is inversely proportional to the scale of the weights: members of a group must not tie.
     scale = _WEIGHT_STD * np.sqrt(long) * np.exp(rng.uniform(-0.3, 0.3))
     edge = 1 + np.sqrt(short / long)
@@ -53,7 +53,7 @@ def draw(kind: Kind, short: int, long: int, rng: np.random.Generator) -> np.ndar
 
 
 def bulk_quantiles(count: int, beta: float) -> np.ndarray:
-    """The singular values that a random matrix has in the limit, spaced as evenly as quantiles are.
+    """Return the singular values of a random matrix in the limit, as evenly spaced quantiles.
 
     With independent entries of variance 1 / long, the eigenvalues of W Wᵀ fill [(1 - √beta)², (1 + √beta)²].
     At 1 + beta + 2 √beta cos t their density in t is (2/pi) sin² t / (that), smooth also where beta is 1.

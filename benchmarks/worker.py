@@ -31,7 +31,7 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Watched(Generic[Result]):
-    """What a contender returned, and what it took.
+    """The return value of a contender, and its cost.
 
     Attributes:
         value: what it returned.

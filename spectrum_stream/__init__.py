@@ -1,4 +1,4 @@
-"""Spectrum SNR scans of safetensors checkpoints, one tensor at a time, without building the model.
+"""Spectrum SNR scans of safetensors checkpoints, tensor by tensor, without building the model.
 
     from spectrum_stream import freeze, plan, scan, select
 
@@ -6,7 +6,9 @@
     result = scan("path/to/model", top_percent=50, on_event=print)
     freeze(model, result.selection)
 
-Names are loaded when they are first used, so that importing the package imports no torch.
+Names are loaded when they are first used, so that importing the package does not import torch. `plan`, `scan`,
+`select` and `freeze` are functions, so no module of the package itself may have these names: its import would replace
+the function.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .selection.select import choose as choose
     from .selection.select import select as select
     from .streaming.plan import Plan as Plan
+    from .streaming.plan import PlanOptions as PlanOptions
     from .streaming.plan import plan as plan
     from .trainers.freeze import Frozen as Frozen
     from .trainers.freeze import freeze as freeze
@@ -34,6 +37,7 @@ _HOMES = {
     "Frozen": "trainers.freeze",
     "freeze": "trainers.freeze",
     "Plan": "streaming.plan",
+    "PlanOptions": "streaming.plan",
     "plan": "streaming.plan",
     "Event": "pipeline",
     "MatrixScored": "pipeline",

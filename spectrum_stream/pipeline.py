@@ -197,7 +197,7 @@ def run(
         yield ScanFinished(_write_selection(plan, (), Result(tuple(foreign), parameters=names), top_percent))
         return
     with Journal(
-        plan.outputs.record, _identity(plan), names=names, weights=plan.inventory.weights, fresh=fresh
+        plan.outputs.record, _identity(plan), names=names, weights=plan.inventory.weights_numel, fresh=fresh
     ) as journal:
         known = _read_known(journal, plan, fresh)
         todo = [w for w in plan.matrices if w.module not in known]
@@ -241,7 +241,9 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
     parameters = plan.inventory.parameters
     tied = {w.parameter for w in plan.matrices if w.tied_to}
     skipped = {
-        quantization.parameter_of(s.tensor): s.why for s in plan.skipped if not quantization.is_companion(s.tensor)
+        quantization.parameter_of(s.tensor): s.no_score
+        for s in plan.skipped
+        if not quantization.is_companion(s.tensor)
     }
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_of(name)) for name in skipped):
@@ -273,7 +275,7 @@ def _read_foreign_result(plan: Plan) -> list[Module] | None:
 
 def _identity(plan: Plan) -> dict[str, Any]:
     """Collect the properties of a scan that its rows depend on."""
-    source, named = plan.source, plan.inventory.named
+    source, inventory = plan.source, plan.inventory
     return {
         "path": source.where,
         "commit": source.commit,
@@ -282,8 +284,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
         "quantization": ModelConfig(source.config).quantization.settings,
         "engine": _ERROR_MODEL,
-        "names": named.names,
-        "names_sha256": named.names_sha256,
+        "names": inventory.names,
+        "names_sha256": inventory.names_sha256,
     }
 
 

@@ -43,7 +43,9 @@ def test_matrix_has_the_singular_values_it_was_made_with(kind: Kind, shape: tupl
     s = draw(kind, min(shape), max(shape), rng)
     w = matrix(s, *shape, torch.float64, rng)
     assert w.shape == shape
-    assert s.shape == (min(shape),) and (np.diff(s) <= 0).all() and s[-1] > 0
+    assert s.shape == (min(shape),)
+    assert (np.diff(s) <= 0).all()
+    assert s[-1] > 0
     assert np.abs(torch.linalg.svdvals(w).numpy() - s).max() < 1e-14 * s[0] * min(shape)
 
 
@@ -77,7 +79,8 @@ def test_bulk_is_that_of_a_random_matrix(beta: float) -> None:
     bulk = bulk_quantiles(short, beta)
     w = torch.from_numpy(np.random.default_rng(0).standard_normal((short, long)))
     assert np.abs(torch.linalg.svdvals(w).numpy() / np.sqrt(long) - bulk).max() < 0.2
-    assert 1 - np.sqrt(beta) < bulk[-1] and bulk[0] < 1 + np.sqrt(beta)
+    assert 1 - np.sqrt(beta) < bulk[-1]
+    assert bulk[0] < 1 + np.sqrt(beta)
     assert (bulk**2).mean() == pytest.approx(1, rel=1e-3)
 
 
@@ -158,7 +161,7 @@ def run_of(**ratios: float) -> dict[str, Any]:
         peak_anonymous={"ours": 10**8},
         peak_resident={},
         others_cpu_share=0.0,
-        methods={"float32": 8},
+        precisions={"float32": 8},
         failed=0,
         accuracy=Accuracy(2e-6, 3e-6, 1e-5, 0, 0, {"top_50": True, "top_25": True}, {"float32": 8}),
         agreement={},

@@ -49,7 +49,7 @@ def removed(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [replaced, overwritten, cut, removed])
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_shard_that_changes_in_the_middle_publishes_nothing(
+def test_scan_of_a_changing_shard_publishes_nothing(
     save: Save, working_folder: Path, change: Callable[[Path], None], after: int
 ) -> None:
     folder = save(llama_tensors(3), shards=2)
@@ -74,7 +74,7 @@ def test_a_shard_that_changes_in_the_middle_publishes_nothing(
     assert {path: path.read_bytes() for path in earlier} == earlier
 
 
-def test_scores_of_the_state_before_a_change_are_not_kept(save: Save, working_folder: Path) -> None:
+def test_scan_drops_scores_from_before_a_change(save: Save, working_folder: Path) -> None:
     folder = save(llama_tensors(2))
     a_plan = plan(str(folder), name="x")
     with pytest.raises(CheckpointError):
@@ -129,7 +129,7 @@ else:
         "another thread, while this one is in C and keeps the GIL",
     ],
 )
-def test_lost_page_ends_the_process_with_one_sentence_whoever_holds_the_gil(tmp_path: Path, case: str) -> None:
+def test_lost_page_ends_the_process_with_one_sentence(tmp_path: Path, case: str) -> None:
     command = [sys.executable, "-c", LOST_PAGE, str(tmp_path / "cut"), case]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 1
@@ -137,7 +137,7 @@ def test_lost_page_ends_the_process_with_one_sentence_whoever_holds_the_gil(tmp_
     assert "Traceback" not in ended.stderr
 
 
-def test_a_file_of_the_same_size_and_time_is_told_apart(save: Save, working_folder: Path) -> None:
+def test_scan_detects_a_file_of_equal_size_and_time(save: Save, working_folder: Path) -> None:
     folder = save(llama_tensors(1))
     path = folder / "model.safetensors"
     status = path.stat()
@@ -161,7 +161,7 @@ def held(path: Path, ready: Event, done: Event) -> None:
 
 
 @pytest.mark.slow
-def test_second_scan_fails_and_names_the_process_that_holds_the_record(tmp_path: Path) -> None:
+def test_journal_locked_names_the_process(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -184,7 +184,7 @@ def test_second_scan_fails_and_names_the_process_that_holds_the_record(tmp_path:
 
 
 @pytest.mark.slow
-def test_two_scans_of_one_model_at_once_lose_nothing(save: Save, working_folder: Path) -> None:
+def test_scan_twice_at_once_loses_nothing(save: Save, working_folder: Path) -> None:
     folder = save({f"layers.{i}.up.weight": torch.randn(300, 400) for i in range(40)})
     command = [sys.executable, "-m", "spectrum_stream", "scan", str(folder), "--name", "x"]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -199,7 +199,7 @@ def test_two_scans_of_one_model_at_once_lose_nothing(save: Save, working_folder:
 
 
 @pytest.mark.slow
-def test_two_models_of_one_slug_at_once_are_not_mixed(save: Save, working_folder: Path) -> None:
+def test_scan_two_models_of_one_slug_at_once_are_not_mixed(save: Save, working_folder: Path) -> None:
     folders = [save(llama_tensors(layers), folder=f"m{layers}") for layers in (2, 3)]
     commands = [[sys.executable, "-m", "spectrum_stream", "scan", str(f), "--name", "a/b"] for f in folders]
     both = [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for c in commands]
@@ -212,6 +212,6 @@ def test_two_models_of_one_slug_at_once_are_not_mixed(save: Save, working_folder
     assert len(published) == len(scan(str(folders[0 if first else 1]), name="own").modules)
 
 
-def test_the_errors_here_are_ours(working_folder: Path) -> None:
+def test_scan_missing_path_raises_our_error(working_folder: Path) -> None:
     with pytest.raises(SpectrumStreamError):
         scan("nowhere/at/all")

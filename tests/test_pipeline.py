@@ -41,7 +41,7 @@ def computed(events: list[Event]) -> list[str]:
     return [e.record.module for e in events if isinstance(e, MatrixScored)]
 
 
-def test_every_weight_has_the_score_of_the_formula(save: Save) -> None:
+def test_scan_scores_equal_the_formula(save: Save) -> None:
     tensors = llama_tensors(3)
     scan(str(save(tensors, shards=3)), name="x")
     found = results()
@@ -50,7 +50,7 @@ def test_every_weight_has_the_score_of_the_formula(save: Save) -> None:
         assert entry["snr"] == pytest.approx(reference_score(tensors[f"{module}.weight"]), rel=1e-5)
 
 
-def test_a_tied_head_is_computed_once_and_has_a_score_of_its_own(save: Save) -> None:
+def test_scan_tied_head_is_computed_once(save: Save) -> None:
     events = collect(save(llama_tensors(1, head=False), config=TIED))
     found = results()
     assert found["lm_head"]["snr"] == found["model.embed_tokens"]["snr"]
@@ -58,12 +58,12 @@ def test_a_tied_head_is_computed_once_and_has_a_score_of_its_own(save: Save) -> 
     assert computed(events).count("lm_head") == 1
 
 
-def test_a_tied_head_can_be_asked_for_alone(save: Save) -> None:
+def test_scan_tied_head_alone(save: Save) -> None:
     collect(save(llama_tensors(1, head=False), config=TIED), groups=["lm_head"])
     assert list(results()) == ["lm_head"]
 
 
-def test_the_files_have_spectrums_names_and_places(save: Save) -> None:
+def test_scan_writes_spectrums_files(save: Save) -> None:
     result = scan(str(save(llama_tensors(2))), name="org/a_b", top_percent=50)
     assert [str(p) for p in result.written] == [
         "model_snr_results/snr_results_org-a-b.json",
@@ -71,7 +71,8 @@ def test_the_files_have_spectrums_names_and_places(save: Save) -> None:
         "snr_results_org-a-b_unfrozenparameters_50percent.yaml",
     ]
     assert all(p.exists() for p in result.written)
-    assert result.selection is not None and result.complete
+    assert result.selection is not None
+    assert result.complete
 
 
 @pytest.mark.parametrize("percent", [0, -1, 100.5, float("nan"), float("inf")])
@@ -95,29 +96,31 @@ def test_scan_takes_a_plan_without_options(save: Save) -> None:
     assert error.value.reason == "conflicting_options"
 
 
-def test_without_a_percentage_no_selection_is_written(save: Save) -> None:
+def test_scan_without_percentage_writes_no_selection(save: Save) -> None:
     assert scan(str(save(llama_tensors(1)))).selection is None
     assert not list(Path().glob("*.yaml"))
 
 
-def test_the_results_folder_can_be_moved(save: Save, tmp_path: Path) -> None:
+def test_scan_out_moves_the_results_folder(save: Save, tmp_path: Path) -> None:
     result = scan(str(save(llama_tensors(1))), name="x", out=tmp_path / "else" / "where")
     assert result.written[0] == tmp_path / "else" / "where" / "snr_results_x.json"
-    assert result.written[0].exists() and not Path("model_snr_results").exists()
+    assert result.written[0].exists()
+    assert not Path("model_snr_results").exists()
 
 
-def test_a_finished_result_is_reused_for_another_percentage(save: Save) -> None:
+def test_scan_reuses_the_record_for_another_percentage(save: Save) -> None:
     folder = save(llama_tensors(4))
     first = collect(folder, top_percent=50)
     before = Path("model_snr_results/snr_results_x.json").read_bytes()
     again = collect(folder, top_percent=25)
-    assert computed(first) and not computed(again)
+    assert computed(first)
+    assert not computed(again)
     assert started(again).done == len(started(again).plan.matrices)
     assert Path("snr_results_x_unfrozenparameters_25percent.yaml").exists()
     assert Path("model_snr_results/snr_results_x.json").read_bytes() == before
 
 
-def test_a_result_that_was_deleted_is_written_from_the_record(save: Save) -> None:
+def test_scan_rewrites_a_deleted_result_from_the_record(save: Save) -> None:
     folder = save(llama_tensors(2))
     collect(folder)
     before = Path("model_snr_results/snr_results_x.json").read_bytes()
@@ -126,20 +129,20 @@ def test_a_result_that_was_deleted_is_written_from_the_record(save: Save) -> Non
     assert Path("model_snr_results/snr_results_x.json").read_bytes() == before
 
 
-def test_fresh_computes_everything_again(save: Save) -> None:
+def test_scan_fresh_computes_everything_again(save: Save) -> None:
     folder = save(llama_tensors(1))
     first, again = collect(folder), collect(folder, fresh=True)
     assert sorted(computed(first)) == sorted(computed(again))
     assert started(again).dropped == 0  # asked for, and no sign of a checkpoint that changed
 
 
-def test_a_checkpoint_that_changed_is_scanned_again(save: Save) -> None:
+def test_scan_changed_checkpoint_is_scanned_again(save: Save) -> None:
     collect(save(llama_tensors(1)))
     events = collect(save({name: t * 2 for name, t in llama_tensors(1).items()}))
     assert started(events).dropped == len(computed(events)) > 0
 
 
-def test_a_scan_that_was_broken_off_goes_on_where_it_stopped(save: Save) -> None:
+def test_scan_resumes_after_an_interruption(save: Save) -> None:
     folder = save(llama_tensors(3), shards=2)
     events = run(plan(str(folder), name="x"))
     first = [next(events) for _ in range(6)]
@@ -153,7 +156,7 @@ def test_a_scan_that_was_broken_off_goes_on_where_it_stopped(save: Save) -> None
     assert Path("model_snr_results/snr_results_x.json").read_bytes() == interrupted
 
 
-def test_some_groups_first_and_the_rest_later_make_one_result(save: Save) -> None:
+def test_scan_groups_in_steps_makes_one_result(save: Save) -> None:
     folder = save(llama_tensors(2))
     part = scan(str(folder), name="x", groups=["mlp.*"], top_percent=50)
     assert {line.group for line in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
@@ -162,21 +165,23 @@ def test_some_groups_first_and_the_rest_later_make_one_result(save: Save) -> Non
     assert len(results()) == len(llama_tensors(2))
     part = scan(str(folder), name="x", groups=["mlp.up_proj"], top_percent=50)
     assert len(results()) == len(llama_tensors(2))
-    assert part.selection is not None and set(part.selection.chosen) == {"mlp.up_proj"}
+    assert part.selection is not None
+    assert set(part.selection.chosen) == {"mlp.up_proj"}
 
 
-def test_a_result_that_spectrum_left_is_reused(save: Save) -> None:
+def test_scan_uses_a_result_of_spectrum(save: Save) -> None:
     folder = save({f"layers.{i}.up.weight": torch.ones(2, 3) for i in range(2)})
     theirs = {f"layers.{i}.up": {"snr": float(i), "type": "up"} for i in range(2)}
     Path("model_snr_results").mkdir()
     Path("model_snr_results/snr_results_x.json").write_text(json.dumps(theirs))
     events = collect(folder, top_percent=50)
-    assert started(events).foreign is not None and not computed(events)
+    assert started(events).foreign is not None
+    assert not computed(events)
     assert "layers.1.up" in Path("snr_results_x_unfrozenparameters_50percent.yaml").read_text()
     assert computed(collect(folder, fresh=True))
 
 
-def test_a_result_of_another_program_that_lacks_a_module_is_left_alone(save: Save) -> None:
+def test_scan_keeps_a_foreign_result_that_lacks_modules(save: Save) -> None:
     folder = save({f"layers.{i}.up.weight": torch.ones(2, 3) for i in range(2)})
     Path("model_snr_results").mkdir()
     theirs = '{"layers.0.up": {"snr": 1.0, "type": "up"}}'
@@ -188,38 +193,40 @@ def test_a_result_of_another_program_that_lacks_a_module_is_left_alone(save: Sav
     assert len(computed(collect(folder, fresh=True))) == 2
 
 
-def test_a_matrix_with_nan_is_recorded_and_the_others_are_scored(save: Save) -> None:
+def test_scan_records_a_matrix_with_nan(save: Save) -> None:
     tensors = llama_tensors(2)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     result = scan(str(save(tensors)), name="x", top_percent=100)
     assert [(r.module, r.no_score) for r in result.failed] == [("model.layers.1.mlp.up_proj", NoScore.NOT_FINITE)]
     assert "1 of 3072" in result.failed[0].detail
     assert not result.complete
-    assert "model.layers.1.mlp.up_proj" not in results() and "model.layers.0.mlp.up_proj" in results()
+    assert "model.layers.1.mlp.up_proj" not in results()
+    assert "model.layers.0.mlp.up_proj" in results()
     assert len(results()) == len(tensors) - 1
 
 
-def test_a_norm_with_infinity_is_not_scored_one(save: Save) -> None:
+def test_scan_norm_with_infinity_has_no_score(save: Save) -> None:
     tensors = llama_tensors(1)
     tensors["model.norm.weight"][0] = float("inf")
     assert [r.module for r in scan(str(save(tensors)), name="x").failed] == ["model.norm"]
 
 
-def test_nothing_is_written_where_nothing_could_be_scored(save: Save) -> None:
+def test_scan_without_scores_writes_nothing(save: Save) -> None:
     with pytest.raises(ComputeError) as error:
         scan(str(save({"a.weight": torch.full((3, 3), float("nan"))})), name="x")
     assert error.value.reason == "all_failed"
     assert not Path("model_snr_results/snr_results_x.json").exists()
 
 
-def test_weights_that_cannot_be_decoded_make_a_scan_incomplete(save: Save) -> None:
+def test_scan_with_unreadable_weights_is_incomplete(save: Save) -> None:
     tensors = {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3, dtype=torch.int8)}
     result = scan(str(save(tensors)), name="x")
-    assert not result.complete and not result.failed
+    assert not result.complete
+    assert not result.failed
     assert list(results()) == ["a"]
 
 
-def test_degenerate_scores_are_finite_and_flagged(save: Save) -> None:
+def test_scan_degenerate_scores_are_flagged(save: Save) -> None:
     tensors = {
         "zero.weight": torch.zeros(8, 8),
         "norm.weight": torch.zeros(8),
@@ -234,10 +241,11 @@ def test_degenerate_scores_are_finite_and_flagged(save: Save) -> None:
         "rank_one": Degeneracy.ZERO_NOISE,
         "zero": Degeneracy.ZERO,
     }
-    assert results()["zero"]["snr"] == 0.0 and results()["norm"]["snr"] == 1.0
+    assert results()["zero"]["snr"] == 0.0
+    assert results()["norm"]["snr"] == 1.0
 
 
-def test_progress_counts_matrices_and_work_to_the_end(save: Save) -> None:
+def test_scan_events_count_matrices_and_work(save: Save) -> None:
     events = collect(save(llama_tensors(2, head=False), config=TIED))
     scored = [e for e in events if isinstance(e, MatrixScored)]
     assert [e.done for e in scored] == list(range(1, len(scored) + 1))
@@ -246,7 +254,7 @@ def test_progress_counts_matrices_and_work_to_the_end(save: Save) -> None:
     assert isinstance(events[-1], ScanFinished)
 
 
-def test_records_keep_the_singular_values(save: Save) -> None:
+def test_scan_records_keep_singular_values(save: Save) -> None:
     tensors = llama_tensors(1)
     for record in scan(str(save(tensors)), name="x").records:
         w = tensors[record.tensor].to(torch.float64)
@@ -254,7 +262,7 @@ def test_records_keep_the_singular_values(save: Save) -> None:
         np.testing.assert_allclose(record.singular_values, exact, rtol=1e-4, atol=1e-6 * exact[0])
 
 
-def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) -> None:
+def test_scan_fixed_precision_applies_to_all(save: Save) -> None:
     folder = save(llama_tensors(2))
     collect(folder)
     for precision in ("fp64", "svd"):
@@ -264,7 +272,7 @@ def test_a_precision_is_used_for_all_and_never_mixed_with_another(save: Save) ->
 
 
 @pytest.mark.parametrize("options", [{"fresh": True}, {"precision": "svd"}], ids=str)
-def test_computing_one_group_again_keeps_the_others(save: Save, options: dict[str, object]) -> None:
+def test_scan_fresh_group_keeps_the_others(save: Save, options: dict[str, object]) -> None:
     folder = save(llama_tensors(3))
     collect(folder)
     events = collect(folder, groups=["mlp.up_proj"], **options)
@@ -272,7 +280,7 @@ def test_computing_one_group_again_keeps_the_others(save: Save, options: dict[st
     assert len(results()) == len(llama_tensors(3))
 
 
-def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
+def test_scan_does_not_publish_a_partial_group(save: Save) -> None:
     folder = save(llama_tensors(3), shards=2)
     events = run(plan(str(folder), name="x"))
     first = computed([next(events) for _ in range(10)])
@@ -280,11 +288,12 @@ def test_a_group_that_is_scanned_in_part_is_not_published(save: Save) -> None:
     collect(folder, groups=["model.norm"])
     counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
     members = plan(str(folder)).inventory.members
-    assert first and counts["model.norm"] == 1
+    assert first
+    assert counts["model.norm"] == 1
     assert all(count == len(members[str(group)]) for group, count in counts.items())
 
 
-def test_a_head_that_is_no_longer_tied_is_no_longer_published(save: Save) -> None:
+def test_scan_untied_head_is_not_published(save: Save) -> None:
     collect(save(llama_tensors(1, head=False), config=TIED))
     collect(save(llama_tensors(1, head=False), config={**TIED, "tie_word_embeddings": False}))
     assert "lm_head" not in results()
@@ -293,40 +302,42 @@ def test_a_head_that_is_no_longer_tied_is_no_longer_published(save: Save) -> Non
 @pytest.mark.parametrize(
     "options", [{"precision": "fp32"}, {"precision": "fp64"}, {"max_nbytes": 300_000_000}], ids=str
 )
-def test_a_zero_matrix_is_zero_by_every_method(save: Save, options: dict[str, object]) -> None:
+def test_scan_zero_matrix_by_every_precision(save: Save, options: dict[str, object]) -> None:
     folder = save({"a.weight": torch.zeros(60, 70), "b.weight": torch.zeros(9)})
     assert isinstance(collect(folder, **options)[-1], ScanFinished)
-    assert results()["a"]["snr"] == 0.0 and results()["b"]["snr"] == 1.0
+    assert results()["a"]["snr"] == 0.0
+    assert results()["b"]["snr"] == 1.0
 
 
-def test_weights_at_the_edge_of_float64_have_a_finite_score(save: Save) -> None:
+def test_scan_weights_at_the_edge_of_float64(save: Save) -> None:
     w = torch.randn(24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e306
     assert scan(str(save({"a.weight": w})), name="x").complete
 
 
-def test_a_precision_that_does_not_exist(save: Save) -> None:
+def test_scan_rejects_an_unknown_precision(save: Save) -> None:
     folder = save(llama_tensors(1))
     assert collect(folder, precision="auto")
     with pytest.raises(UsageError):
         collect(folder, precision="bogus")
 
 
-def test_a_memory_limit_reaches_the_engine(save: Save) -> None:
+def test_scan_memory_limit_reaches_the_computation(save: Save) -> None:
     hard = torch.randn(200, 300, generator=torch.Generator().manual_seed(0)) + 1000
     folder = save({"a.weight": hard, "b.weight": torch.ones(2, 3)})
     tight = scan(str(folder), name="x", max_nbytes=plan(str(folder), max_nbytes=10**9).peak_nbytes)
-    assert [r.module for r in tight.inexact] == ["a"] and tight.complete
+    assert [r.module for r in tight.inexact] == ["a"]
+    assert tight.complete
     assert not scan(str(folder), name="x", fresh=True).inexact
 
 
-def test_two_models_with_one_slug_are_not_mixed(save: Save) -> None:
+def test_scan_does_not_mix_models_of_one_slug(save: Save) -> None:
     collect(save(llama_tensors(1), folder="a"))
     with pytest.raises(ResultError) as error:
         collect(save(llama_tensors(1), folder="b"))
     assert error.value.reason == "other_model"
 
 
-def test_a_shard_that_vanishes_after_the_plan(save: Save) -> None:
+def test_scan_shard_deleted_after_the_plan_fails(save: Save) -> None:
     folder = save(llama_tensors(1))
     the_plan = plan(str(folder), name="x")
     (folder / "model.safetensors").unlink()
@@ -334,7 +345,7 @@ def test_a_shard_that_vanishes_after_the_plan(save: Save) -> None:
         list(run(the_plan))
 
 
-def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: Save) -> None:
+def test_scan_hostile_names_are_rejected_as_patterns(save: Save) -> None:
     folder = save({"a\n- evil.weight": torch.ones(2, 3)})
     scan(str(folder), name="x")
     assert list(results()) == ["a\n- evil"]
@@ -343,7 +354,7 @@ def test_hostile_module_names_reach_the_json_and_are_refused_as_patterns(save: S
     assert error.value.reason == "unsafe_name"
 
 
-def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
+def test_select_accepts_the_result_of_a_scan(save: Save) -> None:
     result = scan(str(save(llama_tensors(4))), name="x", top_percent=50)
     again = select(Result.open(result.written[0]), 50)
     assert result.selection is not None
@@ -353,7 +364,7 @@ def test_a_selection_can_be_made_from_what_a_scan_returned(save: Save) -> None:
     assert isinstance(result.modules[0], Module)
 
 
-def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> None:
+def test_scan_retries_a_failed_precision(save: Save) -> None:
     folder = save({"a.weight": torch.randn(4, 6, dtype=torch.float64) * 1e25, "b.weight": torch.ones(2, 3)})
     first = scan(str(folder), name="x", precision="fp32")
     assert [r.module for r in first.failed] == ["a"]
@@ -362,9 +373,7 @@ def test_a_failure_of_one_method_is_tried_again_by_the_others(save: Save) -> Non
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("modules", [None, ["mlp.*"]])
-def test_the_record_has_the_names_of_what_was_not_asked_for(
-    save: Save, tied: bool, modules: list[str] | None
-) -> None:
+def test_scan_record_has_all_parameter_names(save: Save, tied: bool, modules: list[str] | None) -> None:
     """A tied head is no parameter of its own, whether it was asked for or not."""
     tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
     found = scan(str(save(tensors, config=TIED if tied else {})), name="x", groups=modules)

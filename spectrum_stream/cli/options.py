@@ -185,9 +185,10 @@ NamesOption = Annotated[
     str,
     typer.Option(
         "--names",
-        metavar=f"{'|'.join(Names)}|FILE",
-        help="Parameter names to use: as stored in the checkpoint, as transformers 4 or 5 or the installed version "
-        "names them after loading, or the names in a FILE, one per line",
+        metavar="NAMES|FILE",
+        help=f"Parameter names to use: {Names.V5} or {Names.V4}, as these versions name them after loading; "
+        f"{Names.INSTALLED}, as the installed version does; {Names.CHECKPOINT}, as stored; or a FILE with the names "
+        "of all parameters in the trainer, one per line",
         rich_help_panel=INPUT,
     ),
 ]
@@ -223,7 +224,12 @@ PrecisionOption = Annotated[
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps", rich_help_panel=ADVANCED),
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device to compute on: auto, cpu, cuda, cuda:N or mps",
+        rich_help_panel=ADVANCED,
+    ),
 ]
 MaxMemoryOption = Annotated[
     str | None,

@@ -87,7 +87,7 @@ def _facts(plan: Plan) -> Table:
     )
     skipped: dict[str, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(entry.why.sentence, []).append(entry.tensor)
+        skipped.setdefault(entry.no_score.sentence, []).append(entry.tensor)
     for sentence, tensors in skipped.items():
         each = "" if len(tensors) == 1 else "each "
         facts.add_row("skipped", untrusted(f"{listed(tensors)}: {each}{sentence}"))
@@ -204,7 +204,9 @@ def scan_warnings(result: "ScanResult") -> list[str]:
         warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
     reasons: dict[str, list[str]] = {}
     for skipped in result.plan.failures:
-        reasons.setdefault(skipped.why.sentence, []).append(f"{skipped.tensor} ({skipped.detail or skipped.dtype})")
+        reasons.setdefault(skipped.no_score.sentence, []).append(
+            f"{skipped.tensor} ({skipped.detail or skipped.dtype})"
+        )
     for sentence, tensors in reasons.items():
         each = "it" if len(tensors) == 1 else "each"
         warnings.append(

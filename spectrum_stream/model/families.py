@@ -1,9 +1,9 @@
-"""The families of models whose parameters have other names in memory than in the checkpoint, as data.
+"""The renamings of transformers by family, as data.
 
-transformers 5 fuses the experts of a layer and moves the parts of vision-language models; transformers 4 (from 4.52)
-moves these too, and leaves experts apart. A pattern with the checkpoint's name would then train nothing. By
-`model_type` of config.json; each rule is a regular expression and what takes its place, applied one after another.
-A test holds it against transformers itself (conversion_mapping.py and core_model_loading.py of 5.24).
+transformers 5 fuses the experts of a layer and moves the parts of vision-language models. transformers 4 (from 4.52)
+moves these parts too, and keeps experts as parameters of their own. A family is the `model_type` of config.json. Each
+rule is a regular expression and its replacement, and the rules of a family are applied one after another. A test
+compares the table with transformers itself (conversion_mapping.py and core_model_loading.py of 5.24).
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import cache
 
 Rules = tuple[tuple[str, str], ...]
 
-# One expert's matrices become a part of the layer's two.
+# The matrices of an expert become parts of the two parameters of the layer.
 _EXPERTS: Rules = (
     (r"\.experts\.\d+\.(gate_proj|up_proj)\.weight$", ".experts.gate_up_proj"),
     (r"\.experts\.\d+\.down_proj\.weight$", ".experts.down_proj"),
@@ -32,13 +32,13 @@ _NEMOTRON: Rules = (
     (r"^backbone\.", "model."),
     (r"\.experts\.\d+\.(up_proj|down_proj)\.weight$", r".experts.\1"),
 )
-# The language model within, the head beside it, and what else there is.
+# The language model, its head, and the other parts of a multimodal model.
 _MULTIMODAL: Rules = (
     (r"^language_model\.model\.", "model.language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^(vision_tower|vision_model|multi_modal_projector|image_newline)\b", r"model.\1"),
 )
-# CLIP's and SigLIP's towers are a level flatter than they were.
+# The towers of CLIP and SigLIP are one level flatter in transformers 5.
 _TOWER: Rules = ((r"vision_tower\.vision_model\.", "vision_tower."),)
 _ARIA: Rules = (
     *_MULTIMODAL,
@@ -87,32 +87,32 @@ _SAME_NAMES = (
     "gptj", "falcon", "bloom", "mpt", "opt", "persimmon", "jetmoe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
     "bert", "roberta", "modernbert", "t5", "mamba", "falcon_mamba", "clip", "siglip", "idefics3", "smolvlm", "llama4",
 )
-_EXPERTS_APART = (
+_SEPARATE_EXPERTS = (
     "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next",
     "ernie4_5_moe", "dots1", "hunyuan_v1_moe", "afmoe", "exaone_moe", "jamba", "qwen3_5_moe",
 )
-_LANGUAGE_MODEL_WITHIN = (
+_WITH_LANGUAGE_MODEL = (
     "llava", "llava_next", "vipllava", "gemma3", "paligemma", "mistral3", "internvl", "aya_vision", "got_ocr2",
     "mllama",
 )
 # fmt: on
-# What transformers 5 makes of the names, by model_type.
+# The rules of transformers 5 by model_type; none if the names stay as they are.
 V5: Mapping[str, Rules] = {
     **dict.fromkeys(_SAME_NAMES, ()),
     **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
     "phimoe": _PHIMOE,
-    **dict.fromkeys(_EXPERTS_APART, _EXPERTS),
+    **dict.fromkeys(_SEPARATE_EXPERTS, _EXPERTS),
     "lfm2_moe": _LFM2,
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
     "nemotron_h": _NEMOTRON,
-    **dict.fromkeys(_LANGUAGE_MODEL_WITHIN, (*_MULTIMODAL, *_TOWER)),
+    **dict.fromkeys(_WITH_LANGUAGE_MODEL, (*_MULTIMODAL, *_TOWER)),
     "aria": _ARIA,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN2_VL),
     "gpt_neox": ((r"^embed_out\.", "lm_head."),),
     "vit": _VIT,
     "deepseek_v4": _DEEPSEEK_V4,
 }
-# What transformers 4 makes of them, from 4.52 on: experts are apart, and towers as they were.
+# The rules of transformers 4 from 4.52 on, which keeps experts and towers as they are stored.
 _NOT_IN_V4 = {
     "deepseek_v4", "qwen3_5", "qwen3_5_moe", "minimax_m2", "afmoe", "exaone_moe", "nemotron_h", "lfm2_moe",
 }  # fmt: skip
@@ -123,14 +123,14 @@ V4: Mapping[str, Rules] = (
 )
 
 
-def rename(rules: Rules) -> Callable[[str], str]:
-    """The name in memory of a parameter, from its name in the checkpoint."""
+def compile_rules(rules: Rules) -> Callable[[str], str]:
+    """Make a function from the stored name of a parameter to its name after loading."""
     compiled = [(re.compile(pattern), instead) for pattern, instead in rules]
 
     @cache
-    def of(parameter: str) -> str:
+    def rename(parameter: str) -> str:
         for pattern, instead in compiled:
             parameter = pattern.sub(instead, parameter)
         return parameter
 
-    return of
+    return rename

@@ -1,13 +1,14 @@
-"""Tensors to the matrices that are scored, or to a reason why one is not; and the groups that they are ranked in."""
+"""The inventory of a checkpoint: its matrices with their names and groups, and the reason why others are skipped."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
-from .matrix import FLOAT_DTYPES, Matrix, Skipped
+from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
 from .names import (
     find_tied_head,
     fused_name_of,
@@ -21,162 +22,146 @@ from .names import (
     tower_of,
 )
 from .no_score import NoScore
+from .parameters import Names, name_parameters
 from .quantization import Quantization, Unreadable, is_companion, parameter_of
 from .schemes import find_quantization
 from .schemes.companions import Companions
 
 
-def classify(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
-    """What is scored, in file order, and everything else, in model order."""
-    matrices: list[Matrix] = []
-    skipped: list[Skipped] = []
-    companions = Companions(checkpoint)
-    tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
-    for shard, tensor in checkpoint.tensors:
-        found = find_quantization(tensor, companions, config.quantization)
-        if isinstance(found, Unreadable):
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, found.no_score, found.detail))
-        elif found is not None:
-            matrices += _quantized(tensor, shard.name, found)
-        elif _is_bank(tensor):
-            matrices += _experts(tensor, shard.name, tensor.shape[0])
-        elif (count := _flat_experts(tensor, config)) is not None:
-            matrices += _experts(tensor, shard.name, count)
-        elif (why := _skip_reason(tensor)) is not None:
-            skipped.append(Skipped(tensor.name, tensor.dtype, tensor.shape, why))
-        else:
-            matrices.append(_matrix(tensor, shard.name))
-        if tied is not None and tied[1] == tensor.name and matrices and matrices[-1].tensor == tensor.name:
-            # Right behind its tensor, so that the scan has its singular values at hand.
-            embedding, head = matrices[-1], tied[0]
-            matrices.append(
-                replace(
-                    embedding,
-                    module=head,
-                    parameter=f"{head}.weight",
-                    group=group_of(head),
-                    tied_to=embedding.module,
-                )
-            )
-    matrices, twice = _stored_once(matrices)
-    matrices = _kept_apart(matrices, config.layer_count)
-    missing = _missing_experts(matrices, skipped, config.expert_count)
-    # A tensor that is no whole bank is not what the config says, whichever of its experts it has.
-    short = {s.tensor for s in missing}
-    matrices = [w for w in matrices if w.expert is None or _bank(w) not in short]
-    skipped += twice + missing
-    skipped.sort(key=lambda s: model_order(s.tensor))
-    return matrices, skipped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """All matrices of a checkpoint, whether they are asked for or not.
 
-
-def _stored_once(matrices: list[Matrix]) -> tuple[list[Matrix], list[Skipped]]:
-    """Without weights that two tensors hold, packed and plain: nothing says which of them counts."""
-    tensors: dict[str, set[str]] = {}
-    for w in matrices:
-        tensors.setdefault(w.module, set()).add(w.tensor)
-    twice = {module for module, found in tensors.items() if len(found) > 1}
-    dropped = {w.tensor: w for w in matrices if w.module in twice}
-    skipped = [Skipped(name, w.dtype, (w.n, w.m), NoScore.STORED_TWICE) for name, w in dropped.items()]
-    return [w for w in matrices if w.tensor not in dropped], skipped
-
-
-def _kept_apart(matrices: list[Matrix], layers: int | None) -> list[Matrix]:
-    """With the groups of another tower, and of layers behind the model's own, under a name of their own.
-
-    Spectrum ranks a layer of a vision tower among those of the language model, where both call it the same.
+    Attributes:
+        matrices: in file order.
+        skipped: every other tensor, with the reason.
+        names: the names that were established, one of `Names` or "given"; "checkpoint" for an unknown family.
+        names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
+        warnings: one sentence for each oddity of the checkpoint and of the names.
     """
-    towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
-    apart = []
-    for w in matrices:
-        tower = tower_of(w.module) if len(towers) > 1 and group_of(w.module) != w.module else ""
-        prefix = "mtp" if is_extra_layer(w.module, layers) else tower
-        apart.append(replace(w, group=f"{prefix}.{w.group}") if prefix else w)
-    return apart
+
+    matrices: tuple[Matrix, ...]
+    skipped: tuple[Skipped, ...]
+    names: str
+    names_sha256: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def members(self) -> Mapping[str, frozenset[str]]:
+        """All modules of each group."""
+        members: dict[str, set[str]] = {}
+        for matrix in self.matrices:
+            members.setdefault(matrix.group, set()).add(matrix.module)
+        return {group: frozenset(modules) for group, modules in members.items()}
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The parameter that each module is trained by, or is a part of."""
+        return {w.module: w.parameter for w in self.matrices}
+
+    @property
+    def weights_numel(self) -> int:
+        """The number of weights; those that two modules share count once."""
+        return sum({w.key: w.n * w.m for w in self.matrices}.values())
 
 
-def _missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
-    """The banks of experts that are not whole: some of the experts, or all of one projection, are not there."""
-    # Those that are there and cannot be read have a reason of their own.
-    failed = {module_of(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
-    present = Counter(bank for w in matrices if (bank := _bank(w)) is not None)
-    present.update(bank for name in failed if (bank := fused_name_of(name)) is not None)
-    most: dict[str, int] = {}
-    for bank, found in present.items():
-        most[group_of(bank)] = max(most.get(group_of(bank), count or 0), found)
-    short = {bank: found for bank, found in present.items() if found < most[group_of(bank)]}
-    # What the experts of any layer have, those of each must have.
-    owners: dict[str, dict[str, None]] = {}
-    for bank in present:
-        owner, _, projection = bank.rpartition(".")
-        owners.setdefault(owner, {})[projection] = None
-    every: dict[str, dict[str, None]] = {}
-    for owner, projections in owners.items():
-        every.setdefault(group_of(owner), {}).update(projections)
-    for owner, projections in owners.items():
-        for projection in every[group_of(owner)].keys() - projections.keys():
-            if (bank := f"{owner}.{projection}") not in failed:
-                short[bank] = 0
-    return [
-        Skipped(bank, "", (), NoScore.MISSING_EXPERTS, f"{found} of {most[group_of(bank)]} experts")
-        for bank, found in short.items()
-    ]
+def take_inventory(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    names: Names | Sequence[str] = Names.V5,
+    experts: Experts = Experts.SEPARATE,
+) -> Inventory:
+    """Find the matrices of a checkpoint, by the names and in the groups that results use.
 
+    Args:
+        names: a member of `Names`, or the names of all parameters in the trainer.
+        experts: how experts are ranked that are parameters of their own.
 
-def _bank(w: Matrix) -> str | None:
-    """The bank that an expert is in, however that is stored."""
-    return fused_name_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
-
-
-def _is_bank(tensor: TensorInfo) -> bool:
-    """Whether it is the matrices of all experts of a layer, stacked: (experts, n, m), as models with fused experts
-    store them. A trainer freezes such a bank as one."""
-    return (
-        len(tensor.shape) == 3
-        and 0 not in tensor.shape
-        and tensor.dtype in FLOAT_DTYPES
-        and not is_companion(tensor.name)
-        and is_fused_experts(module_of(tensor.name))
+    Raises:
+        UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
+    """
+    matrices, skipped = _find_matrices(checkpoint, config)
+    named = name_parameters(matrices, skipped, config, names)
+    matrices = list(named.matrices)
+    skipped = [replace(s, parameter=named.find_parameter(s)) for s in skipped]
+    skipped += [w.skip(NoScore.NOT_LOADED) for w in named.not_loaded]
+    if experts is Experts.POOLED:
+        matrices = _pool_experts(matrices, skipped)
+    return Inventory(
+        matrices=tuple(matrices),
+        skipped=tuple(skipped),
+        names=named.names,
+        names_sha256=named.names_sha256,
+        warnings=(*checkpoint.warnings, *named.warnings),
     )
 
 
-def _flat_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
-    """How many experts lie one above the other in a tensor of two dimensions; None where it is no such bank."""
-    if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_DTYPES or not is_stacked_experts(tensor.name):
+def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
+    """Find the matrices in file order, and all other tensors in model order.
+
+    Both have the names of the checkpoint.
+    """
+    companions = Companions(checkpoint)
+    tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
+    matrices: list[Matrix] = []
+    skipped: list[Skipped] = []
+    for shard, tensor in checkpoint.tensors:
+        found = _read_tensor(tensor, shard.name, companions, config)
+        if isinstance(found, Skipped):
+            skipped.append(found)
+            continue
+        matrices += found
+        if tied is not None and tied[1] == tensor.name:
+            # Next to its tensor, so that the tensor is read once.
+            matrices.append(_share_tensor(found[-1], tied[0]))
+    matrices, stored_twice = _drop_stored_twice(matrices)
+    matrices = _prefix_groups(matrices, config.layer_count)
+    missing = _find_missing_experts(matrices, skipped, config.expert_count)
+    # Fused experts of another number than the config says are not its experts, so none of them has a score.
+    incomplete = {s.tensor for s in missing}
+    matrices = [w for w in matrices if w.expert is None or _fused_name_of(w) not in incomplete]
+    return matrices, sorted([*skipped, *stored_twice, *missing], key=lambda s: model_order(s.tensor))
+
+
+def _read_tensor(
+    tensor: TensorInfo, shard: str, companions: Companions, config: ModelConfig
+) -> list[Matrix] | Skipped:
+    """Read a tensor as a matrix, as one matrix for each of its experts, or as skipped."""
+    found = find_quantization(tensor, companions, config.quantization)
+    if isinstance(found, Unreadable):
+        return _skip_tensor(tensor, found.no_score, found.detail)
+    if isinstance(found, Quantization):
+        return [_make_matrix(tensor, shard, found.shape, found)]
+    if found is not None:
+        return [_make_expert(tensor, shard, one.shape, e, len(found), one) for e, one in enumerate(found)]
+    if (count := _count_experts(tensor, config)) is not None:
+        n, m = tensor.shape[-2:]
+        shape = (n, m) if len(tensor.shape) == 3 else (n // count, m)
+        return [_make_expert(tensor, shard, shape, e, count) for e in range(count)]
+    if (no_score := _find_reason(tensor)) is not None:
+        return _skip_tensor(tensor, no_score)
+    n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+    return [_make_matrix(tensor, shard, (n, m))]
+
+
+def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
+    """Count the experts in a plain tensor; None if it does not hold fused experts.
+
+    A tensor (experts, n, m) holds one matrix for each expert, and DBRX's (experts * n, m) has them one above the
+    other. A trainer trains or freezes such a parameter as one.
+    """
+    if 0 in tensor.shape or tensor.dtype not in FLOAT_DTYPES or is_companion(tensor.name):
         return None
-    count = config.expert_count
-    return count if count is not None and 0 not in tensor.shape and tensor.shape[0] % count == 0 else None
+    if len(tensor.shape) == 3 and is_fused_experts(module_of(tensor.name)):
+        return tensor.shape[0]
+    if len(tensor.shape) == 2 and is_stacked_experts(tensor.name):
+        count = config.expert_count
+        return count if count is not None and tensor.shape[0] % count == 0 else None
+    return None
 
 
-def _experts(tensor: TensorInfo, shard: str, count: int) -> list[Matrix]:
-    n, m = tensor.shape[1:] if len(tensor.shape) == 3 else (tensor.shape[0] // count, tensor.shape[1])
-    return [_expert(tensor, shard, e, count, (n, m), None) for e in range(count)]
-
-
-def _quantized(tensor: TensorInfo, shard: str, found: Quantization | list[Quantization]) -> list[Matrix]:
-    if isinstance(found, list):
-        return [_expert(tensor, shard, e, len(found), how.shape, how) for e, how in enumerate(found)]
-    parameter, (n, m) = parameter_of(tensor.name), found.shape
-    module = module_of(parameter)
-    return [
-        Matrix(
-            module, parameter, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes,
-            quantization=found,
-        )
-    ]  # fmt: skip
-
-
-def _expert(
-    tensor: TensorInfo, shard: str, e: int, count: int, shape: tuple[int, int], how: Quantization | None
-) -> Matrix:
-    parameter, nbytes = parameter_of(tensor.name), tensor.nbytes // count
-    bank = module_of(parameter)
-    return Matrix(
-        f"{bank}.{e}", parameter, group_of(bank), tensor.name, shard, tensor.start + e * nbytes, tensor.dtype, *shape,
-        nbytes, expert=e, quantization=how,
-    )  # fmt: skip
-
-
-def _skip_reason(tensor: TensorInfo) -> NoScore | None:
+def _find_reason(tensor: TensorInfo) -> NoScore | None:
+    """Find why a plain tensor has no score; None if it is a matrix or a vector to score."""
     if not is_weight(tensor.name):
         return NoScore.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):
@@ -186,24 +171,143 @@ def _skip_reason(tensor: TensorInfo) -> NoScore | None:
     return None if tensor.dtype in FLOAT_DTYPES else NoScore.UNSUPPORTED_DTYPE
 
 
-def _matrix(tensor: TensorInfo, shard: str) -> Matrix:
-    module = module_of(tensor.name)
-    n, m = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+def _skip_tensor(tensor: TensorInfo, no_score: NoScore, detail: str = "") -> Skipped:
+    return Skipped(tensor=tensor.name, dtype=tensor.dtype, shape=tensor.shape, no_score=no_score, detail=detail)
+
+
+def _make_matrix(
+    tensor: TensorInfo, shard: str, shape: tuple[int, int], quantization: Quantization | None = None
+) -> Matrix:
+    parameter, (n, m) = parameter_of(tensor.name), shape
     return Matrix(
-        module, tensor.name, group_of(module), tensor.name, shard, tensor.start, tensor.dtype, n, m, tensor.nbytes
+        module=module_of(parameter),
+        parameter=parameter,
+        group=group_of(module_of(parameter)),
+        tensor=tensor.name,
+        shard=shard,
+        start=tensor.start,
+        dtype=tensor.dtype,
+        n=n,
+        m=m,
+        nbytes=tensor.nbytes,
+        quantization=quantization,
     )
 
 
-def pooled(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matrix]:
-    """With the experts of a layer, where they are parameters of their own, in one group for all numbers.
+def _make_expert(
+    tensor: TensorInfo,
+    shard: str,
+    shape: tuple[int, int],
+    expert: int,
+    count: int,
+    quantization: Quantization | None = None,
+) -> Matrix:
+    whole, nbytes = _make_matrix(tensor, shard, shape, quantization), tensor.nbytes // count
+    start = tensor.start + expert * nbytes
+    return replace(whole, module=f"{whole.module}.{expert}", start=start, nbytes=nbytes, expert=expert)
 
-    Experts of a layer of which some have no score cannot be ranked as one; they stay as they are.
+
+def _share_tensor(matrix: Matrix, head: str) -> Matrix:
+    """Return the tied head of an embedding."""
+    return replace(matrix, module=head, parameter=f"{head}.weight", group=group_of(head), tied_to=matrix.module)
+
+
+def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Skipped]]:
+    """Drop weights that two tensors store, packed and plain: the checkpoint does not say which of them counts."""
+    tensors: dict[str, set[str]] = {}
+    for w in matrices:
+        tensors.setdefault(w.module, set()).add(w.tensor)
+    dropped = {w.tensor: w for w in matrices if len(tensors[w.module]) > 1}
+    skipped = [replace(w.skip(NoScore.STORED_TWICE), tensor=tensor) for tensor, w in dropped.items()]
+    return [w for w in matrices if w.tensor not in dropped], skipped
+
+
+def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matrix]:
+    """Prefix the groups of towers and of extra layers, so that they are not ranked with the language model.
+
+    Spectrum ranks a layer of a vision tower with the language model if both have the same name for it.
     """
-    failed = {module_of(parameter_of(s.tensor)) for s in skipped if s.why.is_failure}
-    broken = failed | {bank for name in failed if (bank := fused_name_of(name)) is not None}
+    towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
+    prefixed = []
+    for w in matrices:
+        tower = tower_of(w.module) if len(towers) > 1 and group_of(w.module) != w.module else ""
+        prefix = "mtp" if is_extra_layer(w.module, layers) else tower
+        prefixed.append(replace(w, group=f"{prefix}.{w.group}") if prefix else w)
+    return prefixed
+
+
+class _Projection(NamedTuple):
+    """The experts of a layer by one of their projections: `model.layers.0.mlp.experts` and `up_proj`."""
+
+    owner: str
+    name: str
+
+    @property
+    def fused_name(self) -> str:
+        return f"{self.owner}.{self.name}" if self.owner else self.name
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The same for all layers."""
+        return group_of(self.owner), self.name
+
+
+def _find_missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
+    """Find the layers that lack experts, or that lack a projection that the experts of other layers have.
+
+    Args:
+        count: the experts of a layer by config.json, if it says so. A layer with more sets the number for all.
+    """
+    # Unreadable experts have a reason of their own, so they count as found.
+    unreadable = _find_unreadable(skipped)
+    fused_names = [*map(_fused_name_of, matrices), *map(fused_name_of, unreadable)]
+    found = Counter(_split_projection(name) for name in fused_names if name is not None)
+    expected: dict[tuple[str, str], int] = {}
+    for projection, n in found.items():
+        expected[projection.kind] = max(n, expected.get(projection.kind, count or 0))
+    names_by_kind: dict[str, set[str]] = {}
+    for projection in found:
+        names_by_kind.setdefault(group_of(projection.owner), set()).add(projection.name)
+    every = {_Projection(p.owner, name) for p in found for name in names_by_kind[group_of(p.owner)]}
     return [
-        replace(w, group=w.group.removesuffix(group_of(w.result_name)) + group_of(bank))
-        if (bank := fused_name_of(w.result_name)) is not None and fused_name_of(w.module) not in broken
-        else w
-        for w in matrices
+        Skipped(
+            tensor=projection.fused_name,
+            dtype="",
+            shape=(),
+            no_score=NoScore.MISSING_EXPERTS,
+            detail=f"{found[projection]} of {expected[projection.kind]} experts",
+        )
+        for projection in sorted(every)
+        if found[projection] < expected[projection.kind]
+        and (found[projection] or projection.fused_name not in unreadable)
     ]
+
+
+def _split_projection(fused_name: str) -> _Projection:
+    owner, _, name = fused_name.rpartition(".")
+    return _Projection(owner, name)
+
+
+def _fused_name_of(w: Matrix) -> str | None:
+    """Return the fused name of an expert, whether it is stored alone or with the others."""
+    return fused_name_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
+
+
+def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
+    return {module_of(parameter_of(s.tensor)) for s in skipped if s.no_score.is_failure}
+
+
+def _pool_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matrix]:
+    """Move the experts of a layer that are parameters of their own into one group for all numbers.
+
+    If some experts of a layer have no score, the layer cannot be ranked as one, so its experts stay in their groups.
+    """
+    unreadable = _find_unreadable(skipped)
+    incomplete = unreadable | {fused_name_of(name) for name in unreadable}
+    pooled = []
+    for w in matrices:
+        fused_name = fused_name_of(w.result_name)
+        if fused_name is not None and fused_name_of(w.module) not in incomplete:
+            w = replace(w, group=w.group.removesuffix(group_of(w.result_name)) + group_of(fused_name))
+        pooled.append(w)
+    return pooled

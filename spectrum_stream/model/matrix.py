@@ -1,4 +1,4 @@
-"""One weight to score, and the reasons why a weight has no score."""
+"""A weight to score, and a tensor that is not scored."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,50 +13,57 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Experts(StrEnum):
-    """How the experts of a layer are ranked that are stored apart."""
+    """How experts are ranked that are parameters of their own."""
 
-    SEPARATE = "separate"  # each among the experts of its number, as Spectrum does
-    POOLED = "pooled"  # as one, by the median of their scores
+    SEPARATE = "separate"  # each among the experts of the same number, as Spectrum does
+    POOLED = "pooled"  # the experts of a layer as one, by the median of their scores
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
+    """A tensor, or experts that are missing, without a score.
+
+    Attributes:
+        tensor: the name in the checkpoint; of missing experts, the name that they would have as fused experts.
+        dtype, shape: as stored.
+        detail: a few words about the reason.
+        parameter: the parameter that it is, or is a part of, by the names of results; None if that is not known.
+    """
+
     tensor: str
     dtype: str
     shape: tuple[int, ...]
-    why: NoScore
+    no_score: NoScore
     detail: str = ""
+    parameter: str | None = None
 
-    def is_among(self, groups: Collection[str], patterns: Sequence[str], parameter: str) -> bool:
-        """Whether it would be ranked in one of these groups, or in one that a pattern names.
+    def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
+        """Whether it would be ranked in one of these groups, or in a group that matches a pattern.
 
-        Experts that are not there have the groups of those that are: with their numbers, or pooled.
-
-        Args:
-            parameter: what it is, or is a part of, by the names of the groups.
+        Missing experts belong to the groups of the others: those with their numbers, and those of all experts.
         """
-        module = module_of(parameter)
+        module = module_of(self.parameter or "")
         own = {group_of(module), group_of(fused_name_of(module) or module)}
         known = {without_expert(group) for group in groups} | set(groups)
-        # A tower, or what else a group is kept apart by, is in front of its name.
+        # The group of another tower or of an extra layer has a prefix.
         names = own | {group for group in known if group.endswith(tuple(f".{name}" for name in own))}
         return bool(names & known) or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
     """One weight to score, as an n x m matrix; a vector of k numbers is 1 x k.
 
     Attributes:
-        module: the module's name, `model.layers.0.mlp.up_proj`.
-        parameter: the name of the parameter that a trainer trains it by, `model.layers.0.mlp.up_proj.weight`. Several
-            matrices can be parts of one parameter, a bank of experts.
+        module: the name of the module, `model.layers.0.mlp.up_proj`.
+        parameter: the name of the parameter in the trainer, `model.layers.0.mlp.up_proj.weight`. Several matrices
+            can be parts of one parameter: fused experts.
         group: the group in which it is ranked, `mlp.up_proj`.
-        tensor, shard, start: the stored tensor, its shard, and where in it the bytes begin.
+        tensor, shard, start: the stored tensor, its shard, and the offset in the shard where the bytes begin.
         dtype, nbytes: as stored.
-        tied_to: the module that stores the tensor, where this one only shares it.
-        quantization: how weights come of what is stored; None where it is the weights.
-        expert: its place in the tensor, where that is a bank of experts; None for all others.
+        tied_to: the module that stores the tensor, if this one only shares it.
+        expert: its index in the tensor, if the tensor holds fused experts.
+        quantization: how the weight is stored; None if the tensor is the weight.
     """
 
     module: str
@@ -75,20 +82,30 @@ class Matrix:
 
     @property
     def result_name(self) -> str:
-        """The name that results use: the parameter without `.weight`, the same for all experts of a fused one."""
+        """The name in results: the parameter without `.weight`, the same for all experts of a fused parameter."""
         return module_of(self.parameter)
 
     @property
     def key(self) -> str:
-        """What is stored: the tensor, or the part of it. Two modules that share it have the same."""
+        """The name of the stored tensor, or of the part of it; the same for two modules that share it."""
         return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        """Rows and columns as they are stored: of packed numbers, several a word."""
+        """Rows and columns as stored; a column of packed values holds several."""
         return (self.n, self.m) if self.quantization is None else self.quantization.stored_shape
 
     @property
     def scales(self) -> int | None:
-        """How many scales a quantized matrix has; None for a plain one."""
+        """The number of scales of a quantized matrix; None for a plain one."""
         return None if self.quantization is None else self.quantization.scales
+
+    def skip(self, no_score: NoScore) -> Skipped:
+        """Return the matrix as one that is not scored."""
+        return Skipped(
+            tensor=self.key,
+            dtype=self.dtype,
+            shape=(self.n, self.m),
+            no_score=no_score,
+            parameter=self.parameter,
+        )

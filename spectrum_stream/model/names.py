@@ -1,6 +1,6 @@
-"""Names: from a tensor's name to the module, the group and the files that Spectrum knows it by.
+"""Names: from the name of a tensor to its module, its group, and the files that Spectrum writes.
 
-Pure functions of strings. Every name here may come from a stranger's checkpoint.
+All are pure functions of strings. Every name may come from an untrusted checkpoint.
 """
 
 import re
@@ -12,14 +12,14 @@ from .config import ModelConfig
 
 WEIGHT_SUFFIX = ".weight"
 
-# The filename built from a slug (with its longest suffix) has to fit the usual limit of 255 bytes.
+# A file name with a slug and its longest suffix has to fit the usual limit of 255 bytes.
 MAX_SLUG_LENGTH = 200
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 _TOPS = ("", "model", "transformer", "language_model", "language_model.model")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
 _EXPERT = re.compile(r"(^|\.)((?:local_)?experts)\.[0-9]+\.")
-# Of the language model; what else is called so can have more.
+# Only layers of the language model: a tower can have more layers.
 _LAYER = re.compile(
     r"(?:model\.|language_model\.|model\.language_model\.|language_model\.model\.)?layers\.([0-9]{1,9})\."
 )
@@ -29,26 +29,29 @@ _EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", r
 
 
 def is_weight(tensor: str) -> bool:
-    """Whether a name is a module's weight; Spectrum scores no biases, buffers and bare parameters."""
+    """Whether a name ends in `.weight`; Spectrum scores no biases, buffers or bare parameters."""
     return tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX
 
 
 def module_of(tensor: str) -> str:
-    """The module that owns a weight: its name without `.weight`; any other name as it is."""
+    """Return the module that owns a weight: its name without `.weight`; other names as they are."""
     return tensor.removesuffix(WEIGHT_SUFFIX) if is_weight(tensor) else tensor
 
 
 def groups_of(module: str) -> set[str]:
-    """The groups that a module can be ranked in: its own, pooled with other experts, apart from another tower."""
+    """Return the groups that a module can be ranked in.
+
+    These are its own group, the group of all experts, and both with the prefix of a tower or of an extra layer.
+    """
     own = {group_of(module), group_of(fused_name_of(module) or module)}
     return own | {f"{apart}.{group}" for apart in (tower_of(module), "mtp") if apart for group in own}
 
 
 def group_of(module: str) -> str:
-    """The group ("type") in which a module is ranked: its path after the first numeric component.
+    """Return the group ("type") of a module: its path after the first number.
 
-    `model.layers.3.mlp.down_proj` is ranked as `mlp.down_proj`; a name without a number, `lm_head`, is a
-    group of its own; the members of a bare sequence, `projector.0` and `projector.2`, share the group "".
+    `model.layers.3.mlp.down_proj` has the group `mlp.down_proj`. A name without a number, `lm_head`, is its own
+    group. The members of a bare sequence, `projector.0` and `projector.2`, share the group "".
     """
     parts = module.split(".")
     for i, part in enumerate(parts):
@@ -58,7 +61,7 @@ def group_of(module: str) -> str:
 
 
 def is_fused_experts(module: str) -> bool:
-    """Whether a tensor of three dimensions by this name holds one matrix for each expert.
+    """Whether a 3-D tensor with this name holds one matrix for each expert.
 
     `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
     `output_linear` of Granite and JetMoE, and `moe.gate_proj` (Step3).
@@ -67,46 +70,50 @@ def is_fused_experts(module: str) -> bool:
     if "conv" in parts[-1]:
         return False
     owner = next((i for i, part in enumerate(parts[:-1]) if part in ("experts", "local_experts")), None)
-    # With a number behind it, it is one expert's own.
-    bank = owner is not None and not parts[owner + 1].isdecimal()
-    step3 = parts[-2:-1] == ["moe"] and parts[-1] in ("gate_proj", "up_proj", "down_proj")
-    return bank or step3 or parts[-1] in ("input_linear", "output_linear")
+    # `experts.7` is one expert.
+    is_owned = owner is not None and not parts[owner + 1].isdecimal()
+    is_step3 = parts[-2:-1] == ["moe"] and parts[-1] in ("gate_proj", "up_proj", "down_proj")
+    return is_owned or is_step3 or parts[-1] in ("input_linear", "output_linear")
 
 
 def is_stacked_experts(module: str) -> bool:
-    """Whether a tensor of two dimensions by this name holds all experts, one above the other: DBRX."""
+    """Whether a 2-D tensor with this name holds all experts one above the other, as in DBRX."""
     return module.endswith((".experts.mlp.w1", ".experts.mlp.v1", ".experts.mlp.w2"))
 
 
 def is_single_expert(module: str) -> bool:
-    """Whether a module is one expert's own: `mlp.experts.7.up_proj`."""
+    """Whether a module belongs to one expert: `mlp.experts.7.up_proj`."""
     return _EXPERT.search(module) is not None
 
 
 def fused_name_of(module: str) -> str | None:
-    """What the experts of a layer are called together: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    """Return the fused name of an expert: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
     return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
 
 
 def without_expert(group: str) -> str:
-    """The group of the experts of all numbers: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    """Return the group of all experts: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
     return _EXPERT.sub(r"\1\2.", group, count=1)
 
 
 def expert_of(module: str) -> str:
-    """The number of an expert, as written: `7` for `mlp.experts.7.up_proj`; "" for what is none."""
+    """Return the number of an expert as text: `7` for `mlp.experts.7.up_proj`; "" for others."""
     found = _EXPERT.search(module)
     return found[0].strip(".").rpartition(".")[2] if found else ""
 
 
 def pool_of(module: str, group: str) -> str | None:
-    """What an expert is ranked together with, if its group is one of all experts: the experts of its layer."""
-    bank = fused_name_of(module)
-    return bank if bank is not None and f".{group}".endswith(f".{group_of(bank)}") else None
+    """Return the fused name of an expert if its group is that of all experts, else None.
+
+    The experts of a layer that share a fused name are then ranked as one.
+    """
+    fused_name = fused_name_of(module)
+    is_pooled = fused_name is not None and f".{group}".endswith(f".{group_of(fused_name)}")
+    return fused_name if is_pooled else None
 
 
 def tower_of(module: str) -> str:
-    """`vision` or `audio` for a layer of such a part of a multimodal model, "" for all else."""
+    """Return `vision` or `audio` for a layer of such a tower, "" for others."""
     for part in module.split("."):
         if part.isdecimal():
             break
@@ -117,13 +124,13 @@ def tower_of(module: str) -> str:
 
 
 def is_extra_layer(module: str, layers: int | None) -> bool:
-    """Whether it is of a layer that predicts tokens further ahead, behind the model's own; many trainers drop those.
+    """Whether a module belongs to a layer for multi-token prediction; many trainers drop those.
 
     `mtp.layers.0` (Qwen3-Next), `model.mtp_block.0` (ERNIE), `model.mtp_layers.0` (MiMo), and in DeepSeek-V3 and GLM
-    the layer behind the last.
+    the layers after the last.
 
     Args:
-        layers: how many the model has, by its config.json.
+        layers: the number of layers of the language model by config.json, if it says so.
     """
     for part in module.split("."):
         if part.isdecimal():
@@ -147,18 +154,18 @@ def is_embedding(module: str) -> bool:
 def is_head(module: str) -> bool:
     """Whether a module is a language model's head by its name: `lm_head`, outside of any layer."""
     path, _, name = module.rpartition(".")
-    # An `output` is a head at the top, and a projector's somewhere else.
+    # An `output` at the top is a head. Elsewhere it belongs to a projector.
     return name in _HEAD_NAMES and group_of(module) == module and (name != "output" or path in _TOPS)
 
 
 def group_order(group: str) -> tuple[str, str]:
-    """Sort key of a group in Spectrum's files: by its first component, then by the whole name."""
+    """Return the sort key of a group in Spectrum's files: its first component, then its name."""
     return group.split(".", 1)[0], group
 
 
 def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts modules in the model's order: numbers by value, so that layer 2 is before 10."""
-    # Digits are compared by length and then as text: an int() of a hostile, 5,000-digit layer raises.
+    """Return the sort key of a module: numbers by value, so that layer 2 is before layer 10."""
+    # Digits are compared by length and then as text, because int() of a hostile number of 5,000 digits raises.
     return tuple(
         (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
         for part in module.split(".")
@@ -166,10 +173,10 @@ def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def slug(model: str) -> str:
-    """The part of a result's filename that stands for MODEL, as typed: `org/some_model` → `org-some-model`.
+    """Return the part of a file name that stands for MODEL: `org-some-model` for `org/some_model`.
 
-    Spectrum replaces `/` and `_`; whatever else could mean something to a file system is replaced too.
-    Many models can share a slug, so a slug never identifies one.
+    Spectrum replaces `/` and `_`. All other characters with a meaning for a file system are replaced too.
+    Several models can have the same slug, so a slug does not identify a model.
     """
     return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
 
@@ -202,10 +209,10 @@ def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, st
 
 
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The groups that any pattern names, exactly or as a glob; never by a part of the name.
+    """Return the groups that match any pattern, exactly or as a glob; never by a part of the name.
 
     Raises:
-        UsageError: no_such_group, for a pattern that names none.
+        UsageError: no_such_group, a pattern matches nothing.
     """
     names = sorted(set(groups), key=group_order)
     chosen: set[str] = set()
@@ -213,7 +220,7 @@ def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
         matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matched:
             raise UsageError(
-                f"no group is called or matches {pattern!r}",
+                f"no group matches {pattern!r}",
                 reason="no_such_group",
                 hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
             )

@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UsageError
+from ..text import listed
 from . import families
 from .config import ModelConfig
 from .matrix import Matrix, Skipped
 from .names import fused_name_of, group_of, is_extra_layer, module_of
 from .no_score import NoScore
 from .quantization import parameter_of
-from .transformers_names import parameter_names
+from .transformers_names import find_parameter_names
 
 
 class Names(StrEnum):
@@ -39,29 +40,30 @@ GIVEN = "given"
 _TABLES: Mapping[Names, Mapping[str, families.Rules]] = {Names.V4: families.V4, Names.V5: families.V5}
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedMatrices:
     """Matrices by the names of their parameters.
 
     Attributes:
-        names: the names that were really established, a `Names` or GIVEN.
+        names: the names that were established, one of `Names` or GIVEN.
         names_sha256: a hash of the names where `names` does not determine them: of a list that was given, or of
             the answer of the installed transformers.
-        not_loaded: those that the model leaves out.
-        warnings: what is odd about the names, a sentence each.
-        parameters: what each stored weight becomes, or a part of it; None where names are the checkpoint's.
+        not_loaded: matrices that the model leaves out.
+        warnings: one sentence for each oddity of the names.
+        parameters: by stored name, the parameter that it becomes or is a part of; None for the names of the
+            checkpoint.
     """
 
     matrices: tuple[Matrix, ...]
     names: str
+    names_sha256: str | None = None
     not_loaded: tuple[Matrix, ...] = ()
     warnings: tuple[str, ...] = ()
     parameters: Mapping[str, str] | None = None
-    names_sha256: str | None = None
 
-    def name_of(self, s: Skipped) -> str | None:
-        """What a tensor that was skipped is called, or is a part of; None for what the model does not have."""
-        return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stands_for(s))
+    def find_parameter(self, s: Skipped) -> str | None:
+        """Find the parameter that a skipped tensor is, or is a part of; None if the model does not have it."""
+        return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stored_name_of(s))
 
 
 def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
@@ -79,12 +81,12 @@ def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
     return Names(names)
 
 
-def named(
+def name_parameters(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
     config: ModelConfig,
     names: Names | Sequence[str],
-) -> Named:
+) -> NamedMatrices:
     """Give matrices the names that their parameters have in a trainer.
 
     A parameter of which a part has no score has none as a whole; the other parts keep the names of the checkpoint.
@@ -98,34 +100,34 @@ def named(
             installed transformers cannot tell the names.
     """
     family, layers = config.model_type, config.layer_count
-    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stands_for, skipped)]))
+    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stored_name_of, skipped)]))
     if not isinstance(names, Names):
-        found = _renamed(matrices, skipped, _among(names, stored, family), GIVEN, layers, [])
-        return replace(found, names_sha256=_sha256(names))
+        found = _rename_matrices(matrices, skipped, _match_names(names, stored, family), GIVEN, layers)
+        return replace(found, names_sha256=_hash_names(names))
     if names is Names.CHECKPOINT:
-        return Named(tuple(matrices), names)
+        return NamedMatrices(matrices=tuple(matrices), names=names)
     if names is Names.INSTALLED:
-        parameters = parameter_names(config, stored)
-        found = _renamed(matrices, skipped, parameters, names, layers, [])
-        return replace(found, names_sha256=_sha256(parameters.values()))
-    rename = _by_table(family, names)
+        parameters = find_parameter_names(config, stored)
+        found = _rename_matrices(matrices, skipped, parameters, names, layers)
+        return replace(found, names_sha256=_hash_names(parameters.values()))
+    rename = _find_rules(family, names)
     if rename is None:
         what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
         warning = (
             f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
             f"--names {Names.INSTALLED} asks the installed transformers"
         )
-        return Named(tuple(matrices), Names.CHECKPOINT, warnings=(warning,))
-    return _renamed(matrices, skipped, {name: rename(name) for name in stored}, names, layers, [])
+        return NamedMatrices(matrices=tuple(matrices), names=Names.CHECKPOINT, warnings=(warning,))
+    return _rename_matrices(matrices, skipped, {name: rename(name) for name in stored}, names, layers)
 
 
-def _sha256(names: Iterable[str]) -> str:
+def _hash_names(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(names))).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """What becomes of the names of a checkpoint, and whose they then are, in words."""
+    """A function from names in the checkpoint to names of parameters, and where the names come from, in words."""
 
     of: Callable[[str], str]
     whose: str
@@ -133,29 +135,33 @@ class Renaming:
 
 def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
-    rename = _by_table(config.model_type, names)
+    rename = _find_rules(config.model_type, names)
     if rename is None:
         return Renaming(str, "of the checkpoint")
     return Renaming(rename, f"of the checkpoint, as {names.replace('-v', ' ')} renames them")
 
 
-def _by_table(family: str | None, names: Names) -> Callable[[str], str] | None:
+def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:
     """Return the renaming of a known family, or None."""
     table = _TABLES.get(names, {})
-    return families.rename(table[family]) if family is not None and family in table else None
+    return families.compile_rules(table[family]) if family is not None and family in table else None
 
 
-def _renamed(
+def _rename_matrices(
     matrices: Sequence[Matrix],
     skipped: Sequence[Skipped],
     parameters: Mapping[str, str],
     names: str,
     layers: int | None,
-    warnings: list[str],
-) -> Named:
-    incomplete = {parameters.get(_stands_for(s)) for s in skipped if s.why.is_failure}
-    short = {s.tensor for s in skipped if s.why is NoScore.MISSING_EXPERTS}
-    incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in short}
+) -> NamedMatrices:
+    """Give each matrix its parameter, unless a part of that parameter has no score.
+
+    Args:
+        parameters: by stored name, the parameter that it becomes or is a part of.
+    """
+    incomplete = {parameters.get(_stored_name_of(s)) for s in skipped if s.no_score.is_failure}
+    missing = {s.tensor for s in skipped if s.no_score is NoScore.MISSING_EXPERTS}
+    incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in missing}
     kept: list[Matrix] = []
     not_loaded: list[Matrix] = []
     unknown: dict[str, None] = {}
@@ -163,63 +169,89 @@ def _renamed(
         parameter = parameters.get(w.parameter)
         if is_extra_layer(w.module, layers) and names != GIVEN:
             not_loaded.append(w)
-        elif w.tied_to is not None or (parameter == w.parameter and parameter not in incomplete):
+        elif w.tied_to is not None:
             kept.append(w)
         elif parameter is None or parameter in incomplete:
             kept.append(w)
             unknown[w.result_name] = None
+        elif parameter == w.parameter:
+            kept.append(w)
         else:
-            # The tower of a group, or what else it is kept apart by, is in front of the name.
-            apart = w.group.removesuffix(group_of(w.result_name))
-            group = group_of(module_of(parameter))
-            kept.append(replace(w, group=apart + group, parameter=parameter))
+            # The group of another tower or of an extra layer keeps its prefix.
+            prefix = w.group.removesuffix(group_of(w.result_name))
+            kept.append(replace(w, group=prefix + group_of(module_of(parameter)), parameter=parameter))
+    warnings = []
     if unknown:
-        some = ", ".join(list(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        warnings.append(f"not among the parameters of the model, and named as in the checkpoint: {some}")
-    return Named(tuple(kept), names, tuple(not_loaded), tuple(warnings), parameters)
+        some = listed(list(unknown), 5)
+        warnings.append(f"these modules have no parameter in the model, so they keep the checkpoint's names: {some}")
+    return NamedMatrices(
+        matrices=tuple(kept),
+        names=names,
+        not_loaded=tuple(not_loaded),
+        warnings=tuple(warnings),
+        parameters=parameters,
+    )
 
 
-def _stands_for(s: Skipped) -> str:
-    """The parameter that was skipped; of experts that are not there, one of them."""
+def _stored_name_of(s: Skipped) -> str:
+    """Return the stored name of a skipped parameter; of missing experts, the name of the first."""
     owner, _, projection = s.tensor.rpartition(".")
-    return f"{owner}.0.{projection}.weight" if s.why is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
+    return f"{owner}.0.{projection}.weight" if s.no_score is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
-# What wrappers put into the names of the parameters that they wrap.
+# The components that wrappers add to the names of the parameters that they wrap.
 _WRAPPERS = re.compile(
     r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)(?=\.)|^module\.|^base_model\.model\."
 )
+_PREFIXES = ("model.", "transformer.", "language_model.")
 
 
-def _among(names: Sequence[str], stored: Sequence[str], family: str | None) -> dict[str, str]:
-    """Each stored name's among those of a trainer, by the renaming that finds the most of them."""
-    plain: dict[str, str] = {}
-    for name in names:
-        short = name
-        while (shorter := _WRAPPERS.sub("", short).lstrip(".")) != short:
-            short = shorter
-        plain[short] = name
+def _match_names(names: Sequence[str], stored: Sequence[str], family: str | None) -> dict[str, str]:
+    """Find each stored name among the names in a trainer.
+
+    A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So every renaming of
+    the family is tried with every prefix added or removed, and the combination that finds the most names wins. It is
+    the same for all names: two tensors must not become one parameter, unless the family fuses them.
+
+    Raises:
+        UsageError: no_such_name, nothing is found.
+    """
+    given = {_unwrap(name): name for name in names}
     rules = [(), *(t[family] for t in (families.V5, families.V4) if family is not None and family in t)]
+    changes: list[Callable[[str], str]] = [lambda name: name]
+    for prefix in _PREFIXES:
+        changes += [partial(_add_prefix, prefix), partial(_remove_prefix, prefix)]
     best: dict[str, str] = {}
-    # One and the same for all: two tensors must not become one parameter, unless the family fuses them.
-    fetches: list[Callable[[str], str]] = [lambda name: name]
-    for prefix in ("model.", "transformer.", "language_model."):
-        fetches += [partial(str.__add__, prefix), partial(_without, prefix)]
-    for rename in map(families.rename, rules):
-        for way in fetches:
-            found = {name: plain[there] for name in stored if (there := way(rename(name))) in plain}
+    for rename in map(families.compile_rules, rules):
+        for change in changes:
+            found = {name: given[there] for name in stored if (there := change(rename(name))) in given}
             best = found if len(found) > len(best) else best
     if not best:
-        raise UsageError("none of the names given is one of this checkpoint's weights", reason="no_such_name")
+        raise UsageError(
+            "no name in the list of names belongs to a weight of the checkpoint",
+            reason="no_such_name",
+            hint="print the names with: for name, _ in model.named_parameters(): print(name)",
+        )
     return best
 
 
-def _without(prefix: str, name: str) -> str:
+def _unwrap(name: str) -> str:
+    """Remove the components of wrappers from a name, however deep they are nested."""
+    while (shorter := _WRAPPERS.sub("", name).lstrip(".")) != name:
+        name = shorter
+    return name
+
+
+def _add_prefix(prefix: str, name: str) -> str:
+    return prefix + name
+
+
+def _remove_prefix(prefix: str, name: str) -> str:
     return name.removeprefix(prefix)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names of parameters, one a line, what follows a space left out; or a JSON list of them.
+    """Read names of parameters: one a line, without what follows a space; or a JSON list of them.
 
     Raises:
         UsageError: no_such_file, no_names.
@@ -227,11 +259,13 @@ def read_names(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as names of parameters", reason="no_such_file") from error
+        raise UsageError(f"{path} cannot be read as a list of names", reason="no_such_file") from error
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = [words[0] for line in text.splitlines() if (words := line.split())]
     if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
-        raise UsageError(f"{path} holds no list of names", reason="no_names")
+        raise UsageError(
+            f"{path} does not hold a list of names", reason="no_names", hint="write one name a line, or a JSON list"
+        )
     return tuple(data)

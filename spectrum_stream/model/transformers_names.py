@@ -1,6 +1,7 @@
-"""Names of parameters, asked of transformers itself: its model without weights, and its renaming of stored names.
+"""Ask the installed transformers for the names of parameters.
 
-The only file that touches private modules of transformers.
+It builds the model without weights, and applies its own renaming to stored names. This is the only file that imports
+private modules of transformers.
 """
 
 import warnings
@@ -12,12 +13,14 @@ from ..errors import UsageError
 from .config import ModelConfig
 
 
-def parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, str]:
-    """The parameter of each tensor that becomes one, or a part of one; others are left out.
+def find_parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, str]:
+    """Find the parameter that each tensor becomes, or becomes a part of.
 
     Args:
-        config: the checkpoint's config.json.
-        tensors: names in the checkpoint, in its order, which some of the renamings depend on.
+        tensors: names in the checkpoint, in its order, because some renamings depend on it.
+
+    Returns:
+        the parameter by tensor, without tensors that become no parameter or several.
 
     Raises:
         UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
@@ -28,7 +31,7 @@ def parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, st
     except ImportError as error:
         raise _missing() from error
     tensors = list(tensors)
-    # A model takes memory and time by its layers, and a config is a stranger's.
+    # A model takes memory and time for each layer, and the config is untrusted.
     if (config.layer_count or 0) > len(tensors):
         raise _unknown(f"{config.layer_count} layers, and {len(tensors)} weights")
     model = _model(config)
@@ -39,16 +42,19 @@ def parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, st
     found: dict[str, str] = {}
     for tensor in tensors:
         name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
-        # One that is split into several has no one name.
+        # A tensor that is split into several parameters has no single name.
         if name in shapes and (converter is None or _becomes_one(converters, converter)):
             found[tensor] = name
-    # The parts of a bank are its experts; parts of a matrix have no score that is the matrix's.
+    # The parts of fused experts are experts, with a score each. The score of a part of a matrix is not the matrix's.
     parts = Counter(found.values())
     return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
 
 
-def model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The shape of every parameter of the model that transformers makes, and the names that are another's as well.
+def find_model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Find the parameters of the model that transformers builds.
+
+    Returns:
+        the shape of each parameter by name; and the names that are tied, each with the name that it is tied to.
 
     Raises:
         UsageError: missing_extra, unknown_architecture.
@@ -56,7 +62,7 @@ def model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], d
     model = _model(config)
     every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     own = dict(model.named_parameters())
-    # On the meta device nothing is tied yet; the model says what will be.
+    # On the meta device nothing is tied yet. The model has a list of what will be.
     tied = {
         k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
     }
@@ -65,7 +71,7 @@ def model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], d
 
 
 def _model(config: ModelConfig) -> Any:
-    """A model without weights."""
+    """Build the model without weights."""
     try:
         import torch
         import transformers
@@ -74,11 +80,11 @@ def _model(config: ModelConfig) -> Any:
     model_class, model_config = _classes(transformers, config)
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # The model's own advice about how to run it.
+            # The warnings of the model are about running it.
             warnings.simplefilter("ignore")
             transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             model = model_class(model_config)
-    # A config is a stranger's, and every model has its own way to fail at one.
+    # The config is untrusted, and every model has its own way to fail.
     except Exception as error:
         raise _unknown(f"{model_class.__name__} with this config.json: {error}") from error
     return model
@@ -86,7 +92,7 @@ def _model(config: ModelConfig) -> Any:
 
 def _missing() -> UsageError:
     return UsageError(
-        "the names of transformers need transformers 5",
+        "--names transformers needs transformers 5",
         reason="missing_extra",
         hint="pip install 'spectrum-stream[verify]'",
     )
@@ -100,8 +106,8 @@ def _classes(transformers: Any, config: ModelConfig) -> tuple[Any, Any]:
     )
     mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_class is None or kind is None or kind not in mapping:
-        raise _unknown(", ".join(names) or "a config that names none")
-    # How it is to be run is of no account here, and could name code to fetch.
+        raise _unknown(", ".join(names) or "a config.json without architectures")
+    # The settings of how to run it are not needed, and could name code to fetch.
     plain = {
         key: _with_floats(value)
         for key, value in config.data.items()

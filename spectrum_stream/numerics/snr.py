@@ -1,4 +1,4 @@
-"""The score: singular values to a signal-to-noise ratio, with the numbers that say how far to trust it.
+"""Spectrum's score of a spectrum, its estimated error, and its diagnostics.
 
 W is n x m, S its singular values in descending order, q25 and q75 linearly interpolated quantiles of S:
 
@@ -7,8 +7,8 @@ W is n x m, S its singular values in descending order, q25 and q75 linearly inte
     tau   = sigma (1 + sqrt(beta))
     snr   = (sum S[S > tau] / sum S[S <= tau]) / S[0]
 
-This is Spectrum's score as its code computes it (arXiv 2406.06623; the paper's pseudocode leaves out the
-division by S[0], and its tau has a factor 1/sqrt(n) that the code drops). Pure numpy.
+This is the score of Spectrum's code at commit 0ed1756. Its paper (arXiv 2406.06623) differs: the pseudocode leaves
+out the division by S[0], and its tau has a factor 1/sqrt(n). Pure numpy.
 """
 
 import math
@@ -18,9 +18,9 @@ from enum import StrEnum
 
 import numpy as np
 
-# A score whose estimated relative error is above this is computed again, more exactly, or said to be inexact.
+# A score with an estimated relative error above this is computed with the next precision, or reported as inexact.
 TOLERANCE = 1e-5
-# Spectrum's width of a normal distribution's interquartile range, in standard deviations.
+# The interquartile range of a normal distribution, in standard deviations, as Spectrum rounds it.
 _IQR = 1.349
 
 
@@ -54,10 +54,10 @@ class Score:
         snr: the score, finite.
         error: its estimated relative error.
         sigma, beta, tau: as in the formula; sigma and tau in the unit of the weights.
-        above: how many singular values exceed tau.
-        margin: min |S - tau| / tau, how close the nearest one is to changing sides; inf where tau is 0.
-        sigma1_over_q25: S[0] / q25; inf where q25 is 0.
-        degeneracy: None for a score that means what it says.
+        above: the number of singular values above tau.
+        margin: min |S - tau| / tau, the relative distance of the nearest one from tau; inf if tau is 0.
+        sigma1_over_q25: S[0] / q25; inf if q25 is 0.
+        degeneracy: None for a score that compares signal with noise.
     """
 
     snr: float
@@ -89,7 +89,7 @@ def score(
     errors: np.ndarray | None = None,
     drift: np.ndarray | None = None,
 ) -> Score:
-    """Spectrum's score of an n x m matrix.
+    """Compute Spectrum's score of an n x m matrix, with its error and diagnostics.
 
     Args:
         singular_values: (min(n, m),), descending, finite, not negative.
@@ -103,20 +103,20 @@ def score(
     sigma = (q75 - q25) / _IQR
     beta = min(n, m) / max(n, m)
     tau = sigma * (1 + math.sqrt(beta))
-    # Strictly above: where sigma is 0 every positive value is signal and every zero is noise, as in Spectrum.
+    # Strictly above, as in Spectrum: if sigma is 0, every positive value is signal and every zero is noise.
     is_signal = s > tau
-    degeneracy = _degeneracy(s, is_signal)
+    degeneracy = _find_degeneracy(s, is_signal)
     if degeneracy is Degeneracy.VECTOR:
-        # A norm's weight: its one singular value is above tau = 0, and (S[0] / 1.0) / S[0] is 1.
+        # A vector has one singular value. It is above tau = 0, and (S[0] / 1.0) / S[0] is 1.
         snr, error = 1.0, 0.0
     elif degeneracy is Degeneracy.ZERO:
         snr, error = 0.0, 0.0
     else:
-        # In units of S[0], since a sum of what is legal in float64 need not be.
+        # In units of S[0], because the sum of valid numbers may overflow.
         signal, noise = (float((s[part] / s[0]).sum()) for part in (is_signal, ~is_signal))
         snr = min(signal / noise / float(s[0]), sys.float_info.max) if noise else signal
-        tau_error = _tau_error(exact if errors is None else errors, beta)
-        error = _error(s, exact if errors is None else errors, exact if drift is None else drift, tau, tau_error)
+        tau_error = _find_tau_error(exact if errors is None else errors, beta)
+        error = _find_error(s, exact if errors is None else errors, exact if drift is None else drift, tau, tau_error)
     return Score(
         snr=snr,
         error=error,
@@ -130,7 +130,7 @@ def score(
     )
 
 
-def _degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
+def _find_degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
     if len(s) == 1:
         return Degeneracy.VECTOR
     if s[0] == 0:
@@ -140,27 +140,27 @@ def _degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
     return None if s[~is_signal].any() else Degeneracy.ZERO_NOISE
 
 
-def _tau_error(errors: np.ndarray, beta: float) -> float:
-    # In descending order the upper quartile of the values is a quarter of the way in.
+def _find_tau_error(errors: np.ndarray, beta: float) -> float:
+    # The values are in descending order, so the upper quartile is at a quarter of them.
     count = len(errors)
     return float(errors[count // 4] + errors[count * 3 // 4]) / _IQR * (1 + math.sqrt(beta))
 
 
-def _error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> float:
-    """Relative error of the score to first order: that of the two sums and that of S[0].
+def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> float:
+    """Return the relative error of the score to first order: the errors of the two sums and of S[0].
 
-    A sum keeps the drift of its terms and averages the rest. A value that its error could carry across tau
-    moves the score by a step, not a slope, so it counts whole: it may leave one sum and enter the other.
+    A sum adds up the drift of its terms and averages the rest. A value that may be on the other side of tau moves the
+    score by a step, so it counts whole: it may leave one sum and enter the other.
     """
-    # In units of S[0], since the squares of what is legal in float64 need not be.
+    # In units of S[0], because the squares of valid numbers may overflow.
     s, errors, drift, tau, tau_error = (x / s[0] for x in (s, errors, drift, tau, tau_error))
-    # Twice the estimates, since these are of the typical error and one in many values is worse.
+    # Twice the estimates: they describe the typical error, and one in many values has a larger one.
     doubtful = float(s[np.abs(s - tau) < 2 * (errors + tau_error)].sum())
 
-    def of_sum(part: np.ndarray) -> float:
+    def sum_error(part: np.ndarray) -> float:
         total = float(s[part].sum())
         absolute = float(drift[part].sum() + np.sqrt(np.square(errors[part]).sum())) + doubtful
-        # A sum of zeros that may not be zeros can be wrong by any factor.
+        # A sum of zeros can be wrong by any factor if the zeros are inexact.
         return absolute / total if total else math.inf if absolute else 0.0
 
-    return of_sum(s > tau) + of_sum(s <= tau) + float(errors[0])
+    return sum_error(s > tau) + sum_error(s <= tau) + float(errors[0])

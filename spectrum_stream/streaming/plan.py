@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ..checkpoint import Source, open_source
-from ..checkpoint.tensors import Checkpoint, read_checkpoint
+from ..checkpoint.tensors import read_checkpoint
 from ..errors import CheckpointError, UsageError
-from ..model import parameters
 from ..model.config import ModelConfig
-from ..model.inventory import classify, pooled
+from ..model.inventory import Inventory, take_inventory
 from ..model.matrix import Experts, Matrix, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
 from ..model.no_score import NoScore
@@ -112,41 +111,6 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
-    """All matrices of a checkpoint, whether they are asked for or not.
-
-    Attributes:
-        matrices: in file order.
-        skipped: every other tensor, with the reason.
-        named: the matrices by the names that results use.
-        warnings: one sentence for each oddity of the checkpoint and of the names.
-    """
-
-    matrices: tuple[Matrix, ...]
-    skipped: tuple[Skipped, ...]
-    named: parameters.Named
-    warnings: tuple[str, ...]
-
-    @property
-    def members(self) -> Mapping[str, frozenset[str]]:
-        """All modules of each group."""
-        members: dict[str, set[str]] = {}
-        for matrix in self.matrices:
-            members.setdefault(matrix.group, set()).add(matrix.module)
-        return {group: frozenset(modules) for group, modules in members.items()}
-
-    @property
-    def parameters(self) -> Mapping[str, str]:
-        """The parameter that each module is trained by, or is a part of."""
-        return {w.module: w.parameter for w in self.matrices}
-
-    @property
-    def weights(self) -> int:
-        """The number of weights; those that two modules share count once."""
-        return sum({w.key: w.n * w.m for w in self.matrices}.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a scan of `source` will do.
 
@@ -186,7 +150,7 @@ class Plan:
     @property
     def names(self) -> str:
         """The names that results use: one of `Names`, or "given"."""
-        return self.inventory.named.names
+        return self.inventory.names
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -207,7 +171,7 @@ class Plan:
     @property
     def failures(self) -> tuple[Skipped, ...]:
         """Tensors that hold weights and cannot be scored."""
-        return tuple(s for s in self.skipped if s.why.is_failure)
+        return tuple(s for s in self.skipped if s.no_score.is_failure)
 
     @property
     def read_nbytes(self) -> int:
@@ -291,7 +255,7 @@ class Plan:
                     "tensor": s.tensor,
                     "dtype": s.dtype,
                     "shape": list(s.shape),
-                    "reason": str(s.why),
+                    "reason": str(s.no_score),
                     "detail": s.detail,
                 }
                 for s in self.skipped
@@ -333,7 +297,7 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
     return _make_plan(
         source=source,
         outputs=Outputs(Path(options.get("out", RESULTS_FOLDER)), stem or _make_stem(source.name)),
-        inventory=_take_inventory(read_checkpoint(source), names, experts),
+        inventory=take_inventory(read_checkpoint(source), ModelConfig(source.config), names, experts),
         groups=options.get("groups"),
         fetch=fetch,
         precision=precision,
@@ -399,23 +363,6 @@ def _make_stem(name: str) -> str:
     return f"snr_results_{result}"
 
 
-def _take_inventory(checkpoint: Checkpoint, names: Names | Sequence[str], experts: Experts) -> Inventory:
-    """Find the matrices of a checkpoint, by the names and groups that results use."""
-    config = ModelConfig(checkpoint.source.config)
-    matrices, skipped = classify(checkpoint, config)
-    named = parameters.named(matrices, skipped, config, names)
-    matrices = list(named.matrices)
-    skipped += [Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_LOADED) for w in named.not_loaded]
-    if experts is Experts.POOLED:
-        matrices = pooled(matrices, skipped)
-    return Inventory(
-        matrices=tuple(matrices),
-        skipped=tuple(skipped),
-        named=named,
-        warnings=(*checkpoint.warnings, *named.warnings),
-    )
-
-
 def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[list[Matrix], list[Skipped]]:
     """Split an inventory into the matrices of some groups, and all other tensors."""
     if groups is None:
@@ -423,24 +370,19 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
     chosen = pick_groups((w.group for w in inventory.matrices), groups)
 
     def is_asked_for(s: Skipped) -> bool:
-        parameter = inventory.named.name_of(s)
         # Without a known name it may have been asked for.
-        return not parameter or s.is_among(chosen, groups, parameter)
+        return not s.parameter or s.is_among(chosen, groups)
 
     skipped = [
-        replace(s, why=NoScore.NOT_CHOSEN) if s.why.is_failure and not is_asked_for(s) else s
+        replace(s, no_score=NoScore.NOT_CHOSEN) if s.no_score.is_failure and not is_asked_for(s) else s
         for s in inventory.skipped
     ]
-    skipped += [
-        Skipped(w.key, w.dtype, (w.n, w.m), NoScore.NOT_CHOSEN)
-        for w in inventory.matrices
-        if w.group not in chosen and w.tied_to is None
-    ]
+    skipped += [w.skip(NoScore.NOT_CHOSEN) for w in inventory.matrices if w.group not in chosen and w.tied_to is None]
     return [w for w in inventory.matrices if w.group in chosen], skipped
 
 
 def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError:
-    counts = Counter(s.why for s in skipped)
+    counts = Counter(s.no_score for s in skipped)
     found = ", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"
     return CheckpointError(f"{model} has nothing to score: {found}", reason="nothing_to_score")
 

@@ -47,7 +47,7 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     source = open_source(model)
     config = ModelConfig(source.config)
     if names is Names.INSTALLED:
-        shapes, tied = transformers_names.model_parameters(config)
+        shapes, tied = transformers_names.find_model_parameters(config)
         return Parameters(shapes, "the model that transformers builds from config.json", tied)
     checkpoint = read_checkpoint(source)
     stored = [

@@ -133,7 +133,7 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("file", "fault"), REFUSED)
-def test_a_broken_header_is_refused_for_its_reason(file: bytes, fault: HeaderFault) -> None:
+def test_parse_header_rejects_each_fault_with_its_reason(file: bytes, fault: HeaderFault) -> None:
     with pytest.raises(BadHeader) as refused:
         read(file)
     assert refused.value.reason == fault
@@ -141,16 +141,16 @@ def test_a_broken_header_is_refused_for_its_reason(file: bytes, fault: HeaderFau
 
 
 @pytest.mark.parametrize(("file", "count"), ACCEPTED)
-def test_an_odd_but_valid_header_is_read(file: bytes, count: int) -> None:
+def test_parse_header_accepts_odd_but_valid_headers(file: bytes, count: int) -> None:
     assert len(read(file)) == count
     assert reference_accepts(file)
 
 
-def test_every_fault_has_a_row() -> None:
+def test_header_fault_cases_cover_every_member() -> None:
     assert {param.values[1] for param in REFUSED} == set(HeaderFault)
 
 
-def test_a_tensor_named_twice_is_refused_where_the_reference_keeps_the_last() -> None:
+def test_parse_header_rejects_duplicate_tensors_unlike_the_reference() -> None:
     entry = json.dumps(ONE)
     file = file_of(f'{{"a":{entry},"a":{entry}}}', WORD)
     with pytest.raises(BadHeader) as refused:
@@ -159,7 +159,7 @@ def test_a_tensor_named_twice_is_refused_where_the_reference_keeps_the_last() ->
     assert reference_accepts(file)
 
 
-def test_a_dtype_from_the_future_is_read_with_its_offsets_checked() -> None:
+def test_parse_header_checks_offsets_of_unknown_dtypes() -> None:
     future = {"dtype": "F2_E1M0", "shape": [16], "data_offsets": [0, 4]}
     assert read(file_of({"a": future}, WORD))[0].dtype == "F2_E1M0"
     with pytest.raises(BadHeader) as refused:
@@ -167,7 +167,7 @@ def test_a_dtype_from_the_future_is_read_with_its_offsets_checked() -> None:
     assert refused.value.reason == HeaderFault.BAD_OFFSETS
 
 
-def test_tensors_come_in_the_order_of_their_bytes_at_file_offsets() -> None:
+def test_parse_header_sorts_tensors_by_file_offset() -> None:
     file = file_of({"b": f32(4, 12, 2), "a": ONE}, WORD * 3)
     start = len(file) - 12
     assert read(file) == [
@@ -201,7 +201,7 @@ def encodable(file: bytes) -> bool:
 
 
 @given(valid_files().filter(encodable))
-def test_what_the_reference_writes_is_read_as_the_reference_reads_it(file: bytes) -> None:
+def test_parse_header_agrees_with_the_reference_on_valid_files(file: bytes) -> None:
     entries = safetensors.deserialize(file)  # type: ignore[no-untyped-call]
     theirs = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries}
     assert {t.name: (t.dtype, t.shape) for t in read(file)} == theirs
@@ -211,7 +211,7 @@ def test_what_the_reference_writes_is_read_as_the_reference_reads_it(file: bytes
 @pytest.mark.slow
 @settings(max_examples=max(400, settings.default.max_examples if settings.default else 0))
 @given(valid_files(), st.data())
-def test_a_mutated_file_is_read_or_refused_and_never_wrongly_accepted(file: bytes, data: st.DataObject) -> None:
+def test_parse_header_agrees_with_the_reference_on_mutated_files(file: bytes, data: st.DataObject) -> None:
     mutated = bytearray(file)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(mutated) - 1))

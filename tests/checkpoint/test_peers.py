@@ -86,7 +86,7 @@ offline = true
         yield f"http://127.0.0.1:{port}"
 
 
-def test_a_repo_of_olah_in_every_way(
+def test_olah_repo_scans_by_every_fetch(
     olah: str, folder: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(olah, monkeypatch, tmp_path)
@@ -94,7 +94,8 @@ def test_a_repo_of_olah_in_every_way(
     # It has no ranges, so that is the second way by another name; the cache comes last, or it would serve the others.
     for fetch, way in (("auto", "download"), ("range", "download"), ("download", "download"), ("cache", "cache")):
         remote = scan(REPO, name=fetch, fetch=fetch)
-        assert set(remote.plan.fetches.values()) == {way} and values(remote) == values(local)
+        assert set(remote.plan.fetches.values()) == {way}
+        assert values(remote) == values(local)
 
 
 def nginx(folder: Path, tmp_path: Path, port: int) -> list[str]:
@@ -143,7 +144,7 @@ def signed(port: int, name: str, expires: int) -> str:
     return f"http://localhost:{port}/blobs/{name}?md5={md5}&expires={expires}"
 
 
-def test_a_real_model_through_nginx_by_range(
+def test_nginx_real_model_scans_by_range(
     smollm2: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -155,7 +156,7 @@ def test_a_real_model_through_nginx_by_range(
 
 
 @pytest.mark.parametrize("fetch", ["range", "download"])
-def test_a_signature_that_expires_is_renewed_and_the_token_stays_at_home(
+def test_nginx_expired_signature_is_renewed_without_token(
     smollm2: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
     port = free_port()

@@ -20,22 +20,23 @@ def refused(path: Path | str) -> SpectrumStreamError:
     return error.value
 
 
-def test_a_file_a_folder_with_one_and_shards_are_all_checkpoints(save: Save) -> None:
+def test_open_source_accepts_file_folder_and_shards(save: Save) -> None:
     folder = save(WEIGHTS)
     assert [s.name for s in open_source(str(folder)).shards] == ["model.safetensors"]
     assert [s.name for s in open_source(str(folder / "model.safetensors")).shards] == ["model.safetensors"]
     sharded = open_source(str(save(WEIGHTS, folder="sharded", shards=2)))
     assert [s.name for s in sharded.shards] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert sharded.weight_map is not None and set(sharded.weight_map) == set(WEIGHTS)
+    assert sharded.weight_map is not None
+    assert set(sharded.weight_map) == set(WEIGHTS)
 
 
-def test_a_lone_file_of_any_name_will_do(save: Save) -> None:
+def test_open_source_accepts_a_lone_file_of_any_name(save: Save) -> None:
     folder = save(WEIGHTS)
     (folder / "model.safetensors").rename(folder / "adapter.safetensors")
     assert [s.name for s in open_source(str(folder)).shards] == ["adapter.safetensors"]
 
 
-def test_a_stray_shard_is_ignored_with_a_warning(save: Save) -> None:
+def test_open_source_warns_about_a_stray_shard(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / "consolidated.safetensors").write_bytes(b"never opened")
     source = open_source(str(folder))
@@ -43,14 +44,15 @@ def test_a_stray_shard_is_ignored_with_a_warning(save: Save) -> None:
     assert any("consolidated.safetensors" in w for w in source.warnings)
 
 
-def test_a_single_file_comes_before_an_index_as_in_transformers(save: Save) -> None:
+def test_open_source_prefers_the_single_file_to_the_index(save: Save) -> None:
     save(WEIGHTS, shards=2)
     source = open_source(str(save(WEIGHTS)))
-    assert source.weight_map is None and len(source.shards) == 1
+    assert source.weight_map is None
+    assert len(source.shards) == 1
     assert any("both" in w for w in source.warnings)
 
 
-def test_shards_of_a_hub_cache_snapshot_are_links_and_are_read(save: Save, tmp_path: Path) -> None:
+def test_open_source_follows_links_of_the_hub_cache(save: Save, tmp_path: Path) -> None:
     folder = save(WEIGHTS, shards=2)
     snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -60,10 +62,11 @@ def test_shards_of_a_hub_cache_snapshot_are_links_and_are_read(save: Save, tmp_p
         file.rename(blobs / str(i))
         (snapshot / file.name).symlink_to(blobs / str(i))
     source = open_source(str(snapshot))
-    assert len(source.shards) == 2 and not source.warnings
+    assert len(source.shards) == 2
+    assert not source.warnings
 
 
-def test_a_link_out_of_a_plain_folder_is_read_with_a_warning(save: Save, tmp_path: Path) -> None:
+def test_open_source_warns_about_links_out_of_a_folder(save: Save, tmp_path: Path) -> None:
     folder = save(WEIGHTS)
     elsewhere = tmp_path / "elsewhere.safetensors"
     (folder / "model.safetensors").rename(elsewhere)
@@ -71,16 +74,17 @@ def test_a_link_out_of_a_plain_folder_is_read_with_a_warning(save: Save, tmp_pat
     assert any("linked" in w for w in open_source(str(folder)).warnings)
 
 
-def test_a_link_to_nothing_is_a_missing_shard(save: Save) -> None:
+def test_open_source_rejects_a_dangling_link(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     shard = folder / "model-00001-of-00002.safetensors"
     shard.unlink()
     shard.symlink_to(folder / "gone")
     error = refused(folder)
-    assert isinstance(error, BadIndex) and error.reason == "missing_shard"
+    assert isinstance(error, BadIndex)
+    assert error.reason == "missing_shard"
 
 
-def test_no_such_folder() -> None:
+def test_open_source_rejects_a_missing_path() -> None:
     assert refused("no/such/model").reason == "no_such_path"
     assert refused("no\0name").reason == "no_such_path"
     assert refused("~nosuchuser/model").reason == "no_such_path"
@@ -90,40 +94,43 @@ def test_no_such_folder() -> None:
 @pytest.mark.parametrize(
     ("file", "said"), [("pytorch_model.bin", ".bin"), ("model.gguf", "GGUF"), ("notes.txt", "no weights")]
 )
-def test_a_folder_without_safetensors_says_what_is_there(tmp_path: Path, file: str, said: str) -> None:
+def test_open_source_lists_other_formats(tmp_path: Path, file: str, said: str) -> None:
     (tmp_path / file).touch()
     error = refused(tmp_path)
-    assert isinstance(error, SourceError) and error.reason == "no_safetensors"
+    assert isinstance(error, SourceError)
+    assert error.reason == "no_safetensors"
     assert said in str(error)
 
 
-def test_safetensors_one_folder_down_are_pointed_at(tmp_path: Path) -> None:
+def test_open_source_points_to_a_subfolder(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "x.safetensors").touch()
     error = refused(tmp_path)
-    assert error.reason == "no_safetensors" and "transformer" in (error.hint or "")
+    assert error.reason == "no_safetensors"
+    assert "transformer" in (error.hint or "")
 
 
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
+def test_open_source_rejects_a_file_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     assert refused(tmp_path / "model.gguf").reason == "no_safetensors"
 
 
-def test_shards_without_an_index_are_not_guessed_together(save: Save) -> None:
+def test_open_source_rejects_shards_without_an_index(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / "model.safetensors.index.json").unlink()
     assert refused(folder).reason == "no_index"
 
 
-def test_an_index_that_names_a_missing_shard(save: Save) -> None:
+def test_open_source_rejects_a_missing_shard(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
     error = refused(folder)
-    assert error.reason == "missing_shard" and "model-00002" in str(error)
+    assert error.reason == "missing_shard"
+    assert "model-00002" in str(error)
 
 
 @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000])
-def test_an_index_that_is_none(save: Save, index: str) -> None:
+def test_open_source_rejects_a_bad_index(save: Save, index: str) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / "model.safetensors.index.json").write_text(index)
     assert refused(folder).reason == "bad_index"
@@ -150,45 +157,47 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_an_index_that_names_a_shard_outside_the_folder(save: Save, name: str) -> None:
+def test_open_source_rejects_shard_names_outside_the_folder(save: Save, name: str) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"layers.0.weight": name}}))
     assert refused(folder).reason == "unsafe_shard_name"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "unet/model-00001-of-00002.safetensors", "a b.safetensors"])
-def test_a_nested_but_safe_shard_name_is_taken(name: str) -> None:
+def test_is_safe_shard_name_accepts_subfolders(name: str) -> None:
     assert is_safe_shard_name(name)
 
 
-def test_a_folder_named_like_a_shard(tmp_path: Path) -> None:
+def test_open_source_rejects_a_folder_named_like_a_shard(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     error = refused(tmp_path)
-    assert isinstance(error, CheckpointError) and error.reason == "not_a_file"
+    assert isinstance(error, CheckpointError)
+    assert error.reason == "not_a_file"
 
 
 @pytest.mark.parametrize("config", ["{", "[]", "\xff"])
-def test_a_config_that_is_none_is_ignored_with_a_warning(save: Save, config: str) -> None:
+def test_open_source_warns_about_a_bad_config(save: Save, config: str) -> None:
     folder = save(llama_tensors(1))
     (folder / "config.json").write_text(config, encoding="latin-1")
     source = open_source(str(folder))
-    assert source.config == {} and any("config.json" in w for w in source.warnings)
+    assert source.config == {}
+    assert any("config.json" in w for w in source.warnings)
 
 
-def test_a_shard_on_its_own_has_no_config(save: Save) -> None:
+def test_open_source_ignores_the_config_of_a_single_shard(save: Save) -> None:
     folder = save(llama_tensors(1), shards=2, config={"architectures": ["LlamaForCausalLM"]})
     assert open_source(str(folder / "model-00001-of-00002.safetensors")).config == {}
     assert open_source(str(folder)).config != {}
 
 
-def test_one_shard_of_many_is_scanned_with_a_warning_and_an_index_points_to_its_folder(save: Save) -> None:
+def test_open_source_warns_about_one_shard_of_many(save: Save) -> None:
     folder = save(llama_tensors(1), shards=2)
     assert any("one shard" in w for w in open_source(str(folder / "model-00001-of-00002.safetensors")).warnings)
     assert str(folder) in (refused(folder / "model.safetensors.index.json").hint or "")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+def test_open_source_rejects_pipes_and_devices(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     assert refused(tmp_path).reason == "not_a_file"
     (tmp_path / "model.safetensors").unlink()

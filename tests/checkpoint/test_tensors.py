@@ -31,13 +31,13 @@ def edit_index(folder: Path, **changes: str | None) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_tensors_come_by_shard_and_offset(save: Save) -> None:
+def test_read_checkpoint_orders_tensors_by_shard_and_offset(save: Save) -> None:
     checkpoint = read(save(WEIGHTS, shards=2))
     assert [t.name for _, t in checkpoint.tensors] == list(WEIGHTS)
     assert [s.name[:11] for s, _ in checkpoint.tensors] == ["model-00001"] * 2 + ["model-00002"] * 2
 
 
-def test_an_index_that_places_a_tensor_in_the_wrong_shard(save: Save) -> None:
+def test_read_checkpoint_rejects_a_tensor_in_the_wrong_shard(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     edit_index(folder, layers_0_weight=SECOND)
     with pytest.raises(BadIndex) as error:
@@ -45,15 +45,16 @@ def test_an_index_that_places_a_tensor_in_the_wrong_shard(save: Save) -> None:
     assert error.value.reason == "tensor_missing"
 
 
-def test_an_index_that_names_a_tensor_nobody_has(save: Save) -> None:
+def test_read_checkpoint_rejects_a_missing_tensor(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     edit_index(folder, layers_9_weight=SECOND)
     with pytest.raises(BadIndex) as error:
         read(folder)
-    assert error.value.reason == "tensor_missing" and "layers.9.weight" in str(error.value)
+    assert error.value.reason == "tensor_missing"
+    assert "layers.9.weight" in str(error.value)
 
 
-def test_a_tensor_that_the_index_leaves_out_is_ignored_with_a_warning(save: Save) -> None:
+def test_read_checkpoint_warns_about_unlisted_tensors(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     edit_index(folder, layers_3_weight=None)
     checkpoint = read(folder)
@@ -61,23 +62,25 @@ def test_a_tensor_that_the_index_leaves_out_is_ignored_with_a_warning(save: Save
     assert any("layers.3.weight" in w for w in checkpoint.warnings)
 
 
-def test_of_two_shards_with_one_tensor_the_index_decides(save: Save) -> None:
+def test_read_checkpoint_follows_the_index_for_duplicates(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     both = save({**WEIGHTS, "layers.0.weight": torch.zeros(2, 3)}, folder="both")
     (both / "model.safetensors").rename(folder / SECOND)
     checkpoint = read(folder)
     assert any("layers.0.weight" in w and "another shard" in w for w in checkpoint.warnings)
     owners = {t.name: s.name for s, t in checkpoint.tensors}
-    assert owners["layers.0.weight"] != SECOND and owners["layers.3.weight"] == SECOND
+    assert owners["layers.0.weight"] != SECOND
+    assert owners["layers.3.weight"] == SECOND
 
 
-def test_a_truncated_shard_is_named(save: Save) -> None:
+def test_read_checkpoint_names_a_truncated_shard(save: Save) -> None:
     folder = save(WEIGHTS, shards=2)
     shard = folder / SECOND
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(BadHeader) as error:
         read(folder)
-    assert error.value.reason == HeaderFault.TRUNCATED and SECOND in str(error.value)
+    assert error.value.reason == HeaderFault.TRUNCATED
+    assert SECOND in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_a_truncated_shard_is_named(save: Save) -> None:
         (b"", "0 bytes"),
     ],
 )
-def test_a_file_of_another_kind_is_diagnosed(save: Save, content: bytes, said: str) -> None:
+def test_read_header_recognizes_other_formats(save: Save, content: bytes, said: str) -> None:
     folder = save(WEIGHTS)
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(BadHeader) as error:
@@ -100,7 +103,7 @@ def test_a_file_of_another_kind_is_diagnosed(save: Save, content: bytes, said: s
 
 
 @pytest.mark.parametrize("nbytes", [*range(99_984, 100_010, 2), 300_000])
-def test_a_header_around_the_size_of_the_first_read_is_read_whole(tmp_path: Path, nbytes: int) -> None:
+def test_read_header_around_the_probe_size_is_whole(tmp_path: Path, nbytes: int) -> None:
     entry = json.dumps({"a.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
     header = entry[:-1] + " " * (nbytes - len(entry)) + "}"
     (tmp_path / "model.safetensors").write_bytes(nbytes.to_bytes(8, "little") + header.encode() + b"\0" * 4)

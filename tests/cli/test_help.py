@@ -39,7 +39,7 @@ def test_help_texts_have_no_final_period(name: str) -> None:
 
 @pytest.mark.parametrize("param", OPTIONS)
 def test_help_of_an_option_starts_with_a_capital_and_has_a_panel(param: Any) -> None:
-    if param.param_type_name == "argument" or param.hidden or param.name == "device":
+    if param.param_type_name == "argument" or param.hidden:
         return
     assert param.help[:1].isupper()
     assert param.rich_help_panel in {"Selection", "Budget", "Input", "Output", "Advanced"}

@@ -4,16 +4,19 @@ import errno
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from spectrum_stream import scan
 from spectrum_stream.cli import app
+from spectrum_stream.cli import scan as scan_module
 from spectrum_stream.cli.values import groups_of, patterns_of
 from spectrum_stream.errors import UsageError
 from spectrum_stream.streaming import plan as planning
 
-from ..support.checkpoints import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors, single_experts
 from ..support.cli import Cli, reason
 
 RESULT = "model_snr_results/snr_results_x.json"
@@ -120,6 +123,33 @@ def test_select_groups_restrict_or_set_percentages(cli: Cli, save: Save) -> None
         "mlp.up_proj": 2,
         "self_attn.q_proj": 1,
     }
+
+
+def test_scan_interactive_offers_the_groups_of_the_plan_that_it_runs(
+    cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questionary = pytest.importorskip("questionary")
+    plans: list[planning.Plan] = []
+    offered: list[str] = []
+    make_plan = planning.plan
+
+    def counted(*args: Any, **kwargs: Any) -> planning.Plan:
+        plans.append(make_plan(*args, **kwargs))
+        return plans[-1]
+
+    def ticked(message: str, choices: list[Any]) -> Any:
+        offered.extend(choice.value for choice in choices)
+        return SimpleNamespace(ask=lambda: offered[:1])
+
+    monkeypatch.setattr(planning, "plan", counted)
+    monkeypatch.setattr(scan_module, "_check_interactive", lambda *args: None)
+    monkeypatch.setattr(questionary, "checkbox", ticked)
+    done = cli("scan", save(single_experts()), "-i", "--experts", "pooled", "--name", "x")
+    # The headers are read once, and the groups are those of pooled experts.
+    assert len(plans) == 1
+    assert offered == [group.name for group in plans[0].groups]
+    assert {entry["type"] for entry in json.loads(Path(RESULT).read_text()).values()} == {offered[0]}
+    assert f"the same without a prompt: --groups {offered[0]}" in done.stderr
 
 
 @pytest.mark.parametrize("metric", ["stable-rank", "condition"])

@@ -156,7 +156,11 @@ def test_signal_ends_a_scan_with_its_code_and_the_scan_resumes(
     cli: Cli, save: Save, working_folder: Path, number: signal.Signals, code: int
 ) -> None:
     folder = save(noise(40, 700, 900))
-    process = scanning_until("left", folder)
+    process = scanning_until("to read", folder)
+    # Each recorded matrix adds pages to this file, and a short scan prints no progress to wait for.
+    log = working_folder / "model_snr_results" / "snr_results_x.sqlite-wal"
+    while not log.exists() or log.stat().st_size < 60_000:
+        time.sleep(0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr

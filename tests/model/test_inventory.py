@@ -139,13 +139,13 @@ def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save
         del tensors[f"model.layers.2.mlp.experts.{e}.up_proj.weight"]
     result = scan(str(save(tensors, config=config)), name="x")
     (failure,) = result.plan.failures
-    assert failure.why is NoScore.MISSING_EXPERTS and failure.tensor == "model.layers.2.mlp.experts.up_proj"
+    assert failure.no_score is NoScore.MISSING_EXPERTS and failure.tensor == "model.layers.2.mlp.experts.up_proj"
     assert len(result.modules) == 30 and not result.complete
 
 
 def test_experts_that_are_fewer_than_the_config_says_everywhere_are_missing(save: Save) -> None:
     result = scan(str(save(apart(), config={"n_routed_experts": 8})), name="x")
-    assert {s.why for s in result.plan.failures} == {NoScore.MISSING_EXPERTS} and len(result.plan.failures) == 8
+    assert {s.no_score for s in result.plan.failures} == {NoScore.MISSING_EXPERTS} and len(result.plan.failures) == 8
 
 
 def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
@@ -180,7 +180,7 @@ def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules:
     tensors = apart()
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors))
-    assert [s.why for s in plan(folder, groups=[modules]).failures] == [NoScore.MISSING_EXPERTS]
+    assert [s.no_score for s in plan(folder, groups=[modules]).failures] == [NoScore.MISSING_EXPERTS]
     assert plan(folder, groups=["mlp.experts.*.down_proj"]).failures == ()
 
 
@@ -189,7 +189,7 @@ def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Sav
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     a_plan = plan(str(save(tensors)), experts="pooled", groups=["mlp.experts.up_proj"])
-    assert [s.why for s in a_plan.failures] == [NoScore.MISSING_SCALES]
+    assert [s.no_score for s in a_plan.failures] == [NoScore.MISSING_SCALES]
     assert {w.module.split(".")[2] for w in a_plan.matrices} == {"0", "2", "3"}
 
 
@@ -220,4 +220,11 @@ def test_other_names_of_banks_are_known(save: Save, name: str) -> None:
 
 def test_a_convolution_among_experts_is_no_bank(save: Save) -> None:
     a_plan = plan(str(save({"m.experts.conv.weight": torch.randn(8, 9, 3), "a.weight": torch.randn(3, 4)})))
-    assert [s.why for s in a_plan.skipped] == [NoScore.NOT_A_MATRIX]
+    assert [s.no_score for s in a_plan.skipped] == [NoScore.NOT_A_MATRIX]
+
+
+def test_inventory_of_fused_experts_at_the_top_has_no_module_without_a_name(save: Save) -> None:
+    tensors = {"input_linear.weight": torch.randn(2, 6, 9), "layers.0.output_linear.weight": torch.randn(2, 6, 9)}
+    a_plan = plan(str(save(tensors)))
+    assert {s.tensor for s in a_plan.failures} == {"output_linear", "layers.0.input_linear"}
+    assert {s.no_score for s in a_plan.failures} == {NoScore.MISSING_EXPERTS}

@@ -18,7 +18,7 @@ from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.names import is_extra_layer
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.model.parameters import Names, read_names
-from spectrum_stream.model.transformers_names import parameter_names
+from spectrum_stream.model.transformers_names import find_parameter_names
 from spectrum_stream.results.record import open_records
 from spectrum_stream.results.result import Result
 
@@ -87,8 +87,8 @@ def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> Non
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    asked = parameter_names(ModelConfig(config), stored)
-    rename = families.rename(families.V5[family])
+    asked = find_parameter_names(ModelConfig(config), stored)
+    rename = families.compile_rules(families.V5[family])
     assert {name: rename(name) for name in stored if name in asked} == asked
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
 
@@ -275,7 +275,7 @@ def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) 
     assert found.count("mlp.up_proj") == 1 and found.count("mtp.mlp.up_proj") == 2
     a_plan = plan(folder, names="transformers-v5")
     assert [w.module for w in a_plan.matrices] == ["model.layers.0.mlp.up_proj"]
-    assert [s.why for s in a_plan.skipped] == [NoScore.NOT_LOADED] * 2
+    assert [s.no_score for s in a_plan.skipped] == [NoScore.NOT_LOADED] * 2
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: 
     if scales is not None:
         tensors["layers.0.up.weight_scale_inv"] = scales
     result = scan(str(save(tensors, config=CONFIG)), name="x")
-    assert [(s.tensor, s.why) for s in result.plan.failures] == [("layers.0.up.weight", why)]
+    assert [(s.tensor, s.no_score) for s in result.plan.failures] == [("layers.0.up.weight", why)]
     assert bool(result.plan.failures[0].detail) == (why is NoScore.BAD_SCALES)
     assert [r.module for r in result.records] == ["layers.0.down"] and not result.complete
 
@@ -181,7 +181,7 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
         tensors[f"{name}_scales"] = scales
     result = scan(str(save(tensors)), name="x")
     why = NoScore.MISSING_SCALES if scales is None else NoScore.BAD_SCALES
-    assert [(s.tensor, s.why) for s in result.plan.failures] == [(f"{name}_blocks", why)]
+    assert [(s.tensor, s.no_score) for s in result.plan.failures] == [(f"{name}_blocks", why)]
     assert "model.layers.0.mlp.experts.down_proj" in {line.name for line in result.modules}
 
 
@@ -194,7 +194,7 @@ def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) ->
         "a.weight": torch.randn(3, 4),
     }
     a_plan = plan(str(save(tensors)))
-    assert {s.tensor: s.why for s in a_plan.failures} == {
+    assert {s.tensor: s.no_score for s in a_plan.failures} == {
         "model.layers.0.mlp.experts.up_proj": NoScore.MISSING_SCALES,
         "model.layers.0.mlp.experts.gate_proj": NoScore.BAD_SCALES,
         "model.layers.0.mlp.experts.down_proj_blocks": NoScore.UNSUPPORTED_DTYPE,
@@ -449,7 +449,7 @@ def test_what_cannot_be_read_has_a_reason_and_the_others_are_scored(
 ) -> None:
     other = {"layers.0.norm.weight": torch.ones(8)}
     result = scan(str(save(tensors | other, config={"quantization_config": config})), name="x")
-    assert [s.why for s in result.plan.failures] == [why] and not result.complete
+    assert [s.no_score for s in result.plan.failures] == [why] and not result.complete
     assert [r.module for r in result.records] == ["layers.0.norm"]
 
 
@@ -545,7 +545,7 @@ def test_schemes_that_are_not_read_are_refused_whatever_they_call_their_numbers(
     tensors = {name: torch.ones(8, 16, dtype=torch.uint8), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "marlin"}}
     result = scan(str(save(tensors, config=config)), name="x")
-    assert [(s.tensor, s.why, s.detail) for s in result.plan.failures] == [
+    assert [(s.tensor, s.no_score, s.detail) for s in result.plan.failures] == [
         (name, NoScore.UNSUPPORTED_DTYPE, "marlin")
     ]
 
@@ -555,7 +555,7 @@ def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
     result = scan(str(save(tensors, config=config)), name="x")
     assert {s.tensor for s in result.plan.failures} == {"layers.0.up.weight", "layers.0.up.qweight"}
-    assert {s.why for s in result.plan.failures} == {NoScore.STORED_TWICE}
+    assert {s.no_score for s in result.plan.failures} == {NoScore.STORED_TWICE}
     assert [line.name for line in result.modules] == ["layers.0.norm"]
 
 

@@ -32,7 +32,8 @@ def test_scaled_block_is_the_block_of_the_product(
     if rows.start < rows.stop and columns.start < columns.stop:
         assert torch.equal(w[rows, columns], whole[rows, columns])
         assert torch.equal(w[rows], whole[rows])
-    assert w.any() == bool(whole.any()) and w.shape == whole.shape
+    assert w.any() == bool(whole.any())
+    assert w.shape == whole.shape
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,9 +46,11 @@ def test_fp4_block_is_the_block_of_transformers(n: int, groups: int, turned: boo
         w, whole = w.T, whole.T
     rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
     columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
-    assert w.shape == whole.shape and w.any() == bool(whole.any())
+    assert w.shape == whole.shape
+    assert w.any() == bool(whole.any())
     if rows.start < rows.stop and columns.start < columns.stop:
-        assert torch.equal(w[rows, columns], whole[rows, columns]) and torch.equal(w[rows], whole[rows])
+        assert torch.equal(w[rows, columns], whole[rows, columns])
+        assert torch.equal(w[rows], whole[rows])
 
 
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 70), st.integers(0, 1), st.data())
@@ -73,4 +76,5 @@ def test_fp4_every_exponent_is_a_power_of_two() -> None:
     exponents = torch.arange(256, dtype=torch.uint8).reshape(256, 1)
     w = Fp4(torch.full((256, 16), 0x22, dtype=torch.uint8), exponents.view(torch.float8_e8m0fnu), 32)
     expected = torch.tensor([2.0**e for e in range(-127, 128)])
-    assert torch.equal(w[:255][:, 0], expected) and w[255:].isnan().all()
+    assert torch.equal(w[:255][:, 0], expected)
+    assert w[255:].isnan().all()

@@ -22,7 +22,18 @@ PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
     n, m = w.shape
-    return Matrix(name, f"{name}.weight", name, f"{name}.weight", "download", 0, str(w.dtype), n, m, w.nbytes)
+    return Matrix(
+        module=name,
+        parameter=f"{name}.weight",
+        group=name,
+        tensor=f"{name}.weight",
+        shard="download",
+        start=0,
+        dtype=str(w.dtype),
+        n=n,
+        m=m,
+        nbytes=w.nbytes,
+    )
 
 
 def random(n: int, m: int, seed: int) -> torch.Tensor:
@@ -57,7 +68,7 @@ FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 30)
 
 @pytest.mark.parametrize("device", [CPU, PRETENDED], ids=["cpu", "batches"])
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_every_matrix_comes_out_once_with_its_own_score(device: Device, workers: int) -> None:
+def test_compute_all_scores_every_matrix_once(device: Device, workers: int) -> None:
     shapes = [(24, 60), (60, 24), (24, 60), (1, 9), (130, 40), (2100, 40), (24, 60), (40, 2100)] * 6
     ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
     found = dict(compute_all(items_of(ws), device=device, workers=workers))
@@ -67,7 +78,7 @@ def test_every_matrix_comes_out_once_with_its_own_score(device: Device, workers:
         assert score_of(measured) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
 
 
-def test_one_shape_is_one_batch_as_far_as_memory_goes() -> None:
+def test_compute_all_batches_one_shape_within_memory() -> None:
     calls: list[int] = []
     ws = [random(64, 100, seed) for seed in range(70)]
     each = 4 * 64 * (2 * 64 + 100)
@@ -75,14 +86,14 @@ def test_one_shape_is_one_batch_as_far_as_memory_goes() -> None:
     assert [n for n in calls if n > 9] == [30, 30, 10]
 
 
-def test_shapes_and_dtypes_are_not_mixed_in_a_batch() -> None:
+def test_compute_all_does_not_mix_shapes_or_dtypes() -> None:
     ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
     calls: list[int] = []
     list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limited(0, calls)))
     assert sorted(calls) == [1, 1, 2]
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
+def test_compute_batch_halves_a_batch_that_does_not_fit() -> None:
     calls: list[int] = []
     ws = [random(24, 60, seed) for seed in range(8)]
     found = compute_batch(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limited(2, calls))
@@ -92,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
         assert score_of(measured) == pytest.approx(reference_score(w), rel=1e-4)
 
 
-def test_a_matrix_that_does_not_fit_alone_goes_to_the_cpu_and_says_so() -> None:
+def test_compute_batch_moves_a_matrix_that_does_not_fit_to_the_cpu() -> None:
     calls: list[int] = []
     found = compute_batch(
         [random(24, 60, seed) for seed in range(2)],
@@ -100,10 +111,11 @@ def test_a_matrix_that_does_not_fit_alone_goes_to_the_cpu_and_says_so() -> None:
         precision=Precision.FP32,
         compute=limited(0, calls),
     )
-    assert calls == [2, 1, 1, 1, 1] and {m.device for m in found} == {"cpu"}
+    assert calls == [2, 1, 1, 1, 1]
+    assert {m.device for m in found} == {"cpu"}
 
 
-def test_memory_that_ends_on_the_cpu_is_not_hidden() -> None:
+def test_compute_batch_raises_when_the_cpu_is_out_of_memory() -> None:
     def compute(*args: object, **options: object) -> list[Spectrum | NoScore]:
         raise torch.OutOfMemoryError
 
@@ -116,7 +128,7 @@ def hard(n: int, m: int) -> torch.Tensor:
     return random(n, m, 1).to(torch.float32) + 20
 
 
-def test_only_the_hard_members_of_a_batch_are_computed_again() -> None:
+def test_compute_batch_escalates_only_inexact_matrices() -> None:
     calls: list[int] = []
     ws = [random(200, 300, 0).to(torch.float32), hard(200, 300), random(200, 300, 5).to(torch.float32)]
     found = compute_batch(ws, compute=limited(0, calls))
@@ -128,16 +140,19 @@ def test_only_the_hard_members_of_a_batch_are_computed_again() -> None:
     ]
 
 
-def test_under_a_memory_limit_a_hard_matrix_keeps_its_inexact_score() -> None:
+def test_compute_batch_memory_limit_keeps_an_inexact_score() -> None:
     w = hard(200, 300)
     (kept,) = compute_batch([w], limit_nbytes=1000)
     (exact,) = compute_batch([w])
-    assert isinstance(kept.spectrum, Spectrum) and kept.spectrum.precision is Precision.FP32
-    assert kept.score is not None and kept.score.error > TOLERANCE
-    assert exact.score is not None and exact.score.error < TOLERANCE
+    assert isinstance(kept.spectrum, Spectrum)
+    assert kept.spectrum.precision is Precision.FP32
+    assert kept.score is not None
+    assert kept.score.error > TOLERANCE
+    assert exact.score is not None
+    assert exact.score.error < TOLERANCE
 
 
-def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
+def test_compute_batch_failed_escalation_keeps_the_score() -> None:
     def compute(
         ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
     ) -> list[Spectrum | NoScore]:
@@ -146,36 +161,46 @@ def test_a_better_method_that_fails_does_not_cost_the_score_there_was() -> None:
         return [NoScore.NOT_CONVERGED] * len(ws)
 
     (found,) = compute_batch([hard(200, 300)], compute=compute)
-    assert isinstance(found.spectrum, Spectrum) and found.score is not None
+    assert isinstance(found.spectrum, Spectrum)
+    assert found.score is not None
 
 
-def test_what_does_not_converge_by_any_method_has_no_score() -> None:
-    (found,) = compute_batch([random(4, 4, 0)], compute=lambda ws, *_, looped: [NoScore.NOT_CONVERGED] * len(ws))
-    assert found.spectrum is NoScore.NOT_CONVERGED and found.score is None and found.not_finite == 0
+def test_compute_batch_without_convergence_has_no_score() -> None:
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        return [NoScore.NOT_CONVERGED] * len(ws)
+
+    (found,) = compute_batch([random(4, 4, 0)], compute=compute)
+    assert found.spectrum is NoScore.NOT_CONVERGED
+    assert found.score is None
+    assert found.not_finite == 0
 
 
-def test_nan_is_counted_once_no_method_can_do() -> None:
+def test_compute_batch_counts_nan() -> None:
     w = random(20, 30, 0)
     w[3, 4] = w[5, 6] = float("nan")
     (found,) = compute_batch([w])
-    assert found.spectrum is NoScore.OUT_OF_RANGE and found.not_finite == 2
+    assert found.spectrum is NoScore.OUT_OF_RANGE
+    assert found.not_finite == 2
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps", "xpu:0", "tpu", "", "meta", "cuda:x"])
-def test_a_device_that_is_not_there(name: str) -> None:
+def test_open_device_rejects_missing_devices(name: str) -> None:
     if name == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is there")
     with pytest.raises(UsageError) as error:
         open_device(name)
-    assert error.value.reason == "no_such_device" and error.value.exit_code == 2
+    assert error.value.reason == "no_such_device"
+    assert error.value.exit_code == 2
 
 
-def test_auto_takes_what_there_is() -> None:
+def test_open_device_auto_picks_the_best() -> None:
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert open_device().torch_device.type == expected
 
 
-def test_the_number_of_threads_is_restored() -> None:
+def test_compute_all_restores_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     list(compute_all(items_of([random(24, 60, 0)] * 3), workers=2))
     assert torch.get_num_threads() == before
@@ -186,7 +211,7 @@ def test_the_number_of_threads_is_restored() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_scores_as_the_cpu_does() -> None:
+def test_gpu_scores_equal_cpu_scores() -> None:
     device = open_device("cuda")
     shapes = [(192, 576), (768, 2048), (576, 576), (1, 576), (2500, 3000)] * 4
     ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
@@ -198,7 +223,7 @@ def test_a_gpu_scores_as_the_cpu_does() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_full_falls_back() -> None:
+def test_gpu_out_of_memory_falls_back() -> None:
     device = open_device("cuda")
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(int(free * 0.98), dtype=torch.uint8, device="cuda")

@@ -42,7 +42,8 @@ def with_spectrum(n: int, m: int, s: torch.Tensor) -> torch.Tensor:
 
 def measure(w: torch.Tensor, precision: Precision = Precision.AUTO) -> tuple[Spectrum, Score]:
     (measured,) = compute_batch([w], precision=precision)
-    assert isinstance(measured.spectrum, Spectrum) and measured.score is not None
+    assert isinstance(measured.spectrum, Spectrum)
+    assert measured.score is not None
     return measured.spectrum, measured.score
 
 
@@ -73,12 +74,14 @@ SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
 
 @pytest.mark.parametrize("precision", Precision.AUTO.steps)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
-def test_each_method_finds_the_singular_values(n: int, m: int, precision: Precision) -> None:
+def test_singular_values_by_each_precision(n: int, m: int, precision: Precision) -> None:
     w = gaussian(n, m).to(torch.bfloat16)
     found = spectrum_of(w, precision)
     exact = torch.linalg.svdvals(w.to(torch.float64)).numpy()
-    assert found.values.shape == (min(n, m),) and found.values.dtype == np.float64
-    assert np.all(np.diff(found.values) <= 0) and found.precision is precision
+    assert found.values.shape == (min(n, m),)
+    assert found.values.dtype == np.float64
+    assert np.all(np.diff(found.values) <= 0)
+    assert found.precision is precision
     tolerance = 1e-5 if precision is Precision.FP32 else 1e-9
     np.testing.assert_allclose(found.values, exact, rtol=tolerance, atol=tolerance * exact[0])
 
@@ -86,7 +89,7 @@ def test_each_method_finds_the_singular_values(n: int, m: int, precision: Precis
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
-def test_the_score_is_that_of_the_formula_in_float64(n: int, m: int, spectrum: str, dtype: torch.dtype) -> None:
+def test_compute_batch_score_equals_the_formula_in_float64(n: int, m: int, spectrum: str, dtype: torch.dtype) -> None:
     w = SPECTRA[spectrum](n, m).to(dtype)
     found, result = measure(w)
     s = torch.linalg.svdvals(w.to(torch.float64)).numpy()
@@ -102,7 +105,7 @@ def test_the_score_is_that_of_the_formula_in_float64(n: int, m: int, spectrum: s
     assert result.error <= TOLERANCE or found.precision is Precision.SVD
 
 
-def test_the_guard_escalates_where_float32_cannot_do() -> None:
+def test_compute_batch_escalates_where_float32_is_inexact() -> None:
     easy = SPECTRA["gaussian"](48, 200).to(torch.bfloat16)
     hard = SPECTRA["huge sigma_1"](48, 48).to(torch.float32)
     rank_one = torch.outer(torch.arange(1.0, 49), torch.arange(1.0, 65))
@@ -111,16 +114,19 @@ def test_the_guard_escalates_where_float32_cannot_do() -> None:
     assert measure(rank_one)[0].precision is Precision.SVD
 
 
-def test_without_the_guard_the_score_of_a_hard_matrix_is_wrong_and_says_so() -> None:
+def test_compute_batch_fixed_fp32_reports_its_error() -> None:
     hard = SPECTRA["huge sigma_1"](200, 200).to(torch.float32)
     _, result = measure(hard, Precision.FP32)
     wrong_by = abs(result.snr / reference_score(hard) - 1)
-    assert wrong_by > 1e-3 and result.error > wrong_by
+    assert wrong_by > 1e-3
+    assert result.error > wrong_by
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 80), st.floats(-3, 0), st.floats(1, 1e5), st.integers(0, 2**31))
-def test_the_estimated_error_is_never_below_the_true_one(n: int, m: int, slope: float, top: float, seed: int) -> None:
+def test_compute_batch_error_estimate_covers_the_true_error(
+    n: int, m: int, slope: float, top: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     k = min(n, m)
     s = torch.arange(1, k + 1, dtype=torch.float64) ** slope * (1 + 0.1 * torch.rand(k, generator=generator))
@@ -133,21 +139,22 @@ def test_the_estimated_error_is_never_below_the_true_one(n: int, m: int, slope: 
             assert abs(found.snr / exact.snr - 1) <= 2 * found.error + 1e-11
 
 
-def test_rank_one_has_no_noise_and_its_zeros_are_zeros() -> None:
+def test_compute_batch_rank_one_has_zero_noise() -> None:
     # Products up to 240 are exact in bfloat16, so that the stored matrix still has rank one.
     w = torch.outer(torch.arange(1.0, 16), torch.arange(1.0, 17)).to(torch.bfloat16)
     found, result = measure(w)
     assert np.all(found.values[1:] == 0)
-    assert result.degeneracy is Degeneracy.ZERO_NOISE and result.snr == pytest.approx(1.0)
+    assert result.degeneracy is Degeneracy.ZERO_NOISE
+    assert result.snr == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 5), (1, 7), (64, 64)])
-def test_a_zero_matrix(n: int, m: int) -> None:
+def test_compute_batch_of_zeros(n: int, m: int) -> None:
     _, result = measure(torch.zeros(n, m, dtype=torch.bfloat16))
     assert result.degeneracy is (Degeneracy.VECTOR if n == 1 else Degeneracy.ZERO)
 
 
-def test_ties_at_tau_are_settled_as_the_formula_settles_them() -> None:
+def test_compute_batch_ties_at_tau_follow_the_formula() -> None:
     # A diagonal matrix has its singular values written on it; tau falls on one of them exactly.
     tau = 2 * (2.0 - 1.0) / 1.349
     w = torch.diag(torch.tensor([2.0, 2.0, tau, 1.0, 1.0], dtype=torch.float64))
@@ -156,7 +163,7 @@ def test_ties_at_tau_are_settled_as_the_formula_settles_them() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(("n", "m"), [(1, 8), (16, 3000), (3000, 16), (1100, 1100)])
-def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: float) -> None:
+def test_compute_batch_finds_nan_and_infinity_anywhere(n: int, m: int, poison: float) -> None:
     w = torch.ones(n, m, dtype=torch.bfloat16)
     w[n - 1, m // 2] = poison
     for precision in Precision.AUTO.steps:
@@ -166,20 +173,20 @@ def test_nan_and_infinity_are_found_wherever_they_are(n: int, m: int, poison: fl
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [-120, 100, 125])
-def test_tiny_and_huge_weights_are_scored_in_a_wider_type(dtype: torch.dtype, exponent: int) -> None:
+def test_compute_batch_tiny_and_huge_weights_escalate(dtype: torch.dtype, exponent: int) -> None:
     w = (gaussian(24, 60) * 50).to(torch.bfloat16).to(dtype)
     found, result = measure(w * 2.0**exponent)
     assert found.precision is not Precision.FP32
     assert result.snr * 2.0**exponent == pytest.approx(reference_score(w), rel=1e-5)
 
 
-def test_weights_whose_squares_overflow_float64() -> None:
+def test_compute_batch_squares_that_overflow_float64() -> None:
     w = gaussian(24, 60) * 50
     assert measure(w * 2.0**600)[0].precision is Precision.SVD
 
 
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
-def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
+def test_gram_lower_triangle_is_complete(n: int) -> None:
     w = gaussian(n, 2 * 2048 + 3)
     lower = torch.tril(gram([w], torch.float64, torch.device("cpu"))[0])
     torch.testing.assert_close(lower, torch.tril(w @ w.T))
@@ -188,7 +195,7 @@ def test_the_lower_triangle_of_the_gram_matrix_is_complete(n: int) -> None:
 @pytest.mark.parametrize("looped", [False, True])
 @pytest.mark.parametrize("precision", Precision.AUTO.steps)
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), pytest.param(1030, 1100, marks=pytest.mark.slow)])
-def test_a_batch_gives_what_its_members_give_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
+def test_singular_values_of_a_batch_equal_those_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
     ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
     found = singular_values(ws, precision, looped=looped)
@@ -208,7 +215,7 @@ ROUNDING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ROUNDING)
-def test_settings_that_round_products_are_turned_off_and_restored(how: str) -> None:
+def test_exact_products_restores_settings(how: str) -> None:
     # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.
     code = f"""
 import torch
@@ -234,7 +241,7 @@ assert state() == before, (state(), before)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
 @pytest.mark.parametrize(("n", "m"), [(24, 60), (512, 512), (1536, 5000), (5000, 1536)])
-def test_a_gpu_finds_the_same_singular_values(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
+def test_gpu_singular_values_equal_cpu(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]
     for looped in (False, True):
         for w, found in zip(ws, singular_values(ws, precision, torch.device("cuda"), looped=looped), strict=True):

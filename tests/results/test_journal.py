@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import sqlite3
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -236,25 +235,6 @@ def test_a_journal_that_was_torn_loses_no_row_before_the_tear(tmp_path: Path, ke
         found = again.records()
     assert set(found) <= {f"layers.{i}.up" for i in range(3)} and (keep or len(found) == 3)
     assert list(found) == [f"layers.{i}.up" for i in range(len(found))]
-
-
-def test_a_record_that_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "r.sqlite"
-    found: list[dict[str, Record]] = []
-
-    def second() -> None:
-        with Journal(path, IDENTITY, wait=True) as store:
-            found.append(store.records())
-
-    with Journal(path, IDENTITY) as store:
-        thread = threading.Thread(target=second)
-        thread.start()
-        store.add(record())
-        thread.join(2.5)
-        assert thread.is_alive() and not found
-    thread.join(30)
-    assert len(found[0]) == 1
-    assert sum("waiting" in message for message in caplog.messages) == 1
 
 
 def test_a_commit_that_fails_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

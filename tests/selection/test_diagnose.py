@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spectrum_stream.cli.tables import selection_remarks
+from spectrum_stream.cli.tables import selection_warnings
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import Module, Result
@@ -31,8 +31,8 @@ def test_degenerate_scores_and_those_chosen_are_counted_and_said() -> None:
     records = [scored_as(f"layers.{i}.up", ALL_SIGNAL if i < 3 else ORDINARY * (1 + i)) for i in range(6)]
     doubts, selection = doubts_of(records, 34)
     assert (doubts.degenerate, doubts.chosen_degenerate, doubts.inexact) == (3, 2, 0)
-    remarks = selection_remarks(selection, {"up": doubts})
-    assert any("degenerate" in remark and "up (2 of 2 chosen)" in remark for remark in remarks)
+    warnings = selection_warnings(selection, {"up": doubts})
+    assert any("degenerate" in warning and "up (2 of 2 chosen)" in warning for warning in warnings)
 
 
 def test_a_tie_is_one_only_where_the_cut_goes_through_it() -> None:

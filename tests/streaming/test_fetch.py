@@ -89,7 +89,8 @@ def test_choose_fetches_by_share_and_server(
 def test_choose_fetches_maps_local_shards_and_leaves_out_unwanted_ones() -> None:
     here = LocalShard("b", Path("b"), 10, 0, 0)
     fetches = choose_fetches([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
-    assert fetches == {"b": None} and estimate_transfers([here], {"b": [(0, 10)]}) == {}
+    assert fetches == {"b": None}
+    assert estimate_transfers([here], {"b": [(0, 10)]}) == {}
     assert count_fetched_nbytes([here], {"b": [(0, 10)]}, fetches) == 0
 
 
@@ -100,7 +101,8 @@ def test_choose_fetches_little_disk_uses_ranges_or_fails_with_the_minimum(free: 
         big = shard(10 * MB, ranged)
         with pytest.raises(UsageError) as error:
             choose_fetches([big], WHOLE, fetch, free, limit)
-        assert error.value.reason == "too_little_disk" and str(big.nbytes) in str(error.value)
+        assert error.value.reason == "too_little_disk"
+        assert str(big.nbytes) in str(error.value)
 
 
 def test_estimate_transfers_counts_bytes_requests_and_disk() -> None:

@@ -40,7 +40,8 @@ def test_prefetcher_yields_stored_tensors_in_order(save: Save, ahead_nbytes: int
     for matrix, w in found:
         stored = tensors[matrix.tensor]
         assert isinstance(w, torch.Tensor)
-        assert torch.equal(w, stored if stored.ndim == 2 else stored[None]) and w.dtype == stored.dtype
+        assert torch.equal(w, stored if stored.ndim == 2 else stored[None])
+        assert w.dtype == stored.dtype
 
 
 def test_prefetcher_stops_at_the_mapped_budget(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,8 @@ def test_prefetcher_stops_at_the_mapped_budget(save: Save, monkeypatch: pytest.M
         next(items)
         threading.Event().wait(0.2)
         assert len(read) <= 1 + 3
-        assert len(list(items)) == 19 and len(read) == 20
+        assert len(list(items)) == 19
+        assert len(read) == 20
 
 
 def test_prefetcher_exit_ends_the_thread(save: Save) -> None:
@@ -85,7 +87,8 @@ def test_prefetcher_yields_none_before_it_waits(save: Save) -> None:
 def test_prefetcher_tensor_outlives_the_thread(save: Save) -> None:
     a_plan = plan(str(save({"a.weight": torch.arange(6.0).reshape(2, 3)})))
     ((_, w),) = all_of(prefetcher_of(a_plan))
-    assert isinstance(w, torch.Tensor) and w.sum() == 15
+    assert isinstance(w, torch.Tensor)
+    assert w.sum() == 15
 
 
 def test_prefetcher_missing_shard_raises_in_the_iteration(save: Save) -> None:

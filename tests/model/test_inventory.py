@@ -1,4 +1,4 @@
-"""Banks of experts, stored as one tensor a layer: scored expert by expert, published and frozen as one."""
+"""The inventory: experts that are fused, stacked, separate or missing, and the weights of towers."""
 
 import json
 import statistics
@@ -11,8 +11,7 @@ import torch
 from spectrum_stream import freeze, plan, scan, select
 from spectrum_stream.model.no_score import NoScore
 
-from ..support.checkpoints import FUSED_EXPERTS as BANK
-from ..support.checkpoints import Save, reference_score
+from ..support.checkpoints import FUSED_EXPERTS, Save, reference_score
 from ..support.checkpoints import fused_experts as tensors
 from ..support.checkpoints import single_experts as apart
 from ..support.hub_server import REPO, HubServer, use, values
@@ -20,7 +19,7 @@ from ..support.hub_server import REPO, HubServer, use, values
 pytestmark = pytest.mark.usefixtures("working_folder")
 
 
-def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None:
+def test_fused_experts_are_scored_one_by_one_and_have_the_median(save: Save) -> None:
     stored = tensors()
     result = scan(str(save(stored, shards=2)), name="x", top_percent=50)
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
@@ -28,44 +27,46 @@ def test_each_expert_is_scored_and_the_bank_has_their_median(save: Save) -> None
         *(f"model.layers.{i}.mlp.{name}" for name in ("experts.down_proj", "experts.gate_up_proj") for i in range(2)),
         *(f"model.layers.{i}.mlp.router" for i in range(2)),
     ]
-    for name, bank in stored.items():
+    for name, weight in stored.items():
         module = name.removesuffix(".weight")
         experts = [r for r in result.records if r.result_name == module != r.module]
-        if bank.ndim == 3 and "experts" in name:
+        if weight.ndim == 3 and "experts" in name:
             assert [r.module for r in experts] == [f"{module}.{e}" for e in range(12)]
             scores = [r.score.snr for r in experts if r.score]
-            assert scores == pytest.approx([reference_score(w) for w in bank], rel=1e-5)
+            assert scores == pytest.approx([reference_score(w) for w in weight], rel=1e-5)
             assert published[module] == {"snr": statistics.median(scores), "type": module.split(".", 3)[3]}
         else:
             assert not experts
     assert result.selection is not None and [len(c) for c in result.selection.chosen.values()] == [1, 1, 1]
 
 
-def test_a_bank_is_read_one_expert_at_a_time(save: Save) -> None:
+def test_fused_experts_are_read_one_at_a_time(save: Save) -> None:
     a_plan = plan(str(save(tensors(experts=64, layers=1))), groups=["mlp.experts.*"])
     assert len(a_plan.matrices) == 2 * 64
     assert {w.nbytes for w in a_plan.matrices} == {2 * 24 * 40, 2 * 20 * 24}
     assert [g.name for g in a_plan.groups] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
 
 
-def test_experts_of_a_remote_bank_are_the_same(save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fused_experts_of_a_repo_have_the_scores_of_a_local_scan(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = save(tensors())
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
 
 
-def test_a_bank_with_a_broken_expert_has_no_score_and_the_other_experts_have(save: Save) -> None:
+def test_fused_experts_with_a_broken_expert_have_no_score_together(save: Save) -> None:
     stored = tensors()
-    stored[BANK][5, 0, 0] = torch.nan
+    stored[FUSED_EXPERTS][5, 0, 0] = torch.nan
     result = scan(str(save(stored)), name="x")
-    assert [r.module for r in result.failed] == [f"{BANK}.5"] and not result.complete
+    assert [r.module for r in result.failed] == [f"{FUSED_EXPERTS}.5"] and not result.complete
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
-    assert BANK not in published and "model.layers.1.mlp.experts.gate_up_proj" in published
-    assert sum(r.score is not None for r in result.records if r.result_name == BANK) == 11
+    assert FUSED_EXPERTS not in published and "model.layers.1.mlp.experts.gate_up_proj" in published
+    assert sum(r.score is not None for r in result.records if r.result_name == FUSED_EXPERTS) == 11
 
 
-def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
+def test_fused_experts_of_a_record_are_not_computed_again(save: Save) -> None:
     folder = save(tensors())
     first = scan(str(folder), name="x")
     events: list[object] = []
@@ -75,7 +76,7 @@ def test_a_bank_is_reused_resumed_and_read_back(save: Save) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
-def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) -> None:
+def test_fused_experts_that_transformers_saves_are_parameters_of_its_model(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -93,26 +94,26 @@ def test_what_transformers_saves_is_what_it_trains(kind: str, tmp_path: Path) ->
     parameters = dict(model.named_parameters())
     for record in result.records:
         if record.result_name != record.module and record.score is not None:
-            bank = parameters[record.result_name]
+            fused = parameters[record.result_name]
             expert = int(record.module.rsplit(".", 1)[1])
-            assert record.score.snr == pytest.approx(reference_score(bank[expert]), rel=1e-4), record.module
+            assert record.score.snr == pytest.approx(reference_score(fused[expert]), rel=1e-4), record.module
     assert sum(r.result_name != r.module for r in result.records) == 2 * 2 * 4
     assert result.selection is not None
     assert 0 < freeze(model, result.selection).trainable_share < 1
     assert any(".experts." in name and p.requires_grad for name, p in model.named_parameters())
 
 
-def test_pooled_experts_are_chosen_together(save: Save) -> None:
+def test_pooled_experts_are_selected_together(save: Save) -> None:
     folder = str(save(apart()))
     separate = scan(folder, name="x", top_percent=50)
     assert len({line.group for line in separate.modules}) == 8
     pooled = scan(folder, name="x", top_percent=50, experts="pooled")
     assert {line.group for line in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
-    of = {line.name: line.value for line in separate.modules}
+    values_by_name = {line.name: line.value for line in separate.modules}
     for line in pooled.modules:
         layer = line.name.split(".experts.")[0]
         name = line.name.rsplit(".", 1)[1]
-        assert line.value == statistics.median(of[f"{layer}.experts.{e}.{name}"] for e in range(4))
+        assert line.value == statistics.median(values_by_name[f"{layer}.experts.{e}.{name}"] for e in range(4))
     assert pooled.selection is not None
     for group, chosen in pooled.selection.chosen.items():
         layers = [module.split(".")[2] for module in chosen]
@@ -123,7 +124,7 @@ def test_pooled_experts_are_chosen_together(save: Save) -> None:
     assert all(len(chosen) == 4 for chosen in select(pooled.modules, 40).chosen.values())
 
 
-def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:
+def test_pooled_experts_with_a_broken_expert_have_no_score(save: Save) -> None:
     tensors = apart()
     tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = torch.nan
     result = scan(str(save(tensors)), name="x", experts="pooled")
@@ -133,7 +134,7 @@ def test_a_pool_with_a_broken_expert_has_no_score(save: Save) -> None:
 
 
 @pytest.mark.parametrize("config", [None, {"num_local_experts": 4}, {"text_config": {"num_experts": 4}}])
-def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save, config: Any) -> None:
+def test_missing_experts_are_reported_and_the_others_are_scored(save: Save, config: Any) -> None:
     tensors = apart()
     for e in (1, 3):
         del tensors[f"model.layers.2.mlp.experts.{e}.up_proj.weight"]
@@ -143,12 +144,12 @@ def test_missing_experts_are_a_named_reason_and_the_others_are_scored(save: Save
     assert len(result.modules) == 30 and not result.complete
 
 
-def test_experts_that_are_fewer_than_the_config_says_everywhere_are_missing(save: Save) -> None:
+def test_experts_of_all_layers_are_missing_if_the_config_says_more(save: Save) -> None:
     result = scan(str(save(apart(), config={"n_routed_experts": 8})), name="x")
     assert {s.no_score for s in result.plan.failures} == {NoScore.MISSING_EXPERTS} and len(result.plan.failures) == 8
 
 
-def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
+def test_result_leaves_out_fused_experts_that_lack_an_expert(save: Save) -> None:
     tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
@@ -158,14 +159,14 @@ def test_a_bank_that_lacks_experts_is_not_published_as_one(save: Save) -> None:
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
 
 
-def test_a_stored_bank_that_lacks_experts_is_a_reason_and_no_score(save: Save) -> None:
+def test_stored_fused_experts_that_lack_experts_have_no_score(save: Save) -> None:
     stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
     result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
     assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
     assert [line.name for line in result.modules] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
 
 
-def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
+def test_layer_that_lacks_a_projection_of_its_experts_is_reported(save: Save) -> None:
     tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
     tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
     result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", names="transformers-v5")
@@ -176,7 +177,7 @@ def test_a_layer_that_lacks_a_projection_is_a_reason(save: Save) -> None:
 
 
 @pytest.mark.parametrize("modules", ["mlp.experts.*.up_proj", "mlp.experts.3.up_proj"])
-def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules: str) -> None:
+def test_missing_experts_of_a_chosen_group_stay_a_failure(save: Save, modules: str) -> None:
     tensors = apart()
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors))
@@ -184,7 +185,7 @@ def test_missing_experts_that_were_asked_for_stay_a_failure(save: Save, modules:
     assert plan(folder, groups=["mlp.experts.*.down_proj"]).failures == ()
 
 
-def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Save) -> None:
+def test_pooled_experts_with_an_unreadable_expert_are_ranked_separately(save: Save) -> None:
     tensors = apart()
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
@@ -193,7 +194,7 @@ def test_a_pool_of_which_an_expert_cannot_be_read_is_not_ranked_as_one(save: Sav
     assert {w.module.split(".")[2] for w in a_plan.matrices} == {"0", "2", "3"}
 
 
-def test_a_weight_of_a_tower_that_was_asked_for_stays_a_failure(save: Save) -> None:
+def test_unreadable_weight_of_a_chosen_tower_stays_a_failure(save: Save) -> None:
     tensors = {
         "vision_tower.layers.0.q.weight": torch.randn(6, 9),
         "vision_tower.layers.1.q.weight": torch.randn(6, 9).to(torch.float8_e4m3fn),
@@ -203,7 +204,7 @@ def test_a_weight_of_a_tower_that_was_asked_for_stays_a_failure(save: Save) -> N
     assert len(plan(folder, groups=["vision.q"]).failures) == 1
 
 
-def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
+def test_stacked_experts_of_dbrx_are_scored_one_by_one(save: Save) -> None:
     """DBRX: (experts x width, hidden)."""
     flat = torch.randn(4 * 12, 16, generator=torch.Generator().manual_seed(0))
     name = "transformer.blocks.0.ffn.experts.mlp.w1"
@@ -214,11 +215,11 @@ def test_experts_one_above_the_other_are_scored_one_by_one(save: Save) -> None:
 
 
 @pytest.mark.parametrize("name", ["layers.0.local_experts.up_proj", "layers.0.moe.gate_proj.weight"])
-def test_other_names_of_banks_are_known(save: Save, name: str) -> None:
+def test_fused_experts_by_other_names_are_found(save: Save, name: str) -> None:
     assert [w.expert for w in plan(str(save({name: torch.randn(2, 6, 9)}))).matrices] == [0, 1]
 
 
-def test_a_convolution_among_experts_is_no_bank(save: Save) -> None:
+def test_convolution_among_experts_is_not_fused_experts(save: Save) -> None:
     a_plan = plan(str(save({"m.experts.conv.weight": torch.randn(8, 9, 3), "a.weight": torch.randn(3, 4)})))
     assert [s.no_score for s in a_plan.skipped] == [NoScore.NOT_A_MATRIX]
 

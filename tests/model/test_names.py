@@ -20,7 +20,7 @@ from spectrum_stream.model.names import find_tied_head, group_of, group_order, i
         ("weight", None),
     ],
 )
-def test_only_weights_have_a_module(tensor: str, module: str | None) -> None:
+def test_module_of_removes_the_suffix_of_weights_only(tensor: str, module: str | None) -> None:
     assert is_weight(tensor) == (module is not None)
     assert module_of(tensor) == (module or tensor)
 
@@ -36,34 +36,34 @@ def test_only_weights_have_a_module(tensor: str, module: str | None) -> None:
         ("encoder.layer.3.output.dense", "output.dense"),
     ],
 )
-def test_a_group_is_the_path_after_the_first_number(module: str, group: str) -> None:
+def test_group_is_the_path_after_the_first_number(module: str, group: str) -> None:
     assert group_of(module) == group
 
 
-def test_groups_are_ordered_by_first_component_and_then_by_name() -> None:
+def test_group_order_is_by_first_component_and_then_by_name() -> None:
     # A plain sort puts "mlp-x" before "mlp.up", since "-" is before "."; Spectrum sorts the components.
     groups = ["mlp.up", "mlp-x.a", "lm_head", "mlp.down", "mlp"]
     assert sorted(groups, key=group_order) == ["lm_head", "mlp", "mlp.down", "mlp.up", "mlp-x.a"]
 
 
-def test_layers_are_ordered_by_number_and_not_by_digit() -> None:
+def test_model_order_compares_layers_by_number_and_not_by_digit() -> None:
     names = [f"model.layers.{i}.mlp" for i in (10, 2, 0, 1, 100)]
     assert sorted(names, key=model_order) == [f"model.layers.{i}.mlp" for i in (0, 1, 2, 10, 100)]
 
 
-def test_a_layer_number_of_thousands_of_digits_is_no_trap() -> None:
+def test_model_order_accepts_a_number_of_thousands_of_digits() -> None:
     assert model_order("a." + "9" * 5000) > model_order("a.10")
 
 
 @given(st.lists(st.text(alphabet="a.0123456789²١_-", max_size=12)))
-def test_any_names_can_be_ordered(names: list[str]) -> None:
+def test_model_order_and_group_order_accept_any_names(names: list[str]) -> None:
     for key in (model_order, group_order):
         # What matters is that no two names are of types that cannot be compared.
         assert sorted(map(key, names)) == sorted(map(key, reversed(names)))
 
 
 @given(st.integers(0, 10**30), st.integers(0, 10**30))
-def test_numbers_in_names_are_ordered_by_value(a: int, b: int) -> None:
+def test_model_order_compares_numbers_by_value(a: int, b: int) -> None:
     first, second = (model_order(f"layers.{number}.mlp") for number in (a, b))
     assert (first < second) == (a < b)
     assert (first == second) == (a == b)
@@ -79,12 +79,12 @@ def test_numbers_in_names_are_ordered_by_value(a: int, b: int) -> None:
         ("a\nb\x1b[31m", "a-b--31m"),
     ],
 )
-def test_a_slug_replaces_what_spectrum_replaces_and_what_is_unsafe(model: str, expected: str) -> None:
+def test_slug_replaces_unsafe_characters_and_those_of_spectrum(model: str, expected: str) -> None:
     assert slug(model) == expected
 
 
 @given(st.text())
-def test_no_slug_leaves_its_folder(model: str) -> None:
+def test_slug_never_leaves_its_folder(model: str) -> None:
     assert not set(slug(model)) & set("/\\\0:\n")
 
 
@@ -114,20 +114,20 @@ EMBEDDING = "model.embed_tokens.weight"
         ([EMBEDDING], {"architectures": [None, 3]}, None),
     ],
 )
-def test_a_head_is_tied_only_where_a_causal_model_stores_none(
+def test_tied_head_is_found_only_if_a_causal_model_stores_no_head(
     tensors: list[str], config: dict[str, Any], expected: tuple[str, str] | None
 ) -> None:
     assert find_tied_head(tensors, ModelConfig(config)) == expected
 
 
-def test_an_output_of_a_projector_is_no_head() -> None:
+def test_tied_head_ignores_the_output_of_a_projector() -> None:
     config = {"architectures": ["XForConditionalGeneration"], "text_config": {"tie_word_embeddings": True}}
     names = ["model.embed_tokens.weight", "multi_modal_projector.output.weight"]
     assert find_tied_head(names, ModelConfig(config)) == ("lm_head", "model.embed_tokens.weight")
     assert find_tied_head([*names, "output.weight"], ModelConfig(config)) is None
 
 
-def test_a_flat_multimodal_config_has_a_head_and_an_encoders_embedding_none() -> None:
+def test_tied_head_of_a_multimodal_model_is_found_and_of_an_encoder_is_not() -> None:
     flat = {"architectures": ["XForConditionalGeneration"], "vision_config": {}, "tie_word_embeddings": True}
     assert find_tied_head(["model.embed_tokens.weight"], ModelConfig(flat)) == (
         "lm_head",

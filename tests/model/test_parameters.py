@@ -1,7 +1,8 @@
-"""Names in memory: for tiny models that transformers makes and saves, every name of a result is a parameter's."""
+"""Names of parameters: in the result of a tiny model that transformers saves, every name is a parameter of it."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -23,13 +24,12 @@ from spectrum_stream.results.record import open_records
 from spectrum_stream.results.result import Result
 
 from ..support.checkpoints import Save, llama_tensors, reference_score
-from ..support.families import BEGIN, END, TABLE, table, tiny
+from ..support.families import BEGIN, END, NOT_BUILT, README, TABLE, tiny
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
-# What transformers saves under one name and asks for under another, so that asking it finds nothing.
+# Tensors that transformers saves by one name and loads by another, so that it does not find them.
 NOT_FOUND = {"deepseek_v4": {"model.norm.weight"}}
-README = Path(__file__).parents[2] / "README.md"
 
 
 def saved(folder: Path, family: str) -> Any:
@@ -42,14 +42,13 @@ def saved(folder: Path, family: str) -> Any:
 def check_family(family: str, folder: Path) -> None:
     """Every name of a scan is a parameter's of the model that transformers loads, and every score its own."""
     saved(folder / "saved", family)
-    # As it is after loading, which is what a trainer trains.
+    # A trainer trains the model as it is after loading.
     loaded, report = type(tiny(family)).from_pretrained(folder / "saved", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     parameters = dict(loaded.named_parameters())
-    names = Names.V5 if family in families.V5 else Names.INSTALLED
-    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50, names=names)
+    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50)
     assert result.complete and not result.plan.failures
-    assert result.plan.names == names
+    assert result.plan.names == Names.V5
     scores: dict[str, list[float]] = {}
     for record in result.records:
         if record.parameter not in parameters and record.module == "lm_head":
@@ -60,16 +59,16 @@ def check_family(family: str, folder: Path) -> None:
     for name, found in scores.items():
         w = parameters[name].detach()
         whole = [w] if w.ndim <= 2 else list(w)
-        # What transformers put together of two, gate and up, is scored as the two.
+        # transformers fuses two matrices, gate and up; they have a score each.
         parts = [part for e in whole for part in (e.chunk(2) if len(found) == 2 * len(whole) else [e])]
         assert sorted(found) == pytest.approx(sorted(reference_score(part) for part in parts), rel=1e-4), name
-    # Whatever has two dimensions, and nothing else, is scored; embeddings of positions and the like among it.
+    # Every weight of at most two dimensions is scored, embeddings of positions and the like too.
     weights = {name for name, w in parameters.items() if name.endswith(".weight") and w.ndim <= 2}
     assert weights <= scores.keys(), weights - scores.keys()
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
 
 
-# Making a model of each takes a minute; these are the ways in which families differ.
+# Models of all families take a minute. These few show the ways in which families differ.
 FEW = ("mixtral", "qwen3_moe", "gpt_oss", "llava", "gemma3", "llama", "gpt2", "t5")
 
 
@@ -78,12 +77,12 @@ def by_family(families: Iterable[str]) -> Any:
 
 
 @pytest.mark.parametrize("family", by_family(TABLE))
-def test_every_name_is_a_parameter_and_has_its_score(family: str, tmp_path: Path) -> None:
+def test_result_names_are_parameters_and_have_their_scores(family: str, tmp_path: Path) -> None:
     check_family(family, tmp_path)
 
 
-@pytest.mark.parametrize("family", by_family(f for f in TABLE if f in families.V5))
-def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", by_family(TABLE))
+def test_table_of_families_renames_as_transformers_does(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -93,8 +92,11 @@ def test_the_table_is_what_transformers_does(family: str, tmp_path: Path) -> Non
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
 
 
-def test_the_readme_has_the_table_of_families() -> None:
-    assert f"{BEGIN}\n{table()}\n{END}" in README.read_text()
+def test_readme_lists_every_family() -> None:
+    text = README.read_text("utf-8")
+    listed = text[text.index(BEGIN) : text.index(END)]
+    missing = {family for family in (*families.V5, *TABLE, *NOT_BUILT) if not re.search(rf"\b{family}\b", listed)}
+    assert not missing, "run: python -m tests.support.families"
 
 
 # Scans argv[1] with every import of transformers blocked and its metadata gone; prints what depends on names.
@@ -136,7 +138,7 @@ def outcome(folder: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["mixtral", "olmo3"])
-def test_results_do_not_depend_on_whether_transformers_is_installed(tmp_path: Path, family: str) -> None:
+def test_result_is_the_same_with_and_without_transformers(tmp_path: Path, family: str) -> None:
     saved(tmp_path / "saved", family)
     # In the same folder, so that paths are the same.
     (tmp_path / "without").mkdir()
@@ -209,7 +211,7 @@ def test_plan_of_an_unknown_family_keeps_the_names_of_the_checkpoint_and_warns(s
     assert any("nosuch" in warning for warning in a_plan.warnings)
 
 
-def test_the_towers_of_older_checkpoints_are_a_level_deeper(tmp_path: Path) -> None:
+def test_towers_of_older_checkpoints_lose_a_level(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = saved(tmp_path / "saved", "llava")
@@ -232,7 +234,7 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3"])
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_names_of_a_trainer_are_taken_from_a_list(tmp_path: Path, family: str, wrapper: str) -> None:
+def test_plan_uses_a_list_of_the_names_in_a_trainer(tmp_path: Path, family: str, wrapper: str) -> None:
     model = saved(tmp_path / "saved", family)
     names = [WRAPPED[wrapper](name) for name, _ in model.named_parameters()]
     dumped = tmp_path / "names.txt"
@@ -243,7 +245,7 @@ def test_names_of_a_trainer_are_taken_from_a_list(tmp_path: Path, family: str, w
     assert {w.parameter for w in a_plan.matrices if w.tied_to is None} <= set(names)
 
 
-def test_names_that_are_none_of_the_model_are_refused(tmp_path: Path, save: Save) -> None:
+def test_plan_refuses_a_list_without_a_name_of_the_model(tmp_path: Path, save: Save) -> None:
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1))), names=["a.weight"])
     assert error.value.reason == "no_such_name"
@@ -260,7 +262,7 @@ def test_names_that_are_none_of_the_model_are_refused(tmp_path: Path, save: Save
     assert read_names(path) == ("a.weight", "b")
 
 
-def test_towers_and_further_layers_are_ranked_apart(tmp_path: Path, save: Save) -> None:
+def test_towers_and_extra_layers_have_groups_of_their_own(tmp_path: Path, save: Save) -> None:
     saved(tmp_path / "saved", "llava")
     for names in ("checkpoint", "transformers-v5"):
         groups = {w.group: w for w in plan(str(tmp_path / "saved"), names=names).matrices}
@@ -298,7 +300,7 @@ def test_plan_fails_for_an_unknown_choice_of_names(save: Save) -> None:
     assert error.value.reason == "no_such_names"
 
 
-def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path: Path) -> None:
+def test_module_that_the_model_lacks_keeps_its_name_with_a_warning(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     saved(tmp_path / "saved", "olmo3")
@@ -309,7 +311,7 @@ def test_a_module_that_the_model_lacks_keeps_its_name_and_is_pointed_at(tmp_path
     assert all(w.result_name == w.module for w in a_plan.matrices)
 
 
-def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Path) -> None:
+def test_gpt_oss_in_mxfp4_has_the_names_of_its_parameters(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from ..support.checkpoints import mxfp4
@@ -327,7 +329,7 @@ def test_gpt_oss_as_it_is_published_has_the_names_of_its_parameters(tmp_path: Pa
     }
 
 
-def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path: Path) -> None:
+def test_result_leaves_out_fused_experts_with_an_unreadable_part(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     saved(tmp_path / "saved", "qwen3_moe")
@@ -354,19 +356,19 @@ def test_a_bank_of_which_a_part_cannot_be_read_is_not_published_as_one(tmp_path:
         {"architectures": "Olmo3ForCausalLM", "model_type": ["olmo3"]},
     ],
 )
-def test_a_hostile_config_is_one_sentence(save: Save, config: dict[str, Any]) -> None:
+def test_hostile_config_is_refused_in_one_sentence(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1), config=config)), names="transformers")
     assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)
 
 
-def test_two_tensors_do_not_become_one_parameter_of_a_list(save: Save) -> None:
+def test_list_of_names_never_gives_two_tensors_one_parameter(save: Save) -> None:
     tensors = {"model.layers.0.q.weight": torch.randn(8, 9), "layers.0.q.weight": torch.randn(30, 40)}
     a_plan = plan(str(save(tensors)), names=["model.layers.0.q.weight"])
     assert len({w.parameter for w in a_plan.matrices}) == 2 and a_plan.warnings
 
 
-def test_a_config_of_more_layers_than_weights_builds_no_model(save: Save) -> None:
+def test_config_with_more_layers_than_weights_builds_no_model(save: Save) -> None:
     config = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_hidden_layers": 10**6}
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1), config=config)), names="transformers")
@@ -387,7 +389,5 @@ def test_a_config_of_more_layers_than_weights_builds_no_model(save: Save) -> Non
         ("vision_tower.layers.30.mlp.fc1", 12, False),
     ],
 )
-def test_layers_behind_the_models_own_are_told_by_name_and_number(
-    module: str, layers: int | None, is_extra: bool
-) -> None:
+def test_extra_layers_are_known_by_name_and_number(module: str, layers: int | None, is_extra: bool) -> None:
     assert is_extra_layer(module, layers) is is_extra

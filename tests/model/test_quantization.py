@@ -1,4 +1,4 @@
-"""Quantized checkpoints: scored as what the libraries that own the formats make of them."""
+"""Quantized checkpoints are scored as the weights that the libraries of each format make of them."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ def by_block(n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor,
 
 @pytest.mark.parametrize("shape", [(64, 48), (70, 41), (41, 70), (200, 30)])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_block_scales_with_cut_edges_and_in_another_shard(save: Save, shape: tuple[int, int], shards: int) -> None:
+def test_float8_by_block_has_cut_edges_and_scales_in_another_shard(
+    save: Save, shape: tuple[int, int], shards: int
+) -> None:
     stored, scales, weight = by_block(*shape)
     # In two shards the scales are in the second, the weight in the first.
     folder = save(
@@ -49,7 +51,7 @@ def test_block_scales_with_cut_edges_and_in_another_shard(save: Save, shape: tup
     assert record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
 
 
-def test_transformers_agrees_about_blocks(save: Save) -> None:
+def test_float8_by_block_agrees_with_transformers(save: Save) -> None:
     fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
     generator = torch.Generator().manual_seed(0)
     stored = (torch.randn(256, 384, generator=generator) * 40).to(FP8)
@@ -61,7 +63,7 @@ def test_transformers_agrees_about_blocks(save: Save) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "scheme"), [("tensor", "float8 by tensor"), ("channel", "float8 by row")])
-def test_compressed_tensors_agrees_about_tensors_and_channels(save: Save, strategy: str, scheme: str) -> None:
+def test_float8_by_tensor_and_row_agrees_with_compressed_tensors(save: Save, strategy: str, scheme: str) -> None:
     quantization = pytest.importorskip("compressed_tensors.quantization")
     lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
     weight = torch.randn(60, 90, generator=torch.Generator().manual_seed(0)) * 0.02
@@ -87,7 +89,7 @@ def test_compressed_tensors_agrees_about_tensors_and_channels(save: Save, strate
         (torch.ones(2, 3, dtype=torch.int32), NoScore.BAD_SCALES),
     ],
 )
-def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: Any, why: NoScore) -> None:
+def test_float8_with_missing_or_wrong_scales_is_reported(save: Save, scales: Any, why: NoScore) -> None:
     stored, _, _ = by_block(64, 48)
     tensors = {"layers.0.up.weight": stored, "layers.0.down.weight": torch.randn(6, 7)}
     if scales is not None:
@@ -99,7 +101,7 @@ def test_scales_that_are_missing_or_do_not_fit_are_a_reason(save: Save, scales: 
 
 
 @pytest.mark.parametrize("fetch", ["range", "download"])
-def test_a_remote_float8_repo_is_the_same(
+def test_float8_of_a_repo_has_the_scores_of_a_local_scan(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
     tensors: dict[str, torch.Tensor] = {}
@@ -112,7 +114,7 @@ def test_a_remote_float8_repo_is_the_same(
         assert values(scan(REPO, fetch=fetch)) == values(scan(str(folder), name="local"))
 
 
-def test_a_nan_in_float8_is_found(save: Save) -> None:
+def test_float8_with_a_nan_in_its_scales_has_no_score(save: Save) -> None:
     stored, scales, _ = by_block(64, 48)
     scales[0, 0] = torch.nan
     tensors = {"a.weight": stored, "a.weight_scale_inv": scales, "b.weight": torch.ones(2, 3)}
@@ -120,7 +122,7 @@ def test_a_nan_in_float8_is_found(save: Save) -> None:
     assert [r.module for r in result.failed] == ["a"]
 
 
-def test_a_deepseek_shaped_header_is_planned_in_full(save: Save) -> None:
+def test_plan_of_the_shape_of_deepseek_is_complete(save: Save) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for i in range(2):
         for e in range(8):
@@ -145,7 +147,7 @@ def gpt_oss(layers: int = 2) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_gpt_oss_is_scored_as_what_transformers_makes_of_it(save: Save) -> None:
+def test_mxfp4_of_gpt_oss_agrees_with_transformers(save: Save) -> None:
     theirs = pytest.importorskip("transformers.integrations.mxfp4")
     tensors = gpt_oss()
     result = scan(str(save(tensors, shards=3)), name="x")
@@ -163,7 +165,7 @@ def test_gpt_oss_is_scored_as_what_transformers_makes_of_it(save: Save) -> None:
 
 
 @pytest.mark.parametrize("fetch", ["range", "download"])
-def test_a_remote_gpt_oss_is_the_same(
+def test_mxfp4_of_a_repo_has_the_scores_of_a_local_scan(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
     folder = save(gpt_oss(), shards=3)
@@ -173,7 +175,7 @@ def test_a_remote_gpt_oss_is_the_same(
 
 
 @pytest.mark.parametrize("scales", [None, torch.zeros(3, 48, 3, dtype=torch.uint8), torch.zeros(3, 48, 2)])
-def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any) -> None:
+def test_mxfp4_with_missing_or_wrong_scales_is_reported(save: Save, scales: Any) -> None:
     tensors = gpt_oss(1)
     name = "model.layers.0.mlp.experts.gate_up_proj"
     del tensors[f"{name}_scales"]
@@ -185,7 +187,7 @@ def test_a_bank_in_mxfp4_without_its_scales_is_a_reason(save: Save, scales: Any)
     assert "model.layers.0.mlp.experts.down_proj" in {line.name for line in result.modules}
 
 
-def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) -> None:
+def test_fused_experts_that_cannot_be_read_are_reported(save: Save) -> None:
     tensors = {
         "model.layers.0.mlp.experts.up_proj": torch.ones(2, 8, 8).to(FP8),
         "model.layers.0.mlp.experts.gate_proj": torch.ones(2, 8, 8).to(FP8),
@@ -202,7 +204,7 @@ def test_a_bank_that_cannot_be_read_is_not_passed_over_in_silence(save: Save) ->
     assert [w.module for w in a_plan.matrices] == ["a"]
 
 
-def test_a_bank_without_scales_that_was_asked_for_is_a_failure(save: Save) -> None:
+def test_unreadable_fused_experts_fail_only_a_plan_of_their_group(save: Save) -> None:
     tensors = gpt_oss(1)
     del tensors["model.layers.0.mlp.experts.gate_up_proj_scales"]
     folder = str(save(tensors))
@@ -211,7 +213,7 @@ def test_a_bank_without_scales_that_was_asked_for_is_a_failure(save: Save) -> No
         plan(folder, groups=["mlp.experts.gate_up_proj"])
 
 
-def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
+def test_record_of_another_block_size_is_not_reused(save: Save) -> None:
     stored, scales, _ = by_block(64, 48)
     tensors = {"a.weight": stored, "a.weight_scale_inv": scales, "b.weight": torch.randn(3, 4)}
     folder = save(tensors, config=CONFIG)
@@ -221,7 +223,7 @@ def test_another_block_size_in_the_config_is_another_state(save: Save) -> None:
     assert first.modules[0].value != second.modules[0].value
 
 
-def test_scales_are_read_a_few_at_a_time(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_that_are_read_in_small_batches_give_equal_scores(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(save(gpt_oss()))
     whole = scan(folder, name="x")
     monkeypatch.setattr(parts, "_BATCH_NBYTES", 1)
@@ -256,9 +258,7 @@ def compressed(
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("strategy", ["group", "channel"])
-def test_compressed_tensors_agrees_about_packed_integers(
-    save: Save, bits: int, symmetric: bool, strategy: str
-) -> None:
+def test_packed_integers_agree_with_compressed_tensors(save: Save, bits: int, symmetric: bool, strategy: str) -> None:
     weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0)) * 0.02
     groups = 3 if strategy == "group" else 1
     blocks = weight.reshape(70, groups, -1)
@@ -273,7 +273,7 @@ def test_compressed_tensors_agrees_about_packed_integers(
     assert one_score(save, tensors, hub, f"int{bits}") == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
-def test_compressed_tensors_agrees_about_nvfp4(save: Save) -> None:
+def test_nvfp4_agrees_with_compressed_tensors(save: Save) -> None:
     weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(0)) * 0.02
     whole = torch.tensor([448 * 6 / float(weight.abs().max())])
     scale = (weight.reshape(60, 6, 16).abs().amax(2) / 6 * whole).to(FP8).float()
@@ -290,7 +290,7 @@ def test_compressed_tensors_agrees_about_nvfp4(save: Save) -> None:
     assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
-def test_modelopt_and_compressed_tensors_write_one_nvfp4(save: Save) -> None:
+def test_nvfp4_of_modelopt_is_that_of_compressed_tensors(save: Save) -> None:
     converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4")
     generator = torch.Generator().manual_seed(0)
     modelopt = {
@@ -306,7 +306,7 @@ def test_modelopt_and_compressed_tensors_write_one_nvfp4(save: Save) -> None:
     assert snr == pytest.approx(again, rel=1e-5)
 
 
-def test_compressed_tensors_agrees_about_its_mxfp4(save: Save) -> None:
+def test_mxfp4_agrees_with_compressed_tensors(save: Save) -> None:
     weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(0)) * 0.02
     scale = torch.exp2(torch.floor(torch.log2(weight.reshape(60, 3, 32).abs().amax(2))) - 2)
     config = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
@@ -315,7 +315,7 @@ def test_compressed_tensors_agrees_about_its_mxfp4(save: Save) -> None:
     assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
-def test_the_int8_of_compressed_tensors_is_read(save: Save) -> None:
+def test_int8_of_compressed_tensors_is_scored(save: Save) -> None:
     stored = torch.randint(-128, 128, (60, 96), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     scale = torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) * 0.001 + 0.0001
     tensors = {"layers.0.up.weight": stored, "layers.0.up.weight_scale": scale}
@@ -354,7 +354,7 @@ def gptq(
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("checkpoint_format", ["gptq", "gptq_v2", None])
-def test_gptq_is_scored_as_what_was_packed(
+def test_gptq_is_scored_as_the_weights_that_were_packed(
     save: Save, bits: int, ordered: bool, checkpoint_format: str | None
 ) -> None:
     order = None if ordered else torch.randperm(96, generator=torch.Generator().manual_seed(0)) // 32
@@ -364,7 +364,7 @@ def test_gptq_is_scored_as_what_was_packed(
     assert one_score(save, tensors, config, f"gptq, {bits} bits") == pytest.approx(reference_score(weight), rel=1e-5)
 
 
-def test_gptq_with_one_group_for_all_is_read(save: Save) -> None:
+def test_gptq_with_one_group_for_all_columns_is_scored(save: Save) -> None:
     tensors, weight = gptq(4, None, True, size=96)
     config = {"quant_method": "gptq", "bits": 4, "group_size": -1}
     assert one_score(save, tensors, config, "gptq, 4 bits") == pytest.approx(reference_score(weight), rel=1e-5)
@@ -389,14 +389,14 @@ def awq() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return tensors, weight.reshape(64, 96)
 
 
-def test_compressed_tensors_agrees_about_awq(save: Save) -> None:
+def test_awq_agrees_with_compressed_tensors(save: Save) -> None:
     tensors, weight = awq()
     config = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
     assert one_score(save, tensors, config, "awq") == pytest.approx(reference_score(weight), rel=1e-5)
 
 
 @pytest.mark.parametrize("by", ["block", "row", "expert", "exponents"])
-def test_a_float8_bank_is_scored_expert_by_expert(save: Save, by: str) -> None:
+def test_float8_fused_experts_are_scored_one_by_one(save: Save, by: str) -> None:
     stored, _, _ = by_block(3 * 64, 48)
     stored = stored.reshape(3, 64, 48)
     generator = torch.Generator().manual_seed(0)
@@ -408,9 +408,9 @@ def test_a_float8_bank_is_scored_expert_by_expert(save: Save, by: str) -> None:
         scales, grid = kept, torch.exp2(kept.float() - 127)
     height, width = -(-64 // shape[1]), -(-48 // shape[2])
     whole = stored.float() * grid.repeat_interleave(height, 1).repeat_interleave(width, 2)
-    bank = "model.layers.0.mlp.experts.gate_up_proj"
-    result = scan(str(save({bank: stored, f"{bank}_scale_inv": scales}, config=CONFIG)), name="x")
-    assert result.complete and [line.name for line in result.modules] == [bank]
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    result = scan(str(save({name: stored, f"{name}_scale_inv": scales}, config=CONFIG)), name="x")
+    assert result.complete and [line.name for line in result.modules] == [name]
     for record, weight in zip(result.records, whole, strict=True):
         assert record.score is not None and record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
 
@@ -444,7 +444,7 @@ WORDS = torch.zeros(12, 64, dtype=torch.int32)
         ({"a.experts.up_proj": NIBBLES.reshape(2, 30, 48)}, {"quant_method": "hqq"}, NoScore.UNSUPPORTED_DTYPE),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_has_a_reason_and_the_others_are_scored(
+def test_unreadable_weight_is_reported_and_the_others_are_scored(
     save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], why: NoScore
 ) -> None:
     other = {"layers.0.norm.weight": torch.ones(8)}
@@ -453,7 +453,7 @@ def test_what_cannot_be_read_has_a_reason_and_the_others_are_scored(
     assert [r.module for r in result.records] == ["layers.0.norm"]
 
 
-def test_packed_numbers_are_never_scored_as_weights(save: Save) -> None:
+def test_packed_values_are_never_scored_as_weights(save: Save) -> None:
     a_plan = plan(str(save(gptq(4, None, True)[0] | {"layers.0.norm.weight": torch.ones(8)})))
     assert [w.module for w in a_plan.matrices] == ["layers.0.norm"]
 
@@ -462,7 +462,7 @@ def test_packed_numbers_are_never_scored_as_weights(save: Save) -> None:
     "change",
     [{"layers.0.up.weight_shape": torch.tensor([70, 95])}, {"layers.0.up.weight_g_idx": torch.full((96,), 3)}],
 )
-def test_companions_that_contradict_the_weight_are_its_reason_and_the_others_are_scored(
+def test_values_that_contradict_the_weight_are_reported_and_the_others_are_scored(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, torch.Tensor]
 ) -> None:
     weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
@@ -480,7 +480,7 @@ def test_companions_that_contradict_the_weight_are_its_reason_and_the_others_are
 
 
 @pytest.mark.parametrize("fetch", ["range", "download"])
-def test_remote_packed_weights_are_the_same(
+def test_packed_weights_of_a_repo_have_the_scores_of_a_local_scan(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fetch: str
 ) -> None:
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
@@ -491,7 +491,7 @@ def test_remote_packed_weights_are_the_same(
 
 
 @pytest.mark.parametrize("width", [93, 96, 100])
-def test_a_width_that_fills_no_word_is_known(save: Save, width: int) -> None:
+def test_packed_integers_may_leave_the_last_word_partly_empty(save: Save, width: int) -> None:
     weight = torch.randn(70, width, generator=torch.Generator().manual_seed(0))
     config = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
     theirs, tensors = compressed(weight, config, weight_scale=weight.abs().amax(1, keepdim=True) / 7.5)
@@ -500,7 +500,7 @@ def test_a_width_that_fills_no_word_is_known(save: Save, width: int) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_blocks_are_those_that_the_config_says_wherever_it_does(save: Save, nested: bool) -> None:
+def test_block_size_is_read_from_any_part_of_the_config(save: Save, nested: bool) -> None:
     stored = (torch.randn(192, 192, generator=torch.Generator().manual_seed(0)) * 40).to(FP8)
     scales = torch.rand(2, 2, generator=torch.Generator().manual_seed(1)) * 0.01 + 0.001
     whole = stored.float() * scales.repeat_interleave(96, 0).repeat_interleave(96, 1)
@@ -514,7 +514,7 @@ def test_blocks_are_those_that_the_config_says_wherever_it_does(save: Save, nest
 
 
 @pytest.mark.parametrize("size", [10**12, 10**30])
-def test_a_block_beyond_all_bounds_takes_no_memory(save: Save, size: int) -> None:
+def test_huge_block_size_takes_no_memory(save: Save, size: int) -> None:
     stored, _, _ = by_block(64, 48)
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, size]}}
     scales = torch.rand(2, 1) + 1
@@ -524,13 +524,13 @@ def test_a_block_beyond_all_bounds_takes_no_memory(save: Save, size: int) -> Non
     assert result.records[0].score.snr == pytest.approx(reference_score(whole), rel=1e-4)
 
 
-def test_a_group_beyond_all_bounds_is_the_whole(save: Save) -> None:
+def test_huge_group_size_is_the_whole_row(save: Save) -> None:
     tensors, weight = gptq(4, None, True, size=96)
     config = {"quant_method": "gptq", "bits": 4, "group_size": 10**30}
     assert one_score(save, tensors, config, "gptq, 4 bits") == pytest.approx(reference_score(weight), rel=1e-5)
 
 
-def test_awq_without_zero_points_counts_from_the_middle(save: Save) -> None:
+def test_awq_without_zero_points_is_symmetric(save: Save) -> None:
     tensors, _ = awq()
     zeros = tensors.pop("layers.0.up.qzeros")
     eights = tensors | {"layers.0.up.qzeros": torch.full_like(zeros, -2004318072)}  # 0x88888888
@@ -541,7 +541,7 @@ def test_awq_without_zero_points_counts_from_the_middle(save: Save) -> None:
 @pytest.mark.parametrize(
     "name", ["layers.0.up.B", "layers.0.up.weight:qdata", "layers.0.up.W_q", "layers.0.up.weight._data"]
 )
-def test_schemes_that_are_not_read_are_refused_whatever_they_call_their_numbers(save: Save, name: str) -> None:
+def test_unsupported_format_is_refused_by_any_name_of_its_values(save: Save, name: str) -> None:
     tensors = {name: torch.ones(8, 16, dtype=torch.uint8), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "marlin"}}
     result = scan(str(save(tensors, config=config)), name="x")
@@ -550,7 +550,7 @@ def test_schemes_that_are_not_read_are_refused_whatever_they_call_their_numbers(
     ]
 
 
-def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
+def test_weight_that_is_stored_twice_has_no_score(save: Save) -> None:
     tensors = awq()[0] | {"layers.0.up.weight": torch.randn(64, 96), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
     result = scan(str(save(tensors, config=config)), name="x")
@@ -559,7 +559,7 @@ def test_a_weight_that_is_stored_twice_is_scored_as_neither(save: Save) -> None:
     assert [line.name for line in result.modules] == ["layers.0.norm"]
 
 
-def test_a_buffer_of_integers_is_no_weight(save: Save) -> None:
+def test_buffer_of_integers_is_not_a_failure(save: Save) -> None:
     config = {"quantization_config": {"quant_method": "awq"}}
     tensors = {
         "a.weight": torch.ones(3, 4),
@@ -569,7 +569,7 @@ def test_a_buffer_of_integers_is_no_weight(save: Save) -> None:
     assert not plan(str(save(tensors, config=config))).failures
 
 
-def test_scales_that_are_read_ahead_are_bounded(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_that_are_read_ahead_keep_to_their_limit(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for i in range(40):
         stored, scales, _ = by_block(64, 40, seed=i)
@@ -581,7 +581,7 @@ def test_scales_that_are_read_ahead_are_bounded(save: Save, monkeypatch: pytest.
     assert values(scan(folder, name="y")) == values(whole)
 
 
-def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> None:
+def test_scales_are_not_parameters_of_an_export(save: Save) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for i in range(2):
         stored, scales, _ = by_block(64, 40, seed=i)
@@ -591,14 +591,14 @@ def test_scales_are_no_parameters_that_an_export_could_run_into(save: Save) -> N
     assert TRAINERS["ms-swift"].render(select(path, 50)).count("layers.") == 1
 
 
-def test_a_mask_of_bytes_beside_quantized_weights_is_no_weight(save: Save) -> None:
+def test_mask_of_bytes_in_a_quantized_model_is_not_a_failure(save: Save) -> None:
     tensors = awq()[0] | {"layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)}
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM"}}
     result = scan(str(save(tensors, config=config)), name="x")
     assert result.complete and [r.quantized for r in result.records] == ["awq"]
 
 
-def test_a_failure_of_another_group_is_none_by_the_names_in_memory_either(save: Save) -> None:
+def test_failure_of_another_group_is_not_a_failure_of_the_plan(save: Save) -> None:
     tensors = {
         "model.layers.0.self_attn.q_proj.weight": torch.randn(6, 9),
         "model.layers.0.mlp.down_proj.weight": torch.ones(20, 1, dtype=torch.uint8),

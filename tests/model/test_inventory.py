@@ -133,7 +133,7 @@ def test_pooled_experts_are_chosen_together(save: Save) -> None:
     assert len({line.group for line in separate.modules}) == 8
     pooled = scan(folder, name="x", top_percent=50, experts="pooled")
     assert {line.group for line in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
-    of = {line.name: line.value for line in separate.modules}
+    of = {line.name: line.rank_key for line in separate.modules}
     for line in pooled.modules:
         layer = line.name.split(".experts.")[0]
         name = line.name.rsplit(".", 1)[1]

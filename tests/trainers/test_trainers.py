@@ -243,10 +243,10 @@ def test_llama_factory_trains_the_layers_that_it_can_name() -> None:
     for first, layers in ((False, range(9, 12)), (True, range(3))):
         model = llama()
         lines = [
-            line._replace(snr=float(".mlp." in line.name and int(line.name.split(".")[2]) in layers))
+            line._replace(value=float(".mlp." in line.name and int(line.name.split(".")[2]) in layers))
             for line in lines_of(model)
         ]
-        chosen = choose(lines, Rule(25, ("mlp.*",)))
+        chosen = choose(lines, Rule(25, groups=("mlp.*",)))
         text = FORMATS["llama-factory"].render(chosen, names_of(model))
         # The module's name, and so the embedding's, is enough for it.
         assert (yaml.safe_load(text)["freeze_trainable_layers"] < 0) == first

@@ -250,7 +250,7 @@ def test_select_opens_a_result_and_its_record_once_and_no_spectrum(
     scanned_experts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[tuple[str, bool]] = []
-    read, read_record = results._read, results.open_records
+    read = results._read
 
     def count_result(path: Path) -> Any:
         opened.append((path.suffix, False))
@@ -258,15 +258,16 @@ def test_select_opens_a_result_and_its_record_once_and_no_spectrum(
 
     def count_record(path: Path, *, spectra: bool = True) -> Any:
         opened.append((path.suffix, spectra))
-        return read_record(path, spectra=spectra)
+        return open_records(path, spectra=spectra)
 
     monkeypatch.setattr(results, "_read", count_result)
     monkeypatch.setattr(results, "open_records", count_record)
-    monkeypatch.setattr("sys.argv", ["spectrum-stream", "select", str(scanned_experts), "--top-percent", "50"])
+    args = ["spectrum-stream", "select", str(scanned_experts), "--top-percent", "50"]
+    monkeypatch.setattr("sys.argv", args)
     assert main() == 0
     assert opened == [(".json", False), (".sqlite", False)]
     opened.clear()
-    monkeypatch.setattr("sys.argv", [*__import__("sys").argv, "--metric", "alpha"])
+    monkeypatch.setattr("sys.argv", [*args, "--metric", "alpha"])
     assert main() == 0
     assert opened == [(".json", False), (".sqlite", False), (".sqlite", True)]
 

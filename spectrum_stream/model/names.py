@@ -196,8 +196,8 @@ def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
 def slug(model: str) -> str:
     """Return the part of a file name that stands for MODEL.
 
-    It is `org-some-model` for `org/some_model`. Spectrum replaces `/` and `_`. All other characters with a meaning for
-    a file system are replaced too. Several models can have the same slug, so a slug does not identify a model.
+    It is `org-some-model` for `org/some_model`. Spectrum replaces `/` and `_`. All others that a file system
+    may interpret are replaced too. Several models can have the same slug, so a slug does not identify a model.
     """
     return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
 

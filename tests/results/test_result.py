@@ -550,7 +550,7 @@ def test_commands_use_no_record_with_other_scores(
         for args in (("select", RESULT, "--top-percent", "50"), ("compare", RESULT)):
             assert "(other_record)" in run(*args, "--metric", "alpha", code=1)[1]
         data = json.loads(run("select", RESULT, "--top-percent", "50", "--json")[0])
-        assert {d["degenerate"] for d in data["doubts"].values()} == {None}
+        assert {d["degenerate"] for d in data["diagnostics"].values()} == {None}
         (shown,) = json.loads(run("report", RESULT, "--json")[0])["results"]
         assert "other scores" in shown["notes"][0]
         assert {m["n"] for m in shown["modules"]} == {None}

@@ -29,7 +29,6 @@ from .results.record import Record
 from .results.result import Module, Result, sort_records, write_results
 from .selection.select import Selection, check_percent, select
 from .streaming.bounded import Budget, Budgets, Traffic
-from .streaming.fetch import Fetch, choose_fetches, count_fetched_nbytes, find_extents
 from .streaming.plan import Plan, PlanOptions, plan
 from .streaming.prefetch import Prefetcher
 from .trainers import DEFAULT, spectrum
@@ -183,7 +182,7 @@ def run(
     """
     if top_percent is not None:
         check_percent(top_percent)
-    names = _find_parameters(plan)
+    names, identity, is_stale = _find_parameters(plan), _identity(plan), _stale_rows(plan, fresh)
     foreign = None if fresh or plan.precision is not Precision.AUTO else _read_foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(
@@ -197,18 +196,18 @@ def run(
         yield ScanFinished(_write_selection(plan, (), Result(tuple(foreign), parameters=names), top_percent))
         return
     with Journal(
-        plan.outputs.record, _identity(plan), names=names, weights=plan.inventory.weights_numel, fresh=fresh
+        plan.outputs.record, identity, names=names, weights=plan.inventory.weights_numel, fresh=fresh
     ) as journal:
-        known = _read_known(journal, plan, fresh)
+        known = journal.reuse(plan.inventory.members, plan.inventory.parameters, is_stale)
         todo = [w for w in plan.matrices if w.module not in known]
-        extents, fetches, traffic = find_extents(todo), _choose_fetches(plan, todo), Traffic()
+        rest, traffic = plan.fetch_rest(todo), Traffic()
         done, total = len(plan.matrices) - len(todo), len(plan.matrices)
         yield ScanStarted(
             plan=plan,
             done=done,
             dropped=journal.dropped,
             foreign=None,
-            fetch_nbytes=count_fetched_nbytes(plan.source.shards, extents, fetches),
+            fetch_nbytes=rest.nbytes,
             traffic=traffic,
         )
         sharing = _group_by_tensor(todo)
@@ -216,7 +215,7 @@ def run(
         prefetcher = Prefetcher(
             {shard.name: shard for shard in plan.source.shards},
             [matrices[0] for tensor, matrices in sharing.items() if tensor not in copied],
-            fetches,
+            rest.fetches,
             plan.outputs.shards,
             traffic,
             Budgets(disk=Budget(plan.room_nbytes)),
@@ -289,48 +288,23 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _read_known(journal: Journal, plan: Plan, fresh: bool) -> dict[str, Record]:
-    """Read the rows that this scan need not compute again, by module; drop the others of the plan."""
-    groups = {module: group for group, modules in plan.inventory.members.items() for module in modules}
-    parameters = plan.inventory.parameters
-    stored = journal.records()
-    # Groups are those of this plan: how experts are grouped changes no number.
-    known = {
-        module: replace(
-            record,
-            group=groups.get(module, record.group),
-            parameter=parameters.get(module, record.parameter),
-        )
-        for module, record in stored.items()
-    }
-    if moved := [
-        r for r in known.values() if (r.group, r.parameter) != (stored[r.module].group, stored[r.module].parameter)
-    ]:
-        # A record has to have the names of its result file.
-        journal.rename(moved)
-    stale = {w.module for w in plan.matrices if w.module in known and _is_stale(known[w.module], plan, fresh)}
-    journal.drop(sorted(stale))
-    return {module: record for module, record in known.items() if module not in stale}
+def _stale_rows(plan: Plan, fresh: bool) -> Callable[[Record], bool]:
+    """Return the test whether a recorded matrix has to be computed again."""
+    asked = {w.module for w in plan.matrices}
 
+    def is_stale(record: Record) -> bool:
+        if record.module not in asked:
+            return False
+        if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
+            return True
+        # Another precision, or another version of LAPACK, may succeed.
+        if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
+            return True
+        # A limit of memory kept the score inexact, and this plan has no limit.
+        inexact = record.score is not None and not record.score.is_exact and record.precision is not Precision.SVD
+        return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
 
-def _is_stale(record: Record, plan: Plan, fresh: bool) -> bool:
-    """Whether a recorded matrix has to be computed again."""
-    if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
-        return True
-    # Another precision, or another version of LAPACK, may succeed.
-    if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
-        return True
-    # A limit of memory kept the score inexact, and this plan has no limit.
-    inexact = record.score is not None and not record.score.is_exact and record.precision != Precision.SVD
-    return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
-
-
-def _choose_fetches(plan: Plan, todo: Sequence[Matrix]) -> Mapping[str, Fetch | None]:
-    """Choose how each shard is fetched when only some of the matrices are left."""
-    # Under a limit of memory, the plan has promised the memory of its own fetches.
-    if plan.max_nbytes is not None:
-        return plan.fetches
-    return choose_fetches(plan.source.shards, find_extents(todo), plan.fetch, plan.free_nbytes, plan.max_disk_nbytes)
+    return is_stale
 
 
 def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:

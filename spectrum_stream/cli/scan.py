@@ -15,7 +15,7 @@ from ..model.parameters import Names
 from ..numerics.precision import Precision
 from ..selection.budget import needs
 from ..selection.diagnose import diagnose
-from ..selection.select import check_percent
+from ..selection.select import check_percent, rank
 from ..streaming import plan as planning
 from ..streaming.fetch import Fetch
 from ..streaming.plan import RESULTS_FOLDER, Plan
@@ -150,7 +150,9 @@ def run_plan(
 def _present(output: Output, result: "ScanResult") -> None:
     selection = result.selection
     diagnostics = diagnose(result.result, selection)
-    output.show(tables.score_table(result.result, selection, diagnostics))
+    ranked = selection.ranked if selection else rank(result.modules)
+    chosen = selection.chosen if selection else None
+    output.show(tables.score_table(ranked, result.result.metric, chosen, diagnostics))
     need = None
     if selection is not None and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None:
         output.line()

@@ -1,7 +1,6 @@
 """Choose modules from a result: select."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ from ..model.parameters import read_names
 from ..numerics.metrics import SPECTRUM, metric_of
 from ..results.atomic import write_atomically
 from ..results.result import Result
-from ..selection.budget import Recipe, fit, needs
-from ..selection.diagnose import diagnose
+from ..selection.budget import Needs, Recipe, fit, needs
+from ..selection.diagnose import Diagnostics, diagnose
 from ..selection.select import Rule, Selection, choose
 from ..trainers import DEFAULT, TRAINERS
 from ..trainers.trainer import Trainer
@@ -51,6 +50,12 @@ class _Budget(NamedTuple):
     recipe: Recipe
 
 
+class _Outcome(NamedTuple):
+    selection: Selection
+    diagnostics: Mapping[str, Diagnostics]
+    need: Needs | None
+
+
 def select_command(
     result: ResultArgument,
     top_percent: TopPercentOption = None,
@@ -88,12 +93,14 @@ def select_command(
     names = None if names_file is None else read_names(names_file)
     opened = Result.open(result).by(metric_of(metric))
     selection = choose(opened, rule) if budget is None else fit(opened, rule, **budget._asdict())
+    need = needs(selection, by_patterns=trainer.always_by_pattern)
+    outcome = _Outcome(selection, diagnose(opened, selection), need)
     text = trainer.render(selection, names)
     path = file or _path_of(result, selection, trainer)
     if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
         raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="e.g. -o another.file")
     write_atomically(path, text)
-    _present(output, selection, trainer, path, names)
+    _present(output, outcome, trainer, path, names)
     if budget is not None:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
     against = ("--names", str(names_file)) if names_file else ("--model", opened.model or "MODEL")
@@ -143,20 +150,18 @@ def _path_of(result: Path, selection: Selection, trainer: Trainer) -> Path:
     return Path(f"{result.stem}{by}_{trainer.label}_{percent}{custom}.{trainer.suffix}")
 
 
-def _present(output: Output, selection: Selection, trainer: Trainer, path: Path, names: Sequence[str] | None) -> None:
-    result = selection.result
-    ranked = tuple(module for group in selection.ranked.values() for module in group)
-    diagnostics = diagnose(result, selection)
-    output.show(tables.score_table(replace(result, modules=ranked), selection, diagnostics))
+def _present(output: Output, outcome: _Outcome, trainer: Trainer, path: Path, names: Sequence[str] | None) -> None:
+    selection, diagnostics, need = outcome
+    metric = selection.result.metric
+    output.show(tables.score_table(selection.ranked, metric, selection.chosen, diagnostics))
     data = {
         "schema_version": 1,
-        "metric": result.metric.name,
+        "metric": metric.name,
         "chosen": selection.chosen,
         "percent": selection.rule.percent,
         "diagnostics": {name: d.to_dict() for name, d in diagnostics.items()},
         "files": [str(path)],
     }
-    need = needs(selection, by_patterns=trainer.always_by_pattern)
     if need is not None and not trainer.trains_adapters:
         output.line()
         output.show(tables.needs_table(need))

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group as Lines
@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ..model.names import is_head, is_single_expert
 from ..model.parameters import GIVEN, Names
-from ..numerics.metrics import SPECTRUM
-from ..results.result import Module, Result
+from ..numerics.metrics import SPECTRUM, Metric
+from ..results.result import Module
 from ..selection.budget import Needs, Recipe
 from ..selection.compare import Comparison
 from ..selection.diagnose import Diagnostics
@@ -101,33 +101,40 @@ def _facts(plan: Plan) -> Table:
 
 
 def score_table(
-    result: Result, selection: Selection | None = None, diagnostics: Mapping[str, Diagnostics] | None = None
+    ranked: Mapping[str, Sequence[Module]],
+    metric: Metric,
+    chosen: Mapping[str, Sequence[str]] | None = None,
+    diagnostics: Mapping[str, Diagnostics] | None = None,
 ) -> Table:
-    """Show every group: its size, the spread of its values, the number of chosen modules, and its weak points."""
+    """Show every group: its size, the spread of its values, the number of chosen modules, and its weak points.
+
+    Args:
+        ranked: the modules of each group, best first.
+        metric: the metric that ranks them.
+        chosen: the names of the chosen modules of each group; None without a selection.
+    """
     weak = {name: {k: n for k, n in d.to_dict().items() if n is not None} for name, d in (diagnostics or {}).items()}
     totals = {title: sum(counts[title] for counts in weak.values()) for counts in weak.values() for title in counts}
     # A column of zeros would take room from the names.
     shown = [title for title, total in totals.items() if total]
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if selection else []), *shown):
+    for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *shown):
         table.add_column(column, justify="right", no_wrap=True)
-    ranked: Mapping[str, tuple[Module, ...]] = selection.ranked if selection else rank(result.modules)
     for name, group in ranked.items():
         values = [module.value for module in group if module.value is not None]
         spread = (min(values), statistics.median(values), max(values)) if values else ()
-        chosen = [str(len(selection.chosen[name]))] if selection else []
         table.add_row(
             _group(name),
             str(len(group)),
             *([f"{value:.4g}" for value in spread] or ["", "", ""]),
-            *chosen,
+            *([str(len(chosen[name]))] if chosen else []),
             *(str(weak[name][title] or "") for title in shown),
         )
     captions = []
-    if result.metric != SPECTRUM:
-        order = "largest" if result.metric.larger_first else "smallest"
-        captions.append(f"ranked by {result.metric.name}, {order} first: {result.metric.why}")
+    if metric != SPECTRUM:
+        order = "largest" if metric.larger_first else "smallest"
+        captions.append(f"ranked by {metric.name}, {order} first: {metric.why}")
     if totals:
         words = {"degenerate": "degenerate scores", "tied": "tied at the cut"}
         captions.append(", ".join(f"{words.get(title, title)}: {total}" for title, total in totals.items()))

@@ -8,7 +8,8 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,23 +102,54 @@ class Journal:
             rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM matrices").fetchall()
             return {record.module: record for record in map(from_row, rows)}
 
-    def drop(self, modules: Sequence[str]) -> None:
-        """Delete the rows of modules that will be computed again."""
+    def reuse(
+        self,
+        members: Mapping[str, Iterable[str]],
+        parameters: Mapping[str, str],
+        is_stale: Callable[[Record], bool],
+    ) -> dict[str, Record]:
+        """Read the rows that need not be computed again, by module, and delete the others.
+
+        The groups and parameters become those of this scan. How experts are grouped changes no number, but a record
+        has to have the names of its result.
+
+        Args:
+            members: the modules of each group.
+            parameters: the parameter of each module.
+            is_stale: whether a row has to be computed again.
+        """
+        groups = {module: group for group, modules in members.items() for module in modules}
+        stored = self.records()
+        known = {
+            module: replace(
+                record, group=groups.get(module, record.group), parameter=parameters.get(module, record.parameter)
+            )
+            for module, record in stored.items()
+        }
+        self._rename(
+            record
+            for module, record in known.items()
+            if (record.group, record.parameter) != (stored[module].group, stored[module].parameter)
+        )
+        stale = {module for module, record in known.items() if is_stale(record)}
+        self._delete(sorted(stale))
+        return {module: record for module, record in known.items() if module not in stale}
+
+    def _delete(self, modules: Sequence[str]) -> None:
         if not modules:
             return
         with self._report_errors():
             atomic.before("commit", self.path)
             self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
 
-    def rename(self, records: Iterable[Record]) -> None:
-        """Update the groups and parameters of existing rows, since another plan can give them other names."""
+    def _rename(self, records: Iterable[Record]) -> None:
+        names = [(record.parameter, record.group, record.module) for record in records]
+        if not names:
+            return
         with self._report_errors():
             atomic.before("commit", self.path)
             self._db.execute("BEGIN")
-            self._db.executemany(
-                "UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?",
-                [(record.parameter, record.group, record.module) for record in records],
-            )
+            self._db.executemany("UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?", names)
             self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from ..checkpoint import Source, open_source
 from ..checkpoint.tensors import read_checkpoint
@@ -107,6 +107,13 @@ class Group:
     name: str
     count: int
     shapes: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
+class Rest(NamedTuple):
+    """How the shards are fetched that still have matrices to score, and the bytes that come over the network."""
+
+    fetches: Mapping[str, Fetch | None]
     nbytes: int
 
 
@@ -230,6 +237,18 @@ class Plan:
             max_nbytes=self.max_nbytes,
             max_disk_nbytes=self.max_disk_nbytes,
         )
+
+    def fetch_rest(self, todo: Sequence[Matrix]) -> Rest:
+        """Choose how each shard is fetched when only some of the matrices are left to score.
+
+        Raises:
+            UsageError: too_little_disk.
+        """
+        shards, extents, fetches = self.source.shards, find_extents(todo), self.fetches
+        # Under a limit of memory, the plan has promised the memory of its own fetches.
+        if self.max_nbytes is None:
+            fetches = choose_fetches(shards, extents, self.fetch, self.free_nbytes, self.max_disk_nbytes)
+        return Rest(fetches, count_fetched_nbytes(shards, extents, fetches))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data."""

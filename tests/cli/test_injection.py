@@ -20,6 +20,7 @@ from spectrum_stream.checkpoint.index import is_safe_shard_name
 from spectrum_stream.cli.tables import plan_table, scan_warnings, score_table
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.model.names import slug
+from spectrum_stream.selection.select import rank
 from spectrum_stream.text import printable
 from spectrum_stream.trainers import DEFAULT, axolotl
 
@@ -46,7 +47,7 @@ def test_hostile_module_and_group_are_inert_and_kept(save: Save, payload: str) -
     folder = save({f"{module}.weight": torch.randn(6, 9), "layers.0.bad.weight": torch.full((2, 2), torch.nan)})
     result = scan(str(folder), name="x")
     warnings = map(printable, scan_warnings(result))
-    shown = rendered(plan_table(result.plan), score_table(result.result), *warnings)
+    shown = rendered(plan_table(result.plan), score_table(rank(result.modules), result.result.metric), *warnings)
     assert inert(shown)
     # The table is as wide as its console, and a long name goes over several of its lines.
     assert printable(payload).replace(" ", "")[:200] in re.sub(r"\s", "", shown)

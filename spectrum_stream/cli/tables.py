@@ -174,7 +174,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         parts.append(Text(f"and {more} more; --json lists all"))
     count = counted(verdict.parameters, "parameter", "parameters")
     if verdict.trained:
-        parts.append(Text(f"trains {len(verdict.trained)} of {count} of {verdict.origin}"))
+        parts.append(Text(f"trains {len(verdict.trained)} of {count}"))
     parts.append(Text(f"checked against {count} of {verdict.origin}: {'OK' if verdict.is_good else 'mismatch'}"))
     return Lines(*parts)
 

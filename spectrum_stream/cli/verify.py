@@ -63,6 +63,6 @@ def verify_command(
         output.line(f"next: correct the entries above, then run {again}")
         raise typer.Exit(4)
     if verdict.trained:
-        output.line(f"next: {TRAINERS[format_name].advice}")
+        output.line(f"next: train with {file}: {TRAINERS[format_name].advice}")
     else:
         output.next("select", str(file), "--top-percent", "50")

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,11 @@ def test_plan_memory_limit_reduces_workers_or_reports_minimum(save: Save) -> Non
 
 def test_plan_only_is_the_plan_of_some_groups(save: Save) -> None:
     folder = str(save(llama_tensors(2)))
-    assert plan(folder).only(["mlp.*"]) == plan(folder, groups=["mlp.*"])
+    # Other programs change the free space of the disk between the two plans.
+    only, planned = (
+        replace(p, free_nbytes=0) for p in (plan(folder).only(["mlp.*"]), plan(folder, groups=["mlp.*"]))
+    )
+    assert only == planned
 
 
 def test_plan_to_dict_does_not_ask_the_disk(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The content of config.json: an untrusted mapping, whose types are checked here and nowhere else.
+"""The content of config.json: an untrusted mapping. All types are checked here.
 
     model_type        the family                              text_config       the language model of a larger model
     architectures     the classes of the model                vision_config     its vision tower
@@ -24,13 +24,13 @@ _DEFAULT_BLOCK = (128, 128)
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """The part of config.json about quantized weights; empty if the weights are not quantized."""
+    """The part of config.json about quantized weights; empty if there is none."""
 
     data: Mapping[str, Any]
 
     @property
     def quant_method(self) -> str | None:
-        """The name of the format, "" if it is not a text; None if the config names no format."""
+        """The name of the format; "" if it is not a text, None if there is none."""
         return None if "quant_method" not in self.data else _text(self.data["quant_method"]) or ""
 
     @property
@@ -46,7 +46,7 @@ class QuantizationConfig:
 
     @property
     def block_size(self) -> tuple[int, int]:
-        """(rows, columns) that share a scale where a weight in float8 has one scale a block."""
+        """(rows, columns) that share a scale, if float8 has a scale for each block."""
         # compressed-tensors has it with the groups of layers. A block from elsewhere does not fit the scales.
         for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
             match [_integer(side) for side in block] if isinstance(block, list) else []:
@@ -102,7 +102,7 @@ class ModelConfig:
 
     @property
     def text(self) -> Mapping[str, Any]:
-        """The config of the language model in a larger model; empty if the language model is all there is."""
+        """The config of the language model in a multimodal model; empty if there is none."""
         return _mapping(self.data.get("text_config"))
 
     @property
@@ -124,13 +124,16 @@ class ModelConfig:
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether the model is a language model with towers. T5, which has the same kind of class, is not."""
+        """Whether the model is a language model with towers.
+
+        T5 has the same kind of class, and is not.
+        """
         has_parts = any(isinstance(self.data.get(part), Mapping) for part in ("text_config", "vision_config"))
         return has_parts and any(_MULTIMODAL.search(name) for name in self.architectures)
 
     @property
     def ties_embeddings(self) -> bool | None:
-        """Whether the head is the embedding; None if the config leaves that to the family's default."""
+        """Whether the head is the embedding; None for the default of the family."""
         flags = [part.get("tie_word_embeddings") for part in (self.data, self.text)]
         said = [flag for flag in flags if isinstance(flag, (bool, int, float))]
         return any(said) if said else None

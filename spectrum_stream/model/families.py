@@ -85,7 +85,8 @@ _SAME_NAMES = (
     "llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "cohere",
     "cohere2", "olmo", "olmo2", "smollm3", "stablelm", "starcoder2", "exaone4", "granite", "gpt2", "gpt_bigcode",
     "gptj", "falcon", "bloom", "mpt", "opt", "persimmon", "jetmoe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
-    "bert", "roberta", "modernbert", "t5", "mamba", "mamba2", "falcon_mamba", "bamba", "falcon_h1", "clip", "siglip", "idefics3", "smolvlm", "llama4",
+    "bert", "roberta", "modernbert", "t5", "mamba", "mamba2", "falcon_mamba", "bamba", "falcon_h1",
+    "clip", "siglip", "idefics3", "smolvlm", "llama4",
 )
 _SEPARATE_EXPERTS = (
     "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next",

@@ -71,7 +71,9 @@ def take_inventory(
     names: Names | Sequence[str] = Names.V5,
     experts: Experts = Experts.SEPARATE,
 ) -> Inventory:
-    """Find the matrices of a checkpoint, by the names and in the groups that results use.
+    """Find the matrices of a checkpoint, and why other tensors are skipped.
+
+    Matrices have the names and groups that results use.
 
     Args:
         names: a member of `Names`, or the names of all parameters in the trainer.
@@ -161,7 +163,7 @@ def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
 
 
 def _find_reason(tensor: TensorInfo) -> NoScore | None:
-    """Find why a plain tensor has no score; None if it is a matrix or a vector to score."""
+    """Find why a plain tensor has no score; None if it has one."""
     if not is_weight(tensor.name):
         return NoScore.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):
@@ -213,7 +215,10 @@ def _share_tensor(matrix: Matrix, head: str) -> Matrix:
 
 
 def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Skipped]]:
-    """Drop weights that two tensors store, packed and plain: the checkpoint does not say which of them counts."""
+    """Drop weights that two tensors store, packed and plain.
+
+    The checkpoint does not say which of the two counts.
+    """
     tensors: dict[str, set[str]] = {}
     for w in matrices:
         tensors.setdefault(w.module, set()).add(w.tensor)
@@ -223,9 +228,10 @@ def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[S
 
 
 def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matrix]:
-    """Prefix the groups of towers and of extra layers, so that they are not ranked with the language model.
+    """Prefix the groups of towers and of extra layers.
 
-    Spectrum ranks a layer of a vision tower with the language model if both have the same name for it.
+    So they are not ranked with the language model. Spectrum ranks a layer of a vision tower with the language model
+    if both have the same name for it.
     """
     towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
     prefixed = []
@@ -237,7 +243,10 @@ def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matri
 
 
 class _Projection(NamedTuple):
-    """The experts of a layer by one of their projections: `model.layers.0.mlp.experts` and `up_proj`."""
+    """The experts of a layer, and one of their projections.
+
+    Such as `model.layers.0.mlp.experts` and `up_proj`.
+    """
 
     owner: str
     name: str
@@ -253,7 +262,9 @@ class _Projection(NamedTuple):
 
 
 def _find_missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
-    """Find the layers that lack experts, or that lack a projection that the experts of other layers have.
+    """Find the layers that lack experts, or a projection of their experts.
+
+    A layer has to have the projections that the experts of other layers have.
 
     Args:
         count: the experts of a layer by config.json, if it says so. A layer with more sets the number for all.
@@ -289,7 +300,7 @@ def _split_projection(fused_name: str) -> _Projection:
 
 
 def _fused_name_of(w: Matrix) -> str | None:
-    """Return the fused name of an expert, whether it is stored alone or with the others."""
+    """Return the fused name of an expert, stored alone or with others."""
     return fused_name_of(w.module) if w.expert is None else w.module.rpartition(".")[0]
 
 
@@ -298,9 +309,10 @@ def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
 
 
 def _pool_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matrix]:
-    """Move the experts of a layer that are parameters of their own into one group for all numbers.
+    """Move experts that are parameters of their own into one group.
 
-    If some experts of a layer have no score, the layer cannot be ranked as one, so its experts stay in their groups.
+    The group of `mlp.experts.7.up_proj` becomes `mlp.experts.up_proj`. If some experts of a layer have no score,
+    the layer cannot be ranked as one, so its experts stay in their groups.
     """
     unreadable = _find_unreadable(skipped)
     incomplete = unreadable | {fused_name_of(name) for name in unreadable}

@@ -38,7 +38,7 @@ class Skipped:
     parameter: str | None = None
 
     def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
-        """Whether it would be ranked in one of these groups, or in a group that matches a pattern.
+        """Whether it belongs to one of these groups, or to one that matches a pattern.
 
         Missing experts belong to the groups of the others: those with their numbers, and those of all experts.
         """
@@ -82,12 +82,18 @@ class Matrix:
 
     @property
     def result_name(self) -> str:
-        """The name in results: the parameter without `.weight`, the same for all experts of a fused parameter."""
+        """The name in results: the parameter without `.weight`.
+
+        It is the same for all experts of a fused parameter.
+        """
         return module_of(self.parameter)
 
     @property
     def key(self) -> str:
-        """The name of the stored tensor, or of the part of it; the same for two modules that share it."""
+        """The name of the stored tensor, or of the expert in it.
+
+        It is the same for two modules that share a tensor.
+        """
         return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
 
     @property

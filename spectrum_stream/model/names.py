@@ -29,12 +29,18 @@ _EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", r
 
 
 def is_weight(tensor: str) -> bool:
-    """Whether a name ends in `.weight`; Spectrum scores no biases, buffers or bare parameters."""
+    """Whether a name ends in `.weight`.
+
+    Spectrum scores no biases, buffers or bare parameters.
+    """
     return tensor.endswith(WEIGHT_SUFFIX) and tensor != WEIGHT_SUFFIX
 
 
 def module_of(tensor: str) -> str:
-    """Return the module that owns a weight: its name without `.weight`; other names as they are."""
+    """Return a name without `.weight`: the module that owns a weight.
+
+    Other names stay as they are.
+    """
     return tensor.removesuffix(WEIGHT_SUFFIX) if is_weight(tensor) else tensor
 
 
@@ -77,7 +83,7 @@ def is_fused_experts(module: str) -> bool:
 
 
 def is_stacked_experts(module: str) -> bool:
-    """Whether a 2-D tensor with this name holds all experts one above the other, as in DBRX."""
+    """Whether a 2-D tensor has all experts one above the other, by its name: DBRX."""
     return module.endswith((".experts.mlp.w1", ".experts.mlp.v1", ".experts.mlp.w2"))
 
 
@@ -87,25 +93,34 @@ def is_single_expert(module: str) -> bool:
 
 
 def fused_name_of(module: str) -> str | None:
-    """Return the fused name of an expert: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    """Return the fused name of an expert, None for others.
+
+    It is `mlp.experts.up_proj` for `mlp.experts.7.up_proj`.
+    """
     return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
 
 
 def without_expert(group: str) -> str:
-    """Return the group of all experts: `mlp.experts.up_proj` for `mlp.experts.7.up_proj`."""
+    """Return the group of all experts for the group of one.
+
+    It is `mlp.experts.up_proj` for `mlp.experts.7.up_proj`.
+    """
     return _EXPERT.sub(r"\1\2.", group, count=1)
 
 
 def expert_of(module: str) -> str:
-    """Return the number of an expert as text: `7` for `mlp.experts.7.up_proj`; "" for others."""
+    """Return the number of an expert as text, "" for others.
+
+    It is `7` for `mlp.experts.7.up_proj`.
+    """
     found = _EXPERT.search(module)
     return found[0].strip(".").rpartition(".")[2] if found else ""
 
 
 def pool_of(module: str, group: str) -> str | None:
-    """Return the fused name of an expert if its group is that of all experts, else None.
+    """Return the fused name of an expert if it is ranked with the others.
 
-    The experts of a layer that share a fused name are then ranked as one.
+    Its group is then that of all experts, and the experts of a layer are ranked as one.
     """
     fused_name = fused_name_of(module)
     is_pooled = fused_name is not None and f".{group}".endswith(f".{group_of(fused_name)}")
@@ -124,10 +139,10 @@ def tower_of(module: str) -> str:
 
 
 def is_extra_layer(module: str, layers: int | None) -> bool:
-    """Whether a module belongs to a layer for multi-token prediction; many trainers drop those.
+    """Whether a module belongs to a layer for multi-token prediction.
 
-    `mtp.layers.0` (Qwen3-Next), `model.mtp_block.0` (ERNIE), `model.mtp_layers.0` (MiMo), and in DeepSeek-V3 and GLM
-    the layers after the last.
+    Many trainers drop these layers: `mtp.layers.0` (Qwen3-Next), `model.mtp_block.0` (ERNIE), `model.mtp_layers.0`
+    (MiMo), and the layers after the last in DeepSeek-V3 and GLM.
 
     Args:
         layers: the number of layers of the language model by config.json, if it says so.
@@ -147,24 +162,30 @@ def is_norm(module: str) -> bool:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module is an embedding by its name: `model.embed_tokens`, `wte`, `word_embeddings`."""
+    """Whether a module is an embedding by its name: `model.embed_tokens`, `wte`."""
     return not is_norm(module) and _EMBEDDING.fullmatch(module.rsplit(".", 1)[-1]) is not None
 
 
 def is_head(module: str) -> bool:
-    """Whether a module is a language model's head by its name: `lm_head`, outside of any layer."""
+    """Whether a module is the head of a language model by its name: `lm_head`."""
     path, _, name = module.rpartition(".")
     # An `output` at the top is a head. Elsewhere it belongs to a projector.
     return name in _HEAD_NAMES and group_of(module) == module and (name != "output" or path in _TOPS)
 
 
 def group_order(group: str) -> tuple[str, str]:
-    """Return the sort key of a group in Spectrum's files: its first component, then its name."""
+    """Return the sort key of a group in Spectrum's files.
+
+    It is the first component, and then the whole name.
+    """
     return group.split(".", 1)[0], group
 
 
 def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
-    """Return the sort key of a module: numbers by value, so that layer 2 is before layer 10."""
+    """Return the sort key of a module, with numbers by value.
+
+    So layer 2 is before layer 10.
+    """
     # Digits are compared by length and then as text, because int() of a hostile number of 5,000 digits raises.
     return tuple(
         (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
@@ -173,16 +194,16 @@ def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def slug(model: str) -> str:
-    """Return the part of a file name that stands for MODEL: `org-some-model` for `org/some_model`.
+    """Return the part of a file name that stands for MODEL.
 
-    Spectrum replaces `/` and `_`. All other characters with a meaning for a file system are replaced too.
-    Several models can have the same slug, so a slug does not identify a model.
+    It is `org-some-model` for `org/some_model`. Spectrum replaces `/` and `_`. All others that a file system
+    may interpret are replaced too. Several models can have the same slug, so a slug does not identify a model.
     """
     return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
 
 
 def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, str] | None:
-    """Find the head that a causal language model shares with its embedding, and the embedding's tensor.
+    """Find the head that a language model shares with its embedding.
 
     Such a checkpoint holds one tensor for the two. The model, and so Spectrum's result, has both modules.
 
@@ -209,7 +230,9 @@ def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, st
 
 
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """Return the groups that match any pattern, exactly or as a glob; never by a part of the name.
+    """Return the groups that match any pattern, exactly or as a glob.
+
+    A part of the name is not a match.
 
     Raises:
         UsageError: no_such_group, a pattern matches nothing.

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class NoScore(StrEnum):
-    """The reason why a tensor is not scored, or why the score of a matrix could not be computed.
+    """The reason why a tensor or a matrix has no score.
 
     Attributes:
         sentence: the reason for people, a clause after the name of the tensor.

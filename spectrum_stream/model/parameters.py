@@ -62,12 +62,17 @@ class NamedMatrices:
     parameters: Mapping[str, str] | None = None
 
     def find_parameter(self, s: Skipped) -> str | None:
-        """Find the parameter that a skipped tensor is, or is a part of; None if the model does not have it."""
+        """Find the parameter that a skipped tensor is, or is a part of.
+
+        It is None if the model does not have it.
+        """
         return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stored_name_of(s))
 
 
 def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
-    """Turn the argument of `plan` into a member of `Names` or a list of the trainer's own names.
+    """Parse the names that `plan` is called with.
+
+    They are a member of `Names`, its value, or a list of the trainer's own names.
 
     Raises:
         UsageError: no_such_names, for a text that is not a value of `Names`.
@@ -127,7 +132,10 @@ def _hash_names(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """A function from names in the checkpoint to names of parameters, and where the names come from, in words."""
+    """A function from names in the checkpoint to names of parameters.
+
+    `whose` says in words where the names come from.
+    """
 
     of: Callable[[str], str]
     whose: str
@@ -194,7 +202,7 @@ def _rename_matrices(
 
 
 def _stored_name_of(s: Skipped) -> str:
-    """Return the stored name of a skipped parameter; of missing experts, the name of the first."""
+    """Return the stored name of a skipped parameter, or of the first missing expert."""
     owner, _, projection = s.tensor.rpartition(".")
     return f"{owner}.0.{projection}.weight" if s.no_score is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
@@ -251,7 +259,9 @@ def _remove_prefix(prefix: str, name: str) -> str:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read names of parameters: one a line, without what follows a space; or a JSON list of them.
+    """Read names of parameters: one a line, or a JSON list.
+
+    The rest of a line after a space is ignored.
 
     Raises:
         UsageError: no_such_file, no_names.

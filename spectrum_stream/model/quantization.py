@@ -27,7 +27,7 @@ class Packing(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stored tensor that a weight needs to be read, or the part of it that belongs to one expert.
+    """A stored tensor that a weight needs to be read, or one expert's part of it.
 
     Attributes:
         role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `groups`, the group of each column;
@@ -101,5 +101,5 @@ def parameter_of(tensor: str) -> str:
 
 
 def is_companion(tensor: str) -> bool:
-    """Whether a tensor holds scales, zero points or the like of a quantized weight, by its name."""
+    """Whether a tensor holds scales, zero points or the like, by its name."""
     return tensor.endswith(_COMPANION_SUFFIXES)

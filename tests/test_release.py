@@ -73,7 +73,7 @@ def test_wheel_installs_in_a_fresh_environment(built: Path, tmp_path: Path) -> N
     (wheel,) = built.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*install, str(wheel)], check=True)
     # The dependencies are gigabytes, so they are those that are here; a path file makes their editable installs none.
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectrum_stream.text import duration, printable, si_bytes
+from spectrum_stream.text import duration, listed, printable, si_bytes
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,10 @@ def test_duration_has_at_most_two_units() -> None:
         "59 min 59 s",
         "2 h 5 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, ""), (1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more"), (6, "a, b, c and 3 more")]
+)
+def test_listed_cuts_a_list_and_counts_the_rest(count: int, expected: str) -> None:
+    assert listed(list("abcdef")[:count], limit=3) == expected

@@ -1,12 +1,12 @@
-"""Files that are whole or not there at all, whatever happens while they are written.
+"""Write files that are whole or absent, whatever happens while they are written.
 
     write     to a temporary file in the same folder, since a rename is atomic only within a file system
-    fsync     the bytes, or a rename could come to the disk before them
-    replace   at every instant the name is the old file or the new one
-    sync      the folder, or the rename itself could be lost with the power
+    fsync     the bytes, or a rename could reach the disk before them
+    replace   the name is the old file or the new one at any time
+    sync      the folder, or the rename itself could be lost in a power cut
 
-What changes the disk asks `before` first, the record's commits included: the one place where tests count the
-steps, let one fail, or end the process.
+Every step that changes the disk calls `before` first, the commits of a record included. Tests use it to count the
+steps, to let one fail, or to end the process.
 """
 
 import glob
@@ -22,12 +22,12 @@ def _nothing(step: str, path: Path) -> None:
     pass
 
 
-# Called with `write`, `fsync`, `replace`, `sync`, `commit` or `close`, and the file that it is about.
+# It is called with `write`, `fsync`, `replace`, `sync`, `commit` or `close`, and with the file.
 before: Callable[[str, Path], None] = _nothing
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is, at every instant, either the old one or the new one, whole.
+    """Write a file so that it is, at any time, either the whole old one or the whole new one.
 
     Raises:
         ResultError: unwritable; the old file is intact.
@@ -59,12 +59,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _prefix(path: Path) -> str:
-    # Of a long name, as much as leaves room for the rest of the temporary one.
+    # A long name is cut, so that the temporary name is not too long for the file system.
     return f".{path.name[:100]}."
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote this file."""
+    """Remove the temporary files of processes that were killed while they wrote this file."""
     for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):
@@ -72,7 +72,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    # On Windows a signal of 0 would end the process.
+    # On Windows signal 0 would end the process.
     if os.name != "posix":
         return True
     try:

@@ -1,10 +1,11 @@
-"""A contributed result: what is wrong with it, all of it, each with a reason code.
+"""Check a contributed result, and report all findings, each with a reason code.
 
-    the file      its name, its JSON, every entry, groups and order, against what a scan would have written
-    provenance    the file beside it (see `provenance`): there, whole, of this result, and with no path of a machine
-    the record    if it is beside it: the scores, computed again from the singular values
+    the file      its name, its JSON, every entry, the groups and the order, compared with the output of a scan
+    provenance    the file beside it (see `provenance`): it is there, complete, belongs to this result, and has no
+                  path of a machine
+    the record    if it is beside the result: the scores, computed again from the singular values
 
-Nothing is downloaded, and no weight is read: whether the scores are those of the model, only a scan can say.
+Nothing is downloaded, and no weight is read. Only a scan can tell whether the scores are those of the model.
 """
 
 import json
@@ -23,9 +24,9 @@ from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
 from .record import Record, Records, open_records, record_path
 from .result import MAX_RESULT_NBYTES, modules_of
 
-# Of a thousand shards it has 150 kB.
+# A provenance with a thousand shards has 150 kB.
 _MAX_PROVENANCE_NBYTES = 10_000_000
-# A singular value is stored to half of this, relatively.
+# A recorded singular value has at most half of this as its relative error.
 _FLOAT32_STEP = 2.0**-23
 _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "schema_version": int,
@@ -42,44 +43,44 @@ _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
 
 
 class Reason(StrEnum):
-    """What is wrong with a result."""
+    """A kind of finding."""
 
     UNREADABLE = "unreadable"
     BAD_FILENAME = "bad_filename"  # not snr_results_{slug}.json
     NOT_JSON = "not_json"
-    EMPTY = "empty"  # no module at all
-    DUPLICATE_MODULE = "duplicate_module"  # of two equal keys a reader silently takes one
-    BAD_ENTRY = "bad_entry"  # not {"snr": number, "type": group}, and nothing else
+    EMPTY = "empty"  # there is no module
+    DUPLICATE_MODULE = "duplicate_module"  # readers silently take one of two equal keys
+    BAD_ENTRY = "bad_entry"  # an entry is not {"snr": number, "type": group}
     NOT_FINITE = "not_finite"
     NEGATIVE = "negative"
-    WRONG_GROUP = "wrong_group"  # the type is not the module's
+    WRONG_GROUP = "wrong_group"  # the type is not a group of the module
     WRONG_ORDER = "wrong_order"  # the order decides between equal scores
     NO_PROVENANCE = "no_provenance"
     BAD_PROVENANCE = "bad_provenance"
-    WRONG_SLUG = "wrong_slug"  # the file is named after another model than it is of
-    OTHER_RESULT = "other_result"  # the provenance is of another state of the file
-    NO_COMMIT = "no_commit"  # neither a commit nor the SHA-256 of every shard
+    WRONG_SLUG = "wrong_slug"  # the file is named after another model
+    OTHER_RESULT = "other_result"  # the result was changed after its provenance was written
+    NO_COMMIT = "no_commit"  # there is neither a commit nor the SHA-256 of every shard
     PRIVATE_PATH = "private_path"
     BAD_RECORD = "bad_record"
-    OTHER_RECORD = "other_record"  # the record is of other weights than the provenance
+    OTHER_RECORD = "other_record"  # the record and the provenance have other weights
     NOT_IN_RECORD = "not_in_record"
-    MISSING_MODULE = "missing_module"  # the record has more of a group, whose others are ranked without it
-    WRONG_SCORE = "wrong_score"  # not what the record's singular values come to
+    MISSING_MODULE = "missing_module"  # the record has it, and its group would be ranked without it
+    WRONG_SCORE = "wrong_score"  # the record's singular values give another score
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and where."""
+    """A problem and its place."""
 
     reason: Reason
     detail: str
 
 
 def check(result: Path) -> list[Finding]:
-    """Every fault of a result file, of its provenance and of its record; an empty list for none."""
+    """Find all problems of a result file, of its provenance and of its record."""
     findings: list[Finding] = []
-    found = slug_of(result)
-    if found is None or slug(found) != found or not 0 < len(found) <= MAX_SLUG_LENGTH:
+    name = slug_of(result)
+    if name is None or slug(name) != name or not 0 < len(name) <= MAX_SLUG_LENGTH:
         findings.append(Finding(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
     try:
         if result.stat().st_size > MAX_RESULT_NBYTES:
@@ -90,58 +91,58 @@ def check(result: Path) -> list[Finding]:
     except (ValueError, RecursionError) as error:
         return [*findings, Finding(Reason.NOT_JSON, str(error))]
     if not isinstance(pairs, _Pairs):
-        return [*findings, Finding(Reason.BAD_ENTRY, "it is no object of modules")]
+        return [*findings, Finding(Reason.BAD_ENTRY, "it is not a JSON object of modules")]
     scores: dict[str, float] = {}
-    findings += _entries(pairs, scores)
-    provenance, of_provenance = _provenance(result)
-    findings += of_provenance
+    findings += _check_entries(pairs, scores)
+    provenance, more = _read_provenance(result)
+    findings += more
     if record_path(result).exists():
         try:
             with open_records(record_path(result)) as records:
-                of_record = list(_check_record(records, scores, {module for module, _ in pairs}, provenance))
+                more = list(_check_record(records, scores, {module for module, _ in pairs}, provenance))
         except ResultError as error:
             return [*findings, Finding(Reason.BAD_RECORD, str(error))]
-        findings += of_record
+        findings += more
     return findings
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of JSON as its keys and values in order, since a dict would hide a key that is there twice."""
+    """A JSON object as a list of its items, since a dict would hide a key that occurs twice."""
 
 
-def _entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]:
-    """The findings of the modules; fills `scores` with those that have a finite one."""
+def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]:
+    """Check the modules, and collect the finite scores in `scores`."""
     if not pairs:
         yield Finding(Reason.EMPTY, "it names no module")
     seen: set[str] = set()
     previous: tuple[Any, ...] | None = None
     for module, entry in pairs:
         if module in seen:
-            yield Finding(Reason.DUPLICATE_MODULE, f"{module} is there twice")
+            yield Finding(Reason.DUPLICATE_MODULE, f"{module} occurs twice")
         seen.add(module)
         fields = dict(entry) if isinstance(entry, _Pairs) and len(entry) == 2 else {}
         snr, group = fields.get("snr"), fields.get("type")
         if not isinstance(snr, (int, float)) or isinstance(snr, bool) or not isinstance(group, str):
             yield Finding(Reason.BAD_ENTRY, f'{module} is not {{"snr": number, "type": group}}')
             continue
-        # False for a NaN too, and for an int that no float holds.
+        # This is also false for a NaN and for an integer that is too large for a float.
         if not abs(snr) <= sys.float_info.max:
-            yield Finding(Reason.NOT_FINITE, f"{module} has {'NaN' if snr != snr else 'what is no finite number'}")
+            yield Finding(Reason.NOT_FINITE, f"the score of {module} is {'NaN' if snr != snr else 'infinite'}")
         else:
             scores[module] = float(snr)
             if snr < 0:
                 yield Finding(Reason.NEGATIVE, f"{module} has {snr}")
         is_its_own = group in groups_of(module)
         if not is_its_own:
-            yield Finding(Reason.WRONG_GROUP, f"{module} is not of {group!r}")
-        # By its own group, so that one finding is not two.
+            yield Finding(Reason.WRONG_GROUP, f"{module} is not in group {group!r}")
+        # A wrong group does not count as a wrong order too.
         place = (group_order(group if is_its_own else group_of(module)), model_order(module))
         if previous is not None and place < previous:
-            yield Finding(Reason.WRONG_ORDER, f"{module} is out of its place")
+            yield Finding(Reason.WRONG_ORDER, f"{module} is not in its place")
         previous = place
 
 
-def _provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
+def _read_provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     path = provenance_path(result)
     try:
         if path.stat().st_size > _MAX_PROVENANCE_NBYTES:
@@ -151,11 +152,11 @@ def _provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         return None, [Finding(Reason.NO_PROVENANCE, f"there is no {path.name}; --write-provenance writes it")]
     except (OSError, ValueError, RecursionError) as error:
         return None, [Finding(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
-    findings = list(_provenance_faults(result, data))
+    findings = list(_check_provenance(result, data))
     return None if any(f.reason is Reason.BAD_PROVENANCE for f in findings) else data, findings
 
 
-def _provenance_faults(result: Path, data: Any) -> Iterator[Finding]:
+def _check_provenance(result: Path, data: Any) -> Iterator[Finding]:
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         yield Finding(Reason.BAD_PROVENANCE, f"its schema_version is not {SCHEMA_VERSION}")
         return
@@ -167,13 +168,13 @@ def _provenance_faults(result: Path, data: Any) -> Iterator[Finding]:
     if wrong:
         return
     if slug(data["model"]) != slug_of(result):
-        yield Finding(Reason.WRONG_SLUG, f"{data['model']} is not what {result.name} is named after")
+        yield Finding(Reason.WRONG_SLUG, f"{result.name} is not named after {data['model']}")
     if data["result_sha256"] != sha256(result):
-        yield Finding(Reason.OTHER_RESULT, "the file was changed after its provenance was written")
+        yield Finding(Reason.OTHER_RESULT, "the result was changed after its provenance was written")
     shards = [shard if isinstance(shard, dict) else {} for shard in data["shards"].values()]
     is_hashed = bool(shards) and all(_is_hex(shard.get("sha256"), 64) for shard in shards)
     if not is_hashed and not _is_hex(data["commit"], 40):
-        yield Finding(Reason.NO_COMMIT, "it has neither a commit nor the SHA-256 of every shard")
+        yield Finding(Reason.NO_COMMIT, "the provenance has neither a commit nor the SHA-256 of every shard")
 
 
 def _check_record(
@@ -182,9 +183,7 @@ def _check_record(
     if provenance is not None:
         theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
         if opened.identity["commit"] != provenance["commit"] or opened.identity["shards"] != theirs:
-            yield Finding(
-                Reason.OTHER_RECORD, "the record is of another commit, or other shards, than the provenance"
-            )
+            yield Finding(Reason.OTHER_RECORD, "the record and the provenance have another commit or other shards")
     # The largest relative difference for each score: a value near tau can change sides when it is rounded to float32.
     tolerances: dict[str, float] = {}
     records = []
@@ -214,8 +213,8 @@ def _score_again(record: Record) -> Record:
 
 
 def _texts(data: Any) -> Iterator[str]:
-    """Every string in a value of JSON, keys included."""
-    # A list and no recursion, since what is nested too deep for that need not be too deep for the parser.
+    """Yield every string in a JSON value, keys included."""
+    # A recursion could end too early, since the parser accepts a deeper nesting.
     rest = [data]
     while rest:
         value = rest.pop()
@@ -228,7 +227,7 @@ def _texts(data: Any) -> Iterator[str]:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a string is a path of a machine: from its root, its home or a drive, or up from a folder."""
+    """Whether a string is a path of a machine: from its root, a home or a drive, or up from a folder."""
     return re.search(r"^(/|~|\.{1,2}/|[A-Za-z]:[\\/]|file:)|\\|/\.\./", text) is not None
 
 

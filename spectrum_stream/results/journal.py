@@ -1,10 +1,6 @@
-"""The record of a scan (SQLite): one row a matrix, written as it is done.
+"""Write the record of a scan (see `record`), row by row while the scan runs. Until it ends, it is a journal.
 
-    snr_results_{slug}.sqlite   each matrix: its singular values, score, diagnostics and status; and a row each for
-                                what was scanned and for the names of all of the model's weights. The journal while
-                                the scan runs, the record afterwards.
-
-SQLite because it is crash-safe, locked, and in the standard library.
+It is an SQLite file because SQLite survives crashes, has locks and is in the standard library.
 """
 
 import contextlib
@@ -18,10 +14,10 @@ from typing import Any, Self
 
 from ..errors import ResultError
 from ..model.parameters import GIVEN
-from . import atomic as durable
+from . import atomic
 from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
 
-# Long enough for another scan to finish a row, short enough not to look like a hang.
+# Another scan finishes a row in this time, and a user does not take it for a hang.
 _LOCK_WAIT_S = 1.0
 
 
@@ -33,7 +29,12 @@ CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module))
 
 
 class Journal:
-    """The record of one model, open for writing by one process at a time. A context manager."""
+    """The record of one model, open for writing by one process at a time. A context manager.
+
+    Attributes:
+        path: the file.
+        dropped: the number of rows of an earlier state of the checkpoint that were deleted when it was opened.
+    """
 
     def __init__(
         self,
@@ -44,25 +45,24 @@ class Journal:
         weights: int = 0,
         fresh: bool = False,
     ) -> None:
-        """Open the record at `path`, or start it.
+        """Open the record at `path`, or start one.
 
         Args:
-            identity: what the rows depend on: `path`, the checkpoint; its commit; the size of each shard;
-                `versions`, the time and inode of those on this machine; the version of the program that changes
-                a number; `names` and `names_sha256`, the names that the rows use. Rows made for another state of
-                the same checkpoint are dropped. A shard of a commit that came to this machine, or left it, is the
-                same state.
-            names: of all of the model's weights.
-            weights: how many numbers its matrices have. Both are kept, and no row depends on them.
-            fresh: replace what is there if it is damaged, another checkpoint's, or by other names.
+            identity: the state of the checkpoint and of the program that the rows depend on: `path`; `commit`;
+                `shards`, the size of each; `versions`, the time and inode of those on this machine; `engine`; `names`
+                and `names_sha256`, the names that the rows use. Rows of another state of the same checkpoint are
+                deleted. Downloading or deleting a shard of a commit does not change the state.
+            names: the weights of the model. No row depends on them, nor on `weights`.
+            weights: how many weights its matrices have.
+            fresh: replace a record that is damaged, belongs to another checkpoint, or uses other names.
 
         Raises:
-            ResultError: other_model, the record is of another checkpoint; other_names, its rows have other names;
-                locked; corrupt; unwritable.
+            ResultError: other_model, the record belongs to another checkpoint; other_names, its rows have other
+                names; locked; corrupt; unwritable.
         """
         self.path = path
         self.dropped = 0
-        # Says who has the record open, for others to read. The lock itself is SQLite's, and ends with the process.
+        # It tells other scans which process has the record open. SQLite holds the lock, which ends with the process.
         self._holder = path.with_name(f".{path.stem}.holder")
         kept = json.dumps({"names": list(names), "weights": weights})
         try:
@@ -83,8 +83,8 @@ class Journal:
         except (OSError, sqlite3.OperationalError) as error:
             raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
         try:
-            with self._faults():
-                # Exclusive: one scan at a time, and no shared memory file, which network file systems lack.
+            with self._report_errors():
+                # An exclusive lock needs no shared memory, which network file systems do not have.
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
@@ -96,23 +96,23 @@ class Journal:
             raise
 
     def records(self) -> dict[str, Record]:
-        """All rows, by module."""
-        with self._faults():
+        """Read all rows, by module."""
+        with self._report_errors():
             rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM matrices").fetchall()
             return {record.module: record for record in map(from_row, rows)}
 
     def drop(self, modules: Sequence[str]) -> None:
-        """Forget the rows of some modules; they are to be computed again."""
+        """Delete the rows of modules that will be computed again."""
         if not modules:
             return
-        with self._faults():
-            durable.before("commit", self.path)
+        with self._report_errors():
+            atomic.before("commit", self.path)
             self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
 
     def rename(self, records: Iterable[Record]) -> None:
-        """Write the groups and parameters of rows that are there; another plan can give them other names."""
-        with self._faults():
-            durable.before("commit", self.path)
+        """Update the groups and parameters of existing rows, since another plan can give them other names."""
+        with self._report_errors():
+            atomic.before("commit", self.path)
             self._db.execute("BEGIN")
             self._db.executemany(
                 "UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?",
@@ -121,17 +121,17 @@ class Journal:
             self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:
-        """Write one row, or replace it; it is there for good when this returns, even if the process dies."""
+        """Write or replace one row. It survives the end of the process once this returns."""
         marks = ", ".join("?" * len(COLUMNS))
-        with self._faults():
-            durable.before("commit", self.path)
+        with self._report_errors():
+            atomic.before("commit", self.path)
             self._db.execute(f"INSERT OR REPLACE INTO matrices VALUES ({marks})", to_row(record))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        durable.before("close", self.path)
+        atomic.before("close", self.path)
         self._holder.unlink(missing_ok=True)
         self._db.close()
 
@@ -140,7 +140,7 @@ class Journal:
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and version != SCHEMA_VERSION:
             raise ResultError(
-                f"{self.path} is the record of another version of this program, or of another program",
+                f"{self.path} was written by another version of this program, or by another program",
                 reason="corrupt",
                 hint="start over with --fresh",
             )
@@ -148,26 +148,27 @@ class Journal:
     def _adopt(self, identity: dict[str, Any], names: str, fresh: bool) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         row = self._db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
-        stored = json.loads(row[0]) if row else None
-        if stored is not None and not fresh and stored["path"] != identity["path"]:
+        recorded = json.loads(row[0]) if row else None
+        if recorded is not None and not fresh and recorded["path"] != identity["path"]:
             raise ResultError(
-                f"{self.path} is the record of another checkpoint, {stored['path']}",
+                f"{self.path} is the record of another checkpoint, {recorded['path']}",
                 reason="other_model",
                 hint="give this one a name with --name, or start over with --fresh",
             )
-        if stored is not None and not fresh and _names_of(stored) != _names_of(identity):
-            given = "FILE, with the same list," if stored["names"] == GIVEN else stored["names"]
+        if recorded is not None and not fresh and _names_of(recorded) != _names_of(identity):
+            given = "FILE, with the same list," if recorded["names"] == GIVEN else recorded["names"]
             raise ResultError(
-                f"{self.path} uses other names ({stored['names']}) than this scan ({identity['names']})",
+                f"{self.path} uses other names ({recorded['names']}) than this scan ({identity['names']})",
                 reason="other_names",
                 hint=f"use the names of the record with --names {given} or give this scan a name with --name, "
                 "or start over with --fresh",
             )
+        # JSON has no tuples, so only what was read back compares.
         identity = json.loads(json.dumps(identity))
-        named = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
-        if stored != identity or named != (names,):
-            durable.before("commit", self.path)
-            if stored is None or not _is_same_state(stored, identity):
+        recorded_names = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
+        if recorded != identity or recorded_names != (names,):
+            atomic.before("commit", self.path)
+            if recorded is None or not _is_same_state(recorded, identity):
                 self.dropped = self._db.execute("DELETE FROM matrices").rowcount
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('names', ?)", (names,))
@@ -182,7 +183,7 @@ class Journal:
         return f", process {pid} on {host}" if pid.isdecimal() and host else ""
 
     @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _report_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -207,11 +208,12 @@ def _names_of(identity: Mapping[str, Any]) -> tuple[str, str | None]:
     return identity["names"], identity["names_sha256"]
 
 
-def _is_same_state(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    before, now = (dict(one) for one in (stored, identity))
+def _is_same_state(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    before, now = dict(recorded), dict(identity)
     versions_before, versions_now = before.pop("versions", {}), now.pop("versions", {})
     if before != now:
         return False
     if now.get("commit") is None:
         return bool(versions_before == versions_now)
+    # A commit fixes the content of its shards, so one that is only in one of them did not change.
     return all(versions_before[name] == versions_now[name] for name in versions_before.keys() & versions_now.keys())

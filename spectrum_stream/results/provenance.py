@@ -1,10 +1,10 @@
-"""Where a published result comes from: a file beside it, since a reader takes every key of the result for a module.
+"""The provenance of a published result: a file beside it, since readers take every key of a result for a module.
 
-    provenance_{slug}.json   the model and its commit, the shards, the program's version, the names that the result
-                             uses, the methods, and the SHA-256 of the result that all of this is said of
+    provenance_{slug}.json   the model and its commit, the shards, the version of the program, the names that the
+                             result uses, the precisions, and the SHA-256 of the result that it belongs to
 
-It holds no path of the machine that scanned. A scan of a local copy knows no commit; the SHA-256 of its shards are
-then what says which weights they were: the Hub shows the same numbers for the files of a repo.
+It has no path of the machine that scanned. A scan of a local copy knows no commit. The SHA-256 of its shards then
+identify the weights: the Hub shows the same numbers for the files of a repo.
 """
 
 import hashlib
@@ -25,19 +25,20 @@ RESULT_PREFIX = "snr_results_"
 
 
 def provenance_path(result: Path) -> Path:
-    # Not `snr_results_`: who checks all of `snr_results_*.json` means the results.
+    """Return the path of the provenance of a result."""
+    # The name does not begin with `snr_results_`, so that `snr_results_*.json` matches results only.
     return result.with_name(f"provenance_{result.name.removeprefix(RESULT_PREFIX)}")
 
 
 def slug_of(result: Path) -> str | None:
-    """The slug in the name of a result file; None where the name is none."""
+    """Return the slug in the name of a result file; None if it is not such a name."""
     name = result.name
     is_result = name.startswith(RESULT_PREFIX) and name.endswith(".json")
     return name.removeprefix(RESULT_PREFIX).removesuffix(".json") if is_result else None
 
 
 def sha256(path: Path) -> str:
-    """In hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -46,15 +47,15 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
     """Write the provenance of a result from the record beside it.
 
     Args:
-        model: the id under which others know the model; needed for a local checkpoint, and known for a repo's.
+        model: the id of the model on the Hub. A local checkpoint needs it; for a repo it is known.
 
     Returns:
-        The file's path.
+        The path of the file.
 
     Raises:
-        UsageError: no_model; other_model, the result is named after another one, or the record is of another repo.
-        ResultError: no_record, locked, corrupt; changed, the local shards are not those that were scanned;
-            unreadable; unwritable.
+        UsageError: no_model; other_model, the result is named after another model, or the record is of another repo.
+        ResultError: no_record, locked, corrupt; changed, the local shards are not the scanned ones; unreadable;
+            unwritable.
     """
     precisions: Counter[str] = Counter()
     degenerate = 0
@@ -68,9 +69,9 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
     name = model or repo
     if name is None:
         raise UsageError(
-            "a scan of a local checkpoint does not know what others call it",
+            "the id of a local checkpoint is not known",
             reason="no_model",
-            hint="--model org/name",
+            hint="give it with --model org/name",
         )
     if slug(name) != slug_of(result) or (repo is not None and repo != name):
         raise UsageError(f"{result} is not a scan of {name}", reason="other_model")
@@ -99,7 +100,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
 
 def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str | None:
     if identity["commit"] is not None:
-        # The commit says it, and the shard need not be on this machine.
+        # The commit identifies the shard, which need not be on this machine.
         return None
     root = Path(identity["path"])
     path = root if root.name == shard and not root.is_dir() else root / shard
@@ -108,6 +109,6 @@ def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str |
         raise ResultError(
             f"{path} is not the file that was scanned",
             reason="changed",
-            hint="scan the model again, and then write its provenance",
+            hint="scan the model again before you write its provenance",
         )
     return sha256(path)

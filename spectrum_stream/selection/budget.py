@@ -114,7 +114,7 @@ def fit(
         raise ResultError(
             f"a budget needs the whole model, and {1 - opened.covered:.2%} of its weights were not scanned",
             reason="partial",
-            hint="scan it without --modules",
+            hint="scan it without --groups",
         )
 
     def selection(step: int) -> Selection:
@@ -125,7 +125,7 @@ def fit(
         raise ResultError(
             f"{unseen[0]} is always trained, and this result does not have its size",
             reason="partial",
-            hint="scan it without --modules, or leave it out with --no-embeddings or --no-head",
+            hint="scan it without --groups, or leave it out with --no-embeddings or --no-head",
         )
 
     def fits(step: int) -> bool:

@@ -91,7 +91,7 @@ def compare(
         raise UsageError(
             "the two results have no module in common",
             reason="nothing_in_common",
-            hint="are they of one model, and by the same names (--names)?",
+            hint="compare results of one model, scanned with the same --names",
         )
     names: dict[str, list[str]] = {}
     for module in chosen_a.result.modules:

@@ -1,8 +1,7 @@
-"""A scan that is killed at any of its steps, and then resumed, ends with the bytes of one that was not.
+"""A scan that is killed at any step, and then resumed, ends with the same bytes as one that is not killed.
 
-The steps are those that `atomic.before` is told of. A scan runs in a child that is forked before torch has
-computed anything, so a hundred of them take seconds; it ends itself with SIGKILL, as the power or the
-out-of-memory killer would end it.
+The steps are the calls of `atomic.before`. A scan runs in a child that is forked before torch computes anything, so a
+hundred of them take seconds. It ends itself with SIGKILL, as a power cut or the out-of-memory killer would.
 """
 
 import json
@@ -105,12 +104,12 @@ def outcomes(model: Path, fault: str, folder: Path) -> list[tuple[str, int, int,
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 @pytest.mark.parametrize("fault", ["die", "die fresh"])
-def test_killed_at_every_step_and_resumed_it_ends_with_the_same_bytes(
+def test_scan_killed_at_any_step_and_resumed_ends_with_the_same_bytes(
     save: Save, working_folder: Path, fault: str
 ) -> None:
     found = outcomes(save(llama_tensors(2)), fault, working_folder)
     steps = [step for step, *_ in found]
-    # The identity, or what is dropped; ten matrices and three norms; then three files, and the end.
+    # One commit for the identity or the deleted rows, ten for matrices, three for norms. Then there are three files.
     assert steps.count("commit") == 1 + 13
     assert steps.count("close") == 1
     assert all(steps.count(step) == 3 for step in ("write", "fsync", "replace", "sync"))
@@ -119,9 +118,7 @@ def test_killed_at_every_step_and_resumed_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
-def test_a_disk_that_is_full_at_any_file_is_an_error_and_leaves_no_part_of_it(
-    save: Save, working_folder: Path
-) -> None:
+def test_scan_on_a_full_disk_is_an_error_and_leaves_no_partial_file(save: Save, working_folder: Path) -> None:
     for step, first, _, last, same, left in outcomes(save(llama_tensors(1)), "fill", working_folder):
         assert first == (step != "close") and last == 0 and same, f"full before {step}"
         assert not [name for name in left if name.endswith((".tmp", ".holder"))], f"full before {step}"

@@ -31,29 +31,31 @@ def refused(reason: str, result: Path, model: str | None) -> SpectrumStreamError
     return error.value
 
 
-def test_a_local_checkpoint_is_known_by_the_hashes_of_its_shards(model: Path) -> None:
+def test_provenance_of_a_local_checkpoint_has_the_hashes_of_its_shards(model: Path) -> None:
     data = json.loads(write_provenance(RESULT, "org/x").read_text())
     for shard, entry in data["shards"].items():
         content = (model / shard).read_bytes()
         assert entry == {"nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert len(data["shards"]) == 2 and data["commit"] is None and data["model"] == "org/x"
+    assert len(data["shards"]) == 2
+    assert data["commit"] is None
+    assert data["model"] == "org/x"
     assert data["result_sha256"] == hashlib.sha256(RESULT.read_bytes()).hexdigest()
     assert __version__ in data["program"]
 
 
-def test_no_path_of_this_machine_gets_into_it(model: Path) -> None:
+def test_provenance_has_no_path_of_this_machine(model: Path) -> None:
     text = write_provenance(RESULT, "org/x").read_text()
     assert str(model) not in text and str(Path.cwd()) not in text
 
 
-def test_a_single_file_is_found_again(model: Path) -> None:
+def test_provenance_of_a_single_file_names_it(model: Path) -> None:
     shard = next(model.glob("*.safetensors"))
     scan(str(shard), name="org/one")
     data = json.loads(write_provenance(RESULT.with_name("snr_results_org-one.json"), "org/one").read_text())
     assert list(data["shards"]) == [shard.name]
 
 
-def test_a_repo_is_known_by_its_commit_and_needs_no_name(
+def test_provenance_of_a_repo_has_its_commit_and_needs_no_name(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with HubServer({REPO: save(llama_tensors(2), shards=2)}) as server:
@@ -64,13 +66,13 @@ def test_a_repo_is_known_by_its_commit_and_needs_no_name(
     refused("other_model", result, REPO.replace("/", "_"))
 
 
-def test_a_local_checkpoint_has_no_name_of_its_own(model: Path) -> None:
+def test_provenance_of_a_local_checkpoint_needs_a_name(model: Path) -> None:
     refused("no_model", RESULT, None)
     refused("other_model", RESULT, "org/y")
     assert not provenance_path(RESULT).exists()
 
 
-def test_weights_that_are_others_by_now_are_not_vouched_for(model: Path) -> None:
+def test_provenance_is_refused_if_the_weights_changed(model: Path) -> None:
     shard = next(model.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes())
     shard.touch()
@@ -79,7 +81,7 @@ def test_weights_that_are_others_by_now_are_not_vouched_for(model: Path) -> None
     refused("unreadable", RESULT, "org/x")
 
 
-def test_no_record_no_provenance(model: Path) -> None:
+def test_provenance_needs_a_record(model: Path) -> None:
     record_path(RESULT).unlink()
     refused("no_record", RESULT, "org/x")
 
@@ -93,10 +95,10 @@ def test_no_record_no_provenance(model: Path) -> None:
         ("snr_results_a", None),
     ],
 )
-def test_the_slug_in_a_name(name: str, slug: str | None) -> None:
+def test_slug_of_a_file_name(name: str, slug: str | None) -> None:
     assert slug_of(Path("x") / name) == slug
 
 
-def test_a_dot_in_a_slug_begins_no_suffix() -> None:
+def test_paths_beside_a_result_keep_dots_in_its_slug() -> None:
     assert provenance_path(Path("snr_results_Llama-3.1.json")).name == "provenance_Llama-3.1.json"
     assert record_path(Path("snr_results_Llama-3.1.json")).name == "snr_results_Llama-3.1.sqlite"

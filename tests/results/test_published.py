@@ -24,7 +24,7 @@ def by_spectrums_rules(data: dict[str, Any], percent: int) -> str:
         types.setdefault(entry["type"], []).append((entry["snr"], module))
     text = "unfrozen_parameters:\n- ^lm_head.weight$\n- ^model.embed_tokens.weight$\n"
     for name, scored in types.items():
-        # In the file's order where scores are equal: Python's sort is stable, also in reverse.
+        # Python's sort is stable, also in reverse, so equal scores keep the order of the file.
         best = sorted(scored, key=lambda pair: pair[0], reverse=True)
         text += f"# {name} layers\n" + "".join(
             f"- {module}\n" for _, module in best[: int(len(best) * percent / 100)]
@@ -40,18 +40,18 @@ def in_plain_schema(data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("percent", [25, 50, 75])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_yaml_is_the_one_of_spectrums_rules(path: Path, percent: int) -> None:
+def test_select_writes_the_yaml_of_spectrums_rules(path: Path, percent: int) -> None:
     data = json.loads(path.read_text())
     expected = by_spectrums_rules(in_plain_schema(data), percent)
     selection = select(path, percent)
     assert DEFAULT.render(selection) == expected
-    # As Spectrum would have read it, too, where the schema is the other one.
+    # The selection is the same for the schema that Spectrum cannot read, with a note.
     is_sorted = in_plain_schema(data) is not data
     assert bool(selection.result.notes) == is_sorted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_format_takes_a_published_result_or_says_why_not(path: Path) -> None:
+def test_every_format_trains_the_chosen_parameters_of_a_published_result(path: Path) -> None:
     selection = select(path, 50)
     names = [module.parameter_name for module in Result.open(path).modules]
     chosen = {module.parameter_name for module in selection.trained}

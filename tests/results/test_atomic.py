@@ -1,0 +1,44 @@
+"""Files are whole or absent, whatever happens while they are written (see also `test_crashes`)."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from spectrum_stream.errors import ResultError
+from spectrum_stream.results.atomic import write_atomically
+
+
+def test_write_atomically_keeps_the_old_file_if_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_write_atomically_gives_a_file_the_usual_permissions(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "new" / "r.json", "text")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "new" / "r.json").stat().st_mode) == 0o644
+
+
+def test_write_atomically_reports_a_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "r.json").mkdir()
+    with pytest.raises(ResultError) as error:
+        write_atomically(tmp_path / "r.json", "text")
+    assert error.value.reason == "unwritable"
+
+
+def test_write_atomically_removes_the_files_of_killed_processes(tmp_path: Path) -> None:
+    (tmp_path / ".r.json.99999999-abc.tmp").write_text("half")
+    (tmp_path / f".r.json.{os.getpid()}-abc.tmp").write_text("of one that runs")
+    (tmp_path / ".r.json.1-abc.tmp").write_text("of one that runs and is another's")
+    write_atomically(tmp_path / "r.json", "whole")
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".r.json.1-abc.tmp", f".r.json.{os.getpid()}-abc.tmp", "r.json"]

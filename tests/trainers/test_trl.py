@@ -14,7 +14,7 @@ WORDS = ["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat", "on", "a", "mat"]
 
 
 def make_tokenizer() -> Any:
-    import transformers
+    transformers: Any = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))

@@ -125,6 +125,19 @@ def test_imports_are_declared_dependencies() -> None:
     assert not undeclared
 
 
+def test_tree_of_the_readme_names_every_file_and_no_other() -> None:
+    tree = (PACKAGE / "README.md").read_text().split("```")[1]
+    # `axolotl.py` and, for the other trainers and commands, bare names after "also".
+    listed = set(re.findall(r"── ([\w./]+)", tree))
+    listed |= {f"{name}.py" for names in re.findall(r"also ([\w, ]+)", tree) for name in names.split(", ")}
+    files = {path.name for path in FILES} | {"__init__.py"}
+    formats = {path.name for path in (PACKAGE / "model" / "schemes").glob("*.py")}
+    folders = {f"{path.name}/" for path in [*PACKAGE.iterdir(), *PACKAGE.glob("*/*")] if path.is_dir()}
+    assert listed - folders <= files
+    assert files - formats <= listed
+    assert {stage_of(path) for path in FILES if path.parent != PACKAGE} <= {name.rstrip("/") for name in listed}
+
+
 def test_a_newcomer_sees_at_most_sixteen_entries() -> None:
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 16, sorted(entries)

@@ -13,13 +13,14 @@ import spectrum_stream
 PACKAGE = Path(spectrum_stream.__file__).parent
 
 
-def follow_recipe(folder: Path, stage: str, title: str, package: str) -> None:
+def follow_recipe(folder: Path, stage: str, title: str, package: str, registry: str = "__init__.py") -> None:
     """Copy the package into a folder, write the new file, and add its import and its row.
 
     Args:
         stage: the folder whose README has the recipe, as a section with one python block and one diff block.
         title: of the section.
-        package: the folder of the new file `toy.py` and of the registry `__init__.py`.
+        package: the folder of the new file `toy.py` and of the registry.
+        registry: the file with the rows.
     """
     section = (PACKAGE / stage / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
     (source,) = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
@@ -27,12 +28,12 @@ def follow_recipe(folder: Path, stage: str, title: str, package: str) -> None:
     shutil.copytree(PACKAGE, folder / "spectrum_stream", ignore=shutil.ignore_patterns("__pycache__"))
     copy = folder / "spectrum_stream" / package
     (copy / "toy.py").write_text(source)
-    registry = (copy / "__init__.py").read_text()
+    rows = (copy / registry).read_text()
     for before, line in pairwise(diff.splitlines()):
         if line.startswith("+"):
-            assert registry.count(f"{before[1:]}\n") == 1
-            registry = registry.replace(f"{before[1:]}\n", f"{before[1:]}\n{line[1:]}\n")
-    (copy / "__init__.py").write_text(registry)
+            assert rows.count(f"{before[1:]}\n") == 1
+            rows = rows.replace(f"{before[1:]}\n", f"{before[1:]}\n{line[1:]}\n")
+    (copy / registry).write_text(rows)
 
 
 def run(folder: Path, *args: str | Path, code: int = 0) -> str:

@@ -122,7 +122,7 @@ def test_compute_batch_fixed_fp32_reports_its_error() -> None:
     assert result.error > wrong_by
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(2, 80), st.floats(-3, 0), st.floats(1, 1e5), st.integers(0, 2**31))
 def test_compute_batch_error_estimate_covers_the_true_error(
     n: int, m: int, slope: float, top: float, seed: int

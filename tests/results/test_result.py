@@ -180,7 +180,7 @@ def test_open_a_record_with_other_contents_is_an_error(scanned: Path, damage: st
     assert len(Result.open(scanned).notes) == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
 def test_open_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
     scanned: Path, tmp_path: Path, changes: list[tuple[int, int]]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream import scan
@@ -60,7 +60,6 @@ def test_fit_needs_the_sizes_of_a_record() -> None:
     assert error.value.reason == "unknown_sizes"
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=30),
     st.integers(1, 20_000),

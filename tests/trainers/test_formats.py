@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
@@ -77,7 +77,6 @@ def biases_of(modules: Sequence[str], names: Sequence[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-@settings(max_examples=100, deadline=None)
 @given(models(), RULES, st.sampled_from(["told", "recorded", "unknown"]))
 def test_format_trains_exactly_the_choice_or_fails(
     name: str, model: tuple[list[Module], list[str]], rule: Rule, known: str

@@ -16,6 +16,7 @@ from ..errors import ResultError, UsageError
 from ..model.names import is_head
 from ..results.result import Result
 from ..selection.select import ALWAYS
+from ..text import listed
 from . import DEFAULT, TRAINERS
 from .parameters import Parameters
 from .patterns import SortedNames
@@ -97,8 +98,7 @@ def _check_entries(
     for entry in entries:
         matches = list(own.found(entry.pattern, anchored=entry.anchored))
         if more := sorted(match.string for match in matches if not _is_whole(match)):
-            some = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
-            findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {some}"))
+            findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {listed(more)}"))
         if matches:
             continue
         if (alias := next(tied.found(entry.pattern, anchored=entry.anchored), None)) is not None:

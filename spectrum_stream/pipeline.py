@@ -19,6 +19,7 @@ from .model.config import ModelConfig
 from .model.matrix import Matrix
 from .model.names import is_head, module_of
 from .model.no_score import NoScore
+from .model.parameters import Names
 from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
@@ -264,10 +265,13 @@ def _read_foreign_result(plan: Plan) -> list[Module] | None:
     wanted = {(w.result_name, w.group) for w in plan.matrices}
     modules = [m for m in Result.open(plan.outputs.results).modules if (m.name, m.group) in wanted]
     if len(modules) < len(wanted):
+        # Spectrum's own results have the names of the checkpoint.
+        is_renamed = plan.names != Names.CHECKPOINT
+        use_names = f"use its names with --names {Names.CHECKPOINT}, " if is_renamed else ""
         raise ResultError(
             f"{plan.outputs.results} lacks {len(wanted) - len(modules)} modules and was not written by this program",
             reason="other_result",
-            hint="give the scan a name with --name, or replace the file with --fresh",
+            hint=f"{use_names}give the scan a name with --name, or replace the file with --fresh",
         )
     return modules
 

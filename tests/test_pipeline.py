@@ -160,7 +160,7 @@ def test_scan_resumes_after_an_interruption(save: Save) -> None:
 def test_scan_groups_in_steps_makes_one_result(save: Save) -> None:
     folder = save(llama_tensors(2))
     part = scan(str(folder), name="x", groups=["mlp.*"], top_percent=50)
-    assert {line.group for line in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
+    assert {module.group for module in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
     whole = collect(folder)
     assert not any("mlp" in module for module in computed(whole))
     assert len(results()) == len(llama_tensors(2))

@@ -37,7 +37,6 @@ def check_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check results before they are published: the files, their source, and the scores against the scan record"""
     output = open_output(as_json, quiet)
     if model is not None and (not provenance or len(files) > 1):
         raise UsageError(

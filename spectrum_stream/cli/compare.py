@@ -34,7 +34,6 @@ def compare_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two results by one metric, or one result by Spectrum's score and by another metric"""
     output = open_output(as_json, quiet)
     by = metric_of(metric)
     if b is None and by == SPECTRUM:

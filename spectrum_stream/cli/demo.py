@@ -15,7 +15,6 @@ DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def demo_command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Scan a small real checkpoint, all-MiniLM-L6-v2, and select half of it (extra: demo)"""
     package = importlib.util.find_spec(DEMO_PACKAGE)
     if package is None or package.origin is None:
         raise UsageError(

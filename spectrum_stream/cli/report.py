@@ -42,7 +42,6 @@ def report_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the scores of a result as a map of layers by groups, in the terminal or as an HTML page"""
     output = open_output(as_json, quiet)
     check_percent(top_percent)
     if len(results) > 2:

@@ -76,7 +76,6 @@ def scan_command(
     fresh: FreshOption = False,
     model_name: ModelNameOption = None,
 ) -> None:
-    """Score every weight matrix of MODEL, and with --top-percent write the selection for the trainer"""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
     if top_percent is not None:

@@ -75,7 +75,6 @@ def select_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Choose modules from a result, ours or one published with Spectrum, and write the selection for a trainer"""
     output = open_output(as_json, quiet)
     trainer = _trainer_of(format_name)
     budget = _budget_of(params, memory, recipe, trainer)

@@ -39,7 +39,6 @@ def verify_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check FILE against the parameters of a model, by the matching rules of its trainer (exit code 4: mismatch)"""
     output = open_output(as_json, quiet)
     verdict = verify(file, parameters_of(model, names_of(names)), format_name)
     output.data(

@@ -4,7 +4,7 @@
 matrix, and writes Spectrum's files at the end. `scan` runs it to its end. Nothing is printed here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from .model.config import ModelConfig
 from .model.matrix import Matrix
 from .model.names import is_head, module_of
 from .model.no_score import NoScore
+from .model.parameters import Names
 from .numerics import costs
 from .numerics.device import CPU, Device, open_device
 from .numerics.precision import Precision
@@ -198,8 +199,8 @@ def run(
     with Journal(
         plan.outputs.record, identity, names=names, weights=plan.inventory.weights_numel, fresh=fresh
     ) as journal:
-        known = journal.reuse(plan.inventory.members, plan.inventory.parameters, is_stale)
-        todo = [w for w in plan.matrices if w.module not in known]
+        recorded = journal.reuse(plan.inventory.members, plan.inventory.parameters, is_stale)
+        todo = [w for w in plan.matrices if w.module not in recorded]
         rest, traffic = plan.fetch_rest(todo), Traffic()
         done, total = len(plan.matrices) - len(todo), len(plan.matrices)
         yield ScanStarted(
@@ -211,7 +212,7 @@ def run(
             traffic=traffic,
         )
         sharing = _group_by_tensor(todo)
-        copied = _copy_records(sharing, list(known.values()))
+        copied = _copy_records(sharing, recorded.values())
         prefetcher = Prefetcher(
             {shard.name: shard for shard in plan.source.shards},
             [matrices[0] for tensor, matrices in sharing.items() if tensor not in copied],
@@ -225,11 +226,11 @@ def run(
             computed = _compute_records(plan, sharing, prefetcher, device)
             for record, work in chain(chain.from_iterable(copied.values()), computed):
                 journal.add(record)
-                known[record.module] = record
+                recorded[record.module] = record
                 done, work_done = done + 1, work_done + work
                 yield MatrixScored(record, done, total, work_done, work_total)
         _check_unchanged(plan)
-        yield ScanFinished(_publish(plan, known, names, top_percent))
+        yield ScanFinished(_publish(plan, recorded, names, top_percent))
 
 
 def _find_parameters(plan: Plan) -> tuple[str, ...]:
@@ -264,10 +265,13 @@ def _read_foreign_result(plan: Plan) -> list[Module] | None:
     wanted = {(w.result_name, w.group) for w in plan.matrices}
     modules = [m for m in Result.open(plan.outputs.results).modules if (m.name, m.group) in wanted]
     if len(modules) < len(wanted):
+        # Spectrum's own results have the names of the checkpoint.
+        is_renamed = plan.names != Names.CHECKPOINT
+        use_names = f"use its names with --names {Names.CHECKPOINT}, " if is_renamed else ""
         raise ResultError(
             f"{plan.outputs.results} lacks {len(wanted) - len(modules)} modules and was not written by this program",
             reason="other_result",
-            hint="give the scan a name with --name, or replace the file with --fresh",
+            hint=f"{use_names}give the scan a name with --name, or replace the file with --fresh",
         )
     return modules
 
@@ -316,10 +320,10 @@ def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
 
 
 def _copy_records(
-    sharing: Mapping[str, Sequence[Matrix]], known: Sequence[Record]
+    sharing: Mapping[str, Sequence[Matrix]], records: Iterable[Record]
 ) -> dict[str, list[tuple[Record, float]]]:
     """Copy the records of tensors that were scored as another module, by tensor, each with its work."""
-    recorded = {record.tensor: record for record in known if record.tensor in sharing}
+    recorded = {record.tensor: record for record in records if record.tensor in sharing}
     return {
         tensor: [
             (
@@ -385,11 +389,11 @@ def _check_unchanged(plan: Plan) -> None:
 
 
 def _publish(
-    plan: Plan, known: Mapping[str, Record], names: tuple[str, ...], top_percent: float | None
+    plan: Plan, recorded: Mapping[str, Record], names: tuple[str, ...], top_percent: float | None
 ) -> ScanResult:
     """Write the result file, and the files that follow from it."""
     asked = {w.module for w in plan.matrices}
-    records = sort_records(r for r in known.values() if r.module in asked)
+    records = sort_records(r for r in recorded.values() if r.module in asked)
     result = replace(Result.from_records(records), parameters=names)
     if not result.modules:
         raise ComputeError(
@@ -398,9 +402,9 @@ def _publish(
         )
     # A group of which a part is recorded would be ranked as if it were the whole group.
     members = plan.inventory.members
-    whole = {group for group, inside in members.items() if inside <= known.keys() or asked & inside}
+    whole = {group for group, inside in members.items() if inside <= recorded.keys() or asked & inside}
     write_results(
-        plan.outputs.results, (r for r in known.values() if r.group in whole and r.module in members[r.group])
+        plan.outputs.results, (r for r in recorded.values() if r.group in whole and r.module in members[r.group])
     )
     return _write_selection(plan, records, result, top_percent)
 

@@ -247,8 +247,8 @@ def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     better = copy.deepcopy(run)
     better["workloads"][0]["ratios"]["times_spectrum"]["median"] *= 10
     saved.write_text(json.dumps(better))
-    measured = WorkloadResult(**(workload | revived(workload)))
-    monkeypatch.setattr(command, "measure_workload", lambda workload, settings: measured)
+    saved_result = WorkloadResult(**(workload | revive(workload)))
+    monkeypatch.setattr(command, "measure_workload", lambda workload, settings: saved_result)
     assert CliRunner().invoke(command.app, ["--cold", "--against", str(saved)]).exit_code == 1
     saved.write_text(json.dumps(run))
     assert CliRunner().invoke(command.app, ["--cold", "--against", str(saved)]).exit_code == 0
@@ -256,7 +256,7 @@ def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert CliRunner().invoke(command.app, ["--workload", "none"]).exit_code == 2
 
 
-def revived(workload: dict[str, Any]) -> dict[str, Any]:
+def revive(workload: dict[str, Any]) -> dict[str, Any]:
     """The parts of a saved workload that the tables want as objects."""
     return {
         "seconds": {name: Spread(**value) for name, value in workload["seconds"].items()},

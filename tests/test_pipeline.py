@@ -7,12 +7,13 @@ import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
+from spectrum_stream.model.names import group_of
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
 from spectrum_stream.results.result import Module, Result
 
-from .support.checkpoints import Save, llama_tensors, reference_score
+from .support.checkpoints import Save, llama_tensors, reference_score, single_experts
 
 TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
@@ -159,7 +160,7 @@ def test_scan_resumes_after_an_interruption(save: Save) -> None:
 def test_scan_groups_in_steps_makes_one_result(save: Save) -> None:
     folder = save(llama_tensors(2))
     part = scan(str(folder), name="x", groups=["mlp.*"], top_percent=50)
-    assert {line.group for line in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
+    assert {module.group for module in part.modules} == {"mlp.up_proj", "mlp.down_proj"}
     whole = collect(folder)
     assert not any("mlp" in module for module in computed(whole))
     assert len(results()) == len(llama_tensors(2))
@@ -191,6 +192,30 @@ def test_scan_keeps_a_foreign_result_that_lacks_modules(save: Save) -> None:
     assert error.value.reason == "other_result"
     assert Path("model_snr_results/snr_results_x.json").read_text() == theirs
     assert len(computed(collect(folder, fresh=True))) == 2
+
+
+def test_scan_foreign_result_by_other_names_says_how_to_use_them(save: Save) -> None:
+    tensors = single_experts(1)
+    folder = save(tensors, config={"model_type": "qwen3_moe"})
+    modules = [name.removesuffix(".weight") for name in tensors]
+    Path("model_snr_results").mkdir()
+    theirs = {module: {"snr": 1.0, "type": group_of(module)} for module in modules}
+    Path("model_snr_results/snr_results_x.json").write_text(json.dumps(theirs))
+    with pytest.raises(ResultError) as error:
+        collect(folder)
+    assert error.value.reason == "other_result"
+    assert "--names checkpoint" in str(error.value.hint)
+    assert started(collect(folder, names="checkpoint")).foreign is not None
+
+
+def test_scan_foreign_result_that_lacks_modules_does_not_ask_for_the_names_in_use(save: Save) -> None:
+    folder = save(llama_tensors(1))
+    Path("model_snr_results").mkdir()
+    Path("model_snr_results/snr_results_x.json").write_text('{"a": {"snr": 1.0, "type": "a"}}')
+    with pytest.raises(ResultError) as error:
+        collect(folder, names="checkpoint")
+    assert error.value.reason == "other_result"
+    assert "--names" not in str(error.value.hint)
 
 
 def test_scan_records_a_matrix_with_nan(save: Save) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import BadHeader, BadIndex
+from ..text import listed
 from . import Shard, Source
 from .header import PREFIX_NBYTES, TensorInfo, header_nbytes, parse_header
 from .source import PROBE_NBYTES
@@ -61,8 +62,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         ("tensors also in another shard than the one in the index, ignored there", doubled),
     ):
         if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            warnings.append(f"{what}: {', '.join(names[:5])}{more}")
+            warnings.append(f"{what}: {listed(names, 5)}")
     return Checkpoint(source, tuple(tensors.values()), tuple(warnings))
 
 

@@ -13,7 +13,7 @@ from ..selection.budget import Recipe
 from ..streaming.fetch import Fetch
 from ..streaming.plan import PlanOptions
 from ..trainers import TRAINERS
-from .values import choice, names_of, nbytes_of, patterns_of, percent_of, whole_number_of
+from .values import choice, group_patterns_of, names_of, nbytes_of, percent_of, whole_number_of
 
 # The panels of --help.
 SELECTION, BUDGET, INPUT, OUTPUT, ADVANCED = "Selection", "Budget", "Input", "Output", "Advanced"
@@ -292,7 +292,7 @@ def plan_options(
         UsageError: bad_size, bad_percent, no_such_group, no_such_file, no_names.
     """
     return PlanOptions(
-        groups=patterns_of(groups),
+        groups=group_patterns_of(groups),
         name=name,
         out=out,
         max_nbytes=nbytes_of(max_memory, "--max-memory"),

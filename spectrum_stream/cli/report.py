@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..report.data import Entry, Shown, read_shown
+from ..report.data import Shown, ShownEntry, read_shown
 from ..report.grid import place_of
 from ..report.terminal import TerminalMap
 from ..results.atomic import write_atomically
@@ -61,7 +61,7 @@ def report_command(
         if page is None:
             output.line(f"{shown.name}, top {top_percent:g} percent")
             output.show(TerminalMap(shown, selection.chosen_names))
-            if flagged := sum(shown.flagged.values()):
+            if flagged := sum(shown.flag_counts.values()):
                 output.line(f"{counted(flagged, 'matrix has', 'matrices have')} a degenerate score or none")
             output.line()
     output.data(
@@ -95,7 +95,7 @@ def _data(shown: Shown, selection: Selection) -> dict[str, Any]:
     }
 
 
-def _module(entry: Entry, ranks: dict[str, int], chosen: set[str]) -> dict[str, Any]:
+def _module(entry: ShownEntry, ranks: dict[str, int], chosen: set[str]) -> dict[str, Any]:
     return {
         "module": entry.module,
         "group": entry.group,

@@ -35,7 +35,7 @@ from .options import (
     TopPercentOption,
 )
 from .output import Output, open_output
-from .values import count_of, groups_of, nbytes_of
+from .values import count_of, group_percents_of, nbytes_of
 
 EXAMPLES = (
     "spectrum-stream select model_snr_results/snr_results_m.json --top-percent 25",
@@ -78,7 +78,7 @@ def select_command(
     output = open_output(as_json, quiet)
     trainer = _trainer_of(format_name)
     budget = _budget_of(params, memory, recipe, trainer)
-    patterns, percents = groups_of(groups)
+    patterns, percents = group_percents_of(groups)
     rule = Rule(
         _percent_of(top_percent, bottom_percent, budget),
         groups=patterns,

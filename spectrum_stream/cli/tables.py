@@ -37,7 +37,7 @@ _NAMES = {
 }
 
 
-def untrusted(text: str) -> Text:
+def escape(text: str) -> Text:
     """Make a name safe for rich: brackets in it are not markup."""
     return Text(printable(text))
 
@@ -65,7 +65,7 @@ def _facts(plan: Plan) -> Table:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     shards = counted(len(plan.source.shards), "shard", "shards")
-    facts.add_row("model", untrusted(f"{plan.source} ({shards})"))
+    facts.add_row("model", escape(f"{plan.source} ({shards})"))
     matrices, groups = counted(len(plan.matrices), "matrix", "matrices"), counted(len(plan.groups), "group", "groups")
     facts.add_row("to score", f"{matrices} in {groups}")
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {si_number(plan.flops, 'flop')}")
@@ -90,13 +90,13 @@ def _facts(plan: Plan) -> Table:
         skipped.setdefault(entry.no_score.sentence, []).append(entry.tensor)
     for sentence, tensors in skipped.items():
         each = "" if len(tensors) == 1 else "each "
-        facts.add_row("skipped", untrusted(f"{listed(tensors)}: {each}{sentence}"))
+        facts.add_row("skipped", escape(f"{listed(tensors)}: {each}{sentence}"))
     for matrix in plan.matrices:
         if matrix.tied_to:
-            facts.add_row("tied", untrusted(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
+            facts.add_row("tied", escape(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
     facts.add_row("names", names_words(plan))
     for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
-        facts.add_row("writes", untrusted(str(path)))
+        facts.add_row("writes", escape(str(path)))
     return facts
 
 
@@ -175,7 +175,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         findings.add_column(column, overflow="fold")
     for finding in verdict.findings[:_MAX_FINDINGS]:
         kind = f"note: {finding.reason}" if finding.reason.is_note else str(finding.reason)
-        findings.add_row(kind, untrusted(finding.entry), untrusted(finding.detail))
+        findings.add_row(kind, escape(finding.entry), escape(finding.detail))
     parts: list[RenderableType] = [findings, Text()] if verdict.findings else []
     if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
         parts.append(Text(f"and {more} more; --json lists all"))
@@ -300,4 +300,4 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
 
 
 def _group(name: str) -> Text:
-    return untrusted(name or "(no name)")
+    return escape(name or "(no name)")

@@ -105,7 +105,7 @@ def names_of(text: str) -> Names | tuple[str, ...]:
         raise UsageError(str(error), reason=error.reason, hint=hint) from error
 
 
-def groups_of(texts: Sequence[str] | None) -> Groups:
+def group_percents_of(texts: Sequence[str] | None) -> Groups:
     """Read --groups of `select`: GROUP or GROUP=P, repeated or separated by commas.
 
     Groups without a percentage restrict the choice to the listed groups. If all have one, nothing is restricted.
@@ -114,7 +114,7 @@ def groups_of(texts: Sequence[str] | None) -> Groups:
         UsageError: bad_percent; no_such_group, an option without a group.
     """
     patterns, percents = [], {}
-    for text in _listed(texts):
+    for text in _split_commas(texts):
         name, equals, percent = text.rpartition("=")
         if not equals:
             patterns.append(text)
@@ -130,13 +130,13 @@ def groups_of(texts: Sequence[str] | None) -> Groups:
     return Groups((*patterns, *percents) if patterns else None, percents)
 
 
-def patterns_of(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+def group_patterns_of(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     """Read --groups of commands that do not select: GROUP, repeated or separated by commas.
 
     Raises:
         UsageError: bad_percent, a group with a percentage; no_such_group, an option without a group.
     """
-    patterns = _listed(texts)
+    patterns = _split_commas(texts)
     if with_percent := [text for text in patterns if re.search(r"=\s*[0-9.]+%?$", text)]:
         raise UsageError(
             f"a scan takes groups without a percentage, not {with_percent[0]!r}",
@@ -160,7 +160,7 @@ def model_of(model: str | None, model_name: str | None) -> str:
     return typed
 
 
-def _listed(texts: Sequence[str] | None) -> list[str]:
+def _split_commas(texts: Sequence[str] | None) -> list[str]:
     parts = [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
     if texts and not parts:
         raise UsageError("--groups names no group", reason="no_such_group")

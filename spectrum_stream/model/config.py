@@ -36,13 +36,13 @@ class QuantizationConfig:
     @property
     def bits(self) -> int | None:
         """Bits of a packed integer, 1 to 8, if they are the same for all weights."""
-        bits = _integer(self._shared("bits", "num_bits"))
+        bits = _integer(self._find_common("bits", "num_bits"))
         return bits if bits is not None and bits <= 8 else None
 
     @property
     def group_size(self) -> int | None:
         """Columns that share a scale, if they are as many for all weights."""
-        return _integer(self._shared("group_size", "group_size"))
+        return _integer(self._find_common("group_size", "group_size"))
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -69,7 +69,7 @@ class QuantizationConfig:
         """The settings that change the meaning of stored values, as they are in the file."""
         return {name: self.data[name] for name in _SETTINGS if name in self.data}
 
-    def _shared(self, name: str, name_in_group: str) -> Any:
+    def _find_common(self, name: str, name_in_group: str) -> Any:
         if name in self.data:
             return self.data[name]
         # A checkpoint with several schemes is refused: nothing here says which layer has which.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from ..errors import UsageError
+from ..text import listed
 from .config import ModelConfig
 
 WEIGHT_SUFFIX = ".weight"
@@ -245,7 +246,7 @@ def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
             raise UsageError(
                 f"no group matches {pattern!r}",
                 reason="no_such_group",
-                hint=f"the groups are: {', '.join(names[:40])}{' ...' if len(names) > 40 else ''}",
+                hint=f"the groups are: {listed(names, 40)}",
             )
         chosen |= matched
     return chosen

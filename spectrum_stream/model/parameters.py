@@ -134,19 +134,19 @@ def _hash_names(names: Iterable[str]) -> str:
 class Renaming:
     """A function from names in the checkpoint to names of parameters.
 
-    `whose` says in words where the names come from.
+    `origin` says in words where the names come from, a noun phrase.
     """
 
     of: Callable[[str], str]
-    whose: str
+    origin: str
 
 
 def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
     rename = _find_rules(config.model_type, names)
     if rename is None:
-        return Renaming(str, "of the checkpoint")
-    return Renaming(rename, f"of the checkpoint, as {names.replace('-v', ' ')} renames them")
+        return Renaming(str, "the checkpoint")
+    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them")
 
 
 def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:

@@ -57,9 +57,9 @@ class QuantizedMatrix(ABC):
     def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
         (top, bottom, _), (left, right, _) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
-        return self._banded(top, bottom, left, right)
+        return self._dequantize(top, bottom, left, right)
 
-    def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+    def _dequantize(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         height = max(1, DECODED_NUMEL // max(1, right - left))
         if bottom - top <= height:
             return self._part(top, bottom, left, right)
@@ -85,8 +85,8 @@ class _Transposed(QuantizedMatrix):
     def T(self) -> QuantizedMatrix:  # noqa: N802
         return self._inner
 
-    def _banded(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        return self._inner._banded(left, right, top, bottom).T
+    def _dequantize(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+        return self._inner._dequantize(left, right, top, bottom).T
 
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         return self._inner._part(left, right, top, bottom).T
@@ -150,7 +150,7 @@ class Fp4(QuantizedMatrix):
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ScaleGrid:
     """The scales and zero points of a matrix.
 
     Attributes:
@@ -177,7 +177,9 @@ class Integers(QuantizedMatrix):
         grid: scales and zero points.
     """
 
-    def __init__(self, words: torch.Tensor, shape: tuple[int, int], packing: Packing, bits: int, grid: Grid) -> None:
+    def __init__(
+        self, words: torch.Tensor, shape: tuple[int, int], packing: Packing, bits: int, grid: ScaleGrid
+    ) -> None:
         super().__init__(shape[0], shape[1], grid.scales.numel())
         self._words, self._packing, self._bits, self._grid = words, packing, bits, grid
 
@@ -273,7 +275,7 @@ def _find_factor(found: Mapping[str, torch.Tensor]) -> float:
     return 1 / divisor if divisor else torch.inf
 
 
-def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> Grid:
+def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> ScaleGrid:
     scales = found["scales"].to(torch.float32)
     zeros = torch.full_like(scales, 1 << (how.bits - 1))
     if "zeros" in found:
@@ -293,7 +295,7 @@ def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> Grid:
             if int(order.min()) < 0 or int(order.max()) >= scales.shape[dim]:
                 raise _bad_scales(how, "a column belongs to a group without a scale")
             groups[dim] = order
-    return Grid(scales, zeros, *groups)
+    return ScaleGrid(scales, zeros, *groups)
 
 
 def _parse_tensor(dtype: str, shape: tuple[int, ...], body: bytes) -> torch.Tensor:

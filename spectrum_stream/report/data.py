@@ -56,7 +56,7 @@ FLAGS: Mapping[str, Flag] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ShownEntry:
     """A module of a result, one expert of a module that is fused experts, or a matrix without a score.
 
     Attributes:
@@ -105,7 +105,7 @@ class Shown:
     name: str
     facts: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[ShownEntry, ...]
 
     @property
     def metrics(self) -> list[str]:
@@ -113,7 +113,7 @@ class Shown:
         return list(dict.fromkeys(name for entry in self.entries for name in entry.metrics))
 
     @property
-    def flagged(self) -> Counter[str]:
+    def flag_counts(self) -> Counter[str]:
         """The number of entries by flag."""
         return Counter(entry.flag for entry in self.entries if entry.flag)
 
@@ -134,14 +134,14 @@ def read_shown(path: Path) -> Shown:
         if error.reason != "no_record":
             why_not = str(error)
     note = f"{why_not}: spectra are not available, and degenerate scores are not marked"
-    return Shown(path.name, tuple(facts), (note,), tuple(map(_without_record, result.modules)))
+    return Shown(path.name, tuple(facts), (note,), tuple(map(_make_unrecorded, result.modules)))
 
 
 def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Module], records: Records) -> Shown:
     wanted = {module.name: module for module in modules}
-    entries: dict[str, Entry] = {}
-    experts: dict[str, list[Entry]] = {}
-    failed: list[Entry] = []
+    entries: dict[str, ShownEntry] = {}
+    experts: dict[str, list[ShownEntry]] = {}
+    failed: list[ShownEntry] = []
     precisions: Counter[str] = Counter()
     inexact = quantized = 0
     identity, count = records.identity, records.count
@@ -151,7 +151,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Modu
         precisions[record.precision or "none"] += 1
         inexact += record.score is not None and not record.score.is_exact
         quantized += record.quantized is not None
-        entry = _entry(record, keep)
+        entry = _make_entry(record, keep)
         if record.result_name != record.module:
             experts.setdefault(record.result_name, []).append(entry)
         elif record.score is None:
@@ -165,7 +165,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Modu
             failed.append(entry)
         elif parameter in wanted:
             entries[parameter] = replace(entry, module=parameter, fused=None)
-    shown = [entries.get(module.name) or _fused(module, experts.get(module.name, [])) for module in modules]
+    shown = [entries.get(module.name) or _make_fused(module, experts.get(module.name, [])) for module in modules]
     members = [entry for module in modules for entry in sorted(experts.get(module.name, []), key=_by_number)]
     failed += [entry for fused in experts.keys() - wanted.keys() for entry in experts[fused]]
     everything = (*shown, *members, *failed)
@@ -194,35 +194,35 @@ def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {number}" for name, number in sorted(counts.items()))
 
 
-def _without_record(module: Module) -> Entry:
+def _make_unrecorded(module: Module) -> ShownEntry:
     snr = module.rank_key
     flag = "" if math.isfinite(snr) else INFINITE if snr > 0 else NOT_A_NUMBER
-    return Entry(module=module.name, group=module.group, snr=snr, flag=flag)
+    return ShownEntry(module=module.name, group=module.group, snr=snr, flag=flag)
 
 
-def _fused(module: Module, experts: Sequence[Entry]) -> Entry:
+def _make_fused(module: Module, experts: Sequence[ShownEntry]) -> ShownEntry:
     """Make the entry of fused experts: their score, and the median of each metric, as the score is a median."""
     if not experts:
-        return _without_record(module)
+        return _make_unrecorded(module)
     values = {
         name: [value for expert in experts if (value := expert.metrics.get(name)) is not None]
         for name in experts[0].metrics
     }
-    medians = {name: float(np.median(known)) if known else None for name, known in values.items()}
+    medians = {name: float(np.median(present)) if present else None for name, present in values.items()}
     flags = {expert.flag for expert in experts}
     # If all experts are degenerate, so is the median. A single one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""
-    return Entry(module=module.name, group=module.group, snr=module.rank_key, flag=flag, metrics=medians)
+    return ShownEntry(module=module.name, group=module.group, snr=module.rank_key, flag=flag, metrics=medians)
 
 
-def _by_number(expert: Entry) -> tuple[int, str]:
+def _by_number(expert: ShownEntry) -> tuple[int, str]:
     digits = expert.module.rpartition(".")[2]
     return len(digits), digits
 
 
-def _entry(record: Record, keep: int) -> Entry:
+def _make_entry(record: Record, keep: int) -> ShownEntry:
     score = record.score
-    entry = Entry(
+    entry = ShownEntry(
         module=record.module,
         group=record.group,
         snr=None if score is None else score.snr,
@@ -259,7 +259,7 @@ def quantiles_of(singular_values: np.ndarray, keep: int) -> np.ndarray:
         keep: how many to keep; all if there are fewer.
 
     Returns:
-        uint16, (min(k, keep),), encoded as `Entry.quantiles`.
+        uint16, (min(k, keep),), encoded as `ShownEntry.quantiles`.
     """
     values = np.asarray(singular_values, dtype=np.float64)
     count = len(values)

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import UsageError
 from ..model.names import pool_of
 from ..text import VERSION
-from .data import FLAGS, Entry, Shown
+from .data import FLAGS, Shown, ShownEntry
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
 _STYLE_ID = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
@@ -127,7 +127,7 @@ def _number(value: float | None, digits: int | None = None) -> float | str | Non
     return value if digits is None else float(f"{value:.{digits}g}")
 
 
-def _spectra(entries: Iterable[Entry]) -> tuple[int, str]:
+def _spectra(entries: Iterable[ShownEntry]) -> tuple[int, str]:
     spectra = [entry.quantiles for entry in entries]
     width = max((len(s) for s in spectra if s is not None), default=0)
     # Three bytes are four characters, so with a multiple of three values no entry needs padding.

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ..text import printable
-from .data import Entry, Shown
+from .data import Shown, ShownEntry
 from .grid import CIVIDIS, Grid, Place, lay, place_of
 
 _CELL_WIDTH = 2
@@ -53,7 +53,7 @@ class TerminalMap:
             for label, row in zip(labels, self._grid.rows, strict=True):
                 if not any((row, layer) in self._cells for layer in band):
                     continue
-                line = Text(printable(_fitted(label, label_width)))
+                line = Text(printable(_fit(label, label_width)))
                 line.append(" ")
                 for layer in band:
                     line.append_text(self._cell(row, layer, has_color))
@@ -90,8 +90,8 @@ class _Cell(NamedTuple):
     mark: str
 
 
-def _cells(entries: Sequence[Entry], places: Sequence[Place], chosen: set[str]) -> dict[_Key, _Cell]:
-    together: dict[_Key, list[tuple[Entry, Place]]] = {}
+def _cells(entries: Sequence[ShownEntry], places: Sequence[Place], chosen: set[str]) -> dict[_Key, _Cell]:
+    together: dict[_Key, list[tuple[ShownEntry, Place]]] = {}
     for entry, place in zip(entries, places, strict=True):
         together.setdefault((place.row, place.layer), []).append((entry, place))
     cells = {}
@@ -148,7 +148,7 @@ def _heading(band: Sequence[str]) -> str:
     return "".join(parts).rstrip()
 
 
-def _fitted(label: str, width: int) -> str:
+def _fit(label: str, width: int) -> str:
     # The end of a group's name is more telling than its beginning.
     return label.ljust(width) if len(label) <= width else f"~{label[len(label) - width + 1 :]}"
 

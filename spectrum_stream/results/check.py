@@ -62,7 +62,7 @@ class Reason(StrEnum):
     NO_COMMIT = "no_commit"  # there is neither a commit nor the SHA-256 of every shard
     PRIVATE_PATH = "private_path"
     BAD_RECORD = "bad_record"
-    OTHER_RECORD = "other_record"  # the record and the provenance have other weights
+    OTHER_RECORD = "other_record"  # the record and the provenance have other weights or use other names
     NOT_IN_RECORD = "not_in_record"
     MISSING_MODULE = "missing_module"  # the record has it, and its group would be ranked without it
     WRONG_SCORE = "wrong_score"  # the record's singular values give another score
@@ -184,6 +184,8 @@ def _check_record(
         theirs = {name: s.get("nbytes") for name, s in provenance["shards"].items() if isinstance(s, dict)}
         if opened.identity["commit"] != provenance["commit"] or opened.identity["shards"] != theirs:
             yield Finding(Reason.OTHER_RECORD, "the record and the provenance have another commit or other shards")
+        if opened.identity["names"] != provenance["names"]:
+            yield Finding(Reason.OTHER_RECORD, "the record and the provenance use other names")
     # The largest relative difference for each score: a value near tau can change sides when it is rounded to float32.
     tolerances: dict[str, float] = {}
     records = []

@@ -119,21 +119,21 @@ class Journal:
             is_stale: whether a row has to be computed again.
         """
         groups = {module: group for group, modules in members.items() for module in modules}
-        stored = self.records()
-        known = {
+        rows = self.records()
+        renamed = {
             module: replace(
                 record, group=groups.get(module, record.group), parameter=parameters.get(module, record.parameter)
             )
-            for module, record in stored.items()
+            for module, record in rows.items()
         }
         self._rename(
             record
-            for module, record in known.items()
-            if (record.group, record.parameter) != (stored[module].group, stored[module].parameter)
+            for module, record in renamed.items()
+            if (record.group, record.parameter) != (rows[module].group, rows[module].parameter)
         )
-        stale = {module for module, record in known.items() if is_stale(record)}
+        stale = {module for module, record in renamed.items() if is_stale(record)}
         self._delete(sorted(stale))
-        return {module: record for module, record in known.items() if module not in stale}
+        return {module: record for module, record in renamed.items() if module not in stale}
 
     def _delete(self, modules: Sequence[str]) -> None:
         if not modules:

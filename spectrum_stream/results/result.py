@@ -209,17 +209,17 @@ class Result:
         """
         with open_records(path, spectra=False) as opened:
             records = list(opened.rows)
-        known = {module.name: module for module in modules_of(records)}
+        recorded = {module.name: module for module in modules_of(records)}
         for module in self.modules:
-            same = known.get(module.name)
+            same = recorded.get(module.name)
             if same is None or (same.group, same.value) != (module.group, module.value):
                 raise _other_record(self.path)
         # Without a module, as fused experts with one that has no score, a matrix was scanned all the same.
-        left_out = known.keys() - {module.name for module in self.modules}
+        left_out = recorded.keys() - {module.name for module in self.modules}
         scanned = {r.tensor: r.n * r.m for r in records if r.result_name not in left_out}
         return replace(
             self,
-            modules=tuple(known[module.name] for module in self.modules),
+            modules=tuple(recorded[module.name] for module in self.modules),
             covered=sum(scanned.values()) / opened.weights if opened.weights else None,
             parameters=opened.names,
             model=opened.identity["path"],

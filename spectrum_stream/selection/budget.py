@@ -129,7 +129,7 @@ def fit(
         )
 
     def fits(step: int) -> bool:
-        return within(_known(selection(step)))
+        return within(_find_needs(selection(step)))
 
     def within(need: Needs) -> bool:
         return (max_numel is None or need.trainable <= max_numel) and (
@@ -140,7 +140,7 @@ def fit(
     best = selection(step) if step else None
     if best is None or not best.chosen_names:
         # The smallest selection that has a module; if every group is at 0 percent, no selection has one.
-        need = _known(selection(min(_STEPS, _last(lambda step: not selection(step).chosen_names, _STEPS) + 1)))
+        need = _find_needs(selection(min(_STEPS, _last(lambda step: not selection(step).chosen_names, _STEPS) + 1)))
         raise UsageError(
             f"the budget is too small: with one module it needs {si_number(need.trainable)} trained weights, "
             f"{si_bytes(need.nbytes(recipe))} with {recipe}",
@@ -150,7 +150,7 @@ def fit(
     return best
 
 
-def _known(selection: Selection) -> Needs:
+def _find_needs(selection: Selection) -> Needs:
     need = needs(selection)
     if need is None:
         raise ResultError(

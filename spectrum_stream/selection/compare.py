@@ -127,7 +127,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
     None if all values of one of them are equal, or count is below two.
     """
-    ranks_x, ranks_y = (ranks - ranks.mean() if len(ranks) else ranks for ranks in (_ranks(x), _ranks(y)))
+    ranks_x, ranks_y = (ranks - ranks.mean() if len(ranks) else ranks for ranks in (_find_ranks(x), _find_ranks(y)))
     norm = math.sqrt(float(ranks_x @ ranks_x) * float(ranks_y @ ranks_y))
     return max(-1.0, min(1.0, float(ranks_x @ ranks_y) / norm)) if norm else None
 
@@ -143,7 +143,9 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
     count = len(x)
     pairs = count * (count - 1) // 2
     codes_x, codes_y = (np.unique(values, return_inverse=True)[1] for values in (x, y))
-    tied_x, tied_y, tied_both = (_tied_pairs(codes) for codes in (codes_x, codes_y, codes_x * (count + 1) + codes_y))
+    tied_x, tied_y, tied_both = (
+        _count_tied_pairs(codes) for codes in (codes_x, codes_y, codes_x * (count + 1) + codes_y)
+    )
     if tied_x == pairs or tied_y == pairs:
         return None
     seen: list[int] = []
@@ -157,11 +159,11 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
     return (concordant - discordant) / math.sqrt((pairs - tied_x) * (pairs - tied_y))
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _find_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def _tied_pairs(codes: np.ndarray) -> int:
+def _count_tied_pairs(codes: np.ndarray) -> int:
     counts = np.unique(codes, return_counts=True)[1]
     return int((counts * (counts - 1) // 2).sum())

@@ -42,17 +42,17 @@ def diagnose(
         ResultError: the file cannot be read.
     """
     opened = Result.of(result)
-    known = opened.diagnostics()
+    by_module = opened.diagnostics()
     chosen = set(selection.chosen_names) if selection else set()
     tied = selection.tied if selection else {}
     diagnostics = {}
     for name, group in (selection.ranked if selection else rank(opened.modules)).items():
-        found = {module.name: known[module.name] for module in group if module.name in known}
+        found = {module.name: by_module[module.name] for module in group if module.name in by_module}
         degenerate = {module for module, flags in found.items() if flags.degenerate}
         diagnostics[name] = Diagnostics(
-            degenerate=len(degenerate) if known else None,
+            degenerate=len(degenerate) if by_module else None,
             chosen_degenerate=len(degenerate & chosen),
             tied=tied.get(name, 0),
-            inexact=sum(flags.inexact for flags in found.values()) if known else None,
+            inexact=sum(flags.inexact for flags in found.values()) if by_module else None,
         )
     return diagnostics

@@ -16,14 +16,13 @@ from typing import Any
 import yaml
 
 from ..errors import ResultError
-from ..selection.select import ALWAYS as _ALWAYS
-from ..selection.select import Selection
+from ..selection.select import ALWAYS, Selection
 from ..text import counted
 from .parameters import Parameters
 from .targets import Target, Targets, targets_of
-from .trainer import Entry, Finding, Reason, Trainer, matched, strings
+from .trainer import Entry, Finding, Reason, Trainer, find_matches, strings
 
-ALWAYS = tuple(f"^{module}.weight$" for module in _ALWAYS)
+ALWAYS_PATTERNS = tuple(f"^{module}.weight$" for module in ALWAYS)
 
 # These characters are literal both unquoted in YAML and unescaped in a pattern of Axolotl.
 _LITERAL = re.compile(r"[A-Za-z0-9_.\-]*")
@@ -67,7 +66,7 @@ class Axolotl(Trainer):
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         # Axolotl reads an empty list as no list, and trains everything. (train.py, `if cfg.unfrozen_parameters`)
         entries = self.entries(text)
-        return matched(entries, names) if entries else set(names)
+        return find_matches(entries, names) if entries else set(names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find settings for sharding, gradient checkpointing and adapters that frozen weights exclude."""
@@ -149,7 +148,7 @@ def patterns(selection: Selection, parameters: Collection[str] | None = None) ->
 
 def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
     """Return the patterns of `render` that are whole names of parameters where Spectrum writes a module's."""
-    return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS)
+    return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS_PATTERNS)
 
 
 def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
@@ -161,7 +160,7 @@ def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
     module = plain(target.module)
     if target.tied:
         # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs a pattern of its own.
-        by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS
+        by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS_PATTERNS
         embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
         return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
     if target.is_bare:

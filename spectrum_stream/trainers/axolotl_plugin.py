@@ -15,7 +15,7 @@ from ..numerics.metrics import SPECTRUM
 from ..selection.select import ALWAYS, Selection
 from . import axolotl
 from .targets import inexact, targets_of
-from .trainer import Entry, Trainer, matched
+from .trainer import Entry, Trainer, find_matches
 
 
 class AxolotlPlugin(Trainer):
@@ -62,4 +62,4 @@ class AxolotlPlugin(Trainer):
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         """Return the names that Axolotl trains, given this file and a fraction of 1."""
-        return matched([*map(axolotl.entry_of, axolotl.ALWAYS), *self.entries(text)], names)
+        return find_matches([*map(axolotl.entry_of, axolotl.ALWAYS_PATTERNS), *self.entries(text)], names)

@@ -33,13 +33,13 @@ class DistillKit(Trainer):
         return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
 
     def entries(self, text: str) -> list[Entry]:
-        spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", pattern) for pattern in _frozen(text)]
+        spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", pattern) for pattern in _read_frozen(text)]
         return [Entry(part, re.compile(part)) for found in spared if found for part in alternatives(found[1])]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        frozen = [re.compile(pattern) for pattern in _frozen(text)]
+        frozen = [re.compile(pattern) for pattern in _read_frozen(text)]
         return {name for name in names if not any(pattern.search(name) for pattern in frozen)}
 
 
-def _frozen(text: str) -> list[str]:
+def _read_frozen(text: str) -> list[str]:
     return strings(yaml.safe_load(text)["frozen_res"])

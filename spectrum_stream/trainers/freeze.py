@@ -51,7 +51,7 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     chosen: dict[str, Any] = {}
     for text in texts:
         matched = _match(text, parameters)
-        if not matched and text not in axolotl.ALWAYS:
+        if not matched and text not in axolotl.ALWAYS_PATTERNS:
             raise FreezeError(
                 f"{text!r} matches no parameter of the model",
                 reason="no_match",

@@ -44,7 +44,7 @@ class LlamaFactory(Trainer):
         outside = sorted({name.split(".")[-2] for name in wanted if not _LAYER.match(name) and "." in name})
         layers = {int(match[2]) for match in inside}
         kinds = sorted({match[3] for match in inside})
-        count = _layer_count(targets.known)
+        count = _layer_count(targets.names)
         for n in (len(layers), -len(layers)):
             config = {
                 "finetuning_type": "freeze",
@@ -53,7 +53,7 @@ class LlamaFactory(Trainer):
                 "freeze_extra_modules": ",".join(outside),
             }
             text = yaml.safe_dump({key: value for key, value in config.items() if value != ""}, sort_keys=False)
-            if layers and count is not None and self.matches(text, targets.known) == wanted:
+            if layers and count is not None and self.matches(text, targets.names) == wanted:
                 return text
         raise ResultError(
             "LLaMA-Factory can only train whole modules of the first or last layers, not this choice",

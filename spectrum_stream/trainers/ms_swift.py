@@ -18,7 +18,7 @@ from ..selection.select import Selection
 from .parameters import Parameters
 from .patterns import alternatives
 from .targets import Targets, exactly, targets_of
-from .trainer import Entry, Finding, Trainer, adapter_findings, matched, strings
+from .trainer import Entry, Finding, Trainer, adapter_findings, find_matches, strings
 
 _LIST = "trainable_parameters"
 _REGEX = "trainable_parameters_regex"
@@ -67,7 +67,7 @@ class MsSwift(Trainer):
             return set(names)
         # The expression counts as a whole: a flag or a group of one alternative can concern another one.
         whole = [Entry(config[_REGEX], re.compile(config[_REGEX]), False)] if config.get(_REGEX) else []
-        return matched([*_starts(config), *whole], names)
+        return find_matches([*_starts(config), *whole], names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         config = yaml.safe_load(text)

@@ -61,4 +61,4 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         there = rename.of(name)
         # A stored tensor that is a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.whose.removeprefix("of "), {})
+    return Parameters(renamed, rename.origin, {})

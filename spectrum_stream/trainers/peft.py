@@ -57,10 +57,10 @@ class Peft(Trainer):
         if not targets.chosen:
             raise ResultError("there is nothing to adapt", reason="nothing_chosen")
         for target in targets.chosen:
-            _check(target, targets.known)
+            _check(target, targets.names)
         fused = [target.parameter for target in targets.chosen if target.is_bare]
         modules = [_module(target) for target in targets.chosen if not target.is_bare]
-        is_mixture = _is_mixture((*targets.known, *fused))
+        is_mixture = _is_mixture((*targets.names, *fused))
         if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
             raise ResultError(
                 f"PEFT adapts no routers, and takes modules of these names for experts: {taken[0]}",
@@ -116,7 +116,7 @@ class Peft(Trainer):
         return [Finding(Reason.TOO_MANY, "target_modules", detail)]
 
 
-def _check(target: Target, known: Collection[str]) -> None:
+def _check(target: Target, names: Collection[str]) -> None:
     """Raise ResultError for a target that PEFT cannot adapt, or not alone."""
     if is_norm(target.module):
         raise ResultError(
@@ -128,7 +128,7 @@ def _check(target: Target, known: Collection[str]) -> None:
             reason="not_adaptable",
             hint="--no-head",
         )
-    if target.is_bare and (others := [name for name in known if name.endswith(f".{target.parameter}")]):
+    if target.is_bare and (others := [name for name in names if name.endswith(f".{target.parameter}")]):
         raise inexact(
             f"{target.parameter} would also adapt {others[0]}", f"leave the group out: --groups '{target.group}=0'"
         )

@@ -28,7 +28,7 @@ class PlainJson(Trainer):
             ResultError: no_such_parameter, nothing_chosen.
         """
         targets, metric = targets_of(selection, parameters), selection.result.metric
-        sizes, need = {line.name: line.numel for line in selection.result.modules}, needs(selection)
+        sizes, need = {module.name: module.numel for module in selection.result.modules}, needs(selection)
         data = {
             "schema_version": 1,
             "metric": metric.name,

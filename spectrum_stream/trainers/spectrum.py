@@ -8,6 +8,6 @@ from ..selection.select import Selection
 def render_sorted(selection: Selection) -> str:
     """Write `_sorted.json`: {group: {module: snr}}, highest score first."""
     return json.dumps(
-        {name: {line.name: line.value for line in group} for name, group in selection.ranked.items()},
+        {name: {module.name: module.value for module in group} for name, group in selection.ranked.items()},
         indent=4,
     )

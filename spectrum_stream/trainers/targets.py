@@ -42,13 +42,13 @@ class Targets:
     Attributes:
         chosen: first choice first, group after group.
         always: parameters to train whatever was chosen. Unless `complete`, the model may lack them.
-        known: names of parameters of the model, sorted: all of them, or those of the result and its record.
-        complete: whether `known` is all of them.
+        names: parameters of the model, sorted: all of them, or those of the result and its record.
+        complete: whether `names` is all of them.
     """
 
     chosen: tuple[Target, ...]
     always: tuple[str, ...]
-    known: tuple[str, ...]
+    names: tuple[str, ...]
     complete: bool
 
     @property
@@ -57,8 +57,8 @@ class Targets:
         return tuple(dict.fromkeys((*self.always, *(target.parameter for target in self.chosen))))
 
     def starting_with(self, prefix: str) -> tuple[str, ...]:
-        """Return the known names that start with a prefix."""
-        return starting_with(self.known, prefix)
+        """Return the names that start with a prefix."""
+        return starting_with(self.names, prefix)
 
 
 def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
@@ -71,47 +71,47 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
         ResultError: no_such_parameter, `names` has none for a chosen module; nothing_chosen, there is nothing to
             train, which many trainers read as everything.
     """
-    known = None if names is None else frozenset(names)
-    lines = {line.name: line for line in selection.result.modules}
-    chosen = [_target(lines[module], lines, known) for modules in selection.chosen.values() for module in modules]
-    always = (_parameter(lines.get(name, Module(name, name, None)), lines, known) for name in selection.always)
+    given = None if names is None else frozenset(names)
+    by_name = {module.name: module for module in selection.result.modules}
+    chosen = [_target(by_name[name], by_name, given) for name in selection.chosen_names]
+    always = (_parameter(by_name.get(name, Module(name, name, None)), by_name, given) for name in selection.always)
     found = tuple(dict.fromkeys(name for name in always if name is not None))
     if not chosen and not found:
         raise ResultError("there is nothing to train", reason="nothing_chosen", hint="choose a larger share")
-    if known is not None:
-        return Targets(tuple(chosen), found, tuple(sorted(known)), True)
-    own = (line for line in lines.values() if line.owner == line.name or line.owner not in lines)
-    seen = {*selection.result.parameters, *(line.parameter_name for line in own)}
+    if given is not None:
+        return Targets(tuple(chosen), found, tuple(sorted(given)), True)
+    own = (module for module in by_name.values() if module.owner == module.name or module.owner not in by_name)
+    seen = {*selection.result.parameters, *(module.parameter_name for module in own)}
     return Targets(tuple(chosen), found, tuple(sorted(seen)), False)
 
 
-def _target(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> Target:
-    parameter = _parameter(line, lines, known)
+def _target(module: Module, by_name: dict[str, Module], given: frozenset[str] | None) -> Target:
+    parameter = _parameter(module, by_name, given)
     if parameter is None:
         raise ResultError(
-            f"the model has no parameter for {line.name}",
+            f"the model has no parameter for {module.name}",
             reason="no_such_parameter",
             hint="compare the model and the version of transformers of the names with those of the scan (--names)",
         )
     return Target(
-        module=line.name,
-        group=line.group,
-        value=line.value,
-        rank_key=line.rank_key,
+        module=module.name,
+        group=module.group,
+        value=module.value,
+        rank_key=module.rank_key,
         parameter=parameter,
-        certain=known is not None or line.parameter is not None,
-        tied=line.owner != line.name and parameter != line.parameter_name,
+        certain=given is not None or module.parameter is not None,
+        tied=module.owner != module.name and parameter != module.parameter_name,
     )
 
 
-def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | None) -> str | None:
-    owner = lines.get(line.owner, line)
-    if known is None:
+def _parameter(module: Module, by_name: dict[str, Module], given: frozenset[str] | None) -> str | None:
+    owner = by_name.get(module.owner, module)
+    if given is None:
         return owner.parameter_name
     # A list of names can have a tied parameter under one name or under both.
-    likely = [line.parameter] if line.parameter else [f"{line.name}.weight", line.name]
-    others = [] if owner is line else [owner.parameter_name]
-    return next((name for name in (*likely, *others) if name in known), None)
+    likely = [module.parameter] if module.parameter else [f"{module.name}.weight", module.name]
+    others = [] if owner is module else [owner.parameter_name]
+    return next((name for name in (*likely, *others) if name in given), None)
 
 
 def exactly(names: Iterable[str]) -> str:

@@ -114,7 +114,7 @@ class Trainer(ABC):
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         """Return the names that the trainer trains, given this file and a model with these parameters."""
-        return matched(self.entries(text), names)
+        return find_matches(self.entries(text), names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find settings of the file, apart from its entries, that do not go with frozen parameters."""
@@ -136,7 +136,7 @@ class Trainer(ABC):
         ]
 
 
-def matched(entries: Iterable[Entry], names: Iterable[str]) -> set[str]:
+def find_matches(entries: Iterable[Entry], names: Iterable[str]) -> set[str]:
     """Return the names that any of the entries matches."""
     in_order = SortedNames(names)
     return {match.string for entry in entries for match in in_order.found(entry.pattern, anchored=entry.anchored)}

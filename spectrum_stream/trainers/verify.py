@@ -16,6 +16,7 @@ from ..errors import ResultError, UsageError
 from ..model.names import is_head
 from ..results.result import Result
 from ..selection.select import ALWAYS
+from ..text import listed
 from . import DEFAULT, TRAINERS
 from .parameters import Parameters
 from .patterns import SortedNames
@@ -97,15 +98,14 @@ def _check_entries(
     for entry in entries:
         matches = list(own.found(entry.pattern, anchored=entry.anchored))
         if more := sorted(match.string for match in matches if not _is_whole(match)):
-            some = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
-            findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {some}"))
+            findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {listed(more)}"))
         if matches:
             continue
         if (alias := next(tied.found(entry.pattern, anchored=entry.anchored), None)) is not None:
-            findings.append(_tied(entry.text, parameters.tied[alias.string]))
+            findings.append(_report_tied(entry.text, parameters.tied[alias.string]))
         # Spectrum writes these two for every model, and trainers ignore the one that the model lacks.
-        elif _spelled(entry.text) not in _ALWAYS_NAMES:
-            advice = trainer.advise(entry.text) or _nearest(entry.text, parameters)
+        elif _read_name(entry.text) not in _ALWAYS_NAMES:
+            advice = trainer.advise(entry.text) or _find_nearest(entry.text, parameters)
             detail = f"matches no parameter; {advice}" if advice else "matches no parameter"
             findings.append(Finding(Reason.NO_MATCH, entry.text, detail))
     return findings
@@ -122,19 +122,19 @@ def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
             return None
         raise
     findings = []
-    for line in result.modules:
-        name = line.parameter_name
+    for module in result.modules:
+        name = module.parameter_name
         is_missing = name not in parameters.shapes
-        if name in parameters.tied or line.shares is not None or (is_head(line.name) and is_missing):
-            findings.append(_tied(line.name, parameters.tied.get(name) or line.shares or "the embedding"))
-        elif is_missing and line.name not in parameters.shapes:
-            advice = _nearest(line.name, parameters)
+        if name in parameters.tied or module.shares is not None or (is_head(module.name) and is_missing):
+            findings.append(_report_tied(module.name, parameters.tied.get(name) or module.shares or "the embedding"))
+        elif is_missing and module.name not in parameters.shapes:
+            advice = _find_nearest(module.name, parameters)
             detail = f"is not a parameter of the model; {advice}" if advice else "is not a parameter of the model"
-            findings.append(Finding(Reason.NOT_IN_MODEL, line.name, detail))
+            findings.append(Finding(Reason.NOT_IN_MODEL, module.name, detail))
     return findings
 
 
-def _tied(entry: str, owner: str) -> Finding:
+def _report_tied(entry: str, owner: str) -> Finding:
     return Finding(Reason.TIED_HEAD, entry, f"is tied to {owner}: both are trained, or neither")
 
 
@@ -145,16 +145,16 @@ def _is_whole(match: re.Match[str]) -> bool:
     return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
 
 
-def _spelled(entry: str) -> str | None:
+def _read_name(entry: str) -> str | None:
     """Return the name that an entry spells; None for a pattern that stands for several."""
     name = re.sub(r"\[[0-9:]*\]$", "", entry).removeprefix("^").removesuffix("$")
     name = re.sub(r"^\(\?:(.*)\)$", r"\1", name).replace("\\.", ".").replace("\\-", "-").replace("\\_", "_")
     return name if re.fullmatch(r"[A-Za-z0-9_.\-]+", name) else None
 
 
-def _nearest(entry: str, parameters: Parameters) -> str | None:
+def _find_nearest(entry: str, parameters: Parameters) -> str | None:
     """Name a parameter of the model that ends like the entry."""
-    name = _spelled(entry)
+    name = _read_name(entry)
     if name is None:
         return None
     tail = name.split(".", 1)[-1]

@@ -23,7 +23,6 @@ from spectrum_stream.cli.output import LogNotes
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
-from spectrum_stream.streaming import fetch as fetching
 from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
 from spectrum_stream.streaming.fetch import Fetch
 from spectrum_stream.streaming.plan import plan
@@ -34,7 +33,7 @@ from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import COMMAND, Cli, run_process
 from ..support.hub_server import COMMIT, REPO, Fault, HubServer, use, values
 
-WAYS = ("range", "download", "cache")
+FETCHES = ("range", "download", "cache")
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def refused(model: str = REPO, **options: object) -> SpectrumStreamError:
     return error.value
 
 
-@pytest.mark.parametrize("fetch", WAYS)
+@pytest.mark.parametrize("fetch", FETCHES)
 def test_hub_scan_equals_local_scan_bit_for_bit(
     hub: HubServer, folder: Path, working_folder: Path, fetch: str
 ) -> None:
@@ -74,7 +73,7 @@ def test_hub_scan_equals_local_scan_bit_for_bit(
     assert not left
 
 
-@pytest.mark.parametrize("fetch", WAYS)
+@pytest.mark.parametrize("fetch", FETCHES)
 def test_hub_requests_use_the_commit_when_the_branch_moves(
     hub: HubServer, folder: Path, working_folder: Path, fetch: str
 ) -> None:
@@ -422,7 +421,7 @@ def test_hub_ranged_buffers_are_limited_without_deadlock(
     ahead_nbytes: int,
     request_nbytes: int,
 ) -> None:
-    monkeypatch.setattr(fetching, "_REQUEST_NBYTES", request_nbytes)
+    monkeypatch.setattr("spectrum_stream.streaming.fetch._REQUEST_NBYTES", request_nbytes)
     a_plan = plan(REPO, fetch="range")
     shards = {shard.name: shard for shard in a_plan.source.shards}
     most = 0
@@ -520,7 +519,7 @@ def test_hub_command_line_prints_the_fetch(
     monkeypatch.setattr(progress, "_LEAST_S", 0.0)
     planned = cli("plan", REPO)
     assert COMMIT in planned.stdout
-    assert all(way in planned.stdout for way in ("by range", "by download", "by cache", "chosen"))
+    assert all(words in planned.stdout for words in ("by range", "by download", "by cache", "chosen"))
     hub.script("probe", hub_server.status(429, retry_after="1"))
     done = cli("scan", REPO)
     assert COMMIT in done.stderr
@@ -700,7 +699,7 @@ def test_hub_storage_host_gets_no_token_and_is_named_in_errors(
         address = elsewhere.url.replace("127.0.0.1", "localhost")
         hub.elsewhere = lambda name: f"{address}/{REPO}/resolve/{COMMIT}/{name}?Signature=secret"
         # Several requests to each address, so that it is used again without a redirect.
-        monkeypatch.setattr(fetching, "_REQUEST_NBYTES", 5000)
+        monkeypatch.setattr("spectrum_stream.streaming.fetch._REQUEST_NBYTES", 5000)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
         assert len(elsewhere.of_kind("data")) > len(hub.of_kind("data"))
         assert not any("authorization" in {k.lower() for k in r.headers} for r in elsewhere.requests)
@@ -779,9 +778,6 @@ def test_hub_impossible_names_send_no_request(hub: HubServer, working_folder: Pa
 def test_hub_implausibly_large_index_is_rejected(
     hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectrum_stream.checkpoint import hub as hub_module
-    from spectrum_stream.checkpoint import index
-
-    for module in (index, hub_module):
-        monkeypatch.setattr(module, "MAX_JSON_NBYTES", 100)
+    for module in ("index", "hub"):
+        monkeypatch.setattr(f"spectrum_stream.checkpoint.{module}.MAX_JSON_NBYTES", 100)
     assert refused().reason == "file_too_large"

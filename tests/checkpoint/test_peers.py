@@ -92,9 +92,9 @@ def test_olah_repo_scans_by_every_fetch(
     use(olah, monkeypatch, tmp_path)
     local = scan(str(folder), name="local")
     # It has no ranges, so that is the second way by another name; the cache comes last, or it would serve the others.
-    for fetch, way in (("auto", "download"), ("range", "download"), ("download", "download"), ("cache", "cache")):
+    for fetch, used in (("auto", "download"), ("range", "download"), ("download", "download"), ("cache", "cache")):
         remote = scan(REPO, name=fetch, fetch=fetch)
-        assert set(remote.plan.fetches.values()) == {way}
+        assert set(remote.plan.fetches.values()) == {used}
         assert values(remote) == values(local)
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from spectrum_stream.errors import SourceError
-from spectrum_stream.streaming import plan as planning
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import Cli, reason
@@ -57,7 +56,7 @@ def test_debug_variable_shows_the_traceback_without_signatures(cli: Cli, monkeyp
     def fail(*args: object, **kwargs: object) -> None:
         raise SourceError("no", reason="unreachable") from ValueError("at https://x/y?Signature=secret")
 
-    monkeypatch.setattr(planning, "plan", fail)
+    monkeypatch.setattr("spectrum_stream.streaming.plan.plan", fail)
     done = cli("plan", "m", code=1, SPECTRUM_STREAM_DEBUG="1")
     lines = done.stderr.splitlines()
     assert "Traceback (most recent call last):" in lines

@@ -11,10 +11,9 @@ import pytest
 
 from spectrum_stream import scan
 from spectrum_stream.cli import app
-from spectrum_stream.cli import scan as scan_module
-from spectrum_stream.cli.values import groups_of, patterns_of
+from spectrum_stream.cli.values import group_patterns_of, group_percents_of
 from spectrum_stream.errors import UsageError
-from spectrum_stream.streaming import plan as planning
+from spectrum_stream.streaming.plan import Plan, plan
 
 from ..support.checkpoints import Save, llama_tensors, single_experts
 from ..support.cli import Cli, reason
@@ -88,15 +87,15 @@ def test_option_that_is_mistyped_gets_a_similar_one(cli: Cli) -> None:
         (["x=y=25"], None, {"x=y": 25}),
     ],
 )
-def test_groups_of_reads_restrictions_and_percentages(
+def test_group_percents_of_reads_restrictions_and_percentages(
     texts: list[str] | None, patterns: tuple[str, ...] | None, percents: dict[str, float]
 ) -> None:
-    assert groups_of(texts) == (patterns, percents)
+    assert group_percents_of(texts) == (patterns, percents)
 
 
-def test_groups_of_an_empty_option_fails() -> None:
+def test_group_patterns_of_an_empty_option_fails() -> None:
     with pytest.raises(UsageError) as error:
-        patterns_of(["", " , "])
+        group_patterns_of(["", " , "])
     assert error.value.reason == "no_such_group"
 
 
@@ -129,21 +128,20 @@ def test_scan_interactive_offers_the_groups_of_the_plan_that_it_runs(
     cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questionary = pytest.importorskip("questionary")
-    plans: list[planning.Plan] = []
+    plans: list[Plan] = []
     offered: list[str] = []
-    make_plan = planning.plan
 
-    def counted(*args: Any, **kwargs: Any) -> planning.Plan:
-        plans.append(make_plan(*args, **kwargs))
+    def make_plan(*args: Any, **kwargs: Any) -> Plan:
+        plans.append(plan(*args, **kwargs))
         return plans[-1]
 
-    def ticked(message: str, choices: list[Any]) -> Any:
+    def tick_first(message: str, choices: list[Any]) -> Any:
         offered.extend(choice.value for choice in choices)
         return SimpleNamespace(ask=lambda: offered[:1])
 
-    monkeypatch.setattr(planning, "plan", counted)
-    monkeypatch.setattr(scan_module, "_check_interactive", lambda *args: None)
-    monkeypatch.setattr(questionary, "checkbox", ticked)
+    monkeypatch.setattr("spectrum_stream.streaming.plan.plan", make_plan)
+    monkeypatch.setattr("spectrum_stream.cli.scan._check_interactive", lambda *args: None)
+    monkeypatch.setattr(questionary, "checkbox", tick_first)
     done = cli("scan", save(single_experts()), "-i", "--experts", "pooled", "--name", "x")
     # The headers are read once, and the groups are those of pooled experts.
     assert len(plans) == 1
@@ -169,7 +167,7 @@ def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
         def fail(*args: object, **kwargs: object) -> None:
             raise error
 
-        monkeypatch.setattr(planning, "plan", fail)
+        monkeypatch.setattr("spectrum_stream.streaming.plan.plan", fail)
 
     failing(OSError(errno.ENOSPC, "No space left on device"))
     assert reason(cli("plan", "m", code=1)) == "unwritable"

@@ -11,16 +11,14 @@ import torch
 from spectrum_stream import freeze, plan, scan, select
 from spectrum_stream.model.no_score import NoScore
 
-from ..support.checkpoints import FUSED_EXPERTS, Save, reference_score
-from ..support.checkpoints import fused_experts as tensors
-from ..support.checkpoints import single_experts as apart
+from ..support.checkpoints import FUSED_EXPERTS, Save, fused_experts, reference_score, single_experts
 from ..support.hub_server import REPO, HubServer, use, values
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
 
 def test_fused_experts_are_scored_one_by_one_and_have_the_median(save: Save) -> None:
-    stored = tensors()
+    stored = fused_experts()
     result = scan(str(save(stored, shards=2)), name="x", top_percent=50)
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
     assert list(published) == [
@@ -41,7 +39,7 @@ def test_fused_experts_are_scored_one_by_one_and_have_the_median(save: Save) -> 
 
 
 def test_fused_experts_are_read_one_at_a_time(save: Save) -> None:
-    a_plan = plan(str(save(tensors(experts=64, layers=1))), groups=["mlp.experts.*"])
+    a_plan = plan(str(save(fused_experts(experts=64, layers=1))), groups=["mlp.experts.*"])
     assert len(a_plan.matrices) == 2 * 64
     assert {w.nbytes for w in a_plan.matrices} == {2 * 24 * 40, 2 * 20 * 24}
     assert [g.name for g in a_plan.groups] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
@@ -50,14 +48,14 @@ def test_fused_experts_are_read_one_at_a_time(save: Save) -> None:
 def test_fused_experts_of_a_repo_have_the_scores_of_a_local_scan(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = save(tensors())
+    folder = save(fused_experts())
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
 
 
 def test_fused_experts_with_a_broken_expert_have_no_score_together(save: Save) -> None:
-    stored = tensors()
+    stored = fused_experts()
     stored[FUSED_EXPERTS][5, 0, 0] = torch.nan
     result = scan(str(save(stored)), name="x")
     assert [r.module for r in result.failed] == [f"{FUSED_EXPERTS}.5"] and not result.complete
@@ -67,7 +65,7 @@ def test_fused_experts_with_a_broken_expert_have_no_score_together(save: Save) -
 
 
 def test_fused_experts_of_a_record_are_not_computed_again(save: Save) -> None:
-    folder = save(tensors())
+    folder = save(fused_experts())
     first = scan(str(folder), name="x")
     events: list[object] = []
     again = scan(str(folder), name="x", top_percent=100, on_event=events.append)
@@ -104,16 +102,16 @@ def test_fused_experts_that_transformers_saves_are_parameters_of_its_model(kind:
 
 
 def test_pooled_experts_are_selected_together(save: Save) -> None:
-    folder = str(save(apart()))
+    folder = str(save(single_experts()))
     separate = scan(folder, name="x", top_percent=50)
-    assert len({line.group for line in separate.modules}) == 8
+    assert len({module.group for module in separate.modules}) == 8
     pooled = scan(folder, name="x", top_percent=50, experts="pooled")
-    assert {line.group for line in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
-    values_by_name = {line.name: line.value for line in separate.modules if line.value is not None}
-    for line in pooled.modules:
-        layer = line.name.split(".experts.")[0]
-        name = line.name.rsplit(".", 1)[1]
-        assert line.value == statistics.median(values_by_name[f"{layer}.experts.{e}.{name}"] for e in range(4))
+    assert {module.group for module in pooled.modules} == {"mlp.experts.up_proj", "mlp.experts.down_proj"}
+    values_by_name = {module.name: module.value for module in separate.modules if module.value is not None}
+    for module in pooled.modules:
+        layer = module.name.split(".experts.")[0]
+        name = module.name.rsplit(".", 1)[1]
+        assert module.value == statistics.median(values_by_name[f"{layer}.experts.{e}.{name}"] for e in range(4))
     assert pooled.selection is not None
     for group, chosen in pooled.selection.chosen.items():
         layers = [module.split(".")[2] for module in chosen]
@@ -125,17 +123,17 @@ def test_pooled_experts_are_selected_together(save: Save) -> None:
 
 
 def test_pooled_experts_with_a_broken_expert_have_no_score(save: Save) -> None:
-    tensors = apart()
+    tensors = single_experts()
     tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = torch.nan
     result = scan(str(save(tensors)), name="x", experts="pooled")
-    names = {line.name for line in result.modules}
+    names = {module.name for module in result.modules}
     assert not any("layers.1.mlp.experts" in name and "up_proj" in name for name in names)
     assert sum("layers.1.mlp.experts" in name for name in names) == 4 and not result.complete
 
 
 @pytest.mark.parametrize("config", [None, {"num_local_experts": 4}, {"text_config": {"num_experts": 4}}])
 def test_missing_experts_are_reported_and_the_others_are_scored(save: Save, config: Any) -> None:
-    tensors = apart()
+    tensors = single_experts()
     for e in (1, 3):
         del tensors[f"model.layers.2.mlp.experts.{e}.up_proj.weight"]
     result = scan(str(save(tensors, config=config)), name="x")
@@ -145,16 +143,16 @@ def test_missing_experts_are_reported_and_the_others_are_scored(save: Save, conf
 
 
 def test_experts_of_all_layers_are_missing_if_the_config_says_more(save: Save) -> None:
-    result = scan(str(save(apart(), config={"n_routed_experts": 8})), name="x")
+    result = scan(str(save(single_experts(), config={"n_routed_experts": 8})), name="x")
     assert {s.no_score for s in result.plan.failures} == {NoScore.MISSING_EXPERTS} and len(result.plan.failures) == 8
 
 
 def test_result_leaves_out_fused_experts_that_lack_an_expert(save: Save) -> None:
-    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in single_experts().items()}
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors, config={"model_type": "qwen3_moe"}))
     result = scan(folder, name="x", names="transformers-v5")
-    names = {line.name for line in result.modules}
+    names = {module.name for module in result.modules}
     assert "model.layers.1.mlp.experts.gate_up_proj" in names
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
 
@@ -163,22 +161,22 @@ def test_stored_fused_experts_that_lack_experts_have_no_score(save: Save) -> Non
     stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
     result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
     assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
-    assert [line.name for line in result.modules] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
+    assert [module.name for module in result.modules] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
 
 
 def test_layer_that_lacks_a_projection_of_its_experts_is_reported(save: Save) -> None:
-    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in apart().items()}
+    tensors = {name.replace("down_proj", "gate_proj"): w for name, w in single_experts().items()}
     tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
     result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", names="transformers-v5")
     assert [(s.tensor, s.detail) for s in result.plan.failures] == [
         ("model.layers.1.mlp.experts.up_proj", "0 of 4 experts")
     ]
-    assert "model.layers.1.mlp.experts.gate_up_proj" not in {line.name for line in result.modules}
+    assert "model.layers.1.mlp.experts.gate_up_proj" not in {module.name for module in result.modules}
 
 
 @pytest.mark.parametrize("modules", ["mlp.experts.*.up_proj", "mlp.experts.3.up_proj"])
 def test_missing_experts_of_a_chosen_group_stay_a_failure(save: Save, modules: str) -> None:
-    tensors = apart()
+    tensors = single_experts()
     del tensors["model.layers.2.mlp.experts.1.up_proj.weight"]
     folder = str(save(tensors))
     assert [s.no_score for s in plan(folder, groups=[modules]).failures] == [NoScore.MISSING_EXPERTS]
@@ -186,7 +184,7 @@ def test_missing_experts_of_a_chosen_group_stay_a_failure(save: Save, modules: s
 
 
 def test_pooled_experts_with_an_unreadable_expert_are_ranked_separately(save: Save) -> None:
-    tensors = apart()
+    tensors = single_experts()
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     a_plan = plan(str(save(tensors)), experts="pooled", groups=["mlp.experts.up_proj"])
@@ -211,7 +209,7 @@ def test_stacked_experts_of_dbrx_are_scored_one_by_one(save: Save) -> None:
     result = scan(str(save({name: flat}, config={"ffn_config": {"moe_num_experts": 4}})), name="x")
     scores = [r.score.snr for r in result.records if r.score]
     assert scores == pytest.approx([reference_score(w) for w in flat.reshape(4, 12, 16)], rel=1e-5)
-    assert [(line.name, line.parameter) for line in result.modules] == [(name, name)]
+    assert [(module.name, module.parameter) for module in result.modules] == [(name, name)]
 
 
 @pytest.mark.parametrize("name", ["layers.0.local_experts.up_proj", "layers.0.moe.gate_proj.weight"])

@@ -339,7 +339,7 @@ def test_result_leaves_out_fused_experts_with_an_unreadable_part(tmp_path: Path)
     tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
     save_file(tensors, path)
     result = scan(str(tmp_path / "saved"), name="x", names="transformers-v5")
-    names = {line.name for line in result.modules}
+    names = {module.name for module in result.modules}
     assert not result.complete and [s.tensor for s in result.plan.failures] == [broken]
     assert "model.layers.0.mlp.experts.gate_up_proj" not in names
     assert "model.layers.1.mlp.experts.gate_up_proj" in names

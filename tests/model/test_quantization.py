@@ -151,7 +151,7 @@ def test_mxfp4_of_gpt_oss_agrees_with_transformers(save: Save) -> None:
     theirs = pytest.importorskip("transformers.integrations.mxfp4")
     tensors = gpt_oss()
     result = scan(str(save(tensors, shards=3)), name="x")
-    assert result.complete and {line.name for line in result.modules} == {
+    assert result.complete and {module.name for module in result.modules} == {
         *(f"model.layers.{i}.mlp.experts.{name}" for i in range(2) for name in ("gate_up_proj", "down_proj")),
         *(f"model.layers.{i}.mlp.router" for i in range(2)),
     }
@@ -184,7 +184,7 @@ def test_mxfp4_with_missing_or_wrong_scales_is_reported(save: Save, scales: Any)
     result = scan(str(save(tensors)), name="x")
     why = NoScore.MISSING_SCALES if scales is None else NoScore.BAD_SCALES
     assert [(s.tensor, s.no_score) for s in result.plan.failures] == [(f"{name}_blocks", why)]
-    assert "model.layers.0.mlp.experts.down_proj" in {line.name for line in result.modules}
+    assert "model.layers.0.mlp.experts.down_proj" in {module.name for module in result.modules}
 
 
 def test_fused_experts_that_cannot_be_read_are_reported(save: Save) -> None:
@@ -410,7 +410,7 @@ def test_float8_fused_experts_are_scored_one_by_one(save: Save, by: str) -> None
     whole = stored.float() * grid.repeat_interleave(height, 1).repeat_interleave(width, 2)
     name = "model.layers.0.mlp.experts.gate_up_proj"
     result = scan(str(save({name: stored, f"{name}_scale_inv": scales}, config=CONFIG)), name="x")
-    assert result.complete and [line.name for line in result.modules] == [name]
+    assert result.complete and [module.name for module in result.modules] == [name]
     for record, weight in zip(result.records, whole, strict=True):
         assert record.score is not None and record.score.snr == pytest.approx(reference_score(weight), rel=1e-5)
 
@@ -476,7 +476,7 @@ def test_values_that_contradict_the_weight_are_reported_and_the_others_are_score
         use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
     assert [(r.module, r.no_score) for r in result.failed] == [("layers.0.up", NoScore.BAD_SCALES)]
-    assert [line.name for line in result.modules] == ["layers.0.down"] and not result.complete
+    assert [module.name for module in result.modules] == ["layers.0.down"] and not result.complete
 
 
 @pytest.mark.parametrize("fetch", ["range", "download"])
@@ -556,7 +556,7 @@ def test_weight_that_is_stored_twice_has_no_score(save: Save) -> None:
     result = scan(str(save(tensors, config=config)), name="x")
     assert {s.tensor for s in result.plan.failures} == {"layers.0.up.weight", "layers.0.up.qweight"}
     assert {s.no_score for s in result.plan.failures} == {NoScore.STORED_TWICE}
-    assert [line.name for line in result.modules] == ["layers.0.norm"]
+    assert [module.name for module in result.modules] == ["layers.0.norm"]
 
 
 def test_buffer_of_integers_is_not_a_failure(save: Save) -> None:

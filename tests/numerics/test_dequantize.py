@@ -11,7 +11,6 @@ from spectrum_stream.numerics.dequantize import Fp4, QuantizedMatrix, Scaled, un
 
 from ..support.checkpoints import mxfp4
 
-# Here, since a first import is too slow for hypothesis's deadline.
 transformers_mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
 packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
 

@@ -44,12 +44,12 @@ def items_of(ws: Sequence[torch.Tensor]) -> list[tuple[Matrix, torch.Tensor]]:
     return [(matrix(w, f"m{i}"), w) for i, w in enumerate(ws)]
 
 
-def score_of(measured: Computed) -> float:
-    assert measured.score is not None
-    return measured.score.snr
+def score_of(computed: Computed) -> float:
+    assert computed.score is not None
+    return computed.score.snr
 
 
-def limited(limit: int, calls: list[int]) -> Compute:
+def limit_device(limit: int, calls: list[int]) -> Compute:
     """A device that has room for `limit` matrices, and none for any where that is 0; the CPU has."""
 
     def compute(
@@ -74,33 +74,33 @@ def test_compute_all_scores_every_matrix_once(device: Device, workers: int) -> N
     found = dict(compute_all(items_of(ws), device=device, workers=workers))
     assert len(found) == len(ws)
     for i, w in enumerate(ws):
-        measured = next(measured for m, measured in found.items() if m.module == f"m{i}")
-        assert score_of(measured) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
+        computed = next(computed for m, computed in found.items() if m.module == f"m{i}")
+        assert score_of(computed) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
 
 
 def test_compute_all_batches_one_shape_within_memory() -> None:
     calls: list[int] = []
     ws = [random(64, 100, seed) for seed in range(70)]
     each = 4 * 64 * (2 * 64 + 100)
-    list(compute_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limited(0, calls)))
+    list(compute_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limit_device(0, calls)))
     assert [n for n in calls if n > 9] == [30, 30, 10]
 
 
 def test_compute_all_does_not_mix_shapes_or_dtypes() -> None:
     ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
     calls: list[int] = []
-    list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limited(0, calls)))
+    list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limit_device(0, calls)))
     assert sorted(calls) == [1, 1, 2]
 
 
 def test_compute_batch_halves_a_batch_that_does_not_fit() -> None:
     calls: list[int] = []
     ws = [random(24, 60, seed) for seed in range(8)]
-    found = compute_batch(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limited(2, calls))
+    found = compute_batch(ws, device=FULL_DEVICE, precision=Precision.FP32, compute=limit_device(2, calls))
     assert calls == [8, 4, 2, 2, 4, 2, 2]
     assert {m.device for m in found} == {"meta"}
-    for w, measured in zip(ws, found, strict=True):
-        assert score_of(measured) == pytest.approx(reference_score(w), rel=1e-4)
+    for w, computed in zip(ws, found, strict=True):
+        assert score_of(computed) == pytest.approx(reference_score(w), rel=1e-4)
 
 
 def test_compute_batch_moves_a_matrix_that_does_not_fit_to_the_cpu() -> None:
@@ -109,7 +109,7 @@ def test_compute_batch_moves_a_matrix_that_does_not_fit_to_the_cpu() -> None:
         [random(24, 60, seed) for seed in range(2)],
         device=FULL_DEVICE,
         precision=Precision.FP32,
-        compute=limited(0, calls),
+        compute=limit_device(0, calls),
     )
     assert calls == [2, 1, 1, 1, 1]
     assert {m.device for m in found} == {"cpu"}
@@ -131,7 +131,7 @@ def hard(n: int, m: int) -> torch.Tensor:
 def test_compute_batch_escalates_only_inexact_matrices() -> None:
     calls: list[int] = []
     ws = [random(200, 300, 0).to(torch.float32), hard(200, 300), random(200, 300, 5).to(torch.float32)]
-    found = compute_batch(ws, compute=limited(0, calls))
+    found = compute_batch(ws, compute=limit_device(0, calls))
     assert calls == [3, 1]
     assert [m.spectrum.precision for m in found if isinstance(m.spectrum, Spectrum)] == [
         Precision.FP32,
@@ -216,8 +216,8 @@ def test_gpu_scores_equal_cpu_scores() -> None:
     shapes = [(192, 576), (768, 2048), (576, 576), (1, 576), (2500, 3000)] * 4
     ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
     ws[3] = hard(*shapes[3])
-    found = {m.module: measured for m, measured in compute_all(items_of(ws), device=device)}
-    assert any(measured.device.startswith("cuda") for measured in found.values())
+    found = {m.module: computed for m, computed in compute_all(items_of(ws), device=device)}
+    assert any(computed.device.startswith("cuda") for computed in found.values())
     for i, w in enumerate(ws):
         assert score_of(found[f"m{i}"]) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
 
@@ -230,5 +230,5 @@ def test_gpu_out_of_memory_falls_back() -> None:
     ws = [random(2048, 2048, seed) for seed in range(8)]
     found = compute_batch(ws, device=device)
     del hog
-    for w, measured in zip(ws, found, strict=True):
-        assert score_of(measured) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)
+    for w, computed in zip(ws, found, strict=True):
+        assert score_of(computed) == pytest.approx(reference_score(w), rel=2 * TOLERANCE)

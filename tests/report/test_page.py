@@ -393,5 +393,5 @@ def test_read_shown_finds_the_spectrum_of_a_renamed_parameter(working_folder: Pa
     result = scan(str(working_folder / "saved"), name="x", names="transformers-v5")
     shown = read_shown(result.written[0])
     assert shown.name == result.written[0].name
-    assert not shown.notes and {entry.module for entry in shown.entries} == {line.name for line in result.modules}
+    assert not shown.notes and {entry.module for entry in shown.entries} == {module.name for module in result.modules}
     assert all(entry.fused is None and entry.quantiles is not None and entry.n for entry in shown.entries)

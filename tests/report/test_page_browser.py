@@ -111,7 +111,7 @@ def test_page_ranks_are_those_of_select(tab: Any) -> None:
         scores = [generator.choice([0.1, 0.1 + 2**-56, 0.3, 7.0, math.inf, -math.inf]) for _ in range(count)]
         groups = [generator.randrange(4) for _ in range(count)]
         percent = generator.choice([1, 7, 29, 50, 57, 58, 100, generator.uniform(0.1, 100)])
-        lines = [Module(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
+        modules = [Module(str(i), str(group), snr) for i, (group, snr) in enumerate(zip(groups, scores, strict=True))]
         chosen = tab.evaluate(
             """([groups, scores, percent]) => {
                 const all = (value) => groups.map(() => value);
@@ -120,7 +120,7 @@ def test_page_ranks_are_those_of_select(tab: Any) -> None:
             }""",
             [groups, list(map(_in_javascript, scores)), percent],
         )
-        assert {str(i) for i in chosen} == set(select(lines, percent).chosen_names)
+        assert {str(i) for i in chosen} == set(select(modules, percent).chosen_names)
 
 
 def _in_javascript(value: float) -> float | str:

@@ -142,6 +142,7 @@ PROVENANCE: dict[Reason, list[Callable[[dict[str, Any]], Any]]] = {
     Reason.OTHER_RECORD: [
         lambda d: d.update(commit="0" * 40),
         lambda d: d["shards"]["model.safetensors"].update(nbytes=1),
+        lambda d: d.update(names="transformers-v4"),
     ],
 }
 
@@ -198,7 +199,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.slow
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(json_values, json_values)
 def test_check_never_raises(tmp_path: Path, data: Any, provenance: Any) -> None:
     path = tmp_path / "snr_results_x.json"

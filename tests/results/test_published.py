@@ -23,9 +23,9 @@ def by_spectrums_rules(data: dict[str, Any], percent: int) -> str:
     for module, entry in data.items():
         types.setdefault(entry["type"], []).append((entry["snr"], module))
     text = "unfrozen_parameters:\n- ^lm_head.weight$\n- ^model.embed_tokens.weight$\n"
-    for name, scored in types.items():
+    for name, pairs in types.items():
         # Python's sort is stable, also in reverse, so equal scores keep the order of the file.
-        best = sorted(scored, key=lambda pair: pair[0], reverse=True)
+        best = sorted(pairs, key=lambda pair: pair[0], reverse=True)
         text += f"# {name} layers\n" + "".join(
             f"- {module}\n" for _, module in best[: int(len(best) * percent / 100)]
         )

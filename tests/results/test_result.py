@@ -22,10 +22,9 @@ from spectrum_stream.cli.app import main
 from spectrum_stream.errors import ResultError
 from spectrum_stream.numerics.metrics import METRICS, SPECTRUM, metric_of, random_value
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.results import result as results
 from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import Record, open_records, record_path
-from spectrum_stream.results.result import Module, Result, modules_of, write_results
+from spectrum_stream.results.result import Module, Result, _read, modules_of, write_results
 from spectrum_stream.selection.select import choose, select
 
 from ..support.checkpoints import FUSED_EXPERTS, GOLDEN, Save, fused_experts, llama_tensors
@@ -180,7 +179,7 @@ def test_open_a_record_with_other_contents_is_an_error(scanned: Path, damage: st
     assert len(Result.open(scanned).notes) == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
 def test_open_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
     scanned: Path, tmp_path: Path, changes: list[tuple[int, int]]
@@ -250,18 +249,17 @@ def test_select_opens_a_result_and_its_record_once_and_no_spectrum(
     scanned_experts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[tuple[str, bool]] = []
-    read = results._read
 
     def count_result(path: Path) -> Any:
         opened.append((path.suffix, False))
-        return read(path)
+        return _read(path)
 
     def count_record(path: Path, *, spectra: bool = True) -> Any:
         opened.append((path.suffix, spectra))
         return open_records(path, spectra=spectra)
 
-    monkeypatch.setattr(results, "_read", count_result)
-    monkeypatch.setattr(results, "open_records", count_record)
+    monkeypatch.setattr("spectrum_stream.results.result._read", count_result)
+    monkeypatch.setattr("spectrum_stream.results.result.open_records", count_record)
     args = ["spectrum-stream", "select", str(scanned_experts), "--top-percent", "50"]
     monkeypatch.setattr("sys.argv", args)
     assert main() == 0
@@ -320,7 +318,7 @@ def test_open_reports_a_folder(path: str) -> None:
 
 
 def test_open_rejects_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "MAX_RESULT_NBYTES", 10)
+    monkeypatch.setattr("spectrum_stream.results.result.MAX_RESULT_NBYTES", 10)
     (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
     assert reason(tmp_path / "r.json") == "too_large"
 
@@ -492,10 +490,10 @@ def test_by_does_not_read_a_record_that_a_scan_holds(scanned_experts: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("precision", "known"), [(Precision.FP32, False), (Precision.FP64, True), (Precision.SVD, True)]
+    ("precision", "has_value"), [(Precision.FP32, False), (Precision.FP64, True), (Precision.SVD, True)]
 )
 def test_by_condition_has_no_value_that_float32_cannot_tell(
-    tmp_path: Path, precision: Precision, known: bool
+    tmp_path: Path, precision: Precision, has_value: bool
 ) -> None:
     hard = replace(record("0.up", s=np.array([1.0, 0.5, 1e-4])), precision=precision)
     easy = replace(record("1.up", s=np.array([1.0, 0.5])), precision=precision)
@@ -505,8 +503,8 @@ def test_by_condition_has_no_value_that_float32_cannot_tell(
         journal.add(easy)
     write_results(path, [hard, easy])
     first, second = Result.open(path).by(METRICS["condition"]).modules
-    assert first.value == (pytest.approx(1e4) if known else None)
-    assert first.rank_key == (pytest.approx(-1e4) if known else -math.inf)
+    assert first.value == (pytest.approx(1e4) if has_value else None)
+    assert first.rank_key == (pytest.approx(-1e4) if has_value else -math.inf)
     assert second.value == 2
 
 

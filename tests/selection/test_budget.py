@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream import scan
@@ -60,7 +60,6 @@ def test_fit_needs_the_sizes_of_a_record() -> None:
     assert error.value.reason == "unknown_sizes"
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=30),
     st.integers(1, 20_000),
@@ -70,23 +69,23 @@ def test_fit_needs_the_sizes_of_a_record() -> None:
 def test_fit_finds_the_largest_percentage_within_the_budget(
     rows: list[tuple[str, float, int]], max_numel: int, bottom: bool, least: int
 ) -> None:
-    scored = [Module(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(rows)]
+    modules = [Module(f"{i}.{group}", group, snr, None, numel) for i, (group, snr, numel) in enumerate(rows)]
     rule = Rule(100, bottom=bottom, min_per_group=least)
     try:
-        selection = fit(scored, rule, max_numel=max_numel)
+        selection = fit(modules, rule, max_numel=max_numel)
     except UsageError as error:
         assert error.reason == "over_budget"
-        smallest = choose(scored, Rule(0.01, bottom=bottom, min_per_group=least))
+        smallest = choose(modules, Rule(0.01, bottom=bottom, min_per_group=least))
         # The first module of the selection exceeds the budget.
         assert (
             not smallest.chosen_names
-            or sum(scored[int(m.split(".")[0])].numel or 0 for m in smallest.chosen_names) > max_numel
+            or sum(modules[int(m.split(".")[0])].numel or 0 for m in smallest.chosen_names) > max_numel
         )
         return
     need = needs(selection)
     assert need is not None and need.trainable <= max_numel
     if (percent := round(selection.rule.percent + 0.01, 2)) <= 100:
-        more = needs(choose(scored, Rule(percent, bottom=bottom, min_per_group=least)))
+        more = needs(choose(modules, Rule(percent, bottom=bottom, min_per_group=least)))
         assert more is not None and more.trainable > max_numel
 
 

@@ -78,9 +78,9 @@ def test_select_reads_a_result_file() -> None:
     st.floats(0.01, 100),
 )
 def test_select_never_leaves_out_a_better_module(rows: list[tuple[str, float]], percent: float) -> None:
-    scored = [Module(f"{i}.{group}", group, snr) for i, (group, snr) in enumerate(rows)]
-    selection = select(scored, percent)
-    keys = {module.name: module.rank_key for module in scored}
+    modules = [Module(f"{i}.{group}", group, snr) for i, (group, snr) in enumerate(rows)]
+    selection = select(modules, percent)
+    keys = {module.name: module.rank_key for module in modules}
     for name, group in selection.ranked.items():
         chosen = selection.chosen[name]
         assert len(chosen) == int(len(group) * percent / 100)

@@ -54,7 +54,7 @@ def test_plan_skipped_tensors_have_reasons(save: Save) -> None:
     odd = {
         "a.bias": torch.ones(3),
         "position_ids": torch.arange(3),
-        "bank.gate_up_proj": torch.ones(2, 3, 4),
+        "other.gate_up_proj": torch.ones(2, 3, 4),
         "conv.weight": torch.ones(2, 3, 1),
         "patch.weight": torch.ones(2, 3, 4, 4),
         "scalar.weight": torch.tensor(1.0),
@@ -67,7 +67,7 @@ def test_plan_skipped_tensors_have_reasons(save: Save) -> None:
     assert reasons(a_plan) == {
         "a.bias": NoScore.NOT_A_WEIGHT,
         "position_ids": NoScore.NOT_A_WEIGHT,
-        "bank.gate_up_proj": NoScore.NOT_A_WEIGHT,
+        "other.gate_up_proj": NoScore.NOT_A_WEIGHT,
         "conv.weight": NoScore.NOT_A_MATRIX,
         "patch.weight": NoScore.NOT_A_MATRIX,
         "scalar.weight": NoScore.NOT_A_MATRIX,
@@ -222,9 +222,9 @@ def test_plan_of_deepseek_v3_has_the_published_counts(tmp_path: Path) -> None:
     assert counts["mtp.eh_proj"] == 1
     fused = plan(folder, names="transformers-v5")
     assert len(fused.matrices) == 3 * (layer + 3) + 58 * sparse + 3
-    banks = {w.result_name for w in fused.matrices if w.result_name != w.module}
-    assert len(banks) == 58 * 2
-    assert "model.layers.60.mlp.experts.gate_up_proj" in banks
+    fused_experts = {w.result_name for w in fused.matrices if w.result_name != w.module}
+    assert len(fused_experts) == 58 * 2
+    assert "model.layers.60.mlp.experts.gate_up_proj" in fused_experts
 
 
 def test_plan_of_gpt_oss_120b_has_the_published_counts(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import typer
 
-from spectrum_stream.cli import app as cli_app
+from spectrum_stream.cli import app
 
-README = Path(cli_app.__file__).with_name("README.md")
+README = Path(app.__file__).with_name("README.md")
 
 _HEAD = """\
 # Commands
@@ -35,7 +35,7 @@ _ENVIRONMENT = """\
 
 def commands() -> dict[str, Any]:
     """Return the commands of the command line by name, as the framework parses them."""
-    group: Any = typer.main.get_command(cli_app.app)
+    group: Any = typer.main.get_command(app.app)
     return {name: group.get_command(None, name) for name in group.list_commands(None)}
 
 
@@ -55,7 +55,7 @@ def render() -> str:
     lines = [_HEAD, "| command | purpose |", "|---|---|"]
     lines += [f"| [`{name}`](#{name}) | {_text(command.help)} |" for name, command in found.items()]
     lines += ["", "## Exit codes", "", "| code | meaning |", "|---|---|"]
-    lines += [f"| {code} | {meaning} |" for code, meaning in cli_app.EXIT_CODES.items()]
+    lines += [f"| {code} | {meaning} |" for code, meaning in app.EXIT_CODES.items()]
     lines += ["", _ENVIRONMENT]
     for name, command in found.items():
         lines += _command(name, command)

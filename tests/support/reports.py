@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from spectrum_stream.report.data import Entry
+from spectrum_stream.report.data import ShownEntry
 
 
-def make_entry(module: str, group: str, snr: float | None, **more: Any) -> Entry:
+def make_entry(module: str, group: str, snr: float | None, **more: Any) -> ShownEntry:
     """Make an entry with the three fields that every test sets."""
-    return Entry(module=module, group=group, snr=snr, **more)
+    return ShownEntry(module=module, group=group, snr=snr, **more)

@@ -8,7 +8,7 @@ import yaml
 from spectrum_stream.errors import ResultError
 from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import select
-from spectrum_stream.trainers.axolotl import ALWAYS, Axolotl, Pattern, patterns, read_patterns, whole_names
+from spectrum_stream.trainers.axolotl import ALWAYS_PATTERNS, Axolotl, Pattern, patterns, read_patterns, whole_names
 
 from ..support.checkpoints import GOLDEN
 
@@ -26,8 +26,9 @@ def test_patterns_writes_a_whole_name_only_if_it_is_the_start_of_another() -> No
     selection = select(modules, 100)
     assert whole_names(selection) == ("h.1.gate.weight$", "h.10.gate.weight$")
     assert set(patterns(selection)) == {
-        *ALWAYS, "h.1.gate.weight$", "h.10.gate.weight$", "h.1.gate_proj", "h.10.gate_proj", "h.1.up", "h.10.up",
-    }  # fmt: skip
+        *ALWAYS_PATTERNS,
+        *("h.1.gate.weight$", "h.10.gate.weight$", "h.1.gate_proj", "h.10.gate_proj", "h.1.up", "h.10.up"),
+    }
 
 
 def test_patterns_knows_modules_outside_of_the_result_by_the_names_given() -> None:
@@ -53,7 +54,7 @@ def test_read_patterns_reads_what_render_writes(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(AXOLOTL.render(selection))
     assert read_patterns(path) == patterns(selection)
-    assert yaml.safe_load(path.read_text())["unfrozen_parameters"][:2] == list(ALWAYS)
+    assert yaml.safe_load(path.read_text())["unfrozen_parameters"][:2] == list(ALWAYS_PATTERNS)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.errors import ResultError, UsageError
@@ -77,22 +77,21 @@ def biases_of(modules: Sequence[str], names: Sequence[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-@settings(max_examples=100, deadline=None)
 @given(models(), RULES, st.sampled_from(["told", "recorded", "unknown"]))
 def test_format_trains_exactly_the_choice_or_fails(
-    name: str, model: tuple[list[Module], list[str]], rule: Rule, known: str
+    name: str, model: tuple[list[Module], list[str]], rule: Rule, source: str
 ) -> None:
     modules, names = model
     try:
         # A scan of some groups sees the names of all parameters.
-        selection = choose(Result(tuple(modules), parameters=tuple(names) if known == "recorded" else ()), rule)
+        selection = choose(Result(tuple(modules), parameters=tuple(names) if source == "recorded" else ()), rule)
     except UsageError as error:
         assert error.reason == "nothing_left"
         return
-    if known == "unknown":
+    if source == "unknown":
         # The format can then tell apart only the parameters of the result.
         names = [module.parameter for module in modules if module.parameter and module.shares is None]
-    check(name, selection, names, known == "told")
+    check(name, selection, names, source == "told")
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -265,8 +265,8 @@ def test_verify_of_hostile_text_fails_with_a_reason(tmp_path: Path, text: str, t
 @pytest.mark.parametrize("trainer", sorted(set(TRAINERS) - {"llama-factory"}))
 def test_verify_passes_the_files_that_formats_write(save: Save, tmp_path: Path, trainer: str) -> None:
     result = scan(str(save(llama_tensors(4), config={"model_type": "llama"})), name="x")
-    names = [f"{line.name}.weight" for line in result.modules]
-    selection = select([line for line in result.modules if "norm" not in line.name], 50)
+    names = [f"{module.name}.weight" for module in result.modules]
+    selection = select([module for module in result.modules if "norm" not in module.name], 50)
     path = tmp_path / f"selection.{TRAINERS[trainer].suffix}"
     path.write_text(TRAINERS[trainer].render(selection, names))
     verdict = verify(path, Parameters(dict.fromkeys(names), "given", {}), trainer)

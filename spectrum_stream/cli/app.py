@@ -1,7 +1,7 @@
 """The command line: its commands, its errors and its exit codes.
 
-Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises one of our errors. `main`
-prints an error as one sentence and returns the exit code, with which `__main__` ends the process.
+Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises a SpectrumStreamError.
+`main` prints an error as one sentence and returns the exit code, and `__main__` ends the process with it.
 """
 
 import errno
@@ -28,7 +28,7 @@ EXIT_CODES = {
     130: "interrupted, resumable",
     143: "terminated, resumable",
 }
-# A command is a file of its own, with its function and lines to try.
+# Each command is one file, with its function and example lines.
 _COMMANDS = (
     ("plan", plan.plan_command, plan.EXAMPLES),
     ("scan", scan.scan_command, scan.EXAMPLES),
@@ -39,7 +39,7 @@ _COMMANDS = (
     ("check", check.check_command, check.EXAMPLES),
     ("demo", demo.demo_command, demo.EXAMPLES),
 )
-# The reason codes of the framework's errors. It exports only one of these classes, the base of which they share.
+# The reason codes of the framework's errors. It exports only one of these classes; they share its base.
 _REASONS = {
     "MissingParameter": "missing_argument",
     "NoSuchOption": "no_such_option",
@@ -47,7 +47,7 @@ _REASONS = {
     "BadParameter": "bad_value",
 }
 _FrameworkError: Any = typer.BadParameter.__base__
-# The errors of a stdout that cannot take more.
+# The error numbers of a stdout that accepts no more output.
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 app = typer.Typer(
@@ -73,19 +73,19 @@ for _name, _command, _examples in _COMMANDS:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     try:
-        # Not standalone, so that wrong command lines are raised and end here as well.
+        # Not standalone, so that errors of the command line are raised and handled here too.
         return app(standalone_mode=False) or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
         return _fail(error)
     except _FrameworkError as error:
-        # Without any argument, the help has been printed.
+        # Without arguments, the help has already been printed.
         return 2 if type(error).__name__ == "NoArgsIsHelpError" else _fail(_usage_error(error))
     except OSError as error:
-        # Errors of files are ours by now, and have a name.
+        # An error with a file name is not about stdout.
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         return _fail(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
@@ -103,7 +103,7 @@ def _fail(error: SpectrumStreamError) -> int:
 
 
 def _usage_error(error: Any) -> UsageError:
-    """Restate an error of the framework in our way."""
+    """Turn an error of the framework into a UsageError."""
     context = error.ctx
     is_root = context is None or context.parent is None
     kind = type(error).__name__

@@ -1,7 +1,7 @@
 """The command line: its commands, its errors and its exit codes.
 
-Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises one of our errors. `main`
-prints an error as one sentence and returns the exit code, with which `__main__` ends the process.
+Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises a SpectrumStreamError.
+`main` prints an error as one sentence and returns the exit code, and `__main__` ends the process with it.
 """
 
 import errno
@@ -30,18 +30,18 @@ EXIT_CODES = {
     130: "interrupted, resumable",
     143: "terminated, resumable",
 }
-# A command is a file of its own. Its purpose is stated here, so that the list of commands imports none of them.
+# Each command is one file, with its function and example lines.
 _COMMANDS = {
-    "plan": "Show what a scan would read, score, skip, cost and write, from headers alone",
+    "plan": "Show the tensors that a scan would read, score and skip, its cost and its files, from headers alone",
     "scan": "Score every weight matrix of MODEL, and with --top-percent write the selection for the trainer",
-    "select": "Choose modules from a result, ours or one published with Spectrum, and write them for a trainer",
+    "select": "Choose modules from a result, also from one published with Spectrum, and write them for a trainer",
     "verify": "Check FILE against the parameters of a model, by the rules of its trainer (exit code 4: mismatch)",
     "compare": "Compare two results by one metric, or one result by Spectrum's score and by another metric",
     "report": "Show the scores of a result as a map of layers by groups, in the terminal or as an HTML page",
     "check": "Check results before you publish them: the files, their source, and the scores against the record",
     "demo": "Scan a small real checkpoint, all-MiniLM-L6-v2, and select half of it (extra: demo)",
 }
-# The reason codes of the framework's errors. It exports only one of these classes, the base of which they share.
+# The reason codes of the framework's errors. It exports only one of these classes; they share its base.
 _REASONS = {
     "MissingParameter": "missing_argument",
     "NoSuchOption": "no_such_option",
@@ -49,7 +49,7 @@ _REASONS = {
     "BadParameter": "bad_value",
 }
 _FrameworkError: Any = typer.BadParameter.__base__
-# The errors of a stdout that cannot take more.
+# The error numbers of a stdout that accepts no more output.
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -106,19 +106,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     try:
-        # Not standalone, so that wrong command lines are raised and end here as well.
+        # Not standalone, so that errors of the command line are raised and handled here too.
         return app(standalone_mode=False) or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
         return _fail(error)
     except _FrameworkError as error:
-        # Without any argument, the help has been printed.
+        # Without arguments, the help has already been printed.
         return 2 if type(error).__name__ == "NoArgsIsHelpError" else _fail(_usage_error(error))
     except OSError as error:
-        # Errors of files are ours by now, and have a name.
+        # An error with a file name is not about stdout.
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         return _fail(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
@@ -136,7 +136,7 @@ def _fail(error: SpectrumStreamError) -> int:
 
 
 def _usage_error(error: Any) -> UsageError:
-    """Restate an error of the framework in our way."""
+    """Turn an error of the framework into a UsageError."""
     context = error.ctx
     is_root = context is None or context.parent is None
     kind = type(error).__name__

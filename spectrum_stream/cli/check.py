@@ -24,7 +24,7 @@ def check_command(
         bool,
         typer.Option(
             "--write-provenance",
-            help="Write the file that tells the source of the result first",
+            help="First write the provenance file, which states the source of the result",
             rich_help_panel=OUTPUT,
         ),
     ] = False,

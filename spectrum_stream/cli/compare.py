@@ -26,7 +26,7 @@ def compare_command(
     b: Annotated[
         Path | None,
         typer.Argument(
-            metavar="B", help="Another result; without it, --metric is compared with Spectrum's score of A"
+            metavar="B", help="Another result; without it, --metric is compared with Spectrum's score for A"
         ),
     ] = None,
     top_percent: ComparedPercentOption = 50,
@@ -38,9 +38,9 @@ def compare_command(
     by = metric_of(metric)
     if b is None and by == SPECTRUM:
         raise UsageError(
-            "there is nothing to compare A with", reason="nothing_to_compare", hint="give a second result or --metric"
+            "A alone cannot be compared", reason="nothing_to_compare", hint="give a second result or --metric"
         )
-    # Two results are ranked by the same metric, or their difference would be that of the metrics as well.
+    # Two results are ranked by the same metric, because otherwise the metrics would differ too.
     first = Result.open(a).by(SPECTRUM if b is None else by)
     second = Result.open(b or a).by(by)
     comparison = compare(first, second, top_percent)

@@ -24,6 +24,6 @@ def demo_command(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
         )
     model = str(Path(package.origin).parent / "model")
     plan = planning.plan(model, name=DEMO_NAME)
-    # A published result without a record would be used as it is, and the demo would scan nothing.
+    # Otherwise a published result without a record would be used, and the demo would not scan.
     fresh = not plan.outputs.record.exists()
     run_plan(open_output(as_json, quiet), plan, top_percent=50, fresh=fresh)

@@ -1,4 +1,4 @@
-"""Show what a scan would do: plan."""
+"""Show the plan of a scan: plan."""
 
 from pathlib import Path
 

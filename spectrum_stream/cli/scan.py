@@ -47,7 +47,7 @@ from .progress import ProgressView
 from .values import model_of
 
 if TYPE_CHECKING:
-    # At run time this would import torch, and a wrong command line should not wait for that.
+    # At run time this would import torch, and an error in the command line should not wait for that.
     from ..pipeline import ScanResult
 
 EXAMPLES = (
@@ -112,7 +112,7 @@ def run_plan(
     """Run a plan, show its progress and its result, and suggest the next command.
 
     Args:
-        groups: the groups as typed, for that command.
+        groups: the groups as typed, for the next command.
     """
     started = time.monotonic()
     for warning in plan.warnings:
@@ -138,7 +138,7 @@ def run_plan(
     assert result is not None
     _present(output, result)
     output.note(f"done in {duration(time.monotonic() - started)}")
-    # After a selection, the obvious next question is another percentage.
+    # After a selection, the suggestion is another percentage.
     share = "25" if top_percent == 50 else "50"
     words = ("--groups", ",".join(groups)) if groups else ()
     output.next("select", str(plan.outputs.results), "--top-percent", share, *words)
@@ -194,5 +194,5 @@ def _ask_groups(output: Output, plan: Plan) -> list[str]:
     chosen: list[str] | None = questionary.checkbox("Groups to score", choices=choices).ask()
     if not chosen:
         raise UsageError("no group was chosen", reason="no_group")
-    output.note(f"the same without a prompt: --groups {shlex.quote(','.join(chosen))}")
+    output.note(f"to choose the same without a prompt: --groups {shlex.quote(','.join(chosen))}")
     return chosen

@@ -120,7 +120,7 @@ def _budget_of(params: str | None, memory: str | None, recipe: Recipe | None, tr
         raise UsageError("--recipe has no effect without --memory", reason="conflicting_options")
     if max_nbytes is not None and trainer.trains_adapters:
         raise UsageError(
-            f"--memory counts trained weights, and {trainer.name} trains adapters instead",
+            f"--memory counts trained weights, but {trainer.name} trains adapters",
             reason="conflicting_options",
             hint="limit the adapted weights with --params",
         )
@@ -132,7 +132,7 @@ def _budget_of(params: str | None, memory: str | None, recipe: Recipe | None, tr
 def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None) -> float:
     if (top is not None) + (bottom is not None) + (budget is not None) != 1:
         raise UsageError(
-            "specify once how much to select",
+            "the amount to select must be given exactly once",
             reason="conflicting_options",
             hint="give one of --top-percent, --bottom-percent, or a budget (--params, --memory or both)",
         )
@@ -141,7 +141,7 @@ def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None)
 
 
 def _path_of(result: Path, selection: Selection, trainer: Trainer) -> Path:
-    """Name the file after the result. Spectrum's own name is for a selection that Spectrum can make."""
+    """Name the file after the result. Only selections that Spectrum can make get Spectrum's name."""
     metric, rule = selection.result.metric, selection.rule
     by = "" if metric == SPECTRUM else f"_{metric.name.replace(':', '-')}"
     percent = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
@@ -174,4 +174,4 @@ def _present(output: Output, outcome: _Outcome, trainer: Trainer, path: Path, na
     for warning in tables.selection_warnings(selection, diagnostics):
         output.warn(warning)
     if need is None:
-        output.note("the number of trained weights is unknown without a scan record beside the result")
+        output.note("the number of trained weights is unknown without the scan record of the result")

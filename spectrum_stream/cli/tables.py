@@ -23,7 +23,7 @@ from ..text import counted, listed, printable, si_bytes, si_number
 from ..trainers.verify import Verdict
 
 if TYPE_CHECKING:
-    # At run time this would import torch, which showing a plan does not need.
+    # At run time this would import torch, and a plan can be shown without it.
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
@@ -38,12 +38,12 @@ _NAMES = {
 
 
 def escape(text: str) -> Text:
-    """Make a name safe for rich: brackets in it are not markup."""
+    """Make a name safe for rich, so that brackets in it are not markup."""
     return Text(printable(text))
 
 
 def names_words(plan: Plan) -> str:
-    """Say which names a plan uses."""
+    """Return the words for the names of a plan."""
     return _NAMES[plan.names]
 
 
@@ -169,7 +169,7 @@ def needs_table(need: Needs) -> Table:
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:
-    """Show the findings of `verify`, and how much would be trained."""
+    """Show the findings of `verify`, and the number of trained parameters."""
     findings = Table(box=None, pad_edge=False)
     for column in ("", "entry", "finding"):
         findings.add_column(column, overflow="fold")
@@ -187,7 +187,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
 
 
 def scan_warnings(result: "ScanResult") -> list[str]:
-    """Say what a reader of the scores should know, a sentence each."""
+    """Return the warnings about the scores, a sentence each."""
     warnings = []
     kinds: dict[str, list[str]] = {}
     for record in result.records:
@@ -224,7 +224,7 @@ def scan_warnings(result: "ScanResult") -> list[str]:
 
 
 def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnostics] | None = None) -> list[str]:
-    """Say what a reader of a selection should know, a sentence each."""
+    """Return the warnings about a selection, a sentence each."""
     modules = selection.result.modules
     shares = {module.name: module.shares for module in modules if module.shares}
     warnings = list(selection.result.notes)
@@ -251,8 +251,8 @@ def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnosti
     owner = next((shares[module] for module in selection.always if module in shares), None)
     if owner is not None and owner not in (*selection.always, *selection.chosen_names):
         warnings.append(
-            f"the head is tied to {owner}, which no pattern of Spectrum matches: Axolotl leaves it frozen unless it "
-            "is chosen, while freeze() and the other formats train it"
+            f"the head is tied to {owner}, and no pattern of Spectrum matches that name: Axolotl leaves it frozen "
+            "unless it is chosen, while freeze() and the other formats train it"
         )
     if experts := [module for module in selection.chosen_names if is_single_expert(module)]:
         warnings.append(

@@ -30,7 +30,7 @@ def verify_command(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="The model: a folder, a file, or a repo of the Hub",
+            help="Model to check against: a folder, a file, or a repo of the Hub",
             rich_help_panel=INPUT,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The parameters of a model, against which `verify` checks a file."""
+"""The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Parameters:
     """The parameters of a model, by the trainer's names.
 
     Attributes:
-        shapes: by name, in the model's order; None for an unknown shape.
-        origin: where the names come from, a noun phrase.
-        tied: names that are another parameter, and the name of that one.
+        shapes: the shapes by name, in the model's order; None for an unknown shape.
+        origin: the origin of the names, a noun phrase.
+        tied: names that share another parameter, each with the name of that one.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -31,8 +31,8 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     """Find the parameters of MODEL, by a list, the model that transformers builds, or the checkpoint.
 
     Args:
-        names: all names in the trainer, and MODEL is then not read; or a member of `Names`, of which only
-            `Names.INSTALLED` asks transformers.
+        names: all names in the trainer, and MODEL is then not read; or a member of `Names`. Only `Names.INSTALLED`
+            needs transformers.
 
     Raises:
         UsageError: no_model; conflicting_options; missing_extra, unknown_architecture, for names of transformers.
@@ -59,6 +59,6 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     renamed: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored:
         there = rename.of(name)
-        # A stored tensor that is a part of a parameter does not have its shape.
+        # A stored tensor that is only a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
     return Parameters(renamed, rename.origin, {})

@@ -22,7 +22,7 @@ class PlainJson(Trainer):
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the metric, the rule, the parameters to train and each chosen module with its value.
 
-        `snr` is there for Spectrum's score only.
+        Only Spectrum's score is also written as `snr`.
 
         Raises:
             ResultError: no_such_parameter, nothing_chosen.

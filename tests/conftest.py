@@ -21,10 +21,14 @@ settings.register_profile("nightly", max_examples=20_000, deadline=None)
 _skipped: set[str] = set()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            # It takes long to make, and each worker of xdist makes its own.
+            item.add_marker(pytest.mark.xdist_group("smollm2"))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

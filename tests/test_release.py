@@ -13,7 +13,8 @@ import pytest
 
 import spectrum_stream
 
-pytestmark = pytest.mark.slow
+# One build, by one worker of xdist.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("release")]
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spectrum_stream"

@@ -28,7 +28,8 @@ from ..support.hostile import CORPUS
 from ..support.programs import executable
 from ..support.reports import make_entry
 
-pytestmark = pytest.mark.slow
+# One browser, by one worker of xdist.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 
 Show = Callable[..., AbstractContextManager[Any]]

@@ -76,7 +76,7 @@ def slow() -> None:
     """Tests with servers, a browser, trainers, real checkpoints and processes that are killed."""
     _make_test_environment()
     make(".venv-olah", (OLAH,))
-    run(".venv-test", "python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-m", "slow")
+    run(".venv-test", "python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "slow")
 
 
 STEPS: dict[str, Callable[[], None]] = {step.__name__: step for step in (lint, types, fast, slow)}

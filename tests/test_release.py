@@ -13,8 +13,7 @@ import pytest
 
 import spectrum_stream
 
-# One build, by one worker of xdist.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("release")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spectrum_stream"

@@ -28,8 +28,7 @@ from ..support.hostile import CORPUS
 from ..support.programs import executable
 from ..support.reports import make_entry
 
-# One browser, by one worker of xdist.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 
 Show = Callable[..., AbstractContextManager[Any]]

@@ -50,7 +50,7 @@ _REASONS = {
 }
 _FrameworkError: Any = typer.BadParameter.__base__
 # The error numbers of a stdout that accepts no more output.
-_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -118,10 +118,7 @@ def main() -> int:
         # Without arguments, the help has already been printed.
         return 2 if type(error).__name__ == "NoArgsIsHelpError" else _fail(_usage_error(error))
     except OSError as error:
-        # An error with a file name is not about stdout.
-        if error.errno not in _UNWRITABLE or error.filename is not None:
-            raise
-        return _fail(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
+        return _fail(_system_error(error))
 
 
 def _fail(error: SpectrumStreamError) -> int:
@@ -133,6 +130,14 @@ def _fail(error: SpectrumStreamError) -> int:
             output.note(line)
     output.error(error)
     return error.exit_code
+
+
+def _system_error(error: OSError) -> SpectrumStreamError:
+    """Restate an error of the operating system; without a file it is about stdout."""
+    if error.errno in _UNWRITABLE and error.filename is None:
+        return SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable")
+    where = "" if error.filename is None else f": {error.filename}"
+    return SpectrumStreamError(f"the system reports: {error.strerror or error}{where}", reason="system_error")
 
 
 def _usage_error(error: Any) -> UsageError:

@@ -19,7 +19,7 @@ EXAMPLES = (
 
 
 def check_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files, snr_results_….json")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Result files, snr_results_….json")],
     provenance: Annotated[
         bool,
         typer.Option(

@@ -51,17 +51,21 @@ def compare_command(
     output.show(tables.comparison_table(comparison))
     output.data(_data(comparison, (str(a), first.metric.name), (str(b or a), second.metric.name)))
     output.line()
-    _list_changes(output, comparison, a, b or a)
+    _list_changes(output, comparison, a, b or a, (first.metric.name, second.metric.name))
     words = () if by == SPECTRUM else ("--metric", by.name)
     output.next("select", str(b or a), "--top-percent", f"{top_percent:g}", *words)
 
 
-def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path) -> None:
+def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path, by: tuple[str, str]) -> None:
     if comparison.overlap is not None:
         output.line(
-            f"the selections share {comparison.overlap:.1%} of the larger one, "
-            "without groups in which all scores are equal"
+            f"both select {comparison.overlap:.1%} of the modules of the larger selection; "
+            "groups with only equal scores do not count"
         )
+    decided = [group for group in comparison.groups.values() if group.is_decided]
+    if any(group.entered or group.left for group in decided):
+        first, second = (str(a), str(b)) if a != b else by
+        output.line(f"+ is selected only by {second}, - only by {first}:")
     for group in comparison.groups.values():
         if group.is_decided:
             for sign, modules in (("+", group.entered), ("-", group.left)):

@@ -225,7 +225,7 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="Device to compute on: auto, cpu, cuda, cuda:N or mps",
+        help="Device to compute on: auto, cpu, cuda, cuda:N or mps (cuda and mps have not run on hardware yet)",
         rich_help_panel=ADVANCED,
     ),
 ]

@@ -153,7 +153,13 @@ def _present(output: Output, result: "ScanResult") -> None:
     chosen = selection.chosen if selection else None
     output.show(tables.score_table(ranked, result.result.metric, chosen, diagnostics))
     need = None
-    if selection is not None and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None:
+    # The weights of other groups take memory too, and a scan of some groups has not counted them.
+    is_whole = len(result.plan.matrices) == len(result.plan.inventory.matrices)
+    if (
+        is_whole
+        and selection is not None
+        and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None
+    ):
         output.line()
         output.show(tables.needs_table(need))
     output.data(tables.scan_data(result, need, diagnostics))

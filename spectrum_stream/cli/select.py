@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
-from ..model.parameters import read_names
+from ..model.parameters import GIVEN, Names, read_names
 from ..numerics.metrics import SPECTRUM, metric_of
 from ..results.atomic import write_atomically
 from ..results.result import Result
@@ -102,8 +102,15 @@ def select_command(
     _present(output, outcome, trainer, path, names)
     if budget is not None:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
-    against = ("--names", str(names_file)) if names_file else ("--model", opened.model or "MODEL")
-    output.next("verify", str(path), *against, "--format", trainer.name)
+    output.next("verify", str(path), *_against(opened, names_file), "--format", trainer.name)
+
+
+def _against(result: Result, names_file: Path | None) -> tuple[str, ...]:
+    """Return the options with which `verify` checks against the parameters that the result is named after."""
+    if names_file is not None or result.names == GIVEN:
+        return ("--names", str(names_file or "FILE"))
+    others = () if result.names in (None, Names.V5) else ("--names", str(result.names))
+    return ("--model", result.model or "MODEL", *others)
 
 
 def _trainer_of(name: str) -> Trainer:

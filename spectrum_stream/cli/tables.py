@@ -14,7 +14,7 @@ from ..model.names import is_head, is_single_expert
 from ..model.parameters import GIVEN, Names
 from ..numerics.metrics import SPECTRUM, Metric
 from ..results.result import Module
-from ..selection.budget import Needs, Recipe
+from ..selection.budget import Needs, Recipe, needs
 from ..selection.compare import Comparison
 from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection, rank
@@ -119,7 +119,7 @@ def score_table(
     shown = [title for title, total in totals.items() if total]
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *shown):
+    for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *map(_title, shown)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in ranked.items():
         values = [module.value for module in group if module.value is not None]
@@ -136,10 +136,15 @@ def score_table(
         order = "largest" if metric.larger_first else "smallest"
         captions.append(f"ranked by {metric.name}, {order} first: {metric.why}")
     if totals:
-        words = {"degenerate": "degenerate scores", "tied": "tied at the cut"}
-        captions.append(", ".join(f"{words.get(title, title)}: {total}" for title, total in totals.items()))
+        words = {"degenerate": "degenerate scores", "tied": "equal scores at the cut", "inexact": "inexact scores"}
+        captions.append(", ".join(f"{words[title]}: {total}" for title, total in totals.items()))
     table.caption = "\n".join(captions) or None
     return table
+
+
+def _title(counted: str) -> str:
+    # In a plan, "tied" is a tensor that two modules share.
+    return "equal" if counted == "tied" else counted
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -232,7 +237,12 @@ def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnosti
     if selection.rule.head != selection.rule.embeddings and heads:
         warnings.append(f"{heads[0]} and {shares[heads[0]]} are one parameter, so neither is trained")
     if not selection.chosen_names:
-        warnings.append(f"no group has enough modules for {selection.top_percent:g} percent to be at least one")
+        warnings.append(
+            f"{selection.top_percent:g} percent of every group is less than one module, so none is selected"
+        )
+    need = needs(selection)
+    if need is not None and need.trainable == need.total:
+        warnings.append("every weight would be trained; select a smaller share to freeze some")
     diagnostics = diagnostics or {}
     if tied := [f"{name} ({d.tied} tied)" for name, d in diagnostics.items() if d.tied]:
         warnings.append(

@@ -46,7 +46,9 @@ def percent_of(text: str | float) -> float:
         return float(text)
     except ValueError:
         raise UsageError(
-            f"{text!r} is not a percentage", reason="bad_percent", hint="write a number, e.g. --top-percent 50"
+            f"{text!r} is not a percentage",
+            reason="bad_percent",
+            hint="write a number without %, e.g. --top-percent 50",
         ) from None
 
 

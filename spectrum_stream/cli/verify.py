@@ -40,12 +40,19 @@ def verify_command(
     quiet: QuietOption = False,
 ) -> None:
     output = open_output(as_json, quiet)
-    verdict = verify(file, parameters_of(model, names_of(names)), format_name)
+    parameters = parameters_of(model, names_of(names))
+    verdict = verify(file, parameters, format_name)
+    if not parameters.is_established:
+        output.warn(
+            f"the names of {names} are not known for this family, so the names of the checkpoint are used; "
+            f"--names {Names.INSTALLED} gets them from the installed transformers"
+        )
     output.data(
         {
             "schema_version": 1,
             "good": verdict.is_good,
             "names": verdict.origin,
+            "names_are_established": parameters.is_established,
             "parameters": verdict.parameters,
             "trained": list(verdict.trained),
             "findings": [
@@ -57,11 +64,12 @@ def verify_command(
     output.show(tables.verdict_table(verdict))
     output.line()
     if not verdict.is_good:
-        against = ("--model", model) if model is not None else ("--names", names)
+        against = [] if model is None else ["--model", model]
+        against += [] if names == Names.V5 else ["--names", names]
         again = command_line("verify", str(file), *against, "--format", format_name)
         output.line(f"next: correct the entries above, then run {again}")
         raise typer.Exit(4)
     if verdict.trained:
-        output.line(f"next: train with {file}: {TRAINERS[format_name].advice}")
+        output.line(f"next: train with {file} ({TRAINERS[format_name].advice})")
     else:
         output.next("select", str(file), "--top-percent", "50")

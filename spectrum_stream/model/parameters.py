@@ -134,19 +134,21 @@ def _hash_names(names: Iterable[str]) -> str:
 class Renaming:
     """A function from names in the checkpoint to names of parameters.
 
-    `origin` is the origin of the names in words, a noun phrase.
+    `origin` is the origin of the names in words, a noun phrase. `is_known` is false for the identity of an unknown
+    family.
     """
 
     of: Callable[[str], str]
     origin: str
+    is_known: bool
 
 
 def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
     rename = _find_rules(config.model_type, names)
     if rename is None:
-        return Renaming(str, "the checkpoint")
-    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them")
+        return Renaming(str, "the checkpoint", False)
+    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them", True)
 
 
 def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:

@@ -36,7 +36,7 @@ _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "program": str,
     "engine": int,
     "names": str,
-    "methods": dict,
+    "precisions": dict,
     "degenerate": int,
     "result_sha256": str,
 }

@@ -74,7 +74,9 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             hint="give it with --model org/name",
         )
     if slug(name) != slug_of(result) or (repo is not None and repo != name):
-        raise UsageError(f"{result} is not a scan of {name}", reason="other_model")
+        raise UsageError(
+            f"{result} is not named after {name}", reason="other_model", hint=f"scan the model with --name {name}"
+        )
     try:
         data = {
             "schema_version": SCHEMA_VERSION,
@@ -87,7 +89,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             "program": f"spectrum_stream {VERSION}",
             "engine": identity["engine"],
             "names": identity["names"],
-            "methods": dict(precisions),
+            "precisions": dict(precisions),
             "degenerate": degenerate,
             "result_sha256": sha256(result),
         }

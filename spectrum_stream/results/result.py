@@ -92,6 +92,7 @@ class Result:
         covered: the share of the model's weights that was scanned; None if there is no record.
         parameters: the parameters that the scan saw, with or without a score; a tied one once.
         model: the id or path of the model that was scanned; None if there is no record.
+        names: the names that the scan used, one of `model.parameters.Names` or "given"; None if there is no record.
     """
 
     modules: tuple[Module, ...]
@@ -102,6 +103,7 @@ class Result:
     covered: float | None = None
     parameters: tuple[str, ...] = ()
     model: str | None = None
+    names: str | None = None
     _diagnostics: Mapping[str, ModuleDiagnostics] = field(default_factory=dict, repr=False)
     # The reason why there is no record that can be read again; None if there is one.
     _no_record: ResultError | None = field(default=None, repr=False, compare=False)
@@ -222,6 +224,7 @@ class Result:
             covered=sum(scanned.values()) / opened.weights if opened.weights else None,
             parameters=opened.names,
             model=opened.identity["path"],
+            names=opened.identity["names"],
             _diagnostics=_diagnose(records),
         )
 
@@ -335,7 +338,11 @@ def _read(path: Path) -> tuple[list[Module], bool]:
             hint="a scan writes one: model_snr_results/snr_results_….json by default",
         ) from error
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
+        raise ResultError(
+            f"{path} cannot be read: {error.strerror}",
+            reason="unreadable",
+            hint="give a result; `spectrum-stream scan MODEL` writes one" if path.is_dir() else None,
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):

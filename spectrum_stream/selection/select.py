@@ -63,7 +63,9 @@ def check_percent(percent: float) -> None:
     """
     if not 0 < percent <= 100:
         raise UsageError(
-            f"the percentage {percent:g} is not between 0 and 100", reason="bad_percent", hint="--top-percent 50"
+            f"the percentage {percent:g} is not above 0 and at most 100",
+            reason="bad_percent",
+            hint="use a number such as --top-percent 50",
         )
 
 

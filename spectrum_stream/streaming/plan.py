@@ -304,10 +304,13 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
         options: see `PlanOptions`.
 
     Raises:
+        TypeError: an option is not in `PlanOptions`.
         UsageError: no_such_group, bad_name, bad_address, no_such_fetch, no_such_names, no_such_experts,
             no_such_precision; missing_extra, unknown_architecture, no_such_name; too_little_memory, too_little_disk.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
+    if unknown := options.keys() - PlanOptions.__annotations__.keys():
+        raise TypeError(f"there is no option {sorted(unknown)[0]!r}; PlanOptions has them all")
     fetch = Fetch(_check_choice(options.get("fetch", Fetch.AUTO), Fetch, "fetch"))
     experts = Experts(_check_choice(options.get("experts", Experts.SEPARATE), Experts, "experts"))
     precision = Precision(_check_choice(options.get("precision", Precision.AUTO), Precision, "precision"))

@@ -36,7 +36,7 @@ class Axolotl(Trainer):
 
     name = "axolotl"
     suffix = "yaml"
-    advice = "the list is part of an Axolotl config; Axolotl trains the bias of a module with its weight"
+    advice = "copy the list into your Axolotl config; Axolotl trains the bias of a module with its weight"
     always_by_pattern = True
 
     @property

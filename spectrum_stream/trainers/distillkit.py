@@ -21,7 +21,7 @@ class DistillKit(Trainer):
 
     name = "distillkit"
     suffix = "yaml"
-    advice = "the list is part of a DistillKit config"
+    advice = "copy the list into your DistillKit config"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

@@ -27,7 +27,7 @@ class LlamaFactory(Trainer):
 
     name = "llama-factory"
     suffix = "yaml"
-    advice = "the keys are part of a LLaMA-Factory config"
+    advice = "copy the keys into your LLaMA-Factory config"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

@@ -32,7 +32,7 @@ class MsSwift(Trainer):
 
     name = "ms-swift"
     suffix = "yaml"
-    advice = "for full-parameter training; the same keys are options of `swift sft`"
+    advice = "use it for full-parameter training; `swift sft` has options of the same names"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the config.

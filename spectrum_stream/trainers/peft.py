@@ -41,7 +41,7 @@ class Peft(Trainer):
 
     name = "peft"
     suffix = "json"
-    advice = "LoraConfig(**json.load(open(FILE))); the other weights of the model stay frozen"
+    advice = "make LoraConfig(**json.load(open(FILE))) of it; the other weights of the model stay frozen"
     takes = "JSON"
     trains_adapters = True
 

@@ -16,7 +16,7 @@ class PlainJson(Trainer):
 
     name = "json"
     suffix = "json"
-    advice = "a value of null was infinite or NaN"
+    advice = "read it with a program of your own; a value of null was infinite or NaN"
     takes = "JSON"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:

@@ -24,7 +24,7 @@ class Soup(Trainer):
 
     name = "soup"
     suffix = "yaml"
-    advice = "the list is part of soup.yaml"
+    advice = "copy the list into your soup.yaml"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

@@ -70,7 +70,12 @@ def main(
         with ExitStack() as stack:
             folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-checkpoints-")))
             settings = Settings(
-                repetitions, numpy, device, cold, folder.resolve(), lambda line: progress.print(line, markup=False)
+                repetitions=repetitions,
+                with_numpy=numpy,
+                device=device,
+                cold=cold,
+                folder=folder.resolve(),
+                say=lambda line: progress.print(line, markup=False),
             )
             if model is not None:
                 results = [measure_checkpoint(str(model.resolve()), model.name, settings, numpy_turns=1)]

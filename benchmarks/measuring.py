@@ -29,7 +29,7 @@ from .workloads import Workload
 _PERCENTS = (50, 25)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to measure.
 

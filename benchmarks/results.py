@@ -28,7 +28,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """Our scores against those that follow from the known singular values, on the float32 checkpoint.
 
@@ -82,7 +82,7 @@ class ShapeResult:
     floor_share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadResult:
     """One workload.
 

@@ -4,7 +4,7 @@ Shapes and counts are those of published models, as stored: (out features, in fe
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from .spectra import Kind
@@ -38,6 +38,7 @@ class Workload:
 
     name: str
     weights: tuple[Weight, ...]
+    _: KW_ONLY
     timed_dtype: str = "bfloat16"
     error_limit: float = 1e-5
     numpy_turns: int | None = None
@@ -50,7 +51,7 @@ def workloads(suite: Suite) -> tuple[Workload, ...]:
             Workload("smollm2-6-layers", tuple(_smollm2(6))),
             Workload("kv-1024x4096", tuple(_key_values(4, "k"))),
             Workload("experts-768x2048", tuple(_experts(32))),
-            Workload("hard-spectra", tuple(_hard(512, 1536, 4)), "float32", error_limit=1e-4),
+            Workload("hard-spectra", tuple(_hard(512, 1536, 4)), timed_dtype="float32", error_limit=1e-4),
         )
     return (
         Workload("smollm2-135m", (*_smollm2(30), Weight("model.embed_tokens", 49152, 576))),
@@ -61,7 +62,7 @@ def workloads(suite: Suite) -> tuple[Workload, ...]:
         Workload(
             "hard-spectra",
             (*_hard(1024, 4096, 4), *_hard(4096, 4096, 1)),
-            "float32",
+            timed_dtype="float32",
             error_limit=1e-4,
             numpy_turns=1,
         ),

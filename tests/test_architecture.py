@@ -125,6 +125,32 @@ def test_imports_are_declared_dependencies() -> None:
     assert not undeclared
 
 
+def test_functions_have_at_most_six_arguments_by_position() -> None:
+    """A swap of two among many would not be seen. Only the framework calls a command, and by names."""
+    too_many = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not (stage_of(path) == "cli" and node.name.endswith("_command")):
+                names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+                if len([name for name in names if name not in ("self", "cls")]) > 6:
+                    too_many.append(f"{name_of(path)} {node.name}")
+    assert not too_many
+
+
+def test_large_dataclasses_take_their_fields_by_name() -> None:
+    by_position = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                decorators = " ".join(map(ast.unparse, node.decorator_list))
+                fields = [ast.unparse(part.annotation) for part in node.body if isinstance(part, ast.AnnAssign)]
+                # The fields after a `KW_ONLY` are given by name.
+                first = fields[: fields.index("KW_ONLY")] if "KW_ONLY" in fields else fields
+                if "dataclass" in decorators and "kw_only=True" not in decorators and len(first) > 5:
+                    by_position.append(f"{name_of(path)} {node.name}")
+    assert not by_position
+
+
 def test_tree_of_the_readme_names_every_file_and_no_other() -> None:
     tree = (PACKAGE / "README.md").read_text().split("```")[1]
     # `axolotl.py` and, for the other trainers and commands, bare names after "also".

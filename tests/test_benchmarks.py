@@ -163,7 +163,15 @@ def run_of(**ratios: float) -> dict[str, Any]:
         others_cpu_share=0.0,
         precisions={"float32": 8},
         failed=0,
-        accuracy=Accuracy(2e-6, 3e-6, 1e-5, 0, 0, {"top_50": True, "top_25": True}, {"float32": 8}),
+        accuracy=Accuracy(
+            max_error=2e-6,
+            estimated=3e-6,
+            limit=1e-5,
+            excused=0,
+            unexcused=0,
+            same_sets={"top_50": True, "top_25": True},
+            precisions={"float32": 8},
+        ),
         agreement={},
         shapes=[],
     )

@@ -13,9 +13,7 @@ from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
 from spectrum_stream.results.result import Module, Result
 
-from .support.checkpoints import Save, llama_tensors, reference_score, single_experts
-
-TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+from .support.checkpoints import TIED, Save, llama_tensors, reference_score, single_experts
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 

@@ -96,7 +96,7 @@ class Repo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubShard:
     """A shard in a repo.
 
@@ -309,7 +309,7 @@ def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
         )
     if nbytes is None:
         raise BadResponse(f"{repo.endpoint} does not give the size of {name}")
-    return HubShard(name, nbytes, repo, file, head, is_ranged)
+    return HubShard(name=name, nbytes=nbytes, repo=repo, file=file, head=head, is_ranged=is_ranged)
 
 
 def _read_small(repo: Repo, name: str) -> bytes:

@@ -46,7 +46,7 @@ class Degeneracy(StrEnum):
     ZERO_NOISE = "zero_noise", "has only zeros at or below the noise threshold"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A score and its diagnostics.
 

@@ -5,7 +5,6 @@ import math
 import shutil
 import sqlite3
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from spectrum_stream.results.record import Record, open_records, record_path
 from spectrum_stream.results.result import Module, Result, _read, modules_of, write_results
 from spectrum_stream.selection.select import choose, select
 
-from ..support.checkpoints import FUSED_EXPERTS, GOLDEN, Save, fused_experts, llama_tensors
+from ..support.checkpoints import FUSED_EXPERTS, GOLDEN, TIED, Save, fused_experts, llama_tensors
+from ..support.cli import Cli
 from ..support.records import IDENTITY, change_record, change_scores, read_all, record
 
 RESULT = Path("model_snr_results/snr_results_x.json")
 RECORD = record_path(RESULT)
-CONFIG = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 FUSED = {"model.layers.0.mlp.experts.gate_up_proj": torch.randn(5, 12, 24, generator=torch.manual_seed(1))}
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -40,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("working_folder")
 
 @pytest.fixture
 def scanned(save: Save, working_folder: Path) -> Path:
-    scan(str(save(llama_tensors(3, head=False), config=CONFIG)), name="x")
+    scan(str(save(llama_tensors(3, head=False), config=TIED)), name="x")
     return RESULT
 
 
@@ -531,10 +530,7 @@ def test_diagnostics_of_fused_experts_are_inexact_with_one_of_them() -> None:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_commands_use_no_record_with_other_scores(
-    save: Save, pooled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = runner(monkeypatch, capsys)
+def test_commands_use_no_record_with_other_scores(cli: Cli, save: Save, pooled: bool) -> None:
     apart = {
         f"model.layers.1.mlp.experts.{i}.up_proj.weight": torch.randn(12, 24, generator=torch.manual_seed(i))
         for i in range(3)
@@ -546,10 +542,10 @@ def test_commands_use_no_record_with_other_scores(
         change_scores(RESULT, {module: 1.5})
         assert reason_by(RESULT) == "other_record"
         for args in (("select", RESULT, "--top-percent", "50"), ("compare", RESULT)):
-            assert "(other_record)" in run(*args, "--metric", "alpha", code=1)[1]
-        data = json.loads(run("select", RESULT, "--top-percent", "50", "--json")[0])
+            assert "(other_record)" in cli(*args, "--metric", "alpha", code=1).stderr
+        data = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)
         assert {d["degenerate"] for d in data["diagnostics"].values()} == {None}
-        (shown,) = json.loads(run("report", RESULT, "--json")[0])["results"]
+        (shown,) = json.loads(cli("report", RESULT, "--json").stdout)["results"]
         assert "other scores" in shown["notes"][0]
         assert {m["n"] for m in shown["modules"]} == {None}
     RESULT.write_bytes(good)
@@ -608,29 +604,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out" / "snr_results_org-x.json"
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """Return a function that runs a command in this process, where a traceback is an exception."""
-
-    def run(*args: str | Path, code: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr("sys.argv", ["spectrum-stream", *map(str, args)])
-        assert main() == code, capsys.readouterr().err
-        return capsys.readouterr()
-
-    return run
-
-
 @pytest.mark.parametrize("change", CORRUPTIONS)
-def test_commands_survive_any_record_of_an_untrusted_person(
-    whole: Path, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, result = runner(monkeypatch, capsys), Path(whole.name)
+def test_commands_survive_any_record_of_an_untrusted_person(cli: Cli, whole: Path, change: str) -> None:
+    result = Path(whole.name)
     for path in (whole, record_path(whole)):
         Path(path.name).write_bytes(path.read_bytes())
     assert change_record(record_path(result), change) != 0
     assert reason_by(result) == "corrupt"
     # These commands work without the record.
-    run("select", result, "--top-percent", "50")
-    (shown,) = json.loads(run("report", result, "--json")[0])["results"]
+    cli("select", result, "--top-percent", "50")
+    (shown,) = json.loads(cli("report", result, "--json").stdout)["results"]
     assert shown["notes"]
     assert {m["n"] for m in shown["modules"]} == {None}
     for args in (
@@ -638,13 +621,13 @@ def test_commands_survive_any_record_of_an_untrusted_person(
         ("compare", result, "--metric", "alpha"),
         ("check", result, "--write-provenance", "--model", "org/x"),
     ):
-        assert "(corrupt)" in run(*args, code=1)[1], args
-    findings = json.loads(run("check", result, "--json", code=1)[0])["files"]
+        assert "(corrupt)" in cli(*args, code=1).stderr, args
+    findings = json.loads(cli("check", result, "--json", code=1).stdout)["files"]
     assert "bad_record" in {finding["reason"] for found in findings.values() for finding in found}
     # Scores and sizes can be sound without the spectra, which these commands do not read.
     is_spectrum = "singular_values" in change or change == "UPDATE matrices SET n = n + 1, m = m + 1"
     if not is_spectrum:
-        assert "(corrupt)" in run("select", record_path(result), "--top-percent", "50", code=1)[1]
+        assert "(corrupt)" in cli("select", record_path(result), "--top-percent", "50", code=1).stderr
 
 
 def test_value_of_a_record_without_a_score_is_none() -> None:

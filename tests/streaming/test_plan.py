@@ -14,9 +14,7 @@ from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.streaming.plan import Outputs, Plan, plan
 
 from ..support import header_only
-from ..support.checkpoints import Save, llama_tensors
-
-TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+from ..support.checkpoints import TIED, Save, llama_tensors
 
 
 def reasons(a_plan: Plan) -> dict[str, NoScore]:

@@ -17,6 +17,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 # The type of the fixture `save`.
 Save = Callable[..., Path]
 
+# The config of a model with a head that is tied to its embedding.
+TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
 # One of the names of `fused_experts`.
 FUSED_EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 

@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 
 _LOST_PAGES = (
     b"error: a shard was cut while it was read, or its disk is gone (changed)\n"
-    b"hint: the same command starts over when the file is complete; earlier results are as they were\n"
+    b"hint: run the same command again when the file is complete; earlier results are intact\n"
 )
 # Python must not free a function that C may call.
 _kept: list[object] = []
@@ -52,7 +52,7 @@ def main() -> NoReturn:
 
 
 def _end_when_pages_are_lost() -> None:
-    """End the process with one sentence on SIGBUS, instead of a crash without any.
+    """End the process with an error message on SIGBUS, instead of a silent crash.
 
     A memory map has no pages behind the end of a file that was cut, and loses them when the disk or the server of
     the file is gone. A thread that touches such a page gets SIGBUS. Python's own signal handlers do not help: they
@@ -64,7 +64,7 @@ def _end_when_pages_are_lost() -> None:
     - A thread that gave it up, as torch does while it computes, or a thread of BLAS that never had it, waits until
       another thread lets go of it. Python code does that every few milliseconds; a call into C, when it returns.
     - Only a thread that holds the GIL and waits for the faulting thread would never let go of it. torch gives up the
-      GIL before it shares a matrix with other threads, and whatever else waits (locks, queues, joins) does so too.
+      GIL before it shares a matrix with other threads. Everything else that waits (locks, queues, joins) does so too.
     """
     if not hasattr(signal, "SIGBUS"):
         return

@@ -1,23 +1,23 @@
-"""Every error that a user can meet.
+"""All errors that a user can meet.
 
     SpectrumStreamError        exit 1
-    ├── UsageError             exit 2  the request cannot be carried out as it was typed
-    ├── SourceError                    there is no checkpoint to read where MODEL points
-    ├── CheckpointError                the checkpoint is there and is not what it says it is
+    ├── UsageError             exit 2  the request is invalid
+    ├── SourceError                    MODEL does not lead to a checkpoint
+    ├── CheckpointError                the checkpoint is broken, or has nothing to score
     │   ├── BadHeader                  a shard breaks a rule of the safetensors format
     │   └── BadIndex                   the index and the shards disagree
     ├── ComputeError                   singular values could not be computed
-    ├── ResultError                    a result file cannot be read, or is somebody else's
+    ├── ResultError                    a result file cannot be used, or belongs to another model
     └── FreezeError                    a selection does not fit the model it is applied to
 
-Each error carries a `reason`, a stable code that scripts and tests compare, and may carry a `hint`, the
-next thing to type. The message is one sentence about what is wrong, and where. What befalls one
-matrix of many is not an error but a status in that matrix's record.
+Each error has a `reason`, a stable code for scripts and tests, and may have a `hint`, the next thing to type.
+The message is one sentence that names the thing and the problem. If one matrix of many fails, that is not an
+error but a status in the matrix's record.
 """
 
 
 class SpectrumStreamError(Exception):
-    """The root: `except SpectrumStreamError` catches whatever this package raises on purpose."""
+    """The root: `except SpectrumStreamError` catches every error that this package raises on purpose."""
 
     exit_code = 1
 
@@ -28,7 +28,7 @@ class SpectrumStreamError(Exception):
 
 
 class UsageError(SpectrumStreamError):
-    """The request cannot be carried out as it was typed: a percentage of 140, a group nobody has."""
+    """The request is invalid: a percentage of 140, an unknown group."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class SourceError(SpectrumStreamError):
 
 
 class CheckpointError(SpectrumStreamError):
-    """The checkpoint is there, and cannot be trusted or has nothing to score."""
+    """The checkpoint exists, but it is broken or has nothing to score."""
 
 
 class BadHeader(CheckpointError):
@@ -46,11 +46,11 @@ class BadHeader(CheckpointError):
 
 
 class BadIndex(CheckpointError):
-    """The index is malformed, or names shards and tensors that are not there."""
+    """The index is malformed, or names missing shards or tensors."""
 
 
 class ComputeError(SpectrumStreamError):
-    """Singular values could not be computed at all."""
+    """The singular values of a model could not be computed."""
 
 
 class ResultError(SpectrumStreamError):
@@ -58,4 +58,4 @@ class ResultError(SpectrumStreamError):
 
 
 class FreezeError(SpectrumStreamError):
-    """A selection names nothing in the model, or would leave nothing to train."""
+    """A selection matches no parameter of the model, or would leave none to train."""

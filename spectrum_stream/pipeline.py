@@ -1,7 +1,7 @@
 """The scan: a plan in, events out.
 
-`run` is the whole pipeline as a generator of events. It opens the record, reads ahead, scores and records each
-matrix, and writes Spectrum's files at the end. `scan` runs it to its end. Nothing is printed here.
+`run` is the whole pipeline as a generator of events. It opens the record, prefetches, scores and records each matrix,
+and writes Spectrum's files at the end. `scan` runs it to its end. This module prints nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,7 +139,7 @@ def scan(
     Args:
         model_or_plan: MODEL as for `plan`, or a plan.
         top_percent: the share of each group to select, in (0, 100]; None for no selection.
-        fresh: compute everything again, whatever is recorded.
+        fresh: compute all matrices again, even if they are recorded.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         on_event: called with each `Event` as it happens.
         options: see `PlanOptions`; none with a plan, which has its own.
@@ -148,13 +148,13 @@ def scan(
         UsageError: conflicting_options, a plan and options; bad_percent; no_such_device.
         ResultError: the record or a file cannot be written; locked, another scan holds the record.
         ComputeError: all_failed.
-        What `plan` raises.
+        As `plan`.
     """
     if top_percent is not None:
         check_percent(top_percent)
     if isinstance(model_or_plan, Plan) and options:
         raise UsageError(
-            f"a plan has its own options, so {', '.join(options)} cannot be given with it",
+            f"a plan already has its options, so {', '.join(options)} cannot be given with it",
             reason="conflicting_options",
             hint="give the options to plan()",
         )
@@ -234,9 +234,9 @@ def run(
 
 
 def _find_parameters(plan: Plan) -> tuple[str, ...]:
-    """Find the names of all parameters of the checkpoint, sorted, whether they are asked for or not.
+    """Find the names of all parameters of the checkpoint, sorted, whether the plan includes them or not.
 
-    A tied head is not a parameter of its own.
+    A tied head is not a separate parameter.
     """
     parameters = plan.inventory.parameters
     tied = {w.parameter for w in plan.matrices if w.tied_to}
@@ -247,7 +247,7 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
     }
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_of(name)) for name in skipped):
-        # A head that is stored, and was not asked for, is among the skipped tensors. This one is tied.
+        # A stored head that was not asked for is among the skipped tensors, so this one is tied.
         tied |= {name for module, name in parameters.items() if is_head(module) and module not in asked}
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
     found = {*parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
@@ -255,7 +255,7 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
 
 
 def _read_foreign_result(plan: Plan) -> list[Module] | None:
-    """Read a result without a record, as Spectrum leaves one; return None if there is no such result.
+    """Read a result without a record, such as one of Spectrum; return None if there is none.
 
     Raises:
         ResultError: other_result, it lacks modules of the plan.
@@ -293,7 +293,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _stale_rows(plan: Plan, fresh: bool) -> Callable[[Record], bool]:
-    """Return the test whether a recorded matrix has to be computed again."""
+    """Return a test whether a recorded matrix must be computed again."""
     asked = {w.module for w in plan.matrices}
 
     def is_stale(record: Record) -> bool:
@@ -312,7 +312,7 @@ def _stale_rows(plan: Plan, fresh: bool) -> Callable[[Record], bool]:
 
 
 def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
-    """Group matrices by what they read, so that a shared tensor is computed once."""
+    """Group matrices by their stored tensor, so that a shared tensor is computed once."""
     sharing: dict[str, list[Matrix]] = {}
     for matrix in matrices:
         sharing.setdefault(matrix.key, []).append(matrix)
@@ -322,7 +322,7 @@ def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
 def _copy_records(
     sharing: Mapping[str, Sequence[Matrix]], records: Iterable[Record]
 ) -> dict[str, list[tuple[Record, float]]]:
-    """Copy the records of tensors that were scored as another module, by tensor, each with its work."""
+    """Copy the records of tensors that were already scored for another module, by tensor, each with its work."""
     recorded = {record.tensor: record for record in records if record.tensor in sharing}
     return {
         tensor: [
@@ -384,7 +384,7 @@ def _check_unchanged(plan: Plan) -> None:
             raise CheckpointError(
                 f"{shard.where} was changed while it was scanned",
                 reason="changed",
-                hint="the same command starts over when the file is complete; earlier results are as they were",
+                hint="run the same command again when the file is complete; earlier results are intact",
             )
 
 
@@ -400,7 +400,7 @@ def _publish(
             f"none of the {len(records)} matrices could be scored: {records[0].module}: {records[0].detail}",
             reason="all_failed",
         )
-    # A group of which a part is recorded would be ranked as if it were the whole group.
+    # A group that is recorded only in part would be ranked like a whole group.
     members = plan.inventory.members
     whole = {group for group, inside in members.items() if inside <= recorded.keys() or asked & inside}
     write_results(

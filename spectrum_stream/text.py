@@ -1,4 +1,4 @@
-"""What the program says of itself and of things: its version, untrusted names, counts, sizes and durations."""
+"""The version of the program, and untrusted names, counts, sizes and durations as text."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ VERSION = "0.1.0"
 
 
 def printable(text: str) -> str:
-    """Make an untrusted string safe to print: show as escapes what could move the cursor or reverse the line."""
+    """Escape the characters of an untrusted string that could control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def si_bytes(nbytes: float) -> str:
-    """Bytes in SI units, three digits: `269 MB`."""
+    """Write bytes in SI units with three digits: `269 MB`."""
     return si_number(nbytes, "B")
 
 
 def si_number(number: float, unit: str = "") -> str:
-    """A number with an SI prefix, three digits: `2.5 G`, `1.2 Tflop`."""
+    """Write a number with an SI prefix and three digits: `2.5 G`, `1.2 Tflop`."""
     prefixes = iter(("", "k", "M", "G", "T", "P"))
     prefix = next(prefixes)
     while number >= 999.5 and (larger := next(prefixes, None)) is not None:
@@ -26,18 +26,18 @@ def si_number(number: float, unit: str = "") -> str:
 
 
 def counted(number: int, one: str, many: str) -> str:
-    """`1 shard`, `2 shards`."""
+    """Write a number with its noun: `1 shard`, `2 shards`."""
     return f"{number} {one if number == 1 else many}"
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:
-    """`a, b, c`, and `a, b, c and 2 more` above the limit."""
+    """List names up to a limit: `a, b, c and 2 more`."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Write a duration: `8 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

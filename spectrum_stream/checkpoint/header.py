@@ -1,4 +1,4 @@
-"""The header of a safetensors file: bytes and a file size in, tensors or one reason out.
+"""The header of a safetensors file: bytes and a file size to tensors, or to one reason for rejection.
 
     offset 0      8 bytes   N, the length of the header, an unsigned little-endian integer
     offset 8      N bytes   JSON: {name: {"dtype", "shape", "data_offsets": [begin, end)}, "__metadata__"?}
@@ -83,7 +83,7 @@ def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
     if nbytes > MAX_HEADER_NBYTES:
         _refuse(HeaderFault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
     if PREFIX_NBYTES + nbytes > file_nbytes:
-        _refuse(HeaderFault.PAST_END, f"the header claims {nbytes} bytes and the file has {file_nbytes}")
+        _refuse(HeaderFault.PAST_END, f"the header claims {nbytes} bytes, but the file has {file_nbytes}")
     return nbytes
 
 
@@ -198,7 +198,7 @@ def _check_size(tensor: TensorInfo) -> None:
     if tensor.dtype not in DTYPE_BITS:
         return
     bits = 1
-    # In the order of the reference reader, so that both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
+    # This is the order of the reference reader, so both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
     for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
         bits *= factor
         if bits > _MAX_USIZE:
@@ -208,5 +208,5 @@ def _check_size(tensor: TensorInfo) -> None:
     if bits // 8 != tensor.nbytes:
         _refuse(
             HeaderFault.WRONG_SIZE,
-            f"{tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, {bits // 8} bytes, and claims {tensor.nbytes}",
+            f"{tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, {bits // 8} bytes, but claims {tensor.nbytes}",
         )

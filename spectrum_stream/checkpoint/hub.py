@@ -198,9 +198,9 @@ def parse_address(model: str) -> Address | None:
             raise UsageError(
                 f"{model} is not the address of a repo on {_read_endpoint()}",
                 reason="bad_address",
-                hint="give org/name; another server is chosen with HF_ENDPOINT",
+                hint="give org/name, and set HF_ENDPOINT for another server",
             ) from error
-        # The page of a file stands for its repo. A folder in a repo would be another checkpoint.
+        # The page of a file stands for its repo. A folder in a repo can be another checkpoint.
         path = uri.path_in_repo
         if uri.type != "model" or "/" in path or (path and "." not in path):
             raise UsageError(
@@ -308,7 +308,7 @@ def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
             file.where, lambda: get_hf_file_metadata(url, token=get_token(), endpoint=repo.endpoint).size
         )
     if nbytes is None:
-        raise BadResponse(f"{repo.endpoint} does not say how large {name} is")
+        raise BadResponse(f"{repo.endpoint} does not give the size of {name}")
     return HubShard(name=name, nbytes=nbytes, repo=repo, file=file, head=head, is_ranged=is_ranged)
 
 
@@ -336,7 +336,7 @@ def _open_cached(model: str, address: Address) -> Source:
 
 
 def _write_ref(repo: Repo, file: Path) -> None:
-    """Write into the cache which commit the revision is, so that offline mode finds it.
+    """Write the commit of the revision into the cache, so that offline mode finds it.
 
     `file` is below models--org--name/snapshots/{commit}; the commit goes to models--org--name/refs/{revision}.
     """

@@ -43,7 +43,7 @@ class _Failure:
 
     @property
     def host(self) -> str:
-        """The host that answered, which may be another than the endpoint's."""
+        """The host that answered; after a redirect it is not the endpoint's."""
         return str(self.error.response.url.host) if isinstance(self.error, HfHubHTTPError) else ""
 
     @property
@@ -87,7 +87,7 @@ def _has_status(*statuses: int) -> Callable[[_Failure], bool]:
 
 
 def _is_refused_elsewhere(f: _Failure) -> bool:
-    """Whether a host that the endpoint redirects to refuses access."""
+    """Whether access was denied by a host that the endpoint redirects to."""
     if not isinstance(f.error, HfHubHTTPError) or f.status not in (401, 403):
         return False
     home, there = httpx.URL(f.endpoint), f.error.response.url
@@ -103,12 +103,12 @@ _AGAIN = "check the connection; the same command resumes"
 _OFFLINE = _Row(
     _is(OfflineModeIsEnabled),
     "offline",
-    "{f.repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+    "{f.repo} is not in the cache, and HF_HUB_OFFLINE forbids a download",
     "unset HF_HUB_OFFLINE, or run `hf download {f.repo}` where there is a network",
 )
 
 # The first row that fits counts. The order matters, because the tests overlap:
-# - a 401 or 403 of a storage host says nothing about the token, so it comes before all rows about access;
+# - a 401 or 403 of a storage host is not about the token, so it comes before all rows about access;
 # - GatedRepoError is a RepositoryNotFoundError, and both are HfHubHTTPErrors with a status of their own;
 # - a 401 without a token means a hidden repo, a 401 with one means a bad token;
 # - HfHubHTTPError is an httpx.HTTPError and an OSError, so every row with a status comes before those without;
@@ -117,13 +117,13 @@ _ROWS = (
     _Row(
         _is_refused_elsewhere,
         "forbidden",
-        "{f.host}, to which {f.endpoint} redirects, refuses access: {f.answer}",
+        "{f.endpoint} redirects to {f.host}, which denies access: {f.answer}",
         _AGAIN,
     ),
     _Row(
         _is(GatedRepoError),
         "gated_repo",
-        "{f.repo} is gated, and this token's owner has no access to it",
+        "{f.repo} is gated, and the owner of this token has no access",
         "ask for access on {f.endpoint}/{f.repo}, then set HF_TOKEN or run `hf auth login`",
     ),
     _Row(
@@ -139,7 +139,7 @@ _ROWS = (
         "check the name; for a private repo set HF_TOKEN or run `hf auth login`",
     ),
     _Row(_is(DisabledRepoError), "repo_disabled", "{f.repo} was disabled by {f.endpoint}"),
-    _Row(_is(RemoteEntryNotFoundError), "no_such_file", "a file of {f.repo} is not there any more", _AGAIN),
+    _Row(_is(RemoteEntryNotFoundError), "no_such_file", "a file of {f.repo} no longer exists", _AGAIN),
     _Row(
         _has_status(401),
         "bad_token",
@@ -149,14 +149,14 @@ _ROWS = (
     _Row(
         _has_status(403),
         "forbidden",
-        "{f.endpoint} refuses access to {f.repo}",
+        "{f.endpoint} denies access to {f.repo}",
         "the token may lack the permission to read this repo: see `hf auth whoami`",
     ),
     _Row(
         _has_status(429),
         "rate_limited",
-        "{f.endpoint} refuses more requests for now",
-        "wait a few minutes; the same command resumes; a token in HF_TOKEN raises the limits",
+        "{f.endpoint} limits the rate of requests",
+        "wait a few minutes, then run the same command to resume; a token in HF_TOKEN raises the limits",
     ),
     _Row(lambda f: f.status is not None, "server_error", "{f.endpoint} answered {f.status} for {f.repo}", _AGAIN),
     _OFFLINE,
@@ -196,7 +196,7 @@ def explaining(endpoint: str, repo: str, revision: str | None) -> Iterator[None]
 
 
 def explain_offline(repo: str) -> SourceError:
-    """Return the error for a repo that is not in the cache while the Hub may not be asked."""
+    """Return the error for a repo that is not in the cache in offline mode."""
     return _explain(_Failure(OfflineModeIsEnabled(), "", repo, "main"), _OFFLINE)
 
 

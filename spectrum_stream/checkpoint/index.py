@@ -10,13 +10,14 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import BadIndex, CheckpointError, SourceError
+from ..text import si_bytes
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 # The largest published index (45,000 matrices and their scales) has about 10 MB.
 MAX_JSON_NBYTES = 200_000_000
-# Formats that a folder without safetensors may hold instead, by suffix, as a message names them.
+# Other formats of weights by suffix, with their names in messages.
 _OTHER_FORMATS = {
     ".bin": "PyTorch pickles (.bin)",
     ".pt": "PyTorch pickles (.pt)",
@@ -30,7 +31,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The shards of a checkpoint, by name, with the index and the warnings of its `Source`."""
+    """The names of a checkpoint's shards, with the index and the warnings of its `Source`."""
 
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None
@@ -40,8 +41,8 @@ class Choice:
 def choose_shards(files: Sequence[str], read_json: Callable[[str], Any], where: str) -> Choice:
     """Choose the shards among the files of a folder or repo.
 
-    `model.safetensors` comes first, as in transformers; then the index, which alone decides which shards
-    count; then a lone safetensors file of any name.
+    As in transformers, `model.safetensors` comes first. Then comes the index, which lists the shards, and then a lone
+    safetensors file of any name.
 
     Args:
         files: paths below `where`, including those in subfolders.
@@ -65,7 +66,7 @@ def choose_shards(files: Sequence[str], read_json: Callable[[str], Any], where: 
         names = present
     elif present:
         raise SourceError(
-            f"{where} has {len(present)} safetensors files and no {INDEX_FILE} to say which belong together",
+            f"{where} has {len(present)} safetensors files but no {INDEX_FILE} that lists the shards",
             reason="no_index",
             hint="download the index too, or give one file",
         )
@@ -103,7 +104,7 @@ def check_json_size(nbytes: int, where: str) -> None:
         CheckpointError: file_too_large.
     """
     if nbytes > MAX_JSON_NBYTES:
-        raise CheckpointError(f"{where} is implausibly large", reason="file_too_large")
+        raise CheckpointError(f"{where} is larger than {si_bytes(MAX_JSON_NBYTES)}", reason="file_too_large")
 
 
 def _no_safetensors(files: Sequence[str], where: str) -> SourceError:

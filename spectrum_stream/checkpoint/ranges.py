@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 _log = logging.getLogger("spectrum_stream")
 
-# Attempts in a row that bring no byte.
+# The limit of attempts in a row that bring no byte.
 TRIES = 5
 _FIRST_WAIT_S = 0.5
 # The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
 _MAX_WAIT_S = 330.0
 _RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-# The answers of a signed address that has expired, or was signed for another range.
+# The status codes of a signed address that has expired, or was signed for another range.
 _EXPIRED_STATUS = (400, 401, 403, 404, 410)
-# Signed addresses are not kept any more after so many in a row that worked only once.
+# Stop keeping signed addresses after this many in a row that worked only once.
 _BOUND_TO_RANGES = 2
 _IDENTITY = (None, "", "identity")
 
@@ -62,10 +62,10 @@ class RemoteFile:
         self._lock = threading.Lock()
 
     def probe(self, nbytes: int, halt: threading.Event | None = None) -> tuple[bytes, int | None, bool]:
-        """Read the first bytes of the file, its size, and whether the server knows ranges.
+        """Read the first bytes of the file and its size, and test whether the server supports ranges.
 
         Returns:
-            At most `nbytes` bytes; the size of the file, None if the server does not tell it; whether the server
+            At most `nbytes` bytes; the size of the file, None if the server does not send it; whether the server
             answered with the range.
 
         Raises:
@@ -238,7 +238,7 @@ def with_retries(
         if failed >= tries:
             raise last
         wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
-        _log.warning("%s: %s; asking again in %.0f s", where, describe(last), wait)
+        _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted
 
@@ -285,7 +285,7 @@ def _check_commit(response: httpx.Response, commit: str, where: str) -> None:
 
 def _check_encoding(response: httpx.Response) -> None:
     if response.headers.get("content-encoding") not in _IDENTITY:
-        raise BadResponse("the answer is compressed, against the request")
+        raise BadResponse("the answer is compressed, although the request forbids it")
 
 
 def _read_body(response: httpx.Response) -> httpx.Response:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import SourceError
 
-# The first read of a shard. It brings most headers whole: their median in published shards is 100 kB.
+# The first read of a shard. Many headers are smaller: their median in published shards is 100 kB.
 PROBE_NBYTES = 100_000
 
 
@@ -29,7 +29,7 @@ class LocalShard:
 
     @classmethod
     def at(cls, name: str, path: Path) -> "LocalShard":
-        """Describe the shard at a path as it is now.
+        """Describe the current state of the shard at a path.
 
         Raises:
             OSError.
@@ -38,7 +38,7 @@ class LocalShard:
         return cls(name, path, status.st_size, status.st_mtime_ns, status.st_ino)
 
     def is_unchanged(self) -> bool:
-        """Whether the file is still the one that was described."""
+        """Whether the file is unchanged since it was described."""
         try:
             return self == LocalShard.at(self.name, self.path)
         except OSError:

@@ -58,8 +58,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if source.weight_map is not None:
         _check_index(source, tensors)
     for what, names in (
-        ("tensors in a shard but not in the index, ignored", unlisted),
-        ("tensors also in another shard than the one in the index, ignored there", doubled),
+        ("tensors that are in a shard but not in the index, ignored", unlisted),
+        ("tensors that are also in another shard than the one in the index, ignored there", doubled),
     ):
         if names:
             warnings.append(f"{what}: {listed(names, 5)}")
@@ -76,7 +76,7 @@ def read_header(shard: Shard) -> list[TensorInfo]:
     try:
         nbytes = header_nbytes(probe[:PREFIX_NBYTES], shard.nbytes)
         stop = PREFIX_NBYTES + nbytes
-        # The file position of the end is N + 8. A comparison with N could lose the last eight bytes of the header.
+        # The header ends at file position N + 8. A comparison with N could lose its last eight bytes.
         header = probe[PREFIX_NBYTES:stop] if stop <= len(probe) else shard.read(PREFIX_NBYTES, stop)
         return parse_header(header, shard.nbytes)
     except BadHeader as error:
@@ -93,7 +93,7 @@ def _check_index(source: Source, tensors: dict[str, tuple[Shard, TensorInfo]]) -
     if missing := [name for name in source.weight_map if name not in tensors]:
         raise BadIndex(
             f"the index of {source.where} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
-            f"which does not hold it ({len(missing)} such in all)",
+            f"which does not hold it ({len(missing)} missing in all)",
             reason="tensor_missing",
             hint="download index and shards again: they are of different versions",
         )

@@ -1,20 +1,22 @@
 """The command line: its commands, its errors and its exit codes.
 
-Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises one of our errors. `main`
-prints an error as one sentence and returns the exit code, with which `__main__` ends the process.
+Data goes to stdout; progress, notes and errors go to stderr. A command returns or raises a SpectrumStreamError.
+`main` prints an error as one sentence and returns the exit code, and `__main__` ends the process with it.
 """
 
 import errno
+import functools
 import os
 import re
 import traceback
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import SpectrumStreamError, UsageError
 from ..text import VERSION
-from . import check, compare, demo, plan, report, scan, select, verify
 from .output import Output, command_line
 
 DEBUG_VARIABLE = "SPECTRUM_STREAM_DEBUG"
@@ -28,18 +30,18 @@ EXIT_CODES = {
     130: "interrupted, resumable",
     143: "terminated, resumable",
 }
-# A command is a file of its own, with its function and lines to try.
-_COMMANDS = (
-    ("plan", plan.plan_command, plan.EXAMPLES),
-    ("scan", scan.scan_command, scan.EXAMPLES),
-    ("select", select.select_command, select.EXAMPLES),
-    ("verify", verify.verify_command, verify.EXAMPLES),
-    ("compare", compare.compare_command, compare.EXAMPLES),
-    ("report", report.report_command, report.EXAMPLES),
-    ("check", check.check_command, check.EXAMPLES),
-    ("demo", demo.demo_command, demo.EXAMPLES),
-)
-# The reason codes of the framework's errors. It exports only one of these classes, the base of which they share.
+# Each command is one file, with its function and example lines.
+_COMMANDS = {
+    "plan": "Show the tensors that a scan would read, score and skip, its cost and its files, from headers alone",
+    "scan": "Score every weight matrix of MODEL, and with --top-percent write the selection for the trainer",
+    "select": "Choose modules from a result, also from one published with Spectrum, and write them for a trainer",
+    "verify": "Check FILE against the parameters of a model, by the rules of its trainer (exit code 4: mismatch)",
+    "compare": "Compare two results by one metric, or one result by Spectrum's score and by another metric",
+    "report": "Show the scores of a result as a map of layers by groups, in the terminal or as an HTML page",
+    "check": "Check results before you publish them: the files, their source, and the scores against the record",
+    "demo": "Scan a small real checkpoint, all-MiniLM-L6-v2, and select half of it (extra: demo)",
+}
+# The reason codes of the framework's errors. It exports only one of these classes; they share its base.
 _REASONS = {
     "MissingParameter": "missing_argument",
     "NoSuchOption": "no_such_option",
@@ -47,16 +49,52 @@ _REASONS = {
     "BadParameter": "bad_value",
 }
 _FrameworkError: Any = typer.BadParameter.__base__
-# The errors of a stdout that cannot take more.
-_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+# The error numbers of a stdout that accepts no more output.
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class _Commands(TyperGroup):
+    """The commands, imported when they are used: most of them load numpy, and `--help` is to answer at once."""
+
+    _is_listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=_COMMANDS[cmd_name]) if self._is_listing else _load_command(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._is_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
+
+
+@functools.cache
+def _load_command(name: str) -> Any:
+    module = import_module(f".{name}", __package__)
+    alone = typer.Typer(add_completion=False)
+    # Lines of one paragraph are joined in the help, so each example is a paragraph.
+    epilog = "\n\n".join(["Examples:", *module.EXAMPLES])
+    register = alone.command(name, help=_COMMANDS[name], epilog=epilog, context_settings=_CONTEXT)
+    register(getattr(module, f"{name}_command"))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="spectrum-stream",
+    cls=_Commands,
     help="Spectrum SNR scans of safetensors checkpoints, one tensor at a time, without building the model",
     epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
 )
 
 
@@ -67,28 +105,20 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for _name, _command, _examples in _COMMANDS:
-    # Lines of one paragraph are joined in the help, so each example is a paragraph.
-    app.command(_name, epilog="\n\n".join(["Examples:", *_examples]))(_command)
-
-
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     try:
-        # Not standalone, so that wrong command lines are raised and end here as well.
+        # Not standalone, so that errors of the command line are raised and handled here too.
         return app(standalone_mode=False) or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
         return _fail(error)
     except _FrameworkError as error:
-        # Without any argument, the help has been printed.
+        # Without arguments, the help has already been printed.
         return 2 if type(error).__name__ == "NoArgsIsHelpError" else _fail(_usage_error(error))
     except OSError as error:
-        # Errors of files are ours by now, and have a name.
-        if error.errno not in _UNWRITABLE or error.filename is not None:
-            raise
-        return _fail(SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable"))
+        return _fail(_system_error(error))
 
 
 def _fail(error: SpectrumStreamError) -> int:
@@ -102,8 +132,16 @@ def _fail(error: SpectrumStreamError) -> int:
     return error.exit_code
 
 
+def _system_error(error: OSError) -> SpectrumStreamError:
+    """Restate an error of the operating system; without a file it is about stdout."""
+    if error.errno in _UNWRITABLE and error.filename is None:
+        return SpectrumStreamError(f"the output cannot be written: {error.strerror}", reason="unwritable")
+    where = "" if error.filename is None else f": {error.filename}"
+    return SpectrumStreamError(f"the system reports: {error.strerror or error}{where}", reason="system_error")
+
+
 def _usage_error(error: Any) -> UsageError:
-    """Restate an error of the framework in our way."""
+    """Turn an error of the framework into a UsageError."""
     context = error.ctx
     is_root = context is None or context.parent is None
     kind = type(error).__name__

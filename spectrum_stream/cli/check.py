@@ -19,12 +19,12 @@ EXAMPLES = (
 
 
 def check_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files, snr_results_….json")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Result files, snr_results_….json")],
     provenance: Annotated[
         bool,
         typer.Option(
             "--write-provenance",
-            help="Write the file that tells the source of the result first",
+            help="First write the provenance file, which states the source of the result",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -37,7 +37,6 @@ def check_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check results before they are published: the files, their source, and the scores against the scan record"""
     output = open_output(as_json, quiet)
     if model is not None and (not provenance or len(files) > 1):
         raise UsageError(

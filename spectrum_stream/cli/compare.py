@@ -26,7 +26,7 @@ def compare_command(
     b: Annotated[
         Path | None,
         typer.Argument(
-            metavar="B", help="Another result; without it, --metric is compared with Spectrum's score of A"
+            metavar="B", help="Another result; without it, --metric is compared with Spectrum's score for A"
         ),
     ] = None,
     top_percent: ComparedPercentOption = 50,
@@ -34,14 +34,13 @@ def compare_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two results by one metric, or one result by Spectrum's score and by another metric"""
     output = open_output(as_json, quiet)
     by = metric_of(metric)
     if b is None and by == SPECTRUM:
         raise UsageError(
-            "there is nothing to compare A with", reason="nothing_to_compare", hint="give a second result or --metric"
+            "A alone cannot be compared", reason="nothing_to_compare", hint="give a second result or --metric"
         )
-    # Two results are ranked by the same metric, or their difference would be that of the metrics as well.
+    # Two results are ranked by the same metric, because otherwise the metrics would differ too.
     first = Result.open(a).by(SPECTRUM if b is None else by)
     second = Result.open(b or a).by(by)
     comparison = compare(first, second, top_percent)
@@ -52,17 +51,21 @@ def compare_command(
     output.show(tables.comparison_table(comparison))
     output.data(_data(comparison, (str(a), first.metric.name), (str(b or a), second.metric.name)))
     output.line()
-    _list_changes(output, comparison, a, b or a)
+    _list_changes(output, comparison, a, b or a, (first.metric.name, second.metric.name))
     words = () if by == SPECTRUM else ("--metric", by.name)
     output.next("select", str(b or a), "--top-percent", f"{top_percent:g}", *words)
 
 
-def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path) -> None:
+def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path, by: tuple[str, str]) -> None:
     if comparison.overlap is not None:
         output.line(
-            f"the selections share {comparison.overlap:.1%} of the larger one, "
-            "without groups in which all scores are equal"
+            f"both select {comparison.overlap:.1%} of the modules of the larger selection; "
+            "groups with only equal scores do not count"
         )
+    decided = [group for group in comparison.groups.values() if group.is_decided]
+    if any(group.entered or group.left for group in decided):
+        first, second = (str(a), str(b)) if a != b else by
+        output.line(f"+ is selected only by {second}, - only by {first}:")
     for group in comparison.groups.values():
         if group.is_decided:
             for sign, modules in (("+", group.entered), ("-", group.left)):

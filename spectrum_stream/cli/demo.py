@@ -15,7 +15,6 @@ DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def demo_command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Scan a small real checkpoint, all-MiniLM-L6-v2, and select half of it (extra: demo)"""
     package = importlib.util.find_spec(DEMO_PACKAGE)
     if package is None or package.origin is None:
         raise UsageError(
@@ -25,6 +24,6 @@ def demo_command(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
         )
     model = str(Path(package.origin).parent / "model")
     plan = planning.plan(model, name=DEMO_NAME)
-    # A published result without a record would be used as it is, and the demo would scan nothing.
+    # Otherwise a published result without a record would be used, and the demo would not scan.
     fresh = not plan.outputs.record.exists()
     run_plan(open_output(as_json, quiet), plan, top_percent=50, fresh=fresh)

@@ -25,9 +25,7 @@ ModelArgument = Annotated[
         help="A folder of safetensors shards, one .safetensors file, or a Hub repo: org/name, org/name@revision",
     ),
 ]
-ModelNameOption = Annotated[
-    str | None, typer.Option("--model-name", hidden=True, help="MODEL, under the name of Spectrum's flag")
-]
+ModelNameOption = Annotated[str | None, typer.Option("--model-name", hidden=True, help="MODEL, as Spectrum's flag")]
 ResultArgument = Annotated[
     Path,
     typer.Argument(metavar="RESULT", help="A result file, snr_results_….json, or its scan record, .sqlite"),
@@ -124,7 +122,7 @@ MetricOption = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="Metric to rank by, from the record beside the result, without a new scan: "
+        help="Metric to rank by, from the scan record of the result, without a new scan: "
         f"{', '.join(METRICS)}, or random:SEED",
         rich_help_panel=SELECTION,
     ),
@@ -197,7 +195,7 @@ NamesFileOption = Annotated[
     typer.Option(
         "--names",
         metavar="FILE",
-        help="Names of all parameters in the trainer, one per line; the written patterns match no other of them",
+        help="Names of all parameters in the trainer, one per line; the written patterns match only the chosen ones",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -227,7 +225,7 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="Device to compute on: auto, cpu, cuda, cuda:N or mps",
+        help="Device to compute on: auto, cpu, cuda, cuda:N or mps (cuda and mps have not run on hardware yet)",
         rich_help_panel=ADVANCED,
     ),
 ]

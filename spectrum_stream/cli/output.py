@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from ..errors import SpectrumStreamError
 from ..text import printable
 
-# Several requests meet the same trouble within this time, and one note is enough.
+# Several requests can fail in the same way within this time, and one note is enough.
 _SAME_TROUBLE_S = 0.4
 
 
@@ -39,7 +39,7 @@ class Output:
             self._stdout.print(printable(text), markup=False, soft_wrap=True)
 
     def next(self, *words: str) -> None:
-        """End a command with the next one to type; not with --json or -q."""
+        """Print the next command to type; not with --json or -q."""
         self.line(f"next: {command_line(*words)}")
 
     def data(self, value: Any) -> None:
@@ -48,7 +48,7 @@ class Output:
             self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
 
     def note(self, text: str) -> None:
-        """Tell on stderr what is going on; not with -q."""
+        """Print a note on stderr; not with -q."""
         if not self.quiet:
             self.stderr.print(printable(text), markup=False, soft_wrap=True)
 
@@ -66,7 +66,7 @@ class Output:
 def open_output(as_json: bool, quiet: bool) -> Output:
     """Make the output of a command, and send the log of this package and of the Hub there."""
     output = Output(as_json=as_json, quiet=quiet)
-    # huggingface_hub logs much, and only the time that it waits matters here.
+    # huggingface_hub logs much, and only its waiting times matter here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("spectrum_stream", "huggingface_hub.utils._http"):
         logger = logging.getLogger(name)
@@ -90,7 +90,7 @@ class LogNotes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        # Several requests meet the same trouble at once, and each waits for a time of its own.
+        # Several requests can fail in the same way at once, and each has a different waiting time.
         trouble, now = message.rsplit(";", 1)[0], time.monotonic()
         is_repeated = trouble == self._trouble and now < self._last + _SAME_TROUBLE_S
         is_theirs = record.name.startswith("huggingface_hub") and not message.startswith("Rate limited")

@@ -1,4 +1,4 @@
-"""Show what a scan would do: plan."""
+"""Show the plan of a scan: plan."""
 
 from pathlib import Path
 
@@ -47,7 +47,6 @@ def plan_command(
     max_memory: MaxMemoryOption = None,
     model_name: ModelNameOption = None,
 ) -> None:
-    """Show what a scan would read, score, skip, cost and write, from headers alone"""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
     options = plan_options(

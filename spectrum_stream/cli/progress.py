@@ -23,7 +23,7 @@ _SILENCE_S = 30.0
 
 
 class ProgressView:
-    """A bar on a terminal, lines elsewhere. The remaining time follows the work left, not the number of matrices."""
+    """A bar on a terminal, lines elsewhere. The remaining time depends on the work left, not on the matrix count."""
 
     def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
@@ -94,7 +94,7 @@ class ProgressView:
             self._line()
 
     def _tick(self) -> None:
-        # In a thread, since the next event can take minutes while a shard is downloaded.
+        # This runs in a thread, since the next event can take minutes while a shard is downloaded.
         while not self._ended.wait(1.0):
             if self._scan is not None and self._clock() >= self._last_line + _SILENCE_S:
                 self._line()
@@ -127,7 +127,7 @@ class ProgressView:
         return seconds * (1 - share) / share if 0 < share < 1 else None
 
     def _network(self) -> str:
-        """Return e.g. `120 MB of 640 MB, 24 MB/s, network-bound`; nothing for a local checkpoint."""
+        """Return e.g. `120 MB of 640 MB, 24 MB/s, network-bound`; "" for a local checkpoint."""
         if self._scan is None or not self._is_remote:
             return ""
         seconds = self._clock() - self._started
@@ -140,7 +140,7 @@ class ProgressView:
 
 
 class _Live(ProgressColumn):
-    """A column that asks for its text at every refresh."""
+    """A column that computes its text at every refresh."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         super().__init__(Column(no_wrap=True))
@@ -151,12 +151,12 @@ class _Live(ProgressColumn):
 
 
 def _beginning(scan: "ScanStarted") -> str | None:
-    """Say what an earlier scan left, if anything."""
+    """Return a note about the rows of an earlier scan, or None."""
     total = len(scan.plan.matrices)
     if scan.foreign is not None:
         return f"using the scores in {scan.foreign}, which has no scan record (--fresh scans the model instead)"
     if scan.dropped:
-        return f"the checkpoint changed: {scan.dropped} recorded scores are dropped"
+        return f"{scan.dropped} recorded scores are of another state of the checkpoint, or use other names: dropped"
     if scan.done == total:
         return f"already scanned: {scan.plan.outputs.record} (--fresh scans again)"
     return f"resuming: {scan.done} of {total} matrices are done" if scan.done else None

@@ -42,17 +42,16 @@ def report_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the scores of a result as a map of layers by groups, in the terminal or as an HTML page"""
     output = open_output(as_json, quiet)
     check_percent(top_percent)
     if len(results) > 2:
-        raise UsageError("report takes one result or two", reason="too_many_results")
+        raise UsageError("report accepts one result or two", reason="too_many_results")
     if page is not None and page.resolve() in [path.resolve() for path in results]:
         raise UsageError(f"{page} is the result itself", reason="conflicting_options", hint="e.g. -o report.html")
     everything = [read_shown(path) for path in results]
     selections = [_select(shown, top_percent) for shown in everything]
     if page is not None:
-        # Only now, since the map in a terminal does not need it.
+        # It is imported only now, since the map in a terminal does not need it.
         from ..report.page import render
 
         write_atomically(page, render(everything, top_percent=top_percent))
@@ -114,5 +113,5 @@ def _module(entry: ShownEntry, ranks: dict[str, int], chosen: set[str]) -> dict[
 
 
 def _finite(value: float | None) -> float | None:
-    # JSON has no infinities. The flag tells which score was one.
+    # JSON has no infinities. The flag marks these scores.
     return value if value is not None and math.isfinite(value) else None

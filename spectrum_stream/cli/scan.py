@@ -47,7 +47,7 @@ from .progress import ProgressView
 from .values import model_of
 
 if TYPE_CHECKING:
-    # At run time this would import torch, and a wrong command line should not wait for that.
+    # At run time this would import torch, and an error in the command line should not wait for that.
     from ..pipeline import ScanResult
 
 EXAMPLES = (
@@ -76,7 +76,6 @@ def scan_command(
     fresh: FreshOption = False,
     model_name: ModelNameOption = None,
 ) -> None:
-    """Score every weight matrix of MODEL, and with --top-percent write the selection for the trainer"""
     output = open_output(as_json, quiet)
     typed = model_of(model, model_name)
     if top_percent is not None:
@@ -113,7 +112,7 @@ def run_plan(
     """Run a plan, show its progress and its result, and suggest the next command.
 
     Args:
-        groups: the groups as typed, for that command.
+        groups: the groups as typed, for the next command.
     """
     started = time.monotonic()
     for warning in plan.warnings:
@@ -139,7 +138,7 @@ def run_plan(
     assert result is not None
     _present(output, result)
     output.note(f"done in {duration(time.monotonic() - started)}")
-    # After a selection, the obvious next question is another percentage.
+    # After a selection, the suggestion is another percentage.
     share = "25" if top_percent == 50 else "50"
     words = ("--groups", ",".join(groups)) if groups else ()
     output.next("select", str(plan.outputs.results), "--top-percent", share, *words)
@@ -154,7 +153,13 @@ def _present(output: Output, result: "ScanResult") -> None:
     chosen = selection.chosen if selection else None
     output.show(tables.score_table(ranked, result.result.metric, chosen, diagnostics))
     need = None
-    if selection is not None and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None:
+    # The weights of other groups take memory too, and a scan of some groups has not counted them.
+    is_whole = len(result.plan.matrices) == len(result.plan.inventory.matrices)
+    if (
+        is_whole
+        and selection is not None
+        and (need := needs(selection, by_patterns=DEFAULT.always_by_pattern)) is not None
+    ):
         output.line()
         output.show(tables.needs_table(need))
     output.data(tables.scan_data(result, need, diagnostics))
@@ -195,5 +200,5 @@ def _ask_groups(output: Output, plan: Plan) -> list[str]:
     chosen: list[str] | None = questionary.checkbox("Groups to score", choices=choices).ask()
     if not chosen:
         raise UsageError("no group was chosen", reason="no_group")
-    output.note(f"the same without a prompt: --groups {shlex.quote(','.join(chosen))}")
+    output.note(f"to choose the same without a prompt: --groups {shlex.quote(','.join(chosen))}")
     return chosen

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
-from ..model.parameters import read_names
+from ..model.parameters import GIVEN, Names, read_names
 from ..numerics.metrics import SPECTRUM, metric_of
 from ..results.atomic import write_atomically
 from ..results.result import Result
@@ -75,7 +75,6 @@ def select_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Choose modules from a result, ours or one published with Spectrum, and write the selection for a trainer"""
     output = open_output(as_json, quiet)
     trainer = _trainer_of(format_name)
     budget = _budget_of(params, memory, recipe, trainer)
@@ -103,8 +102,15 @@ def select_command(
     _present(output, outcome, trainer, path, names)
     if budget is not None:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
-    against = ("--names", str(names_file)) if names_file else ("--model", opened.model or "MODEL")
-    output.next("verify", str(path), *against, "--format", trainer.name)
+    output.next("verify", str(path), *_against(opened, names_file), "--format", trainer.name)
+
+
+def _against(result: Result, names_file: Path | None) -> tuple[str, ...]:
+    """Return the options with which `verify` checks against the parameters that the result is named after."""
+    if names_file is not None or result.names == GIVEN:
+        return ("--names", str(names_file or "FILE"))
+    others = () if result.names in (None, Names.V5) else ("--names", str(result.names))
+    return ("--model", result.model or "MODEL", *others)
 
 
 def _trainer_of(name: str) -> Trainer:
@@ -121,7 +127,7 @@ def _budget_of(params: str | None, memory: str | None, recipe: Recipe | None, tr
         raise UsageError("--recipe has no effect without --memory", reason="conflicting_options")
     if max_nbytes is not None and trainer.trains_adapters:
         raise UsageError(
-            f"--memory counts trained weights, and {trainer.name} trains adapters instead",
+            f"--memory counts trained weights, but {trainer.name} trains adapters",
             reason="conflicting_options",
             hint="limit the adapted weights with --params",
         )
@@ -133,7 +139,7 @@ def _budget_of(params: str | None, memory: str | None, recipe: Recipe | None, tr
 def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None) -> float:
     if (top is not None) + (bottom is not None) + (budget is not None) != 1:
         raise UsageError(
-            "specify once how much to select",
+            "the amount to select must be given exactly once",
             reason="conflicting_options",
             hint="give one of --top-percent, --bottom-percent, or a budget (--params, --memory or both)",
         )
@@ -142,7 +148,7 @@ def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None)
 
 
 def _path_of(result: Path, selection: Selection, trainer: Trainer) -> Path:
-    """Name the file after the result. Spectrum's own name is for a selection that Spectrum can make."""
+    """Name the file after the result. Only selections that Spectrum can make get Spectrum's name."""
     metric, rule = selection.result.metric, selection.rule
     by = "" if metric == SPECTRUM else f"_{metric.name.replace(':', '-')}"
     percent = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"
@@ -175,4 +181,4 @@ def _present(output: Output, outcome: _Outcome, trainer: Trainer, path: Path, na
     for warning in tables.selection_warnings(selection, diagnostics):
         output.warn(warning)
     if need is None:
-        output.note("the number of trained weights is unknown without a scan record beside the result")
+        output.note("the number of trained weights is unknown without the scan record of the result")

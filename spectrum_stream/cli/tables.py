@@ -14,7 +14,7 @@ from ..model.names import is_head, is_single_expert
 from ..model.parameters import GIVEN, Names
 from ..numerics.metrics import SPECTRUM, Metric
 from ..results.result import Module
-from ..selection.budget import Needs, Recipe
+from ..selection.budget import Needs, Recipe, needs
 from ..selection.compare import Comparison
 from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection, rank
@@ -23,7 +23,7 @@ from ..text import counted, listed, printable, si_bytes, si_number
 from ..trainers.verify import Verdict
 
 if TYPE_CHECKING:
-    # At run time this would import torch, which showing a plan does not need.
+    # At run time this would import torch, and a plan can be shown without it.
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
@@ -38,12 +38,12 @@ _NAMES = {
 
 
 def escape(text: str) -> Text:
-    """Make a name safe for rich: brackets in it are not markup."""
+    """Make a name safe for rich, so that brackets in it are not markup."""
     return Text(printable(text))
 
 
 def names_words(plan: Plan) -> str:
-    """Say which names a plan uses."""
+    """Return the words for the names of a plan."""
     return _NAMES[plan.names]
 
 
@@ -119,7 +119,7 @@ def score_table(
     shown = [title for title, total in totals.items() if total]
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
-    for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *shown):
+    for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *map(_title, shown)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in ranked.items():
         values = [module.value for module in group if module.value is not None]
@@ -136,10 +136,15 @@ def score_table(
         order = "largest" if metric.larger_first else "smallest"
         captions.append(f"ranked by {metric.name}, {order} first: {metric.why}")
     if totals:
-        words = {"degenerate": "degenerate scores", "tied": "tied at the cut"}
-        captions.append(", ".join(f"{words.get(title, title)}: {total}" for title, total in totals.items()))
+        words = {"degenerate": "degenerate scores", "tied": "equal scores at the cut", "inexact": "inexact scores"}
+        captions.append(", ".join(f"{words[title]}: {total}" for title, total in totals.items()))
     table.caption = "\n".join(captions) or None
     return table
+
+
+def _title(counted: str) -> str:
+    # In a plan, "tied" is a tensor that two modules share.
+    return "equal" if counted == "tied" else counted
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -169,7 +174,7 @@ def needs_table(need: Needs) -> Table:
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:
-    """Show the findings of `verify`, and how much would be trained."""
+    """Show the findings of `verify`, and the number of trained parameters."""
     findings = Table(box=None, pad_edge=False)
     for column in ("", "entry", "finding"):
         findings.add_column(column, overflow="fold")
@@ -187,7 +192,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
 
 
 def scan_warnings(result: "ScanResult") -> list[str]:
-    """Say what a reader of the scores should know, a sentence each."""
+    """Return the warnings about the scores, a sentence each."""
     warnings = []
     kinds: dict[str, list[str]] = {}
     for record in result.records:
@@ -224,7 +229,7 @@ def scan_warnings(result: "ScanResult") -> list[str]:
 
 
 def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnostics] | None = None) -> list[str]:
-    """Say what a reader of a selection should know, a sentence each."""
+    """Return the warnings about a selection, a sentence each."""
     modules = selection.result.modules
     shares = {module.name: module.shares for module in modules if module.shares}
     warnings = list(selection.result.notes)
@@ -232,7 +237,12 @@ def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnosti
     if selection.rule.head != selection.rule.embeddings and heads:
         warnings.append(f"{heads[0]} and {shares[heads[0]]} are one parameter, so neither is trained")
     if not selection.chosen_names:
-        warnings.append(f"no group has enough modules for {selection.top_percent:g} percent to be at least one")
+        warnings.append(
+            f"{selection.top_percent:g} percent of every group is less than one module, so none is selected"
+        )
+    need = needs(selection)
+    if need is not None and need.trainable == need.total:
+        warnings.append("every weight would be trained; select a smaller share to freeze some")
     diagnostics = diagnostics or {}
     if tied := [f"{name} ({d.tied} tied)" for name, d in diagnostics.items() if d.tied]:
         warnings.append(
@@ -251,8 +261,8 @@ def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnosti
     owner = next((shares[module] for module in selection.always if module in shares), None)
     if owner is not None and owner not in (*selection.always, *selection.chosen_names):
         warnings.append(
-            f"the head is tied to {owner}, which no pattern of Spectrum matches: Axolotl leaves it frozen unless it "
-            "is chosen, while freeze() and the other formats train it"
+            f"the head is tied to {owner}, and no pattern of Spectrum matches that name: Axolotl leaves it frozen "
+            "unless it is chosen, while freeze() and the other formats train it"
         )
     if experts := [module for module in selection.chosen_names if is_single_expert(module)]:
         warnings.append(

@@ -1,4 +1,4 @@
-"""Turn the text of options into values, or say in one sentence what is wrong with it."""
+"""Turn the text of options into values, or reject it with one sentence."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ class Groups(NamedTuple):
 
     Attributes:
         patterns: names and globs of the groups to choose from; None for all.
-        percents: the percentage of each group that was given one, by name or glob.
+        percents: the percentages of single groups, by name or glob.
     """
 
     patterns: tuple[str, ...] | None
@@ -37,7 +37,7 @@ def choice(kind: type[Choice], option: str, reason: str) -> Callable[[str], Choi
 
 
 def percent_of(text: str | float) -> float:
-    """Read a percentage. Its range is checked where it is used.
+    """Read a percentage. The caller checks its range.
 
     Raises:
         UsageError: bad_percent.
@@ -46,7 +46,9 @@ def percent_of(text: str | float) -> float:
         return float(text)
     except ValueError:
         raise UsageError(
-            f"{text!r} is not a percentage", reason="bad_percent", hint="write a number, e.g. --top-percent 50"
+            f"{text!r} is not a percentage",
+            reason="bad_percent",
+            hint="write a number without %, e.g. --top-percent 50",
         ) from None
 
 
@@ -139,7 +141,7 @@ def group_patterns_of(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     patterns = _split_commas(texts)
     if with_percent := [text for text in patterns if re.search(r"=\s*[0-9.]+%?$", text)]:
         raise UsageError(
-            f"a scan takes groups without a percentage, not {with_percent[0]!r}",
+            f"a scan needs groups without a percentage, not {with_percent[0]!r}",
             reason="bad_percent",
             hint=f"scan first, then: spectrum-stream select RESULT --groups '{with_percent[0]}'",
         )
@@ -163,5 +165,5 @@ def model_of(model: str | None, model_name: str | None) -> str:
 def _split_commas(texts: Sequence[str] | None) -> list[str]:
     parts = [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
     if texts and not parts:
-        raise UsageError("--groups names no group", reason="no_such_group")
+        raise UsageError("--groups has no group", reason="no_such_group")
     return parts

@@ -30,7 +30,7 @@ def verify_command(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="The model: a folder, a file, or a repo of the Hub",
+            help="Model to check against: a folder, a file, or a repo of the Hub",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -39,14 +39,20 @@ def verify_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check FILE against the parameters of a model, by the matching rules of its trainer (exit code 4: mismatch)"""
     output = open_output(as_json, quiet)
-    verdict = verify(file, parameters_of(model, names_of(names)), format_name)
+    parameters = parameters_of(model, names_of(names))
+    verdict = verify(file, parameters, format_name)
+    if not parameters.is_established:
+        output.warn(
+            f"the names of {names} are not known for this family, so the names of the checkpoint are used; "
+            f"--names {Names.INSTALLED} gets them from the installed transformers"
+        )
     output.data(
         {
             "schema_version": 1,
             "good": verdict.is_good,
             "names": verdict.origin,
+            "names_are_established": parameters.is_established,
             "parameters": verdict.parameters,
             "trained": list(verdict.trained),
             "findings": [
@@ -58,11 +64,12 @@ def verify_command(
     output.show(tables.verdict_table(verdict))
     output.line()
     if not verdict.is_good:
-        against = ("--model", model) if model is not None else ("--names", names)
+        against = [] if model is None else ["--model", model]
+        against += [] if names == Names.V5 else ["--names", names]
         again = command_line("verify", str(file), *against, "--format", format_name)
         output.line(f"next: correct the entries above, then run {again}")
         raise typer.Exit(4)
     if verdict.trained:
-        output.line(f"next: train with {file}: {TRAINERS[format_name].advice}")
+        output.line(f"next: train with {file} ({TRAINERS[format_name].advice})")
     else:
         output.next("select", str(file), "--top-percent", "50")

@@ -5,7 +5,7 @@
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
     quantization_config, compression_config                   at the top, or in the language model
 
-A value of the wrong type counts as a value that is not there.
+A value of the wrong type counts as missing.
 """
 
 import re
@@ -30,7 +30,7 @@ class QuantizationConfig:
 
     @property
     def quant_method(self) -> str | None:
-        """The name of the format; "" if it is not a text, None if there is none."""
+        """The name of the format; "" if it is not a string, None if there is none."""
         return None if "quant_method" not in self.data else _text(self.data["quant_method"]) or ""
 
     @property
@@ -41,13 +41,13 @@ class QuantizationConfig:
 
     @property
     def group_size(self) -> int | None:
-        """Columns that share a scale, if they are as many for all weights."""
+        """The number of columns that share a scale, if it is the same for all weights."""
         return _integer(self._find_common("group_size", "group_size"))
 
     @property
     def block_size(self) -> tuple[int, int]:
         """(rows, columns) that share a scale, if float8 has a scale for each block."""
-        # compressed-tensors has it with the groups of layers. A block from elsewhere does not fit the scales.
+        # compressed-tensors has it in the groups of layers. A wrong block does not fit the scales.
         for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
             match [_integer(side) for side in block] if isinstance(block, list) else []:
                 case [int(rows), int(columns)]:
@@ -56,7 +56,7 @@ class QuantizationConfig:
 
     @property
     def version(self) -> str:
-        """The layout of AWQ in lower case; "gemm" if the config does not say."""
+        """The layout of AWQ in lower case; default: "gemm"."""
         return (_text(self.data.get("version", "gemm")) or "").lower()
 
     @property
@@ -72,7 +72,7 @@ class QuantizationConfig:
     def _find_common(self, name: str, name_in_group: str) -> Any:
         if name in self.data:
             return self.data[name]
-        # A checkpoint with several schemes is refused: nothing here says which layer has which.
+        # A checkpoint with several schemes is rejected, because the scheme of a layer is not known here.
         schemes = [{key: group.get(key) for key in ("num_bits", "group_size")} for group in self._groups()]
         return schemes[0][name_in_group] if schemes and all(s == schemes[0] for s in schemes) else None
 
@@ -107,13 +107,13 @@ class ModelConfig:
 
     @property
     def layer_count(self) -> int | None:
-        """Layers of the language model."""
+        """The number of layers of the language model."""
         return _first(_integer(part.get("num_hidden_layers")) for part in (self.text, self.data))
 
     @property
     def expert_count(self) -> int | None:
-        """Routed experts of each sparse layer."""
-        # DBRX has them with its feed-forward part.
+        """The number of routed experts of each sparse layer."""
+        # DBRX has it in its feed-forward part.
         parts = (self.text, _mapping(self.data.get("ffn_config")), self.data)
         return _first(_integer(part.get(name)) for part in parts for name in _EXPERT_COUNTS)
 
@@ -126,7 +126,7 @@ class ModelConfig:
     def is_multimodal(self) -> bool:
         """Whether the model is a language model with towers.
 
-        T5 has the same kind of class, and is not.
+        T5 has the same kind of class but no towers.
         """
         has_parts = any(isinstance(self.data.get(part), Mapping) for part in ("text_config", "vision_config"))
         return has_parts and any(_MULTIMODAL.search(name) for name in self.architectures)
@@ -140,7 +140,7 @@ class ModelConfig:
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """How weights are quantized: of the model, or of the language model in it."""
+        """The quantization of the model, or of the language model in it."""
         parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
         return QuantizationConfig(next((part for part in parts if isinstance(part, Mapping)), {}))
 
@@ -150,7 +150,7 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 
 
 def _integer(value: Any) -> int | None:
-    """The value if it is an integer above 0; a bool is not."""
+    """Return the value if it is an integer above 0 and not a bool."""
     return value if type(value) is int and value > 0 else None
 
 

@@ -1,7 +1,7 @@
 """The renamings of transformers by family, as data.
 
 transformers 5 fuses the experts of a layer and moves the parts of vision-language models. transformers 4 (from 4.52)
-moves these parts too, and keeps experts as parameters of their own. A family is the `model_type` of config.json. Each
+moves these parts too, and keeps experts as separate parameters. A family is the `model_type` of config.json. Each
 rule is a regular expression and its replacement, and the rules of a family are applied one after another. A test
 compares the table with transformers itself (conversion_mapping.py and core_model_loading.py of 5.24).
 """

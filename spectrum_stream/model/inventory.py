@@ -1,4 +1,4 @@
-"""The inventory of a checkpoint: its matrices with their names and groups, and the reason why others are skipped."""
+"""The inventory of a checkpoint: its matrices with names and groups, and the reason for every skipped tensor."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from .schemes.companions import Companions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """All matrices of a checkpoint, whether they are asked for or not.
+    """All matrices of a checkpoint, whether the plan includes them or not.
 
     Attributes:
         matrices: in file order.
@@ -56,7 +56,7 @@ class Inventory:
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """The parameter that each module is trained by, or is a part of."""
+        """The parameter that each module is, or is a part of."""
         return {w.module: w.parameter for w in self.matrices}
 
     @property
@@ -77,7 +77,7 @@ def take_inventory(
 
     Args:
         names: a member of `Names`, or the names of all parameters in the trainer.
-        experts: how experts are ranked that are parameters of their own.
+        experts: how to rank experts that are separate parameters.
 
     Raises:
         UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
@@ -114,12 +114,12 @@ def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ma
             continue
         matrices += found
         if tied is not None and tied[1] == tensor.name:
-            # Next to its tensor, so that the tensor is read once.
+            # The head comes right after its tensor, so that the tensor is read once.
             matrices.append(_share_tensor(found[-1], tied[0]))
     matrices, stored_twice = _drop_stored_twice(matrices)
     matrices = _prefix_groups(matrices, config.layer_count)
     missing = _find_missing_experts(matrices, skipped, config.expert_count)
-    # Fused experts of another number than the config says are not its experts, so none of them has a score.
+    # If the number of fused experts differs from the config, they are not its experts, and none has a score.
     incomplete = {s.tensor for s in missing}
     matrices = [w for w in matrices if w.expert is None or _fused_name_of(w) not in incomplete]
     return matrices, sorted([*skipped, *stored_twice, *missing], key=lambda s: model_order(s.tensor))
@@ -147,10 +147,10 @@ def _read_tensor(
 
 
 def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
-    """Count the experts in a plain tensor; None if it does not hold fused experts.
+    """Count the experts in a plain tensor; return None if it does not hold fused experts.
 
-    A tensor (experts, n, m) holds one matrix for each expert, and DBRX's (experts * n, m) has them one above the
-    other. A trainer trains or freezes such a parameter as one.
+    A tensor (experts, n, m) holds one matrix for each expert. DBRX stacks them in a tensor (experts * n, m). A
+    trainer trains or freezes such a parameter as one.
     """
     if 0 in tensor.shape or tensor.dtype not in FLOAT_DTYPES or is_companion(tensor.name):
         return None
@@ -163,7 +163,7 @@ def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
 
 
 def _find_reason(tensor: TensorInfo) -> NoScore | None:
-    """Find why a plain tensor has no score; None if it has one."""
+    """Find the reason why a plain tensor has no score; return None if it has one."""
     if not is_weight(tensor.name):
         return NoScore.NOT_A_WEIGHT
     if len(tensor.shape) not in (1, 2):
@@ -230,8 +230,8 @@ def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[S
 def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matrix]:
     """Prefix the groups of towers and of extra layers.
 
-    So they are not ranked with the language model. Spectrum ranks a layer of a vision tower with the language model
-    if both have the same name for it.
+    The prefix keeps them apart from the language model. Spectrum ranks a layer of a vision tower with the language
+    model if both have the same name for it.
     """
     towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
     prefixed = []
@@ -243,10 +243,7 @@ def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matri
 
 
 class _Projection(NamedTuple):
-    """The experts of a layer, and one of their projections.
-
-    Such as `model.layers.0.mlp.experts` and `up_proj`.
-    """
+    """The experts of a layer and one of their projections: `model.layers.0.mlp.experts` and `up_proj`."""
 
     owner: str
     name: str
@@ -264,12 +261,12 @@ class _Projection(NamedTuple):
 def _find_missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped], count: int | None) -> list[Skipped]:
     """Find the layers that lack experts, or a projection of their experts.
 
-    A layer has to have the projections that the experts of other layers have.
+    A layer must have the projections that the experts of other layers have.
 
     Args:
-        count: the experts of a layer by config.json, if it says so. A layer with more sets the number for all.
+        count: the number of experts of a layer by config.json, or None. A layer with more sets the number for all.
     """
-    # Unreadable experts have a reason of their own, so they count as found.
+    # Unreadable experts already have a reason, so they count as found.
     unreadable = _find_unreadable(skipped)
     fused_names = [*map(_fused_name_of, matrices), *map(fused_name_of, unreadable)]
     found = Counter(_split_projection(name) for name in fused_names if name is not None)
@@ -309,7 +306,7 @@ def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
 
 
 def _pool_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped]) -> list[Matrix]:
-    """Move experts that are parameters of their own into one group.
+    """Move experts that are separate parameters into one group.
 
     The group of `mlp.experts.7.up_proj` becomes `mlp.experts.up_proj`. If some experts of a layer have no score,
     the layer cannot be ranked as one, so its experts stay in their groups.

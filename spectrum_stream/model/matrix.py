@@ -13,21 +13,21 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Experts(StrEnum):
-    """How experts are ranked that are parameters of their own."""
+    """How to rank experts that are separate parameters."""
 
-    SEPARATE = "separate"  # each among the experts of the same number, as Spectrum does
-    POOLED = "pooled"  # the experts of a layer as one, by the median of their scores
+    SEPARATE = "separate"  # each among the experts with the same number, as Spectrum does
+    POOLED = "pooled"  # all experts of a layer as one, by the median of their scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A tensor, or experts that are missing, without a score.
+    """A tensor without a score, or missing experts.
 
     Attributes:
-        tensor: the name in the checkpoint; of missing experts, the name that they would have as fused experts.
+        tensor: the name in the checkpoint; for missing experts, the name that they would have as fused experts.
         dtype, shape: as stored.
         detail: a few words about the reason.
-        parameter: the parameter that it is, or is a part of, by the names of results; None if that is not known.
+        parameter: the parameter that it is, or is a part of, by the names of results; None if it is not known.
     """
 
     tensor: str
@@ -40,7 +40,7 @@ class Skipped:
     def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
         """Whether it belongs to one of these groups, or to one that matches a pattern.
 
-        Missing experts belong to the groups of the others: those with their numbers, and those of all experts.
+        Missing experts belong to the groups of the other experts: those with their numbers, and those of all.
         """
         module = module_of(self.parameter or "")
         own = {group_of(module), group_of(fused_name_of(module) or module)}
@@ -63,7 +63,7 @@ class Matrix:
         dtype, nbytes: as stored.
         tied_to: the module that stores the tensor, if this one only shares it.
         expert: its index in the tensor, if the tensor holds fused experts.
-        quantization: how the weight is stored; None if the tensor is the weight.
+        quantization: the way the weight is stored; None if it is not quantized.
     """
 
     module: str

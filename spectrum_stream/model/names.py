@@ -1,6 +1,6 @@
 """Names: from the name of a tensor to its module, its group, and the files that Spectrum writes.
 
-All are pure functions of strings. Every name may come from an untrusted checkpoint.
+All functions are pure. Every name may come from an untrusted checkpoint.
 """
 
 import re
@@ -70,7 +70,7 @@ def group_of(module: str) -> str:
 def is_fused_experts(module: str) -> bool:
     """Whether a 3-D tensor with this name holds one matrix for each expert.
 
-    `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
+    Examples are `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
     `output_linear` of Granite and JetMoE, and `moe.gate_proj` (Step3).
     """
     parts = module.split(".")
@@ -84,7 +84,7 @@ def is_fused_experts(module: str) -> bool:
 
 
 def is_stacked_experts(module: str) -> bool:
-    """Whether a 2-D tensor has all experts one above the other, by its name: DBRX."""
+    """Whether a 2-D tensor stacks all experts, by its name: DBRX."""
     return module.endswith((".experts.mlp.w1", ".experts.mlp.v1", ".experts.mlp.w2"))
 
 
@@ -146,7 +146,7 @@ def is_extra_layer(module: str, layers: int | None) -> bool:
     (MiMo), and the layers after the last in DeepSeek-V3 and GLM.
 
     Args:
-        layers: the number of layers of the language model by config.json, if it says so.
+        layers: the number of layers of the language model by config.json, or None.
     """
     for part in module.split("."):
         if part.isdecimal():
@@ -175,18 +175,12 @@ def is_head(module: str) -> bool:
 
 
 def group_order(group: str) -> tuple[str, str]:
-    """Return the sort key of a group in Spectrum's files.
-
-    It is the first component, and then the whole name.
-    """
+    """Return the sort key of a group in Spectrum's files: the first component, then the whole name."""
     return group.split(".", 1)[0], group
 
 
 def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
-    """Return the sort key of a module, with numbers by value.
-
-    So layer 2 is before layer 10.
-    """
+    """Return the sort key of a module, with numbers by value: layer 2 comes before layer 10."""
     # Digits are compared by length and then as text, because int() of a hostile number of 5,000 digits raises.
     return tuple(
         (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
@@ -197,8 +191,8 @@ def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
 def slug(model: str) -> str:
     """Return the part of a file name that stands for MODEL.
 
-    It is `org-some-model` for `org/some_model`. Spectrum replaces `/` and `_`. All others that a file system
-    may interpret are replaced too. Several models can have the same slug, so a slug does not identify a model.
+    It is `org-some-model` for `org/some_model`. Spectrum replaces `/` and `_`. This also replaces all other
+    characters that a file system may interpret. Several models can have the same slug, so it does not identify one.
     """
     return re.sub(r"[^A-Za-z0-9.\-]", "-", model)
 
@@ -206,21 +200,21 @@ def slug(model: str) -> str:
 def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, str] | None:
     """Find the head that a language model shares with its embedding.
 
-    Such a checkpoint holds one tensor for the two. The model, and so Spectrum's result, has both modules.
+    Such a checkpoint holds one tensor for both. The model, and thus Spectrum's result, has both modules.
 
     Args:
         tensors: the names in the checkpoint.
 
     Returns:
         (`lm_head`, name of the embedding tensor), or None if the head is stored or the model has none. A causal model
-        that stores no head and does not say that it is untied can only be a tied one: configs leave the flag out
-        when it has the family's default.
+        without a stored head must be tied, unless the config says that it is not: configs leave the flag out when it
+        has the family's default.
     """
-    # A multimodal model has a head as well. A model that translates ties three tensors.
+    # Multimodal models have a head too. A translation model ties three tensors, so it is left out.
     if not (config.is_causal or config.is_multimodal) or config.ties_embeddings is False:
         return None
     modules = {module_of(t): t for t in tensors if is_weight(t)}
-    # The head of a language model that is a part of the whole has a prefix.
+    # If the language model is a part of a larger model, its head has a prefix.
     if any(is_head(m) and not tower_of(m) for m in modules):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
@@ -233,10 +227,10 @@ def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, st
 def pick_groups(groups: Iterable[str], patterns: Sequence[str]) -> set[str]:
     """Return the groups that match any pattern, exactly or as a glob.
 
-    A part of the name is not a match.
+    A pattern must match the whole name.
 
     Raises:
-        UsageError: no_such_group, a pattern matches nothing.
+        UsageError: no_such_group, a pattern matches no group.
     """
     names = sorted(set(groups), key=group_order)
     chosen: set[str] = set()

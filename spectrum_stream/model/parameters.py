@@ -2,8 +2,8 @@
 
 transformers renames tensors when it loads them: version 5 fuses the experts of a layer and moves the parts of
 vision-language models. A pattern with the name from the checkpoint then trains nothing. The renamings of known
-families are data (`families`), so that results do not depend on the installed packages. Only `Names.INSTALLED` asks
-the installed transformers, which needs the extra `verify` and runs no code from a repo.
+families are data (`families`), so that results do not depend on the installed packages. Only `Names.INSTALLED` uses
+the installed transformers. It needs the extra `verify` and runs no code from a repo.
 """
 
 import hashlib
@@ -46,11 +46,11 @@ class NamedMatrices:
 
     Attributes:
         names: the names that were established, one of `Names` or GIVEN.
-        names_sha256: a hash of the names where `names` does not determine them: of a list that was given, or of
-            the answer of the installed transformers.
+        names_sha256: a hash of a given list, or of the names in the installed transformers; None if `names`
+            determines them.
         not_loaded: matrices that the model leaves out.
         warnings: one sentence for each oddity of the names.
-        parameters: by stored name, the parameter that it becomes or is a part of; None for the names of the
+        parameters: the parameter that each stored name becomes, or becomes a part of; None for the names of the
             checkpoint.
     """
 
@@ -64,18 +64,18 @@ class NamedMatrices:
     def find_parameter(self, s: Skipped) -> str | None:
         """Find the parameter that a skipped tensor is, or is a part of.
 
-        It is None if the model does not have it.
+        The result is None if the model does not have it.
         """
         return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stored_name_of(s))
 
 
 def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
-    """Parse the names that `plan` is called with.
+    """Parse the argument `names` of `plan`.
 
-    They are a member of `Names`, its value, or a list of the trainer's own names.
+    It is a member of `Names`, its value, or a list of the trainer's own names.
 
     Raises:
-        UsageError: no_such_names, for a text that is not a value of `Names`.
+        UsageError: no_such_names, for a string that is not a value of `Names`.
     """
     if not isinstance(names, str):
         return tuple(names)
@@ -94,15 +94,15 @@ def name_parameters(
 ) -> NamedMatrices:
     """Give matrices the names that their parameters have in a trainer.
 
-    A parameter of which a part has no score has none as a whole; the other parts keep the names of the checkpoint.
-    An unknown family keeps them too, with a warning.
+    If a part of a parameter has no score, the parameter has none, and its other parts keep the names of the
+    checkpoint. An unknown family keeps them too, with a warning.
 
     Args:
         names: a member of `Names`, or the names of all parameters in a trainer.
 
     Raises:
         UsageError: no_such_name, no given name belongs to the checkpoint; missing_extra, unknown_architecture, the
-            installed transformers cannot tell the names.
+            installed transformers does not have the names.
     """
     family, layers = config.model_type, config.layer_count
     stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stored_name_of, skipped)]))
@@ -120,7 +120,7 @@ def name_parameters(
         what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
         warning = (
             f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
-            f"--names {Names.INSTALLED} asks the installed transformers"
+            f"--names {Names.INSTALLED} gets them from the installed transformers"
         )
         return NamedMatrices(matrices=tuple(matrices), names=Names.CHECKPOINT, warnings=(warning,))
     return _rename_matrices(matrices, skipped, {name: rename(name) for name in stored}, names, layers)
@@ -134,19 +134,21 @@ def _hash_names(names: Iterable[str]) -> str:
 class Renaming:
     """A function from names in the checkpoint to names of parameters.
 
-    `origin` says in words where the names come from, a noun phrase.
+    `origin` is the origin of the names in words, a noun phrase. `is_known` is false for the identity of an unknown
+    family.
     """
 
     of: Callable[[str], str]
     origin: str
+    is_known: bool
 
 
 def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
     rename = _find_rules(config.model_type, names)
     if rename is None:
-        return Renaming(str, "the checkpoint")
-    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them")
+        return Renaming(str, "the checkpoint", False)
+    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them", True)
 
 
 def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:
@@ -165,7 +167,7 @@ def _rename_matrices(
     """Give each matrix its parameter, unless a part of that parameter has no score.
 
     Args:
-        parameters: by stored name, the parameter that it becomes or is a part of.
+        parameters: the parameter that each stored name becomes, or becomes a part of.
     """
     incomplete = {parameters.get(_stored_name_of(s)) for s in skipped if s.no_score.is_failure}
     missing = {s.tensor for s in skipped if s.no_score is NoScore.MISSING_EXPERTS}
@@ -218,8 +220,8 @@ def _match_names(names: Sequence[str], stored: Sequence[str], family: str | None
     """Find each stored name among the names in a trainer.
 
     A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So every renaming of
-    the family is tried with every prefix added or removed, and the combination that finds the most names wins. It is
-    the same for all names: two tensors must not become one parameter, unless the family fuses them.
+    the family is tried with every prefix added or removed, and the combination that finds the most names wins. All
+    names get the same one, because two tensors must not become one parameter unless the family fuses them.
 
     Raises:
         UsageError: no_such_name, nothing is found.
@@ -236,7 +238,7 @@ def _match_names(names: Sequence[str], stored: Sequence[str], family: str | None
             best = found if len(found) > len(best) else best
     if not best:
         raise UsageError(
-            "no name in the list of names belongs to a weight of the checkpoint",
+            "no name in the list belongs to a weight of the checkpoint",
             reason="no_such_name",
             hint="print the names with: for name, _ in model.named_parameters(): print(name)",
         )
@@ -259,9 +261,9 @@ def _remove_prefix(prefix: str, name: str) -> str:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read names of parameters: one a line, or a JSON list.
+    """Read the names of parameters from a file: one a line, or a JSON list.
 
-    The rest of a line after a space is ignored.
+    The part of a line after a space is ignored.
 
     Raises:
         UsageError: no_such_file, no_names.

@@ -1,4 +1,4 @@
-"""How a quantized weight is stored, as data: its packed values, and the tensors that they need to be read."""
+"""The storage of a quantized weight, as data: its packed values, and the other tensors that are needed to read it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,22 +18,22 @@ _PACKED = {".qweight": WEIGHT_SUFFIX, ".weight_packed": WEIGHT_SUFFIX, "_blocks"
 class Packing(StrEnum):
     """How values are packed in the stored tensor."""
 
-    NONE = "none"  # one an element
-    FP4 = "fp4"  # two a byte, the even column in the low bits, as E2M1
-    ROWS = "rows"  # the bits of a row one after another in words of 32 bits, as compressed-tensors packs them
-    COLUMNS = "columns"  # the same down a column, as GPTQ packs them
-    AWQ = "awq"  # eight of four bits a word, along a row, in AWQ's own order
+    NONE = "none"  # one value an element
+    FP4 = "fp4"  # two E2M1 values a byte, the even column in the low bits
+    ROWS = "rows"  # along a row, bit after bit, in words of 32 bits, as in compressed-tensors
+    COLUMNS = "columns"  # the same down a column, as in GPTQ
+    AWQ = "awq"  # along a row, eight values of four bits a word, in AWQ's own order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stored tensor that a weight needs to be read, or one expert's part of it.
+    """A stored tensor that is needed to read a weight, or one expert's part of it.
 
     Attributes:
         role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `groups`, the group of each column;
             `shape`.
-        start, nbytes: where in the shard it is.
-        shape: the shape to read it in.
+        start, nbytes: its place in the shard.
+        shape: the shape of the values to read.
     """
 
     role: str
@@ -55,8 +55,8 @@ class Quantization:
         stored_shape: (rows, columns) of the stored tensor.
         shape: (n, m) of the weight.
         block: (rows, columns) of the weight that share a scale.
-        parts: the other tensors that it needs.
-        bits: of a packed integer.
+        parts: the other tensors that are needed to read it.
+        bits: the number of bits of a packed integer.
         zeros_offset: the number to add to a packed zero point; 1 in GPTQ's first format.
     """
 

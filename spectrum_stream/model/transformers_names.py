@@ -1,7 +1,7 @@
-"""Ask the installed transformers for the names of parameters.
+"""Get the names of parameters from the installed transformers.
 
-It builds the model without weights, and applies its own renaming to stored names. This is the only file that imports
-private modules of transformers.
+transformers builds the model without weights and applies its own renaming to stored names. This is the only file that
+imports private modules of transformers.
 """
 
 import warnings
@@ -23,7 +23,7 @@ def find_parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[st
         the parameter by tensor, without tensors that become no parameter or several.
 
     Raises:
-        UsageError: missing_extra; unknown_architecture, transformers has no such model of its own.
+        UsageError: missing_extra; unknown_architecture, transformers does not include the model.
     """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -42,10 +42,10 @@ def find_parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[st
     found: dict[str, str] = {}
     for tensor in tensors:
         name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
-        # A tensor that is split into several parameters has no single name.
+        # If a tensor is split into several parameters, it has no single name.
         if name in shapes and (converter is None or _becomes_one(converters, converter)):
             found[tensor] = name
-    # The parts of fused experts are experts, with a score each. The score of a part of a matrix is not the matrix's.
+    # Each part of fused experts is an expert with a score. A part of a matrix is not a matrix to score.
     parts = Counter(found.values())
     return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
 
@@ -62,7 +62,7 @@ def find_model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...
     model = _model(config)
     every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     own = dict(model.named_parameters())
-    # On the meta device nothing is tied yet. The model has a list of what will be.
+    # On the meta device no parameters are tied yet. The model has a list of those that will be.
     tied = {
         k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
     }
@@ -80,7 +80,7 @@ def _model(config: ModelConfig) -> Any:
     model_class, model_config = _classes(transformers, config)
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # The warnings of the model are about running it.
+            # The model's warnings are about running it, so they do not matter here.
             warnings.simplefilter("ignore")
             transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             model = model_class(model_config)
@@ -107,7 +107,7 @@ def _classes(transformers: Any, config: ModelConfig) -> tuple[Any, Any]:
     mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_class is None or kind is None or kind not in mapping:
         raise _unknown(", ".join(names) or "a config.json without architectures")
-    # The settings of how to run it are not needed, and could name code to fetch.
+    # Settings about running the model are not needed, and could name code to download.
     plain = {
         key: _with_floats(value)
         for key, value in config.data.items()
@@ -133,7 +133,7 @@ def _with_floats(value: Any) -> Any:
 
 def _unknown(what: str) -> UsageError:
     return UsageError(
-        f"transformers has no model of its own for {' '.join(what.split())[:300]}",
+        f"transformers does not include a model for {' '.join(what.split())[:300]}",
         reason="unknown_architecture",
         hint="--names checkpoint keeps the names of the checkpoint",
     )

@@ -1,6 +1,6 @@
 """The cost of a matrix in arithmetic, time and memory, from its shape alone.
 
-The plan promises these numbers and the computation keeps to them, so the sizes that both depend on are here.
+The plan promises these numbers and the computation keeps to them, so this module has the sizes that both depend on.
 """
 
 import os
@@ -16,7 +16,7 @@ PARTS_AHEAD_NBYTES = 32_000_000
 # A matrix with a short side up to this is computed by one core. All cores share a larger one, because of its memory.
 SMALL_SIDE = 4096
 # The memory of Python, numpy and torch before any weight is read (measured: 0.15 GB on Linux, CPU build), and the
-# memory that BLAS and the allocator keep for every thread, beside the arrays counted below (measured: 0.03 GB).
+# memory that BLAS and the allocator keep for every thread, without the arrays counted below (measured: 0.03 GB).
 _RUNTIME_NBYTES = 200_000_000
 _THREAD_NBYTES = 40_000_000
 # Tridiagonalization is limited by memory bandwidth: about a fifth of the rate of matrix products.
@@ -53,8 +53,8 @@ def gram_nbytes(n: int, m: int, itemsize: int) -> int:
 def decoding_nbytes(scales: int) -> int:
     """Return the memory for dequantizing, in bytes, without the resulting block.
 
-    It holds values, zero points and scales of a few rows; and all scales and zero points as they are stored, as they
-    are read, and in float32.
+    It holds the values, zero points and scales of a few rows, and three copies of all scales and zero points: as
+    stored, as read, and in float32.
     """
     return 24 * DECODED_NUMEL + 24 * scales
 
@@ -67,7 +67,7 @@ def svd_nbytes(n: int, m: int) -> int:
 
 
 def is_small(n: int, m: int) -> bool:
-    """Whether one core computes a matrix of this shape, while other cores compute others."""
+    """Whether one core computes a matrix of this shape while other cores compute other ones."""
     return min(n, m) <= SMALL_SIDE
 
 

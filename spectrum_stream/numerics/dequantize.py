@@ -1,4 +1,4 @@
-"""Dequantize weights, a block at a time: the whole matrix never exists in float32."""
+"""Dequantize weights a block at a time, so that the whole matrix never exists in float32."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ DTYPES = {
     "I64": torch.int64,
 }
 _WORD_BITS = 32
-# The order of the eight values in a word of AWQ, which its kernel asks for.
+# The order of the eight values in a word of AWQ, as its kernel requires it.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 class QuantizedMatrix(ABC):
     """A matrix of quantized values and scales. Indexing it dequantizes that block.
 
-    It can be used in place of a 2-D float32 tensor, as far as the scan needs one: `shape`, `dtype`, `T`, slices with
-    a step of 1, and `any`.
+    It has the parts of a 2-D float32 tensor that a scan uses: `shape`, `dtype`, `T`, slices with a step of 1, and
+    `any`.
 
     Args:
         n, m: the shape.
@@ -172,8 +172,8 @@ class Integers(QuantizedMatrix):
     Args:
         words: int32, as stored.
         shape: (n, m) of the matrix.
-        packing: how the integers lie in the words.
-        bits: of an integer.
+        packing: the order of the integers in the words.
+        bits: the number of bits of an integer.
         grid: scales and zero points.
     """
 
@@ -193,7 +193,7 @@ class Integers(QuantizedMatrix):
         grid = self._grid
         rows, columns = grid.row_groups[top:bottom], grid.column_groups[left:right]
         result = numbers.to(torch.float32)
-        # The grid is indexed first along the side whose lines have scales of their own: that result is the smaller.
+        # The grid is indexed first along the side where every line has its own scales: that result is smaller.
         if self._packing is Packing.ROWS:
             result -= grid.zeros[rows][:, columns]
             result *= grid.scales[rows][:, columns]
@@ -208,11 +208,11 @@ Weights = torch.Tensor | QuantizedMatrix
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A quantized matrix as it was read; its scales are not parsed yet.
+    """A quantized matrix as it was read, with scales that are not parsed yet.
 
     Attributes:
         stored: the quantized values, of `quantization.stored_shape`.
-        quantization: how the matrix is stored.
+        quantization: the storage of the matrix.
         parts: the bytes of each of `quantization.parts`, by role.
     """
 
@@ -221,7 +221,7 @@ class Packed:
     parts: Mapping[str, bytes]
 
     def dequantize(self) -> QuantizedMatrix:
-        """Return the matrix, which is dequantized where it is indexed.
+        """Return the matrix, which dequantizes the blocks that are indexed.
 
         Raises:
             CheckpointError: bad_scales, the parts do not fit the weight.
@@ -237,7 +237,7 @@ class Packed:
         if how.packing is Packing.NONE:
             return Scaled(self.stored, scales.to(torch.float32), how.block)
         if "shape" in found and tuple(found["shape"].tolist()) != how.shape:
-            raise _bad_scales(how, f"its shape is {found['shape'].tolist()}, and its words hold {list(how.shape)}")
+            raise _bad_scales(how, f"its shape is {found['shape'].tolist()}, but its words hold {list(how.shape)}")
         return Integers(self.stored, how.shape, how.packing, how.bits, _make_grid(how, found))
 
 

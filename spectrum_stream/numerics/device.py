@@ -1,4 +1,4 @@
-"""Where singular values are computed: the CPU, a CUDA device or Metal."""
+"""The device that computes singular values: the CPU, a CUDA device or Metal."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _BATCH_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where singular values are computed.
+    """The device that computes singular values.
 
     Attributes:
         torch_device: the device of the products.
@@ -51,7 +51,7 @@ def open_device(name: str = "auto") -> Device:
     # The class of the error depends on the build of torch: AssertionError without CUDA, for example.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
-            f"there is no device {name!r} here",
+            f"this machine has no device {name!r}",
             reason="no_such_device",
             hint="use --device auto, which picks the device",
         ) from error
@@ -62,7 +62,7 @@ def open_device(name: str = "auto") -> Device:
 
 
 def _is_looping_faster(device: torch.device) -> bool:
-    # It depends on the versions of torch and cuSOLVER, by factors of ten in either direction.
+    # This depends on the versions of torch and cuSOLVER, by factors of ten in either direction.
     k = torch.eye(256, device=device).expand(16, -1, -1).contiguous()
 
     def seconds(run: Callable[[], object]) -> float:

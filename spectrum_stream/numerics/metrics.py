@@ -7,8 +7,8 @@ entries) each metric has a value that depends on beta = k / max(n, m), and some 
 `python -m benchmarks.noise` prints these values.
 
 Which end of a metric is worth training first is a judgment, so the registry `METRICS` states it as data, with the
-reason. No published comparison that we know of shows that any of them chooses better than chance. `random` is there
-to measure that. Pure numpy. To add a metric, write its function and give it a row in `METRICS`.
+reason. We know of no published comparison that shows that any of them chooses better than chance. `random` makes such
+a comparison possible. Pure numpy. To add a metric, write its function and give it a row in `METRICS`.
 """
 
 import functools
@@ -31,10 +31,10 @@ _FP32_CONDITION = 2.0**11.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric, and which end of it is chosen first.
+    """A metric, and the end of it that is chosen first.
 
     Attributes:
-        name: as `--metric` takes it.
+        name: the value of `--metric`.
         of_spectrum: the function (S, n, m) -> value, finite or None. None for a metric that reads no spectrum.
         of_name: the function (module) -> value of a metric that reads no spectrum.
         larger_first: whether the larger value is chosen first.
@@ -231,21 +231,21 @@ METRICS: Mapping[str, Metric] = {
             name="condition",
             of_spectrum=condition,
             larger_first=False,
-            why="the least specialized first, as KappaTune chooses",
+            why="the least specialized first, as in KappaTune",
             largest_in_fp32=_FP32_CONDITION,
         ),
         Metric(
             name="alpha",
             of_spectrum=alpha,
             larger_first=False,
-            why="a heavy tail is much signal; AlphaDecay and TempBalance would train the larger ones harder, as less "
-            "trained",
+            why="a heavy tail is much signal; AlphaDecay and TempBalance consider larger values less trained, and "
+            "train them harder",
         ),
         Metric(
             name="random",
             of_name=functools.partial(random_value, 0),
             larger_first=True,
-            why="chance: any other metric has to beat it",
+            why="chance, as the baseline of all other metrics",
         ),
     )
 }

@@ -4,9 +4,9 @@ from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """How exactly singular values are computed, cheapest first; `spectra` explains the steps."""
+    """The precision of singular values, cheapest first; see `spectra`."""
 
-    AUTO = "auto"  # for each matrix the first of the others that is exact enough
+    AUTO = "auto"  # the first of the others that is exact enough, for each matrix
     FP32 = "fp32"
     FP64 = "fp64"
     SVD = "svd"

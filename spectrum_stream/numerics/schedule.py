@@ -2,12 +2,12 @@
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
     placement   the device; a batch that does not fit is halved, and a matrix that does not fit goes to the CPU
-    batches     on a CPU, one core computes a small matrix, and as many run at once as there are cores, because the
-                short steps of an eigenvalue routine lose more to synchronization than a second core gains; all cores
-                share a large matrix. On a GPU, small matrices of one shape and dtype are one batch.
+    batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
+                lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
+                small matrices of one shape and dtype are one batch.
 
-Memory: when a matrix is yielded, nothing in this module refers to its tensor any more. This is why items are deleted
-by name, and lists of them cleared, before each `yield`.
+Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
+name, and lists of them cleared, before each `yield`.
 """
 
 import bisect
@@ -32,7 +32,7 @@ from .precision import Precision
 from .snr import TOLERANCE, Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
-# Small matrices wait until there are this many for each core, or no more are read. The longest then starts first.
+# Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
 Item = tuple[Matrix, Weights | Packed]
@@ -51,12 +51,12 @@ class Computed:
     """The outcome for one matrix.
 
     Attributes:
-        spectrum: or the reason for its absence, at the last precision that was tried.
+        spectrum: the spectrum, or the reason for its absence at the last precision that was tried.
         score: None without a spectrum.
         device: where it was computed.
         not_finite: the number of NaN and infinite weights, if they are the reason.
         compute_s: seconds; those of a batch are shared equally.
-        detail: the fault of the scales, if it is the reason.
+        detail: the problem of the scales, if it is the reason.
     """
 
     spectrum: Spectrum | NoScore
@@ -168,12 +168,12 @@ def compute_all(
 
     Args:
         items: matrices with their tensors. They are taken only as fast as they are computed. None means that the
-            next one is not read yet, and perhaps cannot be read before others are computed: then every matrix that
-            waits for a batch is computed.
+            next one is not read yet, and perhaps cannot be read before others are computed. Then all matrices that
+            wait for a batch are computed.
         workers: the number of small matrices that run at once on a CPU; None for one per core.
         precision, device, limit_nbytes, compute: as for `compute_batch`.
     """
-    # A program that limits the threads of torch needs the other cores itself.
+    # If a program limits the threads of torch, it needs the other cores itself.
     workers = min(workers or count_cores(), torch.get_num_threads())
 
     def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Computed]]:
@@ -193,7 +193,7 @@ def compute_all(
             results += [(matrix, result) for (matrix, _), result in zip(readable, computed, strict=True)]
         return results
 
-    # Small matrices wait on a CPU for a core, and on a device for others of their shape and dtype.
+    # On a CPU small matrices wait for a core, and on a device for others of their shape and dtype.
     pool = _Pool(lambda item: run([item], workers), workers)
     waiting: dict[tuple[int, int, str], list[Item]] = {}
     with exact_products(), pool:
@@ -205,7 +205,7 @@ def compute_all(
                 continue
             matrix = item[0]
             if not costs.is_small(matrix.n, matrix.m):
-                # It takes all cores. Small matrices that wait for a core go on waiting.
+                # It takes all cores. Small matrices that wait for a core keep waiting.
                 yield from pool.drain()
                 computed = run([item])
                 del item
@@ -239,7 +239,7 @@ def _compute_and_clear(
 class _Pool:
     """Computes small matrices, each on one core, as many at once as there are workers.
 
-    The longest of those that wait starts first. If a long one were the last, the other cores would be idle.
+    The longest waiting one starts first. If a long one were the last, the other cores would be idle.
     """
 
     def __init__(self, run: Callable[[Item], list[tuple[Matrix, Computed]]], workers: int) -> None:
@@ -263,7 +263,7 @@ class _Pool:
 
     def collect(self, *, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
         """Start as many as there are workers, and yield those that are done; with `wait` at least one."""
-        # One more is submitted than can run, so that a worker that is done need not wait for this thread.
+        # One more is submitted than can run, so that a free worker does not have to wait for this thread.
         while self._waiting and len(self._running) <= self._workers:
             if self._executor is None:
                 self._open.enter_context(one_thread_each())
@@ -274,7 +274,7 @@ class _Pool:
         yield from self._take_done(wait)
 
     def drain(self) -> Iterator[tuple[Matrix, Computed]]:
-        """Yield those that run, until all cores are free."""
+        """Yield all that are running, until all cores are free."""
         while self._running:
             yield from self._take_done(wait=True)
         self._close()

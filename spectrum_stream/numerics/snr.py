@@ -28,7 +28,7 @@ class Degeneracy(StrEnum):
     """Why a score does not measure signal against noise.
 
     Attributes:
-        sentence: what to tell a person, a clause after the name of the matrix.
+        sentence: the reason in words, a clause after the name of the matrix.
     """
 
     sentence: str
@@ -41,7 +41,7 @@ class Degeneracy(StrEnum):
 
     VECTOR = "vector", "has one singular value, so its score is 1.0 by definition"
     ZERO = "zero", "is all zeros, so its score is 0.0"
-    # In both of these the noise sum counts as 1.0.
+    # In both cases below, the noise sum counts as 1.0.
     EMPTY_NOISE = "empty_noise", "has no singular value at or below the noise threshold"
     ZERO_NOISE = "zero_noise", "has only zeros at or below the noise threshold"
 

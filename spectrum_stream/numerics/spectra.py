@@ -1,4 +1,4 @@
-"""Singular values of matrices, as exact as the score needs and no slower.
+"""Singular values of matrices, with error estimates, in three precisions.
 
 For an n x m matrix W with n <= m (the other case is its transpose, which has the same singular values):
 
@@ -7,10 +7,10 @@ For an n x m matrix W with n <= m (the other case is its transpose, which has th
 K is n x n and is summed over blocks of columns, each upcast as it is read, so no float32 copy of W ever
 exists. K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and they run as products.
 
-The price is accuracy of the small singular values. The error d of an eigenvalue of K is proportional to the
-rounding unit u and the largest eigenvalue, and makes a singular value s wrong by d / 2s: harmless in the bulk
-of an ordinary matrix, ruinous when sigma_1 is thousands of times the bulk. So every singular value comes with
-an estimate of its error, and there are three precisions, each slower and safer than the one before:
+Small singular values lose accuracy. The error d of an eigenvalue of K is proportional to the rounding unit u and the
+largest eigenvalue, and makes a singular value s wrong by d / 2s. This is negligible in the bulk of an ordinary
+matrix, but large if sigma_1 is thousands of times the bulk. So every singular value has an estimate of its error, and
+there are three precisions, each slower and more exact than the one before:
 
     fp32   K and its eigenvalues in float32
     fp64   the same in float64; products of bfloat16 and float16 numbers are exact in both
@@ -69,7 +69,7 @@ class Spectrum:
 def exact_products() -> Iterator[None]:
     """Switch off TF32 and bfloat16 in float32 products, and restore the settings at the end.
 
-    A program that trains may have switched them on. Here they would leave three correct digits.
+    A training program may have switched them on. They would leave only three correct digits.
     """
     settings = [
         (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
@@ -94,7 +94,7 @@ def singular_values(
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
-        precision: FP32, FP64 or SVD, as the module's docstring describes them. SVD always runs on the CPU.
+        precision: FP32, FP64 or SVD; see the docstring of this module. SVD always runs on the CPU.
         device: where to compute.
         looped: find the eigenvalues of a batch one matrix at a time, which is faster on some devices.
 
@@ -196,8 +196,8 @@ def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.nda
         4 l_bulk + 8 l_1 / n    shared by all values: rounding of the products, and of the reduction of K
         5 l + 0.1 n l_bulk      different from value to value: the tridiagonal iteration
 
-    with l_bulk the upper quartile, the term 0.1 n l_bulk at most 0.1 n l, and a margin for small n. A singular
-    value is then wrong by sqrt(l + d) - sqrt(l), which is d / 2s, and sqrt(d) where s vanishes. On those
+    Here l_bulk is the upper quartile, the term 0.1 n l_bulk is at most 0.1 n l, and there is a margin for small n.
+    A singular value is then wrong by sqrt(l + d) - sqrt(l), which is d / 2s, and sqrt(d) where s vanishes. On those
     matrices the error of the score was 0.02 to 0.8 of the estimate that follows from this.
 
     Args:

@@ -1,7 +1,7 @@
 """Read a result and its scan record into entries: one per matrix, with its metrics and a reduced spectrum.
 
-A page of 45,000 matrices has to open from one file. So only quantiles of each spectrum are kept, on a scale of
-powers of two below the largest singular value.
+A page of 45,000 matrices must open from one file. So it has only quantiles of each spectrum, on a scale of powers of
+two below the largest singular value.
 """
 
 import math
@@ -29,16 +29,16 @@ _ZERO = 65535
 # A foreign result can hold these in place of a score.
 INFINITE, NOT_A_NUMBER = "infinite", "not_a_number"
 
-# Spectrum's own metric is the score, and a random number says nothing about a matrix.
+# Spectrum's metric is the score itself, and a random number is no property of a matrix.
 _METRICS = [metric for metric in METRICS.values() if metric.of_spectrum is not None and metric != SPECTRUM]
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Why a score is not meaningful or missing.
+    """The reason why a score is not meaningful or missing.
 
     Attributes:
-        words: what to tell a person.
+        words: the reason in words.
         is_missing: whether there is no score at all.
     """
 
@@ -46,7 +46,7 @@ class Flag:
     is_missing: bool
 
 
-# Every flag that an entry can have. The page has no list of its own.
+# All flags that an entry can have. The page gets this list.
 FLAGS: Mapping[str, Flag] = {
     **{str(why): Flag(f"degenerate: {why.sentence}", False) for why in Degeneracy},
     INFINITE: Flag("degenerate: infinite in the file", False),
@@ -61,8 +61,8 @@ class ShownEntry:
 
     Attributes:
         module, group: its names.
-        snr: the score; inf and -inf (for NaN) as foreign results have them; None without a score.
-        fused: for one of fused experts, the module of the result that it is a part of.
+        snr: the score; in results of other programs also inf, and -inf for NaN; None without a score.
+        fused: for one of several fused experts, the module of the result that it is a part of.
         flag: a key of `FLAGS`, but never `vector`; "" for a meaningful score.
         n, m, tau, above, largest: the shape, the threshold, the number of singular values above it, and the largest
             singular value; None without a record.
@@ -96,10 +96,10 @@ class Shown:
 
     Attributes:
         name: the name of its file.
-        facts: where it comes from: (label, text).
-        notes: sentences that a reader should know.
-        entries: the modules in the file's order, which breaks ties, then each of the fused experts, then the
-            matrices without a score.
+        facts: its source: (label, text).
+        notes: notes for the reader, a sentence each.
+        entries: the modules in the file's order, which breaks ties; then each of the fused experts; then the matrices
+            without a score.
     """
 
     name: str
@@ -119,14 +119,14 @@ class Shown:
 
 
 def read_shown(path: Path) -> Shown:
-    """Read a result, with the record beside it if its scores match.
+    """Read a result, with its record if the scores match.
 
     Raises:
-        ResultError: the result cannot be read, as `Result.open`. A record never makes this fail.
+        ResultError: the result cannot be read, as `Result.open`. A bad record is not an error.
     """
     result = Result.open(path)
     facts = [("result", path.name), ("scores", str(len(result.modules)))]
-    why_not = "there is no scan record beside the result"
+    why_not = "there is no scan record next to the result"
     try:
         with result.records() as records:
             return _with_record(path.name, facts, result.modules, records)
@@ -159,7 +159,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Modu
         elif record.module in wanted:
             entries[record.module] = replace(entry, snr=wanted[record.module].rank_key)
     for parameter in [module for module, parts in experts.items() if len(parts) == 1]:
-        # A single part is not fused experts, but a parameter that has another name in the checkpoint.
+        # A single part is not one of fused experts, but a parameter with another name in the checkpoint.
         (entry,) = experts.pop(parameter)
         if entry.snr is None:
             failed.append(entry)
@@ -171,7 +171,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Modu
     everything = (*shown, *members, *failed)
     flags = Counter(entry.flag for entry in everything if entry.flag)
     degenerate = {flag: number for flag, number in flags.items() if flag in set(Degeneracy)}
-    # A page is made to be shared, so it does not tell where a checkpoint lies on this machine.
+    # A page is made to be shared, so it does not have the path of a checkpoint on this machine.
     where = str(identity.get("path", "?"))
     commit = identity.get("commit")
     shards = identity.get("shards") or {}
@@ -201,7 +201,7 @@ def _make_unrecorded(module: Module) -> ShownEntry:
 
 
 def _make_fused(module: Module, experts: Sequence[ShownEntry]) -> ShownEntry:
-    """Make the entry of fused experts: their score, and the median of each metric, as the score is a median."""
+    """Make the entry of fused experts: their score, which is a median, and the median of each metric."""
     if not experts:
         return _make_unrecorded(module)
     values = {
@@ -256,7 +256,7 @@ def quantiles_of(singular_values: np.ndarray, keep: int) -> np.ndarray:
 
     Args:
         singular_values: (k,), descending, k > 0.
-        keep: how many to keep; all if there are fewer.
+        keep: the number of quantiles; all singular values are kept if there are fewer.
 
     Returns:
         uint16, (min(k, keep),), encoded as `ShownEntry.quantiles`.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..model.names import expert_of, model_order, pool_of
 
-# Stands for a number in the name of a row.
+# This stands for a number in the name of a row.
 _ANY = "*"
 NO_NAME = "(no name)"
 
@@ -28,7 +28,7 @@ class Place:
         tower: the part of its name before the first number, e.g. `model.layers` or `vision.blocks`.
         family: its group with `*` for each number.
         layer: the first number of its name, as written; "" without one.
-        index: the numbers of its group, joined by dots; "" without one. For one of fused experts, its number.
+        index: the numbers of its group, joined by dots; "" without one. For one of several fused experts, its number.
     """
 
     tower: str

@@ -30,7 +30,7 @@ _SCRIPTS = ("numbers.js", "state.js", "map.js", "plots.js", "table.js", "main.js
 
 
 def render(results: Sequence[Shown], *, top_percent: float = 50) -> str:
-    """Render the page of one result, or of two side by side. A pure function.
+    """Render the page of one result, or of two results side by side. A pure function.
 
     Args:
         top_percent: the share of each group that is outlined when the page opens, in (0, 100].
@@ -59,7 +59,7 @@ def render(results: Sequence[Shown], *, top_percent: float = 50) -> str:
 def page_data(results: Sequence[Shown], *, top_percent: float) -> tuple[dict[str, Any], list[str]]:
     """Build the data of the page's script: columns over all entries, and the encoded spectra of each result.
 
-    The spectra of a result are one text in which each entry takes `stride` characters of base64, so that one spectrum
+    The spectra of a result are one string in which each entry has `stride` characters of base64, so that one spectrum
     can be decoded without the others.
     """
     places = [[place_of(e.module, e.group, e.fused) for e in shown.entries] for shown in results]
@@ -119,7 +119,7 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
 
 
 def _number(value: float | None, digits: int | None = None) -> float | str | None:
-    """Return a number for JSON; infinities and NaN as texts that JavaScript's `Number()` reads."""
+    """Return a number for JSON; infinities and NaN as strings that JavaScript's `Number()` reads."""
     if value is None:
         return None
     if not math.isfinite(value):

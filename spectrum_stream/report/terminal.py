@@ -1,4 +1,4 @@
-"""Draw the map in a terminal: in colors if it has them, else in digits; in bands if it is too narrow."""
+"""Draw the map in a terminal: in colors or digits, and in bands if the terminal is too narrow."""
 
 import math
 import statistics
@@ -96,8 +96,8 @@ def _cells(entries: Sequence[ShownEntry], places: Sequence[Place], chosen: set[s
         together.setdefault((place.row, place.layer), []).append((entry, place))
     cells = {}
     for key, found in together.items():
-        # The score of fused experts is their median, so the experts are not counted again. If the fused experts are
-        # not in the result, they have no score.
+        # The score of fused experts is their median, so the single experts do not count again. If the fused experts
+        # are not in the result, they have no score.
         own = [entry for entry, place in found if place.index == ""][:1]
         own = own or [entry for entry, _ in found if entry.fused is None]
         values = [entry.snr for entry in own if entry.snr is not None]
@@ -149,7 +149,7 @@ def _heading(band: Sequence[str]) -> str:
 
 
 def _fit(label: str, width: int) -> str:
-    # The end of a group's name is more telling than its beginning.
+    # The end of a group's name is more informative than its beginning.
     return label.ljust(width) if len(label) <= width else f"~{label[len(label) - width + 1 :]}"
 
 

@@ -1,8 +1,8 @@
-"""Write files that are whole or absent, whatever happens while they are written.
+"""Write files that are whole or absent, even after a crash.
 
     write     to a temporary file in the same folder, since a rename is atomic only within a file system
     fsync     the bytes, or a rename could reach the disk before them
-    replace   the name is the old file or the new one at any time
+    replace   so that the name is the old file or the new one at any time
     sync      the folder, or the rename itself could be lost in a power cut
 
 Every step that changes the disk calls `before` first, the commits of a record included. Tests use it to count the
@@ -27,7 +27,7 @@ before: Callable[[str, Path], None] = _nothing
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is, at any time, either the whole old one or the whole new one.
+    """Write a file that is the whole old one or the whole new one at any time.
 
     Raises:
         ResultError: unwritable; the old file is intact.

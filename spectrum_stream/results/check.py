@@ -1,11 +1,11 @@
 """Check a contributed result, and report all findings, each with a reason code.
 
     the file      its name, its JSON, every entry, the groups and the order, compared with the output of a scan
-    provenance    the file beside it (see `provenance`): it is there, complete, belongs to this result, and has no
-                  path of a machine
-    the record    if it is beside the result: the scores, computed again from the singular values
+    provenance    its file (see `provenance`): it exists, is complete, belongs to this result, and has no path of a
+                  machine
+    the record    if it exists: the scores, computed again from the singular values
 
-Nothing is downloaded, and no weight is read. Only a scan can tell whether the scores are those of the model.
+Nothing is downloaded, and no weight is read. Only a scan can check that the scores are those of the model.
 """
 
 import json
@@ -36,7 +36,7 @@ _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "program": str,
     "engine": int,
     "names": str,
-    "methods": dict,
+    "precisions": dict,
     "degenerate": int,
     "result_sha256": str,
 }
@@ -48,7 +48,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"
     BAD_FILENAME = "bad_filename"  # not snr_results_{slug}.json
     NOT_JSON = "not_json"
-    EMPTY = "empty"  # there is no module
+    EMPTY = "empty"  # the result has no modules
     DUPLICATE_MODULE = "duplicate_module"  # readers silently take one of two equal keys
     BAD_ENTRY = "bad_entry"  # an entry is not {"snr": number, "type": group}
     NOT_FINITE = "not_finite"
@@ -91,7 +91,7 @@ def check(result: Path) -> list[Finding]:
     except (ValueError, RecursionError) as error:
         return [*findings, Finding(Reason.NOT_JSON, str(error))]
     if not isinstance(pairs, _Pairs):
-        return [*findings, Finding(Reason.BAD_ENTRY, "it is not a JSON object of modules")]
+        return [*findings, Finding(Reason.BAD_ENTRY, "the file is not a JSON object of modules")]
     scores: dict[str, float] = {}
     findings += _check_entries(pairs, scores)
     provenance, more = _read_provenance(result)
@@ -113,7 +113,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]:
     """Check the modules, and collect the finite scores in `scores`."""
     if not pairs:
-        yield Finding(Reason.EMPTY, "it names no module")
+        yield Finding(Reason.EMPTY, "the result has no modules")
     seen: set[str] = set()
     previous: tuple[Any, ...] | None = None
     for module, entry in pairs:
@@ -138,7 +138,7 @@ def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]
         # A wrong group does not count as a wrong order too.
         place = (group_order(group if is_its_own else group_of(module)), model_order(module))
         if previous is not None and place < previous:
-            yield Finding(Reason.WRONG_ORDER, f"{module} is not in its place")
+            yield Finding(Reason.WRONG_ORDER, f"{module} is out of order")
         previous = place
 
 
@@ -149,7 +149,7 @@ def _read_provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]
             raise ValueError("it is too large")
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        return None, [Finding(Reason.NO_PROVENANCE, f"there is no {path.name}; --write-provenance writes it")]
+        return None, [Finding(Reason.NO_PROVENANCE, f"{path.name} is missing; --write-provenance writes it")]
     except (OSError, ValueError, RecursionError) as error:
         return None, [Finding(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
     findings = list(_check_provenance(result, data))
@@ -199,16 +199,16 @@ def _check_record(
     groups = {module.group for module in modules if module.name in listed}
     for module in modules:
         if module.group in groups and module.name not in listed:
-            yield Finding(Reason.MISSING_MODULE, f"{module.name} is missing, and its group {module.group!r} is not")
+            yield Finding(Reason.MISSING_MODULE, f"{module.name} is missing from its group {module.group!r}")
     for name, snr in scores.items():
         if name not in found:
             yield Finding(Reason.NOT_IN_RECORD, f"{name} is not in the record, or has no score there")
         elif not abs(snr - found[name]) <= tolerances[name] * abs(found[name]):
-            yield Finding(Reason.WRONG_SCORE, f"{name} has {snr}; its singular values give {found[name]}")
+            yield Finding(Reason.WRONG_SCORE, f"{name} has {snr}, but its singular values give {found[name]}")
 
 
 def _score_again(record: Record) -> Record:
-    """Compute the score from the singular values; without them, since all spectra do not fit into memory."""
+    """Compute the score from the singular values, and drop them, since all spectra do not fit into memory."""
     s = record.singular_values.astype("float64")
     again = None if record.score is None else score(s, record.n, record.m, errors=s * _FLOAT32_STEP)
     return replace(record, score=again, singular_values=record.singular_values[:0].copy())

@@ -1,4 +1,4 @@
-"""Write the record of a scan (see `record`), row by row while the scan runs. Until it ends, it is a journal.
+"""The journal: the record of a scan (see `record`) while the scan writes it, row by row.
 
 It is an SQLite file because SQLite survives crashes, has locks and is in the standard library.
 """
@@ -18,7 +18,7 @@ from ..model.parameters import GIVEN
 from . import atomic
 from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
 
-# Another scan finishes a row in this time, and a user does not take it for a hang.
+# Long enough for another scan to finish a row, and too short to look like a hang.
 _LOCK_WAIT_S = 1.0
 
 
@@ -54,7 +54,7 @@ class Journal:
                 `names` and `names_sha256`, the names that the rows use. Rows of another state of the same checkpoint
                 are deleted. Downloading or deleting a shard of a commit does not change the state.
             names: the weights of the model. No row depends on them, nor on `weights`.
-            weights: how many weights its matrices have.
+            weights: the number of weights in its matrices.
             fresh: replace a record that is damaged, belongs to another checkpoint, or uses other names.
 
         Raises:
@@ -63,7 +63,7 @@ class Journal:
         """
         self.path = path
         self.dropped = 0
-        # It tells other scans which process has the record open. SQLite holds the lock, which ends with the process.
+        # This file tells other scans which process has the record open. SQLite's lock ends with the process.
         self._holder = path.with_name(f".{path.stem}.holder")
         kept = json.dumps({"names": list(names), "weights": weights})
         try:
@@ -110,13 +110,13 @@ class Journal:
     ) -> dict[str, Record]:
         """Read the rows that need not be computed again, by module, and delete the others.
 
-        The groups and parameters become those of this scan. How experts are grouped changes no number, but a record
-        has to have the names of its result.
+        The rows get the groups and parameters of this scan. The grouping of experts changes no number, but a record
+        must have the names of its result.
 
         Args:
             members: the modules of each group.
             parameters: the parameter of each module.
-            is_stale: whether a row has to be computed again.
+            is_stale: whether a row must be computed again.
         """
         groups = {module: group for group, modules in members.items() for module in modules}
         rows = self.records()
@@ -153,7 +153,7 @@ class Journal:
             self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:
-        """Write or replace one row. It survives the end of the process once this returns."""
+        """Write or replace one row. Once this returns, the row survives the end of the process."""
         marks = ", ".join("?" * len(COLUMNS))
         with self._report_errors():
             atomic.before("commit", self.path)
@@ -185,17 +185,17 @@ class Journal:
             raise ResultError(
                 f"{self.path} is the record of another checkpoint, {recorded['path']}",
                 reason="other_model",
-                hint="give this one a name with --name, or start over with --fresh",
+                hint="give this scan a name with --name, or start over with --fresh",
             )
         if recorded is not None and not fresh and _names_of(recorded) != _names_of(identity):
-            given = "FILE, with the same list," if recorded["names"] == GIVEN else recorded["names"]
+            given = "FILE, with the same list," if recorded["names"] == GIVEN else f"{recorded['names']},"
             raise ResultError(
                 f"{self.path} uses other names ({recorded['names']}) than this scan ({identity['names']})",
                 reason="other_names",
-                hint=f"use the names of the record with --names {given} or give this scan a name with --name, "
+                hint=f"use the names of the record with --names {given} give this scan a name with --name, "
                 "or start over with --fresh",
             )
-        # JSON has no tuples, so only what was read back compares.
+        # JSON has no tuples, so both sides of the comparison must have been read from JSON.
         identity = json.loads(json.dumps(identity))
         recorded_names = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
         if recorded != identity or recorded_names != (names,):

@@ -1,10 +1,10 @@
-"""The provenance of a published result: a file beside it, since readers take every key of a result for a module.
+"""The provenance of a published result: a separate file, since readers take every key of a result for a module.
 
     provenance_{slug}.json   the model and its commit, the shards, the version of the program, the names that the
                              result uses, the precisions, and the SHA-256 of the result that it belongs to
 
-It has no path of the machine that scanned. A scan of a local copy knows no commit. The SHA-256 of its shards then
-identify the weights: the Hub shows the same numbers for the files of a repo.
+It has no path of the machine that scanned. After a scan of a local copy the commit is not known. The SHA-256 of the
+shards then identify the weights: the Hub shows the same numbers for the files of a repo.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def provenance_path(result: Path) -> Path:
 
 
 def slug_of(result: Path) -> str | None:
-    """Return the slug in the name of a result file; None if it is not such a name."""
+    """Return the slug in the name of a result file; None for other names."""
     name = result.name
     is_result = name.startswith(RESULT_PREFIX) and name.endswith(".json")
     return name.removeprefix(RESULT_PREFIX).removesuffix(".json") if is_result else None
@@ -44,10 +44,10 @@ def sha256(path: Path) -> str:
 
 
 def write_provenance(result: Path, model: str | None = None) -> Path:
-    """Write the provenance of a result from the record beside it.
+    """Write the provenance of a result from its record.
 
     Args:
-        model: the id of the model on the Hub. A local checkpoint needs it; for a repo it is known.
+        model: the id of the model on the Hub; needed for a local checkpoint, known for a repo.
 
     Returns:
         The path of the file.
@@ -74,7 +74,9 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             hint="give it with --model org/name",
         )
     if slug(name) != slug_of(result) or (repo is not None and repo != name):
-        raise UsageError(f"{result} is not a scan of {name}", reason="other_model")
+        raise UsageError(
+            f"{result} is not named after {name}", reason="other_model", hint=f"scan the model with --name {name}"
+        )
     try:
         data = {
             "schema_version": SCHEMA_VERSION,
@@ -87,7 +89,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
             "program": f"spectrum_stream {VERSION}",
             "engine": identity["engine"],
             "names": identity["names"],
-            "methods": dict(precisions),
+            "precisions": dict(precisions),
             "degenerate": degenerate,
             "result_sha256": sha256(result),
         }
@@ -100,7 +102,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
 
 def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str | None:
     if identity["commit"] is not None:
-        # The commit identifies the shard, which need not be on this machine.
+        # The commit identifies the shard, which may not be on this machine.
         return None
     root = Path(identity["path"])
     path = root if root.name == shard and not root.is_dir() else root / shard

@@ -1,9 +1,9 @@
-"""The record of a scan: an SQLite file with one row a matrix, and how to read it without changing it.
+"""The record of a scan: an SQLite file with one row a matrix, and functions that read it without changing it.
 
     snr_results_{slug}.sqlite   a row for each matrix: its names, score, error estimate and singular values; and a row
                                 each for the checkpoint that was scanned and for the names of all of its weights
 
-A record can come from an untrusted person, together with a result. Every value is checked when it is read.
+A record can come with an untrusted result. Every value is checked when it is read.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ class Record:
         parameter: the name of the parameter in the trainer, which can hold all experts of a layer.
         quantized: the format of its weights if they were quantized. The score then includes the quantization noise.
         n, m, dtype: its shape and stored dtype.
-        no_score, detail: why there is no score, and a clause about it; None and "" where there is a score.
-        precision, device: how and where its singular values were computed; no precision if they were not computed.
-        score: None where there is none.
+        no_score, detail: the reason why there is no score, and a clause about it; None and "" with a score.
+        precision, device: the precision of its singular values, None without them, and the device that computed them.
+        score: None if there is none.
         singular_values: float32, (min(n, m),), descending; empty where there is no score or they were not read.
         compute_s: seconds from the first byte to the score.
     """
@@ -76,7 +76,7 @@ class Record:
 
 
 _NUMBER = (int, float)
-# What SQLite may return for each column; it keeps a text in a column of numbers without complaint.
+# The types that SQLite may return for each column; it accepts a text in a column of numbers.
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "module": (str,),
     "parameter": (str,),
@@ -104,7 +104,7 @@ SCHEMA_VERSION = 6
 
 
 def record_path(result: Path) -> Path:
-    """Return the path of a result's record: beside it, with another suffix."""
+    """Return the path of a result's record: the same with another suffix."""
     return result.with_suffix(".sqlite")
 
 
@@ -115,7 +115,7 @@ class Records:
     Attributes:
         identity: the checkpoint that was scanned: `path`, `commit`, `shards`, `versions`, `engine` and more.
         names: the weights of the model that its headers list, scanned or not.
-        weights: how many weights all matrices of the model have, scanned or not.
+        weights: the number of weights in all matrices of the model, scanned or not.
         count: the number of rows.
         rows: an iterator over the rows, since a large record does not fit into memory. It ends when the record is
             closed.
@@ -133,11 +133,11 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
     """Open a record that no scan is writing. Takes no lock and creates no file.
 
     While a scan writes a record, and after it was killed, the last rows are in a second file. SQLite could merge it
-    only by writing, so such a record is not read. A row with a value of a wrong type or out of range is an error too,
-    so a caller need not check again.
+    only by writing, so such a record is not read. A row with a value of a wrong type or out of range is an error, so
+    callers need not check it.
 
     Args:
-        spectra: with the singular values, which are most of a record. They are empty otherwise.
+        spectra: whether to read the singular values, which are most of a record. They are empty otherwise.
 
     Raises:
         ResultError: no_record; unreadable; corrupt; locked, a scan is writing it or was killed.
@@ -146,10 +146,10 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
     with _connect(path) as db:
         identity = _read_source(db, "identity")
         if not _is_identity(identity):
-            raise ValueError("not an identity")
+            raise ValueError("invalid identity")
         names = _read_source(db, "names")
         if not _is_names(names):
-            raise ValueError("not the names of a model")
+            raise ValueError("invalid names")
         (count,) = db.execute("SELECT count(*) FROM matrices").fetchone()
         rows = db.execute(f"SELECT {', '.join(columns)} FROM matrices")
         yield Records(
@@ -215,7 +215,7 @@ def _check_unused(path: Path) -> tuple[int, int]:
         raise ResultError(
             f"there is no record at {path}, and only a record has singular values",
             reason="no_record",
-            hint="`spectrum-stream scan MODEL` writes one beside its result",
+            hint="`spectrum-stream scan MODEL` writes one next to its result",
         ) from error
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
@@ -224,9 +224,9 @@ def _check_unused(path: Path) -> tuple[int, int]:
 
 def _in_use(path: Path) -> ResultError:
     return ResultError(
-        f"{path} is in use by a scan, or a scan of it was killed",
+        f"{path} is in use by a scan, or its scan was killed",
         reason="locked",
-        hint="let the scan end, or run it again",
+        hint="wait for the end of the scan, or run it again",
     )
 
 
@@ -243,7 +243,7 @@ def to_row(record: Record) -> tuple[Any, ...]:
 
 
 def from_row(row: tuple[Any, ...], *, spectra: bool = True) -> Record:
-    """Make a record of the values of `COLUMNS`; without `spectra`, the last one does not count.
+    """Make a record of the values of `COLUMNS`; without `spectra`, ignore the last one.
 
     Raises:
         ValueError, TypeError: a value is of a wrong type or out of range.

@@ -1,10 +1,10 @@
 """A result: the scores of a model's modules, as Spectrum and Axolotl read them, and one way to open it.
 
     snr_results_{slug}.json     {module: {"snr": number, "type": group}}, in Spectrum's order, and nothing else
-    snr_results_{slug}.sqlite   the record of the scan beside it (see `record`): parameters, sizes, spectra
+    snr_results_{slug}.sqlite   the record of the scan next to it (see `record`): parameters, sizes, spectra
 
-The JSON is what other programs read, so its modules, groups and scores count. The record adds to them, if it has the
-same scores; otherwise it belongs to another scan. A result of another program is read as far as possible.
+Other programs read the JSON, so its modules, groups and scores count. The record adds to them if it has the same
+scores; otherwise it belongs to another scan. Results of other programs can be read too.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ class Module(NamedTuple):
     """A module in a result: all that a selection needs.
 
     Attributes:
-        name, group: as the result has them.
-        value: Spectrum's score, or the value of the metric that ranks the result. None where there is none.
-        parameter: the name of its parameter; None if there is no record, because a result does not have it.
-        numel: the number of weights of the parameter; None if there is no record.
-        shares: the module that has the same parameter, as the embedding of a tied head. Both are one parameter: it is
-            trained as a whole, and counted there. None for a parameter of its own.
+        name, group: as in the result.
+        value: Spectrum's score, or the value of the metric that ranks the result; None if there is none.
+        parameter: the name of its parameter; None without a record, because a result does not have it.
+        numel: the number of weights of the parameter; None without a record.
+        shares: the module that owns the parameter, such as the embedding of a tied head; None if it is this one. The
+            parameter is trained as a whole, and counted for its owner.
         larger_first: whether the larger value is chosen first.
     """
 
@@ -57,7 +57,7 @@ class Module(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """The module that its weights are counted under."""
+        """The module that its weights are counted for."""
         return self.shares or self.name
 
     @property
@@ -69,11 +69,11 @@ class Module(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModuleDiagnostics:
-    """Why not to trust the score of a module.
+    """Flags of a score that may not be meaningful.
 
     Attributes:
-        degenerate: the score does not compare signal with noise; for fused experts, those of at least half of them.
-        inexact: the score may be wrong by more than the tolerance, or that of one of the fused experts.
+        degenerate: the score does not compare signal with noise. Fused experts are degenerate if at least half are.
+        inexact: the score may be wrong by more than the tolerance. Fused experts are inexact if one of them is.
     """
 
     degenerate: bool
@@ -82,16 +82,17 @@ class ModuleDiagnostics:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The modules of a model with what is known of them.
+    """The modules of a model with their scores and all other known data.
 
     Attributes:
         modules: in the order of the file, with parameters and sizes if there is a record.
         metric: the metric that ranks them.
         path: the JSON file; None for a result that was not read from a file.
-        notes: what a user should know about the files, a sentence each.
+        notes: notes about the files for the user, a sentence each.
         covered: the share of the model's weights that was scanned; None if there is no record.
         parameters: the parameters that the scan saw, with or without a score; a tied one once.
         model: the id or path of the model that was scanned; None if there is no record.
+        names: the names that the scan used, one of `model.parameters.Names` or "given"; None if there is no record.
     """
 
     modules: tuple[Module, ...]
@@ -102,20 +103,20 @@ class Result:
     covered: float | None = None
     parameters: tuple[str, ...] = ()
     model: str | None = None
+    names: str | None = None
     _diagnostics: Mapping[str, ModuleDiagnostics] = field(default_factory=dict, repr=False)
-    # Why there is no record that can be read again; None if there is one.
+    # The reason why there is no record that can be read again; None if there is one.
     _no_record: ResultError | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a result file, and the record beside it once, without its spectra.
+        """Open a result file, and its record without the spectra.
 
-        An infinite score, as older files have it where the noise set was empty, is kept and ranks first, as in
-        Spectrum. A NaN becomes None. The schema of `_sorted.json`, which Spectrum itself cannot read, is read too.
+        Older files have an infinite score if the noise set was empty. It is kept and ranks first, as in Spectrum. A
+        NaN becomes None. The schema of `_sorted.json`, which Spectrum itself cannot read, is also accepted.
 
         Args:
-            path: the JSON, or the record beside it. With the JSON, a record that cannot be used is a note and not an
-                error.
+            path: the JSON, or its record. With the JSON, an unusable record is a note and not an error.
 
         Raises:
             ResultError: no_such_result, unreadable, too_large, not_a_result; unfinished, a record without a result.
@@ -126,9 +127,9 @@ class Result:
         if wants_record:
             path = asked.with_suffix(".json")
             if asked.exists() and not path.exists():
-                # The matrices of an unfinished scan are parts of groups and would be ranked as whole ones.
+                # The matrices of an unfinished scan are parts of groups and would be ranked like whole groups.
                 raise ResultError(
-                    f"{asked} has no result beside it, so its scan has not ended",
+                    f"{asked} has no result next to it, so its scan has not ended",
                     reason="unfinished",
                     hint="run the scan again",
                 )
@@ -148,7 +149,7 @@ class Result:
 
     @classmethod
     def of(cls, result: "str | Path | Result | Iterable[Module]") -> "Result":
-        """Return a result as it is, open one at a path, or make one of modules.
+        """Return a result unchanged, open one at a path, or make one of modules.
 
         Raises:
             ResultError: as `open`.
@@ -159,7 +160,7 @@ class Result:
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> Self:
-        """Make the result of a scan that just ended."""
+        """Make a result of the records of a scan that just ended."""
         return cls(tuple(modules_of(records)), _diagnostics=_diagnose(records))
 
     def by(self, metric: Metric) -> "Result":
@@ -203,9 +204,9 @@ class Result:
             yield records
 
     def _with_record(self, path: Path) -> Self:
-        """Add what a record knows, if it belongs to this result: it has each module, with the same group and score.
+        """Add the data of a record, if it has each module of this result with the same group and score.
 
-        A record may have more modules than the result. One with other scores says nothing about these.
+        A record may have more modules than the result. A record with other scores belongs to another scan.
         """
         with open_records(path, spectra=False) as opened:
             records = list(opened.rows)
@@ -214,7 +215,7 @@ class Result:
             same = recorded.get(module.name)
             if same is None or (same.group, same.value) != (module.group, module.value):
                 raise _other_record(self.path)
-        # Without a module, as fused experts with one that has no score, a matrix was scanned all the same.
+        # A scanned matrix may have no module: fused experts have none if one of them has no score.
         left_out = recorded.keys() - {module.name for module in self.modules}
         scanned = {r.tensor: r.n * r.m for r in records if r.result_name not in left_out}
         return replace(
@@ -223,12 +224,13 @@ class Result:
             covered=sum(scanned.values()) / opened.weights if opened.weights else None,
             parameters=opened.names,
             model=opened.identity["path"],
+            names=opened.identity["names"],
             _diagnostics=_diagnose(records),
         )
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
-    """Write a result: Spectrum's schema and order; a matrix without a score is left out.
+    """Write a result in Spectrum's schema and order, without the matrices that have no score.
 
     Raises:
         ResultError: unwritable.
@@ -238,7 +240,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
 
 
 def sort_records(records: Iterable[Record]) -> list[Record]:
-    """Sort records as Spectrum's files: groups by name, the modules of a group in the order of the model."""
+    """Sort records like Spectrum's files: groups by name, the modules of a group in the order of the model."""
     return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
 
 
@@ -246,15 +248,15 @@ def modules_of(records: Iterable[Record]) -> list[Module]:
     """Combine records into the modules of a result, in the same order.
 
     Fused experts are one parameter, trained as a whole, so they are one module. Its score is the median of their
-    scores, which a few odd ones do not change much. It has none if one of the experts has none. Experts that are
-    ranked together but are parameters of their own are a module each, all with the median of their scores.
+    scores, because a few outliers do not change it much. It has none if one of the experts has none. Experts that are
+    ranked together but are separate parameters are a module each, all with the median of their scores.
     """
     return _combine([(record, record.value_of(SPECTRUM)) for record in records], SPECTRUM)
 
 
 def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> list[Module]:
     """Combine records, each with its value of the metric, as `modules_of` does."""
-    # Everything that has one value: a module, or the modules of experts that are ranked together.
+    # A unit has one value: a module, or the modules of experts that are ranked together.
     units: dict[str, list[tuple[Record, float | None]]] = {}
     for record, value in pairs:
         name = record.result_name
@@ -287,7 +289,7 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
 
 
 def _owners(records: Iterable[Record]) -> dict[str, str]:
-    """Find the module that each tensor is stored for, by its name in results; if it is missing, the first one."""
+    """Find the module that owns each tensor, by its name in results; if it is missing, take the first module."""
     owners: dict[str, str] = {}
     for record in records:
         if record.tensor not in owners or module_of(parameter_of(record.tensor)) == record.module:
@@ -311,13 +313,13 @@ def _diagnose(records: Iterable[Record]) -> dict[str, ModuleDiagnostics]:
 
 
 def _without_spectrum(record: Record) -> Record:
-    # The spectra of a large model do not fit into memory; a copy, since a view would keep them there.
+    # The spectra of a large model do not fit into memory. A view would keep them there, so this is a copy.
     return replace(record, singular_values=record.singular_values[:0].copy())
 
 
 def _other_record(result: Path | None) -> ResultError:
     return ResultError(
-        f"the record beside {result} has other scores",
+        f"the record of {result} has other scores",
         reason="other_record",
         hint="scan the model again with --fresh",
     )
@@ -327,8 +329,8 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
     """Read a result or a selection as text.
 
     Args:
-        what: what it should be.
-        hint: what to do if there is no such file.
+        what: the kind of file, for messages.
+        hint: advice for a path without a file.
 
     Raises:
         ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
@@ -340,14 +342,17 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
     except FileNotFoundError as error:
         raise ResultError(f"there is no {what} at {path}", reason="no_such_result", hint=hint) from error
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
+        raise ResultError(
+            f"{path} cannot be read: {error.strerror}", reason="unreadable", hint=hint if path.is_dir() else None
+        ) from error
     except ValueError as error:
         raise ResultError(f"{path} is not text", reason=f"not_a_{what}") from error
 
 
 def _read(path: Path) -> tuple[list[Module], bool]:
-    """Read a JSON file: its modules, and whether it is in the schema of `_sorted.json`."""
-    text = read_text(path, "result", "a scan writes one: model_snr_results/snr_results_….json by default")
+    """Read the modules of a JSON file, and whether it is in the schema of `_sorted.json`."""
+    hint = "give a result; `spectrum-stream scan MODEL` writes one, model_snr_results/snr_results_….json by default"
+    text = read_text(path, "result", hint)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

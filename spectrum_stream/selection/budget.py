@@ -20,12 +20,12 @@ _STEPS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Memory of a weight, in bytes.
+    """The memory of a weight, in bytes.
 
     Attributes:
-        frozen: of a weight that is not trained: itself.
-        trainable: of a weight that is trained: itself, its gradient and the state of the optimizer.
-        words: what these numbers are the sums of.
+        frozen: the memory of a weight that is not trained: the weight itself.
+        trainable: the memory of a trained weight: itself, its gradient and the state of the optimizer.
+        words: a description of these sums.
     """
 
     frozen: float
@@ -85,7 +85,7 @@ def needs(selection: Selection, *, by_patterns: bool = False) -> Needs | None:
     """Compute the cost of a selection; None if a size is not known, as in a result without its record.
 
     Args:
-        by_patterns: count what Axolotl trains, see `Selection.trained_by_patterns`.
+        by_patterns: count the weights that Axolotl trains, see `Selection.trained_by_patterns`.
     """
     trained = selection.trained_by_patterns if by_patterns else selection.trained
     trainable, total = _numel(trained), _numel(selection.result.modules)
@@ -102,17 +102,17 @@ def fit(
 ) -> Selection:
     """Find the largest selection within a budget of trained weights, of bytes, or of both.
 
-    Raises one percentage for all groups, in steps of a hundredth, until the next step would not fit. Groups with
-    percentages of their own keep them. The percentage of `rule` does not matter.
+    Raises one percentage for all groups, in steps of a hundredth, until the next step would not fit. Groups in
+    `rule.percents` keep their percentages. The percentage of `rule` does not matter.
 
     Raises:
         ResultError: unknown_sizes; partial, the result has only some groups of the checkpoint; as `choose`.
-        UsageError: over_budget, not one module fits beside those that are always trained; as `choose`.
+        UsageError: over_budget, no module fits in addition to those that are always trained; as `choose`.
     """
     opened = Result.of(result)
     if opened.covered is not None and opened.covered < 1:
         raise ResultError(
-            f"a budget needs the whole model, and {1 - opened.covered:.2%} of its weights were not scanned",
+            f"a budget needs the whole model, but {1 - opened.covered:.2%} of its weights were not scanned",
             reason="partial",
             hint="scan it without --groups",
         )
@@ -123,7 +123,7 @@ def fit(
     names = {module.name for module in opened.modules}
     if unseen := [m for m in selection(_STEPS).always if m not in names and f"{m}.weight" in opened.parameters]:
         raise ResultError(
-            f"{unseen[0]} is always trained, and this result does not have its size",
+            f"{unseen[0]} is always trained, but this result does not have its size",
             reason="partial",
             hint="scan it without --groups, or leave it out with --no-embeddings or --no-head",
         )
@@ -145,7 +145,7 @@ def fit(
             f"the budget is too small: with one module it needs {si_number(need.trainable)} trained weights, "
             f"{si_bytes(need.nbytes(recipe))} with {recipe}",
             reason="over_budget",
-            hint="--no-embeddings and --no-head leave out the embedding and the head",
+            hint="leave out the embedding and the head with --no-embeddings and --no-head",
         )
     return best
 
@@ -154,15 +154,15 @@ def _find_needs(selection: Selection) -> Needs:
     need = needs(selection)
     if need is None:
         raise ResultError(
-            "a budget needs the sizes of the weights, and they are not known without the record of the scan",
+            "a budget needs the sizes of the weights, and only the record of the scan has them",
             reason="unknown_sizes",
-            hint="keep the record (.sqlite) beside the result, or use --top-percent",
+            hint="put the record (.sqlite) next to the result, or use --top-percent",
         )
     return need
 
 
 def _last(holds: Callable[[int], bool], end: int) -> int:
-    """Find the last of 1 to `end` for which a condition holds; 0 for none. Once it fails, it fails for all later."""
+    """Find the last of 1 to `end` for which a condition holds; 0 for none. The condition must be monotonic."""
     low, high = 0, end
     while low < high:
         middle = (low + high + 1) // 2

@@ -25,7 +25,7 @@ class GroupComparison:
         spearman, kendall: rank correlations of their values, in [-1, 1], corrected for ties (Kendall's is tau-b);
             None if one result has the same value for all of them, or there is one module.
         chosen_a, chosen_b: the number of modules in each selection.
-        entered, left: the modules that only the second selection has, and only the first; best first.
+        entered, left: the modules that only the second selection has, and those that only the first has; best first.
     """
 
     count: int
@@ -42,7 +42,7 @@ class GroupComparison:
 
     @property
     def is_decided(self) -> bool:
-        """Whether values make both rankings, and not only the order of the model."""
+        """Whether values decide both rankings, and not only the order of the model."""
         return self.spearman is not None or self.count < 2
 
 
@@ -51,8 +51,8 @@ class Comparison:
     """Two results, A and B.
 
     Attributes:
-        groups: those of A, then those that only B has.
-        only_a, only_b: the modules that the other one does not have.
+        groups: the groups of A, then those that only B has.
+        only_a, only_b: the modules that the other result does not have.
     """
 
     groups: dict[str, GroupComparison]
@@ -61,12 +61,12 @@ class Comparison:
 
     @property
     def overlap(self) -> float | None:
-        """See `overlap`, over the groups that values decide; None if nothing is chosen there."""
+        """The overlap of the groups that values decide, see `overlap`; None if nothing is chosen there."""
         return overlap(group for group in self.groups.values() if group.is_decided)
 
 
 def overlap(groups: Iterable[GroupComparison]) -> float | None:
-    """Compute the common part of both selections, a share of the larger one, in [0, 1]; None if both are empty."""
+    """Compute the common part of both selections as a share of the larger one, in [0, 1]; None if both are empty."""
     groups = list(groups)
     larger = max(sum(g.chosen_a for g in groups), sum(g.chosen_b for g in groups), 0)
     return sum(g.kept for g in groups) / larger if larger else None
@@ -100,7 +100,7 @@ def compare(
             common.append(module.name)
     for module in chosen_b.result.modules:
         names.setdefault(module.group, [])
-    # The selection of any group counts: experts can be ranked together in one result and apart in the other.
+    # The selections of all groups count, because experts can be ranked together in one result and apart in the other.
     all_a, all_b = frozenset(chosen_a.chosen_names), frozenset(chosen_b.chosen_names)
     groups = {}
     for group, modules in names.items():
@@ -137,8 +137,8 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
 
         tau = (concordant - discordant) / sqrt((pairs - tied in x) (pairs - tied in y))
 
-    Discordant pairs are counted as inversions of y in the order of x (Knight, JASA 61, 1966), so that a group of tens
-    of thousands of modules, as published mixtures of experts have them, takes about a second.
+    Discordant pairs are counted as inversions of y in the order of x (Knight, JASA 61, 1966). So a group of tens of
+    thousands of modules, as in published mixtures of experts, takes about a second.
     """
     count = len(x)
     pairs = count * (count - 1) // 2

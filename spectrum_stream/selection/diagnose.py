@@ -13,11 +13,11 @@ class Diagnostics:
     """Numbers of modules in a group; fused experts are one module.
 
     Attributes:
-        degenerate: their score does not compare signal with noise (see `ModuleDiagnostics`). A norm's score, 1.0 by
-            definition, does not count, because all scores of its group are so. None without a record.
+        degenerate: modules with a score that does not compare signal with noise (see `ModuleDiagnostics`). Norms do
+            not count, because all scores of their group are 1.0 by definition. None without a record.
         chosen_degenerate: the chosen ones among these.
-        tied: they have the score at which the group is cut, if that score is on both sides of the cut.
-        inexact: their score may be wrong by more than the tolerance. None without a record.
+        tied: modules with the score at which the group is cut, if that score is on both sides of the cut.
+        inexact: modules with a score that may be wrong by more than the tolerance. None without a record.
     """
 
     degenerate: int | None

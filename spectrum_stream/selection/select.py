@@ -1,4 +1,4 @@
-"""From scores to the modules to train: the top percentage of every group, by Spectrum's rules or by others."""
+"""From scores to the modules to train: the top percentage of every group, by Spectrum's rules or other ones."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,13 @@ from ..errors import UsageError
 from ..model.names import is_embedding, is_head, is_norm, pick_groups, pool_of
 from ..results.result import Module, Result
 
-# Spectrum always trains these two, whatever the model calls them and whether or not it has them.
+# Spectrum always names these two as trained, even if the model does not have them.
 ALWAYS = ("lm_head", "model.embed_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How to choose. The defaults are Spectrum's.
+    """A rule for the choice of modules. The defaults are Spectrum's.
 
     Attributes:
         percent: of the modules of each group, in (0, 100]; the number of modules is rounded down.
@@ -23,9 +23,9 @@ class Rule:
         percents: percentages of single groups, by exact name or glob, in [0, 100]. An exact name wins over a glob,
             and an earlier glob over a later one.
         min_per_group: choose at least this many of each group, or all if it has fewer; none of a group at 0 percent.
-        bottom: choose the lowest scores; a module without one, in old files NaN, comes last.
-        norms, embeddings, head: whether those may be trained, recognized by their names. A head that is tied to the
-            embedding is trained only if both may be: they are one parameter.
+        bottom: choose the lowest scores; a module without a score (NaN in old files) comes last.
+        norms, embeddings, head: whether to train these, recognized by their names. A head that is tied to the
+            embedding is one parameter with it, so it is trained only if both are allowed.
 
     Raises:
         UsageError: bad_percent; bad_count, a negative `min_per_group`.
@@ -63,7 +63,9 @@ def check_percent(percent: float) -> None:
     """
     if not 0 < percent <= 100:
         raise UsageError(
-            f"the percentage {percent:g} is not between 0 and 100", reason="bad_percent", hint="--top-percent 50"
+            f"the percentage {percent:g} is not above 0 and at most 100",
+            reason="bad_percent",
+            hint="use a number such as --top-percent 50",
         )
 
 
@@ -91,9 +93,9 @@ class Selection:
 
     @property
     def tied(self) -> Mapping[str, int]:
-        """The groups that are cut between equal scores, and how many modules have that score.
+        """The groups that are cut between equal scores, with the number of modules that have this score.
 
-        The order of the model decided between those.
+        The order of the model decided between these modules.
         """
         return {
             name: sum(module.rank_key == group[count].rank_key for module in group)
@@ -114,7 +116,7 @@ class Selection:
 
     @property
     def trained_by_patterns(self) -> tuple[Module, ...]:
-        """The same if only Spectrum's two patterns select the head and the embedding, as in Axolotl.
+        """The same, if only Spectrum's two patterns select the head and the embedding, as in Axolotl.
 
         They do not match a head that is tied to an embedding of another name.
         """
@@ -125,7 +127,7 @@ class Selection:
     def _owners_of(self, names: Iterable[str]) -> tuple[Module, ...]:
         modules = {module.name: module for module in self.result.modules}
         found = [modules[name] for name in names if name in modules]
-        # The owner itself can be missing from a result of some groups.
+        # The owner itself can be missing, if the result has only some groups.
         return tuple({module.owner: modules.get(module.owner, module) for module in found}.values())
 
 
@@ -146,7 +148,7 @@ def select(
     """Choose the top `top_percent` of every group, rounded down: a group of one is chosen at 100 only.
 
     Args:
-        result: a result file, ours or Spectrum's, or modules (`ScanResult.modules`).
+        result: a result file of this program or of Spectrum, or modules (`ScanResult.modules`).
         groups: the groups to choose from, by exact name or glob; None for all.
 
     Raises:
@@ -200,7 +202,7 @@ def _percents(rule: Rule, groups: Iterable[str]) -> dict[str, float]:
     names = list(groups)
     percents: dict[str, float] = {}
     for pattern, percent in rule.percents.items():
-        # A group can have a name that is also a glob, such as `a?`. It is then a name.
+        # The name of a group can also be a glob, such as `a?`. The name wins.
         if pattern in names:
             percents[pattern] = percent
     for pattern, percent in rule.percents.items():
@@ -220,7 +222,7 @@ def _take(group: Sequence[Module], percent: float, rule: Rule) -> list[Module]:
 
 
 def _count(size: int, percent: float, rule: Rule) -> int:
-    """Count the modules to choose of a group of a size, by Spectrum's own arithmetic."""
+    """Return the number of modules to choose from a group of this size, by Spectrum's own arithmetic."""
     return 0 if percent == 0 else min(size, max(int(size * percent / 100), rule.min_per_group))
 
 
@@ -228,5 +230,5 @@ def _in_order_of_choice(ranked: Sequence[Module], rule: Rule) -> Sequence[Module
     if not rule.bottom:
         return ranked
     order = {module.name: i for i, module in enumerate(ranked)}
-    # Equal ones keep the order of the model, as they do at the top. A module without a value comes last here too.
+    # Equal modules keep the order of the model, as at the top. A module without a value comes last here too.
     return sorted(ranked, key=lambda m: (m.rank_key == -math.inf, m.rank_key, order[m.name]))

@@ -1,4 +1,4 @@
-"""What a scan counts while it reads: budgets that keep the reader from running too far ahead, and the traffic."""
+"""The counters of a running scan: budgets that keep the reader from running too far ahead, and the traffic."""
 
 import threading
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from ..numerics import costs
 from .fetch import AHEAD_NBYTES, SHARDS_ON_DISK
 
-# How far a map is read ahead. These bytes are in the page cache, not in the private memory of the process.
+# The limit of bytes that are prefetched through a map. They are in the page cache, not in private memory.
 _MAPPED_AHEAD_NBYTES = 1_000_000_000
 
 
 class Closed(Exception):
-    """The budget was closed: the scan has ended, and nobody wants more."""
+    """The budget was closed, because the scan has ended."""
 
 
 class Budget:
-    """An amount that the reader takes from and the computation gives back to, in two threads.
+    """A limited amount: one thread, the reader, takes from it, and another, the computation, gives back to it.
 
     Args:
         limit: the most that may be taken at once; None for no limit.
@@ -44,11 +44,11 @@ class Budget:
         """Take an amount, and wait until there is room for it.
 
         Args:
-            beside: a part of what is taken that nobody can give back before this call returns. When no more than
-                that is taken, waiting would not help, and the amount is taken without room for it.
+            beside: a part of the taken amount that cannot be given back before this call returns. If no more than
+                this is taken, waiting would not help, so the call takes the amount although there is no room.
 
         Raises:
-            Closed: while it waited, or before.
+            Closed: the budget was closed during the wait or before.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._taken <= beside or self.has_room(amount))
@@ -63,7 +63,7 @@ class Budget:
             self._changed.notify()
 
     def close(self) -> None:
-        """Let `take` raise `Closed` from now on."""
+        """Make `take` raise `Closed` from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -71,13 +71,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """How far the reader may be ahead of the computation, one budget for each resource.
+    """The limits of the reader's lead over the computation, one budget for each resource.
 
     Attributes:
         mapped: bytes that were read from a map and not yet taken by the computation.
         ranged: bytes that were requested by range and not yet released.
         parts: bytes of scales and zero points that were read and not yet released.
-        shards: shards that were downloaded to be deleted, and are not deleted yet.
+        shards: temporary shard downloads that are not deleted yet.
         disk: the bytes of those shards.
     """
 

@@ -19,12 +19,12 @@ from ..model.matrix import Matrix
 from ..numerics.dequantize import DTYPES, Packed
 from ..text import si_bytes
 
-# To be called when a matrix is computed and its tensor is gone.
+# A function to call when a matrix is computed and its tensor is gone.
 Release = Callable[[], None]
-# What a reader yields: a matrix as it is stored, with its parts if it is quantized.
+# An item of a reader: a matrix as it is stored, with its parts if it is quantized.
 Read = tuple[Matrix, torch.Tensor | Packed, Release]
 
-# BLAS may round differently for another alignment, and it looks at nothing coarser than a cache line.
+# BLAS may round differently for another alignment, up to the size of a cache line.
 _LINE_NBYTES = 64
 
 # Memory that no other process shares; on Windows an anonymous map is never shared.
@@ -55,10 +55,10 @@ class ShardReader:
         with self._readable():
             stored: torch.Tensor = self._file.get_tensor(matrix.tensor)
         if matrix.expert is not None:
-            # The experts are stacked in a third dimension, or lie one above the other in two.
+            # The experts are stacked in a third dimension, or in the rows of a 2-D tensor.
             rows = slice(matrix.expert * matrix.n, (matrix.expert + 1) * matrix.n)
             stored = stored[matrix.expert] if stored.ndim > 2 else stored[rows]
-        # A vector becomes a row. In MXFP4 the blocks of a row are a dimension of their own.
+        # A vector becomes a row. In MXFP4 the blocks of a row are an extra dimension.
         stored = stored.unsqueeze(0) if stored.ndim == 1 else stored.flatten(1)
         if stored.shape != matrix.stored_shape:
             raise CheckpointError(f"{matrix.tensor} changed its shape after it was planned", reason="changed")
@@ -89,7 +89,7 @@ class ShardReader:
             raise CheckpointError(
                 f"{shard.where} was changed after it was planned",
                 reason="changed",
-                hint="the same command starts over when the file is complete; earlier results are as they were",
+                hint="run the same command again when the file is complete; earlier results are intact",
             )
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     dtype = DTYPES[matrix.dtype]
     # The format allows an offset that is not a multiple of the item size; torch does not.
     offset = (matrix.start - matrix.start % dtype.itemsize) % _LINE_NBYTES
-    # A map of its own goes back to the system at once; malloc would keep the pages for later.
+    # A separate map goes back to the system at once, but malloc would keep the pages for later.
     try:
         memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
     except (OSError, OverflowError) as error:

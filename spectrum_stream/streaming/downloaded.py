@@ -1,4 +1,4 @@
-"""Matrices of a remote shard that is downloaded whole: to be deleted after use, or into the user's cache."""
+"""Matrices of a remote shard that is downloaded whole, and then deleted or kept in the user's cache."""
 
 import contextlib
 import shutil
@@ -27,11 +27,11 @@ def read_downloaded(
     """Download a shard, yield views of its map, and delete it when all its matrices are released.
 
     Args:
-        matrices: of this shard, in the order of their bytes.
-        folder: where the shard goes; made when it is missing.
+        matrices: the matrices of this shard, in the order of their bytes.
+        folder: the folder for the shard; made if it is missing.
 
     Raises:
-        Closed; SourceError: disk_full, and what `RemoteShard.download` raises; what `read_mapped` raises.
+        Closed; SourceError: disk_full; as `RemoteShard.download` and `read_mapped`.
     """
     budgets.shards.take(1)
     budgets.disk.take(shard.nbytes)
@@ -39,7 +39,7 @@ def read_downloaded(
     free = shutil.disk_usage(folder).free
     if free < shard.nbytes:
         raise SourceError(
-            f"{shard.where} needs {si_bytes(shard.nbytes)} of disk, and {si_bytes(free)} are free",
+            f"{shard.where} needs {si_bytes(shard.nbytes)} of disk, but only {si_bytes(free)} are free",
             reason="disk_full",
             hint="use --fetch range, which needs no disk" if shard.is_ranged else None,
         )
@@ -50,7 +50,7 @@ def read_downloaded(
         nonlocal left
         left -= 1
         if not left:
-            # Windows keeps a file that is mapped. It is deleted with its folder, at the end of the scan.
+            # Windows cannot delete a mapped file. It is deleted with its folder at the end of the scan.
             with contextlib.suppress(PermissionError):
                 local.path.unlink(missing_ok=True)
             budgets.disk.give(shard.nbytes)
@@ -66,7 +66,7 @@ def read_cached(
     """Download a shard into the user's Hugging Face cache, and yield views of its map.
 
     Raises:
-        SourceError: what `RemoteShard.download` raises; what `read_mapped` raises.
+        SourceError: as `RemoteShard.download`; as `read_mapped`.
     """
     local = shard.download(None, on_bytes)
     parts.replace_shard(local)

@@ -1,4 +1,4 @@
-"""How the shards of a repo are fetched, and the traffic of each way. Pure, so that a plan can tell it.
+"""The ways to fetch the shards of a repo, and the traffic of each. Pure, so that a plan can use it.
 
     range      only the bytes of the matrices; requests bridge small gaps and are split where they are long
     download   whole shards, which are mapped, scanned and deleted; at most two are on disk at once
@@ -22,9 +22,9 @@ Extent = tuple[int, int]
 
 # The share of unneeded bytes, between two matrices, that may be fetched to save requests.
 _WASTE = 0.01
-# Long enough that the latency of a request does not count, short enough to repeat a request that broke off.
+# Requests of this size make latency negligible, and are cheap to repeat if one breaks off.
 _REQUEST_NBYTES = 32 << 20
-# Above this share of a shard, one download beats ranges: it may use Xet, and it can be resumed.
+# Above this share of a shard, one download is faster than ranges: it may use Xet, and it can be resumed.
 _SHARD_SHARE = 0.6
 # The limit of memory for matrices that were fetched by range and are not computed yet; one matrix may exceed it.
 AHEAD_NBYTES = 256_000_000
@@ -32,7 +32,7 @@ SHARDS_ON_DISK = 2
 
 
 class Fetch(StrEnum):
-    """How a shard of a repo is fetched. A shard on this machine has no `Fetch`; it is mapped."""
+    """The way to fetch a shard of a repo. A shard on this machine is mapped and has no `Fetch`."""
 
     AUTO = "auto"
     RANGE = "range"
@@ -99,11 +99,11 @@ def choose_fetches(
     free_nbytes: int,
     max_disk_nbytes: int | None,
 ) -> Mapping[str, Fetch | None]:
-    """Choose how to fetch each shard, by name; shards without a wanted extent are left out.
+    """Choose the way to fetch each shard, by name; shards without a wanted extent are left out.
 
     Args:
         wanted: the extents of the matrices, by shard.
-        fetch: the way that was asked for.
+        fetch: the requested way.
         free_nbytes: free bytes of the disk that shards would be downloaded to.
         max_disk_nbytes: the limit of disk for such shards; None for no limit.
 
@@ -132,7 +132,7 @@ def choose_fetches(
     enough = max(*downloads, kept, 0)
     if enough > room:
         raise UsageError(
-            f"the shards need {si_bytes(enough)} of disk ({enough} bytes), and {si_bytes(room)} are "
+            f"the shards need {si_bytes(enough)} of disk ({enough} bytes), but only {si_bytes(room)} are "
             + ("allowed" if room == max_disk_nbytes else "free"),
             reason="too_little_disk",
             hint="use --fetch range, which needs no disk"
@@ -181,5 +181,5 @@ def count_fetched_nbytes(
 def limit_ahead_nbytes(extents: Sequence[Extent]) -> int:
     """Return the most memory that matrices take between their request by range and their computation."""
     sizes = [stop - start for start, stop in set(extents)]
-    # One request may contain several small matrices, beside the end of another one.
+    # One request may contain the end of one matrix and several small ones.
     return min(sum(sizes), max(AHEAD_NBYTES, max(sizes, default=0)) + _REQUEST_NBYTES)

@@ -19,16 +19,16 @@ def read_mapped(
     ahead: Budget | None = None,
     release: Release = lambda: None,
 ) -> Iterator[Read]:
-    """Read matrices ahead into the page cache, and yield views of the map.
+    """Prefetch matrices into the page cache, and yield views of the map.
 
     Args:
-        matrices: of this shard, in the order of their bytes.
+        matrices: the matrices of this shard, in the order of their bytes.
         ahead: bytes are taken from it before a matrix is read. A map takes no private memory, so the consumer gives
             them back as soon as it has the matrix.
         release: called when a matrix is computed.
 
     Raises:
-        Closed; CheckpointError: unreadable, changed; what `PartReader.attach` raises.
+        Closed; CheckpointError: unreadable, changed; as `PartReader.attach`.
     """
     scratch = memoryview(bytearray(_READ_NBYTES))
     # The views outlive the reader: a tensor keeps its map.

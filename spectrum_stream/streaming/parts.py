@@ -1,4 +1,4 @@
-"""The scales and zero points of quantized matrices, which are tensors of their own."""
+"""The scales and zero points of quantized matrices, which are separate tensors."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ class PartReader:
     """Reads the parts of quantized matrices, in the order of the matrices, a few megabytes at a time.
 
     Args:
-        shards: by name; a part may be in another shard than its matrix.
-        matrices: all that are read, in order; those that are not quantized are ignored.
+        shards: the shards by name; a part may be in another shard than its matrix.
+        matrices: the matrices to read, in order; those that are not quantized are ignored.
         budget: the memory for parts.
         on_bytes: called with the number of bytes that came over the network.
     """
@@ -44,7 +44,7 @@ class PartReader:
         self._read: dict[str, dict[str, bytes]] = {}
 
     def replace_shard(self, shard: LocalShard) -> None:
-        """Read a shard that was downloaded where it lies now."""
+        """Read a shard from its download from now on."""
         self._shards[shard.name] = shard
 
     def attach(self, matrix: Matrix, stored: "torch.Tensor", release: Release) -> Read:

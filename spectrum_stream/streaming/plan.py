@@ -1,8 +1,8 @@
-"""The plan: what a scan will read, score and skip, its cost, and the files that it writes.
+"""The plan of a scan: the tensors to read, score and skip, the cost, and the files to write.
 
 A plan is data. It is made from headers, in well under a second for a thousand tensors on this machine, so you can
-look at it before any weight is read. The scan then does what the plan says. Everything that depends on the state of
-the disk is computed when the plan is made, so a plan does not change.
+look at it before any weight is read. The scan then follows the plan. Everything that depends on the state of the disk
+is computed when the plan is made, so a plan does not change.
 """
 
 import shutil
@@ -41,19 +41,20 @@ class PlanOptions(TypedDict, total=False):
     """The options of `plan` and `scan`.
 
     Attributes:
-        groups: to score, by exact name or glob (`mlp.*`); None for all (default).
-        name: of the model in file names; default: MODEL as typed.
+        groups: the groups to score, by exact name or glob (`mlp.*`); default: None, all groups.
+        name: the name of the model in file names; default: MODEL as typed.
         out: the results folder; default: `model_snr_results`.
         precision: "fp32", "fp64" or "svd" for every matrix; default: "auto", for each matrix the first of these that
             is exact enough.
         max_nbytes: the limit of private memory on a CPU, in bytes; mapped files do not count. Fewer matrices are
             computed at once to keep it. Default: no limit.
-        fetch: how the shards of a repo are read: "range", "download" or "cache"; default: "auto", the best for each.
-        max_disk_nbytes: the limit of disk for shards that are downloaded and deleted, in bytes; default: no limit.
+        fetch: the way to read the shards of a repo: "range", "download" or "cache"; default: "auto", the best for
+            each.
+        max_disk_nbytes: the limit of disk for temporary shard downloads, in bytes; default: no limit.
         names: the names in results: "transformers-v5" (default), "transformers-v4" or "checkpoint"; "transformers"
-            asks the installed transformers; or the names of all parameters in the trainer.
-        experts: "separate" (default) ranks an expert among those of its number, as Spectrum does; "pooled" ranks the
-            experts of a layer as one.
+            for those of the installed transformers; or the names of all parameters in the trainer.
+        experts: "separate" (default) ranks an expert among those with the same number, as Spectrum does; "pooled"
+            ranks the experts of a layer as one.
     """
 
     groups: Sequence[str] | None
@@ -69,7 +70,7 @@ class PlanOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The paths that a scan writes: Spectrum's names, in Spectrum's places."""
+    """The paths that a scan writes, with the names and places that Spectrum uses."""
 
     folder: Path
     stem: str
@@ -88,7 +89,7 @@ class Outputs:
 
     @property
     def shards(self) -> Path:
-        """The folder for shards that are downloaded and deleted during the scan."""
+        """The folder for temporary shard downloads."""
         return self.folder / f".{self.stem}.shards"
 
     def unfrozen(self, top_percent: float) -> Path:
@@ -111,7 +112,7 @@ class Group:
 
 
 class Rest(NamedTuple):
-    """How the shards are fetched that still have matrices to score, and the bytes that come over the network."""
+    """The way to fetch each shard that still has matrices to score, and the bytes that come over the network."""
 
     fetches: Mapping[str, Fetch | None]
     nbytes: int
@@ -119,22 +120,22 @@ class Rest(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a scan of `source` will do.
+    """The plan of a scan of `source`.
 
     Attributes:
-        outputs: the files that it writes.
+        outputs: the files to write.
         inventory: all matrices of the checkpoint.
-        matrices: those that are scored, in the order of reading: by shard, then by offset.
+        matrices: the matrices to score, in the order of reading: by shard, then by offset.
         skipped: every other tensor, with the reason.
-        fetch: how the shards of a repo are to be fetched, as asked for.
-        fetches: how each shard is fetched, by name; shards without a matrix to score are left out.
+        fetch: the requested way to fetch the shards of a repo.
+        fetches: the way to fetch each shard, by name; shards without a matrix to score are left out.
         fetched_nbytes: bytes that come over the network if nothing is scored yet, without headers.
         transfers: the cost of each way to fetch the shards that are not on this machine; {} if all are here.
         free_nbytes: free bytes of the disk of the results folder.
-        precision: of the singular values.
+        precision: the precision of the singular values.
         workers: the number of small matrices that are computed at once on a CPU.
         max_nbytes: the limit of private memory; None for no limit.
-        max_disk_nbytes: the limit of disk for shards that are downloaded and deleted; None for no limit.
+        max_disk_nbytes: the limit of disk for temporary shard downloads; None for no limit.
         warnings: one sentence for each oddity of the checkpoint.
     """
 
@@ -199,14 +200,14 @@ class Plan:
     def worst_nbytes(self) -> int:
         """The limit if the largest matrices need the most exact precision, which few do.
 
-        Under `max_nbytes` such a matrix keeps a less exact score instead, and the record says so.
+        Under `max_nbytes` such a matrix keeps a less exact score instead, and the record marks it.
         """
         worst = _peak_nbytes(self.matrices, self.workers, self.precision.steps[-1], self.buffers_nbytes)
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
 
     @property
     def buffers_nbytes(self) -> int:
-        """The part of the peak that is read or fetched ahead: matrices by range, and scales."""
+        """The part of the peak for prefetched bytes: matrices by range, and scales."""
         return _buffers_nbytes(self.matrices, self.fetches)
 
     @property
@@ -218,7 +219,7 @@ class Plan:
 
     @property
     def room_nbytes(self) -> int:
-        """The limit of disk for shards that are downloaded and deleted: the free space, or less."""
+        """The limit of disk for temporary shard downloads: the free space or `max_disk_nbytes`, if less."""
         return self.free_nbytes if self.max_disk_nbytes is None else min(self.free_nbytes, self.max_disk_nbytes)
 
     def only(self, groups: Sequence[str]) -> "Plan":
@@ -239,7 +240,7 @@ class Plan:
         )
 
     def fetch_rest(self, todo: Sequence[Matrix]) -> Rest:
-        """Choose how each shard is fetched when only some of the matrices are left to score.
+        """Choose the way to fetch each shard when only some of the matrices are left to score.
 
         Raises:
             UsageError: too_little_disk.
@@ -303,10 +304,13 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
         options: see `PlanOptions`.
 
     Raises:
+        TypeError: an option is not in `PlanOptions`.
         UsageError: no_such_group, bad_name, bad_address, no_such_fetch, no_such_names, no_such_experts,
             no_such_precision; missing_extra, unknown_architecture, no_such_name; too_little_memory, too_little_disk.
         SourceError, CheckpointError: MODEL cannot be read; nothing_to_score.
     """
+    if unknown := options.keys() - PlanOptions.__annotations__.keys():
+        raise TypeError(f"there is no option {sorted(unknown)[0]!r}; PlanOptions has them all")
     fetch = Fetch(_check_choice(options.get("fetch", Fetch.AUTO), Fetch, "fetch"))
     experts = Experts(_check_choice(options.get("experts", Experts.SEPARATE), Experts, "experts"))
     precision = Precision(_check_choice(options.get("precision", Precision.AUTO), Precision, "precision"))
@@ -343,7 +347,7 @@ def _make_plan(
     fetches = choose_fetches(source.shards, extents, fetch, free_nbytes, max_disk_nbytes)
     warnings = list(inventory.warnings)
     if fetch is Fetch.RANGE and Fetch.DOWNLOAD in fetches.values():
-        warnings.append("the server sends whole files only, so shards are downloaded one after another")
+        warnings.append("the server does not support byte ranges, so whole shards are downloaded one after another")
     return Plan(
         source=source,
         outputs=outputs,
@@ -377,7 +381,7 @@ def _make_stem(name: str) -> str:
         raise UsageError(
             f"a name of {len(result)} characters cannot be made into a file name",
             reason="bad_name",
-            hint="give a short one with --name",
+            hint="give a shorter one with --name",
         )
     return f"snr_results_{result}"
 
@@ -389,7 +393,7 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
     chosen = pick_groups((w.group for w in inventory.matrices), groups)
 
     def is_asked_for(s: Skipped) -> bool:
-        # Without a known name it may have been asked for.
+        # If its name is not known, it may have been asked for.
         return not s.parameter or s.is_among(chosen, groups)
 
     skipped = [
@@ -435,7 +439,7 @@ def _choose_workers(
             return workers
     enough = _peak_nbytes(matrices, 1, precision, buffers_nbytes)
     raise UsageError(
-        f"the scan needs at least {si_bytes(enough)} ({enough} bytes), and the limit is {si_bytes(max_nbytes or 0)}",
+        f"the scan needs at least {si_bytes(enough)} ({enough} bytes), but the limit is {si_bytes(max_nbytes or 0)}",
         reason="too_little_memory",
         hint=f"use --max-memory {-(-enough // 1_000_000)}MB" + (" or --fetch download" if buffers_nbytes else ""),
     )

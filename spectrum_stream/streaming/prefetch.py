@@ -1,10 +1,10 @@
 """A thread that reads the next matrices while earlier ones are computed.
 
 The readers are generators, one for each way to fetch a shard: `mapped`, `ranged`, `downloaded`. The thread runs them
-in the order of the shards and puts what they yield into a queue. Budgets limit how far it may be ahead.
+in the order of the shards and puts their matrices into a queue. Budgets limit how far it may be ahead.
 
 The computation may hold matrices back, to compute several at once. If it did so while the reader waits for a budget,
-both would wait for ever. So the prefetcher yields None when the queue is empty, and the computation then computes the
+both would wait forever. So the prefetcher yields None when the queue is empty, and the computation then computes the
 matrices that it holds.
 """
 
@@ -33,7 +33,7 @@ from .ranged import read_ranged
 
 _log = logging.getLogger("spectrum_stream")
 
-# A core may be idle for so long, when there is nothing to read, before it is offered another matrix.
+# The wait for the next matrix, before None is yielded again.
 _ASK_AGAIN_S = 0.02
 # A download cannot be interrupted before its next chunk. The process may end without this thread.
 _JOIN_S = 1.0
@@ -42,16 +42,16 @@ _JOIN_S = 1.0
 class Prefetcher:
     """Matrices with their tensors, in the order given. A context manager; iterate over it once.
 
-    Yields None when no matrix is read yet, again and again while it waits. Call `release` for every matrix that was
-    computed, when its tensor is gone.
+    Yields None repeatedly while no matrix is read. Call `release` for every matrix that was computed, when its tensor
+    is gone.
 
     Args:
-        shards: by name.
+        shards: the shards by name.
         matrices: in the order of the shards and of the bytes in them, no tensor twice.
-        fetches: how each shard is read, by name.
-        folder: for shards that are downloaded and deleted. It is made when it is needed and removed at the end.
+        fetches: the way to read each shard, by name.
+        folder: the folder for temporary shard downloads. It is made when it is needed and removed at the end.
         traffic: counted up during the scan.
-        budgets: how far the thread may be ahead.
+        budgets: the limits of the thread's lead.
 
     Raises, from the iteration:
         CheckpointError: unreadable, changed. SourceError: from the network or the disk. ComputeError:
@@ -113,11 +113,11 @@ class Prefetcher:
             if self._fetches[item[0].shard] is None:
                 self._budgets.mapped.give(item[0].nbytes)
             yield item
-            # This name would keep the tensor alive while the next one is awaited.
+            # This name would keep the tensor alive during the wait for the next one.
             del item
 
     def release(self, matrix: Matrix) -> None:
-        """Make room again: the matrix is computed, and nothing holds its tensor any more."""
+        """Give back the budget of a matrix that is computed, when its tensor is gone."""
         if (release := self._releases.pop(matrix.key, None)) is not None:
             release()
 
@@ -140,7 +140,7 @@ class Prefetcher:
             self._ready.put(error)
 
     def _read(self, shard: Shard, matrices: Sequence[Matrix]) -> Iterator[Read]:
-        """Read the matrices of one shard in its way."""
+        """Read the matrices of one shard, as `fetches` says."""
         budgets, fetch = self._budgets, self._fetches[shard.name]
         parts = PartReader(self._shards, matrices, budgets.parts, self._count)
         if isinstance(shard, LocalShard):
@@ -157,21 +157,21 @@ class Prefetcher:
                 return
             if budgets.disk.is_over(shard.nbytes):
                 raise SourceError(
-                    f"{shard.where}: the server stopped to send byte ranges, and the {si_bytes(shard.nbytes)} of the "
+                    f"{shard.where}: the server no longer sends byte ranges, and the {si_bytes(shard.nbytes)} of the "
                     "whole shard do not fit on the disk",
                     reason="too_little_disk",
                 )
-            _log.warning("%s: the server stopped to send byte ranges; the shard is downloaded", shard.where)
+            _log.warning("%s: the server no longer sends byte ranges, so the shard is downloaded", shard.where)
             matrices, parts = left, PartReader(self._shards, left, budgets.parts, self._count)
         yield from read_downloaded(shard, matrices, parts, folder=self._folder, budgets=budgets, on_bytes=self._count)
 
     def _count(self, nbytes: int) -> None:
-        """Count bytes from the network; raises `Closed` after the end, since a download cannot be interrupted."""
+        """Count bytes from the network; raise `Closed` after the end, since a download cannot be interrupted."""
         if self._halt.is_set():
             raise Closed
         with self._lock:
             self._traffic.fetched_nbytes += nbytes
 
     def _remove_folder(self) -> None:
-        # A process that was killed may have left shards there. Only one scan at a time writes to one result.
+        # A killed process may have left shards there. Only one scan at a time writes to one result.
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -28,12 +28,12 @@ def read_ranged(
     """Fetch matrices by range, several requests at a time, and yield them in order.
 
     Args:
-        matrices: of this shard, in the order of their bytes.
+        matrices: the matrices of this shard, in the order of their bytes.
         ahead: bytes are taken from it before they are requested, and given back by the `release` of a matrix.
         halt: set it to end requests that are under way.
 
     Returns:
-        The matrices that were not read, because the server stopped to send ranges; else none.
+        The matrices that were not read because the server stopped sending ranges; empty in most cases.
 
     Raises:
         Closed; Halted; SourceError; CheckpointError: changed; ComputeError: too_little_memory.
@@ -57,7 +57,7 @@ class _Buffer:
         self.tensor, self.bytes = empty_matrix(matrix)
 
     def write(self, position: int, chunk: bytes) -> None:
-        """Copy the part of a chunk that belongs to the matrix; `position` is where the chunk begins."""
+        """Copy the part of a chunk that belongs to the matrix; the chunk begins at `position`."""
         first, last = max(position, self.start), min(position + len(chunk), self.stop)
         if first < last:
             self.bytes[first - self.start : last - self.start] = chunk[first - position : last - position]
@@ -99,7 +99,7 @@ class _RangedRun:
             # Only a matrix that was delivered can be released.
             while self._pending and not self._ahead.has_room(nbytes):
                 yield from self._deliver()
-            # A matrix of which only a part was requested cannot be released, so it is not waited for.
+            # A matrix that is only requested in part cannot be released, so waiting for it would not help.
             self._ahead.take(nbytes, beside=sum(b.matrix.nbytes for b in unfinished))
             self.requested |= {w.key: w for w in starting}
             unfinished += [_Buffer(w) for w in starting]

@@ -1,4 +1,4 @@
-"""Axolotl: `unfrozen_parameters`, written as Spectrum writes it and matched as Axolotl matches it.
+"""Axolotl: `unfrozen_parameters`, written like Spectrum and matched like Axolotl.
 
 Axolotl trains the parameters whose name matches a pattern of the list and freezes the rest. A pattern is a regular
 expression that must match from the start of the name, not to its end. A dot in it is literal unless a plus follows,
@@ -37,12 +37,12 @@ class Axolotl(Trainer):
 
     name = "axolotl"
     suffix = "yaml"
-    advice = "the list is part of an Axolotl config; Axolotl trains the bias of a module with its weight"
+    advice = "copy the list into your Axolotl config; Axolotl trains the bias of a module with its weight"
     always_by_pattern = True
 
     @property
     def label(self) -> str:
-        """Spectrum's own word in the name of the file."""
+        """The word that Spectrum has in the name of the file."""
         return "unfrozenparameters"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
@@ -129,7 +129,7 @@ class Pattern:
         try:
             return re.compile(_DOT.sub(r"\\.", rows[1] if rows else self.text))
         except re.error as error:
-            # The user knows the entry, not the expression that Axolotl makes of it.
+            # The user knows the entry, but not the expression that Axolotl makes from it.
             raise re.error(error.msg, self.text) from error
 
     def matches(self, parameter: str) -> bool:
@@ -148,19 +148,19 @@ def patterns(selection: Selection, parameters: Collection[str] | None = None) ->
 
 
 def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
-    """Return the patterns of `render` that are whole names of parameters where Spectrum writes a module's."""
+    """Return the patterns of `render` that are names of parameters, where Spectrum writes the module."""
     return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS_PATTERNS)
 
 
 def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
     """Return the patterns for one chosen module.
 
-    One is enough: the name of the module, or that of its parameter if other parameters start with the module's. A
+    One is enough: the name of the module, or of its parameter if other parameters start with the module's name. A
     tied head has a second one, since the pattern of Spectrum for it matches nothing.
     """
     module = plain(target.module)
     if target.tied:
-        # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs a pattern of its own.
+        # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs its own pattern.
         by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS_PATTERNS
         embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
         return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
@@ -191,7 +191,7 @@ def plain(name: str) -> str:
     """Return a name that is literal both unquoted in YAML and as a pattern of Axolotl.
 
     Raises:
-        ResultError: unsafe_name, it is not.
+        ResultError: unsafe_name, the name is not literal.
     """
     # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
     if not _LITERAL.fullmatch(name) or (name and yaml.safe_load(name) != name):
@@ -204,12 +204,12 @@ def _always(selection: Selection) -> list[str]:
 
 
 def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sharded: bool) -> str | None:
-    """Say what is wrong with the rows that an entry selects, if it selects any."""
+    """Return the problem with the rows that an entry selects, or None."""
     rows = _ROW_NUMBERS.search(entry)
     if rows is None:
         return None
     if is_sharded:
-        return "selects rows of a parameter, which do not exist where it is sharded"
+        return "selects rows of a parameter, but a sharded parameter has no rows"
     pattern = Pattern(entry)
     counts = [shape[0] for name, shape in shapes.items() if shape and pattern.matches(name)]
     first = int(rows[1] or 0)
@@ -219,7 +219,7 @@ def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sha
 
 
 def _is_zero3(deepspeed: Any) -> bool:
-    """Whether a config of DeepSpeed, or the name of its file, says that parameters are sharded."""
+    """Whether parameters are sharded, by a config of DeepSpeed or the name of its file."""
     if isinstance(deepspeed, dict):
         zero = deepspeed.get("zero_optimization")
         return isinstance(zero, dict) and zero.get("stage") == 3

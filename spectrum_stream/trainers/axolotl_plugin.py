@@ -1,4 +1,4 @@
-"""Axolotl's Spectrum plugin: a result file from which the plugin itself chooses the modules that were chosen here.
+"""Axolotl's Spectrum plugin: a result file from which the plugin makes the same choice.
 
 The plugin takes the best `spectrum_top_fraction` of each group of ./model_snr_results/snr_results_{slug}.json, adds
 the head and the embedding, and makes `unfrozen_parameters` of them. (axolotl 0.19.0, integrations/spectrum/

@@ -1,8 +1,8 @@
 """DistillKit: `frozen_res`, a list of expressions for the parameters to freeze.
 
 DistillKit freezes a parameter if an expression of the list is found in its name, and trains it otherwise.
-(arcee-ai/DistillKit, distillkit/main.py, load_student_model; it is in no registry) So the file has one expression,
-which is found in every name except the chosen ones.
+(arcee-ai/DistillKit, distillkit/main.py, load_student_model; not in a registry) So the file has one expression, which
+is found in every name except the chosen ones.
 """
 
 import re
@@ -17,11 +17,11 @@ from .trainer import Entry, Trainer, strings
 
 
 class DistillKit(Trainer):
-    """DistillKit, by the expressions that freeze."""
+    """DistillKit, by expressions for the frozen parameters."""
 
     name = "distillkit"
     suffix = "yaml"
-    advice = "the list is part of a DistillKit config"
+    advice = "copy the list into your DistillKit config"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

@@ -1,4 +1,4 @@
-"""Apply a selection to a torch model by Axolotl's rules: train the parameters that it names, freeze the rest."""
+"""Apply a selection to a torch model by Axolotl's rules: train the selected parameters, freeze the rest."""
 
 import re
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
             all_frozen; row_range; bad_pattern; not_trainable. The model is unchanged then.
         ResultError: the file cannot be read.
     """
-    # With duplicates, so that `^lm_head.weight$` finds a tied head, which the model lists under the embedding only.
+    # With duplicates, `^lm_head.weight$` finds a tied head, which the model lists under the embedding only.
     parameters = list(model.named_parameters(remove_duplicate=False))
     texts = _patterns(selection, [name for name, _ in parameters])
     chosen: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:
     pattern = axolotl.Pattern(text)
     if pattern.names_rows:
         raise FreezeError(
-            f"{text!r} selects rows of a parameter, and requires_grad trains whole ones only",
+            f"{text!r} selects rows of a parameter, but requires_grad trains whole parameters only",
             reason="row_range",
         )
     try:

@@ -5,7 +5,7 @@
 layer; or if its name contains an entry of `freeze_extra_modules`, a module outside of the layers.
 (llamafactory 0.9.5, model/adapter.py, _setup_freeze_tuning)
 
-Few selections can be expressed so. Single matrices cannot.
+This can express few selections, and no single matrices.
 """
 
 import re
@@ -27,7 +27,7 @@ class LlamaFactory(Trainer):
 
     name = "llama-factory"
     suffix = "yaml"
-    advice = "the keys are part of a LLaMA-Factory config"
+    advice = "copy the keys into your LLaMA-Factory config"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.
@@ -88,7 +88,7 @@ def _extra_modules(config: dict[str, str]) -> list[str]:
 
 
 def _layer_count(names: Sequence[str]) -> int | None:
-    """Return the number of layers, which LLaMA-Factory reads in the config; None for more than one stack of them."""
+    """Return the number of layers, which LLaMA-Factory reads from the config; None for several stacks of layers."""
     found = [match for name in names if (match := _LAYER.match(name))]
     if len({match[1] for match in found}) != 1:
         return None

@@ -4,7 +4,7 @@ In full-parameter training with `freeze_parameters_ratio: 1` ms-swift first free
 parameter with a name that starts with an entry of the list, or in which the expression is found.
 (ms-swift 4.6.0, swift/utils/transformers_utils.py, freeze_parameters and activate_parameters)
 
-The list is written where it is exact. Where other parameters start with the name of a chosen one, the expression is.
+The list is written if it is exact. If other parameters start with the name of a chosen one, the expression is.
 """
 
 import re
@@ -23,7 +23,7 @@ from .trainer import Entry, Finding, Trainer, adapter_findings, find_matches, st
 _LIST = "trainable_parameters"
 _REGEX = "trainable_parameters_regex"
 
-# ms-swift starts itself again with its config as arguments, and Linux takes 32 pages for one of them.
+# ms-swift starts itself again with its config as arguments, and an argument on Linux can have 32 pages.
 _MAX_NBYTES = 131_072
 
 
@@ -32,7 +32,7 @@ class MsSwift(Trainer):
 
     name = "ms-swift"
     suffix = "yaml"
-    advice = "for full-parameter training; the same keys are options of `swift sft`"
+    advice = "use it for full-parameter training; `swift sft` has options of the same names"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the config.
@@ -65,7 +65,7 @@ class MsSwift(Trainer):
         config = yaml.safe_load(text)
         if not _freezes_all(config):
             return set(names)
-        # The expression counts as a whole: a flag or a group of one alternative can concern another one.
+        # The expression counts as a whole, because a flag or a group of one alternative can affect another one.
         whole = [Entry(config[_REGEX], re.compile(config[_REGEX]), False)] if config.get(_REGEX) else []
         return find_matches([*_starts(config), *whole], names)
 
@@ -88,6 +88,6 @@ def _starts(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def _freezes_all(config: Mapping[str, Any]) -> bool:
-    """Whether ms-swift freezes everything first; else it trains the entries among all others."""
+    """Whether ms-swift first freezes all parameters; otherwise it trains all of them."""
     ratio = config.get("freeze_parameters_ratio", 0)
     return isinstance(ratio, (int, float)) and ratio >= 1

@@ -1,4 +1,4 @@
-"""The parameters of a model, against which `verify` checks a file."""
+"""The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
 from ..model.config import ModelConfig
+from ..model.names import is_extra_layer, module_of
 from ..model.parameters import Names, renaming
 from ..model.quantization import is_companion, parameter_of
 
@@ -17,22 +18,24 @@ class Parameters:
     """The parameters of a model, by the trainer's names.
 
     Attributes:
-        shapes: by name, in the model's order; None for an unknown shape.
-        origin: where the names come from, a noun phrase.
-        tied: names that are another parameter, and the name of that one.
+        shapes: the shapes by name, in the model's order; None for an unknown shape.
+        origin: the origin of the names, a noun phrase.
+        tied: names that share another parameter, each with the name of that one.
+        is_established: whether these are the names that were asked for; those of an unknown family are not.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     origin: str
     tied: Mapping[str, str]
+    is_established: bool = True
 
 
 def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
     """Find the parameters of MODEL, by a list, the model that transformers builds, or the checkpoint.
 
     Args:
-        names: all names in the trainer, and MODEL is then not read; or a member of `Names`, of which only
-            `Names.INSTALLED` asks transformers.
+        names: all names in the trainer, and MODEL is then not read; or a member of `Names`. Only `Names.INSTALLED`
+            needs transformers.
 
     Raises:
         UsageError: no_model; conflicting_options; missing_extra, unknown_architecture, for names of transformers.
@@ -50,15 +53,18 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         shapes, tied = transformers_names.find_model_parameters(config)
         return Parameters(shapes, "the model that transformers builds from config.json", tied)
     checkpoint = read_checkpoint(source)
+    rename = renaming(config, names)
+    # transformers does not load layers for multi-token prediction.
+    drops_extra = names is not Names.CHECKPOINT and rename.is_known
     stored = [
         (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
         for _, tensor in checkpoint.tensors
         if not is_companion(tensor.name)
+        and not (drops_extra and is_extra_layer(module_of(tensor.name), config.layer_count))
     ]
-    rename = renaming(config, names)
     renamed: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored:
         there = rename.of(name)
-        # A stored tensor that is a part of a parameter does not have its shape.
+        # A stored tensor that is only a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.origin, {})
+    return Parameters(renamed, rename.origin, {}, is_established=rename.is_known or names is Names.CHECKPOINT)

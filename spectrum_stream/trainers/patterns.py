@@ -1,4 +1,4 @@
-"""Match regular expressions against many names, by a look at those only that share the literal prefix of each."""
+"""Match regular expressions against many names, fast: only names with the literal prefix are tried."""
 
 import bisect
 import re
@@ -11,7 +11,7 @@ _REPEATS = ("*", "?", "{", "|")
 
 
 class SortedNames:
-    """Names of parameters, sorted, so that those with a prefix lie together."""
+    """Names of parameters, sorted, so that names with the same prefix are together."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.all = sorted(set(names))
@@ -20,7 +20,7 @@ class SortedNames:
         return starting_with(self.all, prefix)
 
     def found(self, pattern: re.Pattern[str], *, anchored: bool) -> Iterator[re.Match[str]]:
-        """Yield the match in each name that has one; an anchored pattern must match from the start of a name."""
+        """Yield the matches; an anchored pattern must match from the start of a name."""
         prefix = literal_prefix(pattern.pattern) if anchored or pattern.pattern.startswith("^") else ""
         look = pattern.match if anchored else pattern.search
         return (match for name in self.starting_with(prefix) if (match := look(name)) is not None)
@@ -51,7 +51,7 @@ def literal_prefix(pattern: str) -> str:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives; a pattern without any stays whole."""
+    """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives; without `|`, return one part."""
     before, inner, after = "", pattern, ""
     if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _is_one_group(pattern):
         before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"

@@ -1,19 +1,19 @@
 """PEFT: the options of a `LoraConfig` that adapts the chosen modules.
 
 A string as `target_modules` is a regular expression that must match the whole name of a module. An entry of
-`target_parameters` is the whole name of a parameter, or its end after a dot. It is for fused experts, which have no
-module of their own. The key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank.
+`target_parameters` is the whole name of a parameter, or its end after a dot. It is for fused experts, which are not
+modules. The key of `rank_pattern` that first matches a name as `(.*\\.)?(key)$` gives its rank.
 (peft 0.21.2, tuners/tuners_utils.py, check_target_module_exists and _inject_parameters; utils/other.py,
 get_pattern_key)
 
 For mixtures of experts PEFT reduces a string to the last parts of the names that it matches, and drops the layers.
-It also takes `gate`, `up_proj` and others for what transformers 4 called the experts, wherever they are. So such
-models get a list of whole names. The export fails for names that PEFT would take for experts, and for routers, which
-PEFT cannot adapt. (utils/transformers_weight_conversion.py, _convert_peft_config_moe)
+It also treats `gate`, `up_proj` and others as the experts of transformers 4, wherever they are. So such models get a
+list of whole names. The export fails for names that PEFT would treat as experts, and for routers, which PEFT cannot
+adapt. (utils/transformers_weight_conversion.py, _convert_peft_config_moe)
 
 An adapter does not train the weight itself. So the head and the embedding, which Spectrum always trains, are adapted
-only if they were chosen. The better half of the chosen modules of a group has twice the rank of the rest. That is a
-rule of this tool, not a published one; delete `rank_pattern` to have one rank. Fused experts have the lower rank,
+only if they were chosen. The better half of the chosen modules of a group has twice the rank of the rest. This is a
+rule of this tool, not a published one. Delete `rank_pattern` to have one rank. Fused experts have the lower rank,
 because PEFT 0.21 ignores their keys.
 """
 
@@ -41,7 +41,7 @@ class Peft(Trainer):
 
     name = "peft"
     suffix = "json"
-    advice = "LoraConfig(**json.load(open(FILE))); the other weights of the model stay frozen"
+    advice = "make LoraConfig(**json.load(open(FILE))) of it; the other weights of the model stay frozen"
     takes = "JSON"
     trains_adapters = True
 
@@ -49,9 +49,8 @@ class Peft(Trainer):
         """Write the options as JSON.
 
         Raises:
-            ResultError: not_adaptable, a norm, which LoRA has no adapter for, or a tied head, a router or a module
-                that PEFT takes for experts; inexact, the name of fused experts is the end of another name;
-                nothing_chosen; no_such_parameter.
+            ResultError: not_adaptable, a norm, a tied head, a router or a module that PEFT would treat as experts;
+                inexact, the name of fused experts is the end of another name; nothing_chosen; no_such_parameter.
         """
         targets = targets_of(selection, parameters)
         if not targets.chosen:
@@ -63,7 +62,7 @@ class Peft(Trainer):
         is_mixture = _is_mixture((*targets.names, *fused))
         if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
             raise ResultError(
-                f"PEFT adapts no routers, and takes modules of these names for experts: {taken[0]}",
+                f"PEFT adapts no routers, and treats modules of these names as experts: {taken[0]}",
                 reason="not_adaptable",
                 hint=f"leave such groups out: --groups '{group_of(taken[0])}=0'",
             )
@@ -117,14 +116,14 @@ class Peft(Trainer):
 
 
 def _check(target: Target, names: Collection[str]) -> None:
-    """Raise ResultError for a target that PEFT cannot adapt, or not alone."""
+    """Raise ResultError for a target that PEFT cannot adapt, or only with other ones."""
     if is_norm(target.module):
         raise ResultError(
             f"LoRA has no adapter for the norm {target.module}", reason="not_adaptable", hint="--no-norms"
         )
     if target.tied:
         raise ResultError(
-            f"{target.module} is tied to {target.parameter}, and an adapter would untie them",
+            f"{target.module} is tied to {target.parameter}, but an adapter would untie them",
             reason="not_adaptable",
             hint="--no-head",
         )
@@ -139,12 +138,12 @@ def _is_mixture(names: Iterable[str]) -> bool:
 
 
 def _matcher(modules: object) -> Callable[[str], object]:
-    """Return the test for the name of a module, by a value of `target_modules` or `exclude_modules`.
+    """Return a test for the name of a module, by a value of `target_modules` or `exclude_modules`.
 
     A string must match the whole name. An entry of a list must be the whole name, or its end after a dot.
     """
     if isinstance(modules, str) and modules.lower() == _ALL_LINEAR:
-        # A name does not tell for certain which modules are linear. PEFT leaves out the head.
+        # A name is only a guess whether a module is linear. PEFT leaves out the head.
         return lambda module: not (is_norm(module) or is_embedding(module) or is_head(module))
     if isinstance(modules, str):
         return re.compile(modules).fullmatch

@@ -16,13 +16,13 @@ class PlainJson(Trainer):
 
     name = "json"
     suffix = "json"
-    advice = "a value of null was infinite or NaN"
+    advice = "read it with a program of your own; a value of null was infinite or NaN"
     takes = "JSON"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the metric, the rule, the parameters to train and each chosen module with its value.
 
-        `snr` is there for Spectrum's score only.
+        Only Spectrum's score is also written as `snr`.
 
         Raises:
             ResultError: no_such_parameter, nothing_chosen.

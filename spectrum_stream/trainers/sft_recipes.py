@@ -1,7 +1,7 @@
 """A list of patterns for recipes that read lines instead of YAML: philschmid's run_sft.py, and SageMaker's.
 
-The recipes take the text between the first `- ` and the next of each line that begins with `- `. They train the
-parameters whose name it matches from the start, as a plain regular expression: a dot is any character.
+For each line that begins with `- `, the recipes take the text up to the next `- `. It is a plain regular expression,
+in which a dot is any character. They train the parameters with a name that it matches from the start.
 (`spectrum_config_path`; philschmid/deep-learning-pytorch-huggingface, training/scripts/run_sft.py;
 aws-samples/amazon-sagemaker-generativeai, sft.py; neither is in a registry)
 

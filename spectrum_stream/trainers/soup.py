@@ -1,7 +1,7 @@
 """Soup: `training.unfrozen_parameters`.
 
-Soup trains the parameters in whose names an entry is found, a regular expression. It takes at most 50,000 entries of
-at most 512 characters. (soup-cli 0.77.0, soup_cli/utils/freeze.py, apply_unfrozen_parameters;
+An entry is a regular expression. Soup trains the parameters with a name in which an entry is found. It accepts at
+most 50,000 entries of at most 512 characters. (soup-cli 0.77.0, soup_cli/utils/freeze.py, apply_unfrozen_parameters;
 soup_cli/config/schema.py)
 """
 
@@ -24,18 +24,18 @@ class Soup(Trainer):
 
     name = "soup"
     suffix = "yaml"
-    advice = "the list is part of soup.yaml"
+    advice = "copy the list into your soup.yaml"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.
 
         Raises:
-            ResultError: too_large, more or longer entries than Soup takes; no_such_parameter, nothing_chosen.
+            ResultError: too_large, more or longer entries than Soup accepts; no_such_parameter, nothing_chosen.
         """
         entries = [exactly([name]) for name in targets_of(selection, parameters).parameters]
         if len(entries) > _MAX_ENTRIES or any(len(entry) > _MAX_LENGTH for entry in entries):
             raise ResultError(
-                f"Soup takes at most {_MAX_ENTRIES} entries of at most {_MAX_LENGTH} characters", reason="too_large"
+                f"Soup accepts at most {_MAX_ENTRIES} entries of at most {_MAX_LENGTH} characters", reason="too_large"
             )
         return yaml.safe_dump({"training": {"unfrozen_parameters": entries}}, width=10_000)
 

@@ -16,8 +16,8 @@ class Target:
 
     Attributes:
         module, group, value, rank_key: as in the result, see `Module`.
-        parameter: the parameter to train; for a tied head that of the embedding.
-        certain: whether its name was read from the model or the record, and not made from that of the module.
+        parameter: the parameter to train; for a tied head, the parameter of the embedding.
+        certain: whether its name comes from the model or the record, and is not guessed from the module.
         tied: whether it is the parameter of another module.
     """
 
@@ -31,7 +31,7 @@ class Target:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the parameter has the name of the module itself, as fused experts have."""
+        """Whether the parameter has the name of the module itself, like fused experts."""
         return self.parameter == self.module
 
 
@@ -69,7 +69,7 @@ def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:
 
     Raises:
         ResultError: no_such_parameter, `names` has none for a chosen module; nothing_chosen, there is nothing to
-            train, which many trainers read as everything.
+            train, and many trainers would then train all parameters.
     """
     given = None if names is None else frozenset(names)
     by_name = {module.name: module for module in selection.result.modules}
@@ -91,7 +91,7 @@ def _target(module: Module, by_name: dict[str, Module], given: frozenset[str] | 
         raise ResultError(
             f"the model has no parameter for {module.name}",
             reason="no_such_parameter",
-            hint="compare the model and the version of transformers of the names with those of the scan (--names)",
+            hint="check that the names are of the scanned model, and of the same version of transformers (--names)",
         )
     return Target(
         module=module.name,
@@ -120,7 +120,7 @@ def exactly(names: Iterable[str]) -> str:
 
 
 def inexact(message: str, hint: str) -> ResultError:
-    """Return the error of a format that would train something else than the choice."""
+    """Return the error of a format that would not train exactly the choice."""
     return ResultError(message, reason="inexact", hint=hint)
 
 
@@ -129,5 +129,5 @@ def needs_names(subject: str) -> ResultError:
     return ResultError(
         f"{subject} needs the names of all parameters of the model",
         reason="needs_names",
-        hint="pass --names FILE with one name a line, as model.named_parameters() gives them",
+        hint="pass --names FILE with the names of model.named_parameters(), one a line",
     )

@@ -1,7 +1,7 @@
-"""A trainer: the file that it reads, how it matches names, and which of its other settings matter.
+"""A trainer: the file that it reads, its rule to match names, and its other settings that matter.
 
-Each trainer is one subclass of `Trainer` in a file of its own and one row of the registry in `trainers/__init__.py`.
-`select` writes its file and `verify` reads it; neither knows any trainer by name.
+Each trainer is one subclass of `Trainer` in a separate file, and one row of the registry in `trainers/__init__.py`.
+`select` writes its file and `verify` reads it. Neither knows any trainer by name.
 """
 
 import re
@@ -17,7 +17,7 @@ from .patterns import SortedNames
 
 
 class Reason(StrEnum):
-    """Why `verify` reports a finding; the values are stable codes."""
+    """The reason for a finding of `verify`; the values are stable codes."""
 
     NO_MATCH = "no_match"  # the entry matches no parameter
     TOO_MANY = "too_many"  # it also matches parameters that it does not name: layers.10 for layers.1
@@ -33,17 +33,17 @@ class Reason(StrEnum):
 
     @property
     def is_note(self) -> bool:
-        """Whether the training does what was meant all the same."""
+        """Whether the training works as selected in spite of the finding."""
         return self is Reason.TIED_HEAD
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that `verify` reports.
+    """A problem, or a note, that `verify` reports.
 
     Attributes:
         entry: the entry of the file, or its setting; empty for the file as a whole.
-        detail: what is wrong with it, a clause.
+        detail: the problem, a clause.
     """
 
     reason: Reason
@@ -57,7 +57,7 @@ class Entry:
 
     Attributes:
         text: the entry as written.
-        pattern: finds the parameters that it trains.
+        pattern: an expression that finds the parameters that it trains.
         anchored: whether the pattern must match from the start of a name.
     """
 
@@ -75,14 +75,14 @@ class Trainer(ABC):
 
     Attributes:
         name: the value of `--format`.
-        suffix: of the file, without a dot.
-        advice: what to do with the file, a clause.
+        suffix: the suffix of the file, without a dot.
+        advice: the use of the file, a clause.
         takes: the language of the file, for messages.
         trains_adapters: whether the trainer trains adapters of the chosen modules instead of their weights.
-        has_result_schema: whether the file has the schema of a result, which `verify` must not take it for.
+        has_result_schema: whether the file has the schema of a result, so that `verify` must not read it as one.
         always_by_pattern: whether head and embedding are named by Spectrum's two patterns only. These do not match a
             head that is tied to an embedding of another name.
-        label: stands for the trainer in the name of the file; default: `name`.
+        label: the word for the trainer in the name of the file; default: `name`.
     """
 
     name: ClassVar[str]
@@ -105,19 +105,19 @@ class Trainer(ABC):
             parameters: the names of all parameters of the model in the trainer; None if they are not known.
 
         Raises:
-            ResultError: the format cannot express the selection exactly; `reason` says why.
+            ResultError: the format cannot express the selection exactly.
         """
 
     @abstractmethod
     def entries(self, text: str) -> list[Entry]:
-        """Read the entries of a file; for a list of frozen parameters, the entries that it spares."""
+        """Read the entries of a file; for a list of frozen parameters, the entries that stay trained."""
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         """Return the names that the trainer trains, given this file and a model with these parameters."""
         return find_matches(self.entries(text), names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
-        """Find settings of the file, apart from its entries, that do not go with frozen parameters."""
+        """Find settings of the file, apart from its entries, that do not work with frozen parameters."""
         return []
 
     def advise(self, entry: str) -> str | None:
@@ -132,7 +132,7 @@ class Trainer(ABC):
         return [
             self.advice,
             f"like Spectrum, it also trains {always} if the model has them; "
-            "select --no-head and --no-embeddings leave them out",
+            "use --no-head and --no-embeddings with select to leave them out",
         ]
 
 
@@ -148,7 +148,7 @@ def exact(name: str) -> Entry:
 
 
 def strings(value: Any) -> list[str]:
-    """Return a list of strings as it is.
+    """Return a list of strings unchanged.
 
     Raises:
         TypeError: `value` is something else. A string is not a list of its letters.
@@ -159,7 +159,7 @@ def strings(value: Any) -> list[str]:
 
 
 def adapter_findings(setting: str, kind: object) -> list[Finding]:
-    """Report a kind of tuning that trains an adapter."""
+    """Report a kind of tuning that trains an adapter instead of weights."""
     if kind in ("full", "freeze"):
         return []
     return [Finding(Reason.ADAPTER, f"{setting}: {kind}", "trains an adapter; the weights of the model stay frozen")]

@@ -1,7 +1,7 @@
 """Check a selection or a result against the parameters of a model, by the rules of its trainer, before any training.
 
 Trainers silently ignore wrong names. If a pattern matches nothing, the chosen parameter stays frozen. If it matches
-too much, others are trained as well. An empty list trains everything.
+too much, other parameters are trained too. An empty list trains all parameters.
 """
 
 import json
@@ -31,7 +31,7 @@ class Verdict:
 
     Attributes:
         parameters: the number of parameters of the model, tied names not counted.
-        origin: where their names come from, a noun phrase.
+        origin: the origin of their names, a noun phrase.
         trained: the parameters that would be trained; empty for a result, which chooses none.
     """
 
@@ -102,7 +102,7 @@ def _check_entries(
             continue
         if (alias := next(tied.found(entry.pattern, anchored=entry.anchored), None)) is not None:
             findings.append(_report_tied(entry.text, parameters.tied[alias.string]))
-        # Spectrum writes these two for every model, and trainers ignore the one that the model lacks.
+        # Spectrum writes these two for every model, and trainers ignore those that the model lacks.
         elif _read_name(entry.text) not in _ALWAYS_NAMES:
             advice = trainer.advise(entry.text) or _find_nearest(entry.text, parameters)
             detail = f"matches no parameter; {advice}" if advice else "matches no parameter"
@@ -111,7 +111,7 @@ def _check_entries(
 
 
 def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
-    """Check the modules of a result; None for a file that is not a result."""
+    """Check the modules of a result; return None for a file that is not a result."""
     if path.suffix not in (".json", ".sqlite"):
         return None
     try:
@@ -138,21 +138,21 @@ def _report_tied(entry: str, owner: str) -> Finding:
 
 
 def _is_whole(match: re.Match[str]) -> bool:
-    """Whether a match is whole components of a name: `layers.1` in `layers.1.mlp`, not in `layers.10.mlp`."""
+    """Whether a match has only whole components of a name: `layers.1` in `layers.1.mlp`, not in `layers.10.mlp`."""
     name, start, end = match.string, match.start(), match.end()
     begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
     return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
 
 
 def _read_name(entry: str) -> str | None:
-    """Return the name that an entry spells; None for a pattern that stands for several."""
+    """Return the name that an entry spells; None for a pattern that stands for several names."""
     name = re.sub(r"\[[0-9:]*\]$", "", entry).removeprefix("^").removesuffix("$")
     name = re.sub(r"^\(\?:(.*)\)$", r"\1", name).replace("\\.", ".").replace("\\-", "-").replace("\\_", "_")
     return name if re.fullmatch(r"[A-Za-z0-9_.\-]+", name) else None
 
 
 def _find_nearest(entry: str, parameters: Parameters) -> str | None:
-    """Name a parameter of the model that ends like the entry."""
+    """Return a clause with a parameter of the model that ends like the entry, or None."""
     name = _read_name(entry)
     if name is None:
         return None

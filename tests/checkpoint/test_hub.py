@@ -523,7 +523,7 @@ def test_hub_command_line_prints_the_fetch(
     hub.script("probe", hub_server.status(429, retry_after="1"))
     done = cli("scan", REPO)
     assert COMMIT in done.stderr
-    assert "asking again in 1 s" in done.stderr
+    assert "retrying in 1 s" in done.stderr
     assert "-bound" in done.stderr
     quiet = cli("scan", REPO, "-q", "--fresh")
     assert quiet.stdout == quiet.stderr == ""
@@ -667,7 +667,7 @@ def test_hub_interrupted_plan_does_not_wait_for_the_server(hub: HubServer, worki
     command = [*COMMAND, "plan", REPO]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "asking again" in process.stderr.readline()
+    assert "retrying" in process.stderr.readline()
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=50)
@@ -738,9 +738,9 @@ def test_hub_retry_notes_are_printed_once_without_address() -> None:
     sink = Sink()
     handler = LogNotes(sink)  # type: ignore[arg-type]
     for name, message in (
-        ("spectrum_stream", "a: no connection; asking again in 1 s"),
-        ("spectrum_stream", "a: no connection; asking again in 2 s"),
-        ("spectrum_stream", "b: no connection; asking again in 1 s"),
+        ("spectrum_stream", "a: no connection; retrying in 1 s"),
+        ("spectrum_stream", "a: no connection; retrying in 2 s"),
+        ("spectrum_stream", "b: no connection; retrying in 1 s"),
         ("spectrum_stream", "see https://x?Signature=secret"),
         ("huggingface_hub.utils._http", "Retrying in 1s [Retry 1/5]."),
         ("huggingface_hub.utils._http", "Rate limited. Waiting 31.0s before retry [Retry 1/5]."),

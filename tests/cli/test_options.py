@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 
 from spectrum_stream import scan
-from spectrum_stream.cli import app
 from spectrum_stream.cli.values import group_patterns_of, group_percents_of
 from spectrum_stream.errors import UsageError
 from spectrum_stream.streaming.plan import Plan, plan
@@ -161,7 +161,7 @@ def test_select_metric_shows_its_true_values_and_its_order(cli: Cli, save: Save,
 
 
 def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(error: OSError) -> None:
         def fail(*args: object, **kwargs: object) -> None:
@@ -174,9 +174,35 @@ def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
     # As torch raises for a library that is missing, and as a file raises.
     for error in (OSError("libcublas.so: cannot open"), OSError(errno.EIO, "Input/output error", "shard")):
         failing(error)
-        monkeypatch.setattr("sys.argv", ["spectrum-stream", "plan", "m"])
-        with pytest.raises(OSError, match=r"libcublas|shard"):
-            app.main()
+        done = cli("plan", "m", code=1)
+        assert reason(done) == "system_error"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["plan", "{model}", "--out", "x" * 300],
+        ["scan", "{model}", "--out", "x" * 300],
+        ["select", f"{'x' * 300}.sqlite", "--top-percent", "50"],
+        ["report", f"{'x' * 300}.json"],
+        ["compare", f"{'x' * 300}.sqlite", "--metric", "alpha"],
+    ],
+    ids=lambda args: str(args[0]),
+)
+def test_path_that_is_too_long_is_one_sentence(cli: Cli, save: Save, args: list[str]) -> None:
+    model = str(save(llama_tensors(1)))
+    done = cli(*(word.format(model=model) for word in args), code=1)
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("names", ["checkpoint", "transformers-v4", "transformers-v5"])
+def test_select_suggests_to_verify_by_the_names_of_the_result(cli: Cli, save: Save, names: str) -> None:
+    model = save(single_experts() | llama_tensors(2), config={"model_type": "mixtral", "num_local_experts": 4})
+    cli("scan", model, "--name", "x", "--names", names)
+    done = cli("select", RESULT, "--top-percent", "50")
+    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: spectrum-stream "))
+    assert ("--names" in words) == (names != "transformers-v5")
+    assert json.loads(cli(*words, "--json").stdout)["good"]
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_select_warns_of_a_tied_head_that_spectrums_patterns_miss(cli: Cli, save
 def test_select_says_that_sizes_are_unknown(cli: Cli) -> None:
     done = cli("select", FOREIGN, "--top-percent", "50", "--json")
     assert "trainable_weights" not in json.loads(done.stdout)
-    assert "unknown without a scan record" in done.stderr
+    assert "unknown without the scan record" in done.stderr
     assert reason(cli("select", FOREIGN, "--params", "2B", code=1)) == "unknown_sizes"
 
 
@@ -226,8 +226,8 @@ def test_select_by_a_metric_needs_a_record(cli: Cli) -> None:
 @pytest.mark.usefixtures("scanned")
 def test_select_counts_doubtful_scores_only_with_a_record(cli: Cli) -> None:
     done = cli("select", RESULT, "--top-percent", "50")
-    assert "tied at the cut: 4" in done.stdout
-    assert "inexact: 0" in done.stdout
+    assert "equal scores at the cut: 4" in done.stdout
+    assert "inexact scores: 0" in done.stdout
     diagnostics = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)["diagnostics"]
     assert diagnostics["input_layernorm"] == {"degenerate": 0, "tied": 4, "inexact": 0}
     # A quarter as wide as long, noise alone: nothing is below Spectrum's threshold.

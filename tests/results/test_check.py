@@ -137,7 +137,7 @@ PROVENANCE: dict[Reason, list[Callable[[dict[str, Any]], Any]]] = {
         lambda d: d.update(program="/home/me/spectrum_stream"),
         lambda d: d.update(program="C:\\Users\\me"),
         lambda d: d.update(program="~/models"),
-        lambda d: d["methods"].update({"file:///x": 1}),
+        lambda d: d["precisions"].update({"file:///x": 1}),
     ],
     Reason.OTHER_RECORD: [
         lambda d: d.update(commit="0" * 40),

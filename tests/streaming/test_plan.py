@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, UsageError
 from spectrum_stream.model.names import pick_groups
 from spectrum_stream.model.no_score import NoScore
@@ -19,6 +20,14 @@ from ..support.checkpoints import TIED, Save, llama_tensors
 
 def reasons(a_plan: Plan) -> dict[str, NoScore]:
     return {s.tensor: s.no_score for s in a_plan.skipped}
+
+
+@pytest.mark.parametrize("option", ["modules", "target", "max_memory", "wait"])
+def test_plan_and_scan_reject_unknown_options(save: Save, option: str) -> None:
+    folder = str(save(llama_tensors(1)))
+    for function in (plan, scan):
+        with pytest.raises(TypeError, match=option):
+            function(folder, **{option: None})  # type: ignore[operator]
 
 
 def test_plan_counts_matrices_groups_and_bytes(save: Save) -> None:

@@ -36,7 +36,7 @@ _ENVIRONMENT = """\
 def commands() -> dict[str, Any]:
     """Return the commands of the command line by name, as the framework parses them."""
     group: Any = typer.main.get_command(app.app)
-    return dict(group.commands)
+    return {name: group.get_command(None, name) for name in group.list_commands(None)}
 
 
 def examples_of(command: Any) -> list[str]:

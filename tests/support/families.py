@@ -80,9 +80,9 @@ TABLE = (
 # Families that cannot be compared with transformers here, and why.
 NOT_BUILT = {
     "gemma3n": "its vision tower is timm's, another library",
-    "qwen2_5_omni": "its talker and thinker are a model each, and trainers train the thinker's names",
-    "kimi_k25": "a stored tensor of its vision tower becomes three parameters, which have no score of their own",
-    "molmo2": "one stored tensor becomes several parameters, which have no score of their own",
+    "qwen2_5_omni": "its talker and thinker are separate models, and trainers use the thinker's names",
+    "kimi_k25": "a stored tensor of its vision tower becomes three parameters, which have no separate scores",
+    "molmo2": "one stored tensor becomes several parameters, which have no separate scores",
     "exaone": "its code is in the repo and is not run; its names are those of the checkpoint",
     "dbrx": "its config class of transformers 5.24 makes no model",
 }

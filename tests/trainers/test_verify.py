@@ -334,6 +334,24 @@ def test_verify_fails_for_an_unknown_format(tmp_path: Path) -> None:
     assert error.value.reason == "no_such_format"
 
 
+def test_parameters_of_a_known_family_lack_layers_that_transformers_does_not_load(save: Save) -> None:
+    tensors = llama_tensors(4)
+    folder = str(save(tensors, config={"model_type": "llama", "num_hidden_layers": 3}))
+    extra = {name for name in tensors if ".layers.3." in name}
+    assert tensors.keys() - parameters_of(folder, Names.V5).shapes.keys() == extra
+    assert parameters_of(folder, Names.CHECKPOINT).shapes.keys() == tensors.keys()
+
+
+def test_verify_says_when_the_names_of_a_family_are_not_known(cli: Cli, save: Save, tmp_path: Path) -> None:
+    folder = save(llama_tensors(2), config={"model_type": "nobody_knows"})
+    path = write(tmp_path / "a.yaml", "model.layers.0.mlp.up_proj")
+    done = cli("verify", path, "--model", folder, "--json")
+    assert not json.loads(done.stdout)["names_are_established"]
+    assert "warning: the names of transformers-v5 are not known" in done.stderr
+    done = cli("verify", path, "--model", folder, "--names", "checkpoint", "--json")
+    assert json.loads(done.stdout)["names_are_established"]
+
+
 def test_parameters_of_needs_a_model_or_names() -> None:
     with pytest.raises(SpectrumStreamError) as error:
         parameters_of(None, Names.V5)

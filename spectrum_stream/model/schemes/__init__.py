@@ -15,7 +15,7 @@ A format is one function in one file. It gets a tensor that may hold a weight, i
 not in this format. To add a format, write such a function and add it to `SCHEMES`.
 
 The scales of a weight can be in another shard. GPTQ and AWQ store the transpose, and such a matrix has its stored
-shape. Every other format is refused by name, because its stored values are not the weights.
+shape. Every other format is rejected by name, because its stored values are not the weights.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ from .nvfp4 import nvfp4
 from .packed_integers import packed_integers
 from .unknown import unknown
 
-# One for a weight, one for each expert of fused experts, or the reason why it cannot be read.
+# One `Quantization` for a weight, a list with one for each fused expert, or the reason why it cannot be read.
 Found = Quantization | list[Quantization] | Unreadable
 
-# The first answer counts. The order matters in three places: `nvfp4` leaves weights with other scales to `mxfp4`, and
-# `gptq` leaves weights with packed columns to `awq`, so that an error of either pair has one owner. `unknown` comes
-# last because it refuses what nobody understood.
+# The first answer counts. The order matters in three places. `nvfp4` leaves weights with other scales to `mxfp4`, and
+# `gptq` leaves weights with packed columns to `awq`, so that only one of each pair reports an error. `unknown` comes
+# last because it rejects all weights that the others did not read.
 SCHEMES: tuple[Callable[[TensorInfo, Companions, QuantizationConfig], Found | None], ...] = (
     gptq,
     awq,

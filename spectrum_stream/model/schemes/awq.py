@@ -20,7 +20,7 @@ def awq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) 
     m, columns = weight.shape
     groups, n = scales.info.shape
     if config.bits != _BITS or columns * WORD_BITS // _BITS != n or config.version != "gemm":
-        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "awq, but not of the version gemm with 4 bits")
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "awq, but not version gemm with 4 bits")
     size = min(config.group_size or m, m)
     if scales.info.dtype not in FLOAT_DTYPES or groups != -(-m // size):
         return scales.misfit((n, m))

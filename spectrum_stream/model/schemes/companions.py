@@ -1,4 +1,4 @@
-"""The tensors that a quantized weight needs to be read: its scales, zero points and column order."""
+"""The tensors that are needed to read a quantized weight: its scales, zero points and column order."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ..no_score import NoScore
 from ..quantization import Part, Unreadable, is_companion
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
-# A power of two, as its exponent plus 127.
+# These dtypes store a power of two as its exponent plus 127.
 EXPONENT_DTYPES = ("U8", "F8_E8M0")
 INDEX_DTYPES = ("I32", "I64")
 WORD_BITS = 32
@@ -18,7 +18,7 @@ MISSING_SCALES = Unreadable(NoScore.MISSING_SCALES)
 
 
 class Companion(NamedTuple):
-    """One such tensor, and the name of its shard."""
+    """One of these tensors, and the name of its shard."""
 
     shard: str
     info: TensorInfo
@@ -27,7 +27,7 @@ class Companion(NamedTuple):
         """Describe the tensor as a part of a weight.
 
         Args:
-            shape: the shape to read it in, by default its own.
+            shape: the shape of the values to read; default: the shape of the tensor.
             expert: (index, count), to take the part of one expert.
         """
         (index, count), info = expert, self.info
@@ -51,7 +51,7 @@ class Companion(NamedTuple):
 
 
 class Companions:
-    """All such tensors of a checkpoint by name, in whatever shard they are."""
+    """All of these tensors of a checkpoint by name, from every shard."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tensors = {
@@ -66,9 +66,6 @@ class Companions:
         return next((self._tensors[name] for name in names if name in self._tensors), None)
 
     def local_bytes(self, companion: Companion) -> bytes | None:
-        """Read a tensor from a local shard.
-
-        Return None for a remote shard, which would take a request.
-        """
+        """Read a tensor from a local shard; return None for a remote shard, which would need a request."""
         shard, info = self._shards[companion.shard], companion.info
         return shard.read(info.start, info.start + info.nbytes) if isinstance(shard, LocalShard) else None

@@ -16,7 +16,7 @@ def float8(
 ) -> Quantization | list[Quantization] | Unreadable | None:
     """Read a weight (n, m), or fused experts (experts, n, m).
 
-    The scales are one for the whole, one a row, or one a block.
+    There is one scale for the whole weight, for each row, or for each block.
     """
     is_fused = len(weight.shape) == 3 and is_fused_experts(module_of(weight.name))
     is_weight = len(weight.shape) == 2 and weight.name.endswith(WEIGHT_SUFFIX)

@@ -7,7 +7,7 @@ from .companions import EXPONENT_DTYPES, FLOAT_DTYPES, Companion, Companions
 
 
 def find_scales(weight: TensorInfo, companions: Companions) -> Companion | None:
-    """Find the scales of a weight by either name; both multiply, in spite of `_inv`."""
+    """Find the scales of a weight by either name; both are factors, in spite of `_inv`."""
     return companions.get(f"{weight.name}_scale_inv", f"{weight.name}_scale")
 
 
@@ -20,10 +20,10 @@ def quantize_by_grid(
 ) -> Quantization | Unreadable:
     """Describe an (n, m) weight by the grid that the shape of its scales fits.
 
-    The last blocks of a side may be cut.
+    The last blocks of a side may be smaller.
 
     Args:
-        name: of the stored values, `float8`.
+        name: the format of the stored values, `float8`.
         block: (rows, columns) of a block, if the scales are by block.
         expert: (index, count), if the scales are those of fused experts.
     """

@@ -1,4 +1,4 @@
-"""MXFP4: 4-bit floats and one exponent for 32 columns, as gpt-oss and compressed-tensors store it."""
+"""MXFP4: 4-bit floats with one exponent for 32 columns, as gpt-oss and compressed-tensors store it."""
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig

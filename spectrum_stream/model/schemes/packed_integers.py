@@ -65,10 +65,10 @@ def packed_integers(
 
 
 def _true_width(true_shape: Companion | None, companions: Companions, words: int, bits: int) -> int:
-    """Return how many integers a row has; its last word may have room for more.
+    """Return the number of integers in a row; its last word may have room for more.
 
-    The width is in a tensor of its own. Of a remote shard it is not read here, because that would be a request for
-    each matrix: the width that fills the words is assumed, and compared when the matrix is read.
+    The width is in a separate tensor. From a remote shard this would take a request for each matrix, so the width
+    that fills the words is assumed there, and checked when the matrix is read.
     """
     if true_shape is not None and true_shape.info.shape == (2,):
         body = companions.local_bytes(true_shape)

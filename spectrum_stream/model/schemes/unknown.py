@@ -1,4 +1,4 @@
-"""Unsupported formats: a tensor that looks quantized is refused by name, and not scored as it is stored."""
+"""Unsupported formats: a tensor that looks quantized is rejected by name, and its stored values are not scored."""
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
@@ -11,12 +11,12 @@ _PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
 
 
 def unknown(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable | None:
-    """Refuse a tensor that holds weights in an unknown format."""
+    """Reject a tensor that holds weights in an unknown format."""
     if weight.dtype in (*FLOAT_DTYPES, "I64", "BOOL"):
         return None
     is_packed = weight.name.endswith(_PACKED_SUFFIXES)
-    # A bare parameter of integers beside experts holds experts. Elsewhere it is a buffer, unless the config says that
-    # weights are quantized: other formats call them `B`, `W_q`, `codes` or `weight:qdata`.
+    # A bare 3-D parameter of integers with the name of experts holds experts. Other bare parameters are buffers,
+    # unless the config says that weights are quantized: some formats call them `B`, `W_q`, `codes` or `weight:qdata`.
     is_fused = len(weight.shape) >= 3 and is_fused_experts(parameter_of(weight.name))
     # Older models keep a mask as a `bias` of bytes.
     is_other = len(weight.shape) >= 2 and config.quant_method is not None and not weight.name.endswith("bias")

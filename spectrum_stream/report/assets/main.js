@@ -42,7 +42,7 @@ function setTheme(isDark) {
   if (!$("spectrum").hidden) drawMatrix(state.picked);
 }
 
-// Tell tests and benchmarks what is drawn by now.
+// Mark the drawn parts for tests and benchmarks.
 function tell(what) {
   document.documentElement.dataset.ready = what;
   performance.mark(what);

@@ -44,7 +44,7 @@ function build(map) {
       button.addEventListener("click", spec.expand(r));
       name.append(button);
     }
-    // Shortened in the middle, since groups differ at the end.
+    // The label is shortened in the middle, since groups differ at the end.
     name.append(shortened(label, isPhone() ? (name.firstChild ? 14 : 22) : results.length > 1 ? 26 : 60));
     line.append(name);
     for (let c = map.firstColumn; c < lastColumn; c++) {
@@ -82,7 +82,7 @@ function build(map) {
   paint(map);
 }
 
-// As wide as there is room for, and narrow if two maps then fit side by side.
+// Cells are as wide as the window allows, and narrower if two maps then fit side by side.
 function cellWidth(count) {
   const room = Math.min(document.documentElement.clientWidth, 1500) / results.length - (results.length > 1 ? 230 : 330);
   const fitting = Math.floor(room / Math.max(count, 1)) - 1;

@@ -1,7 +1,7 @@
 "use strict";
 // Numbers and texts: pure functions. All files share one scope, and each uses only the files before it.
 
-// Untrusted text, safe to look at: characters that could reverse a line or hide are shown as escapes.
+// Make untrusted text safe to show: escape characters that are invisible or could reverse a line.
 const shown = (text) => text.replace(/[\p{C}\p{Z}]/gu, (c) => {
   if (c === " ") return c;
   const code = c.codePointAt(0).toString(16);
@@ -25,7 +25,7 @@ function numeral(value) {
   return size < 1e-4 || size >= 1e6 ? rounded.toExponential().replace("e+", "e") : String(rounded);
 }
 
-// The ticks of a logarithmic axis: 1, 2 and 5 of every decade, or as many powers of ten as fit.
+// The ticks of a logarithmic axis: 1, 2 and 5 of every decade, or powers of ten if these are too many.
 function logTicks(low, high, decadesDivided) {
   const first = Math.floor(Math.log10(low)) - 1, last = Math.ceil(Math.log10(high)) + 1;
   const decades = last - first - 2;

@@ -57,7 +57,7 @@ function openMatrix(result, i) {
   if (hasSpectrum) drawMatrix(state.picked);
   else if (result.points[i] === 1) $("detail-note").textContent = "One singular value: nothing to draw.";
   else if (result.points[i]) $("detail-note").textContent = "All singular values are zero.";
-  else $("detail-note").textContent = "Singular values are only in a scan record (.sqlite beside the result).";
+  else $("detail-note").textContent = "Only a scan record (.sqlite next to the result) has singular values.";
   drawMaps();
   $("detail").scrollIntoView({ block: "nearest" });
 }
@@ -96,7 +96,7 @@ function drawMatrix({ result, i }) {
   }];
   if (fitted > 0) traces.push(curve(fitted, "noise of the same median", second, "solid"));
   if (own > 0) traces.push(curve(own, "noise that ends at τ", threshold, "dash"));
-  // The curve of a narrow law is far taller than the histogram, and must not flatten it.
+  // The curve of a narrow law is far taller than the histogram, and would flatten it.
   const top = 1.15 * Math.max(...seen.f, ...(fitted > 0 ? noise.f.map((f) => f / fitted) : []));
   draw("density", traces, {
     bargap: 0,
@@ -115,7 +115,7 @@ function drawMatrix({ result, i }) {
 
 const BOXES_AT_ONCE = 60;
 function drawSpread() {
-  // Ranks spread the same way in every group, so their box plot would tell nothing.
+  // Ranks spread the same way in every group, so their box plot would be useless.
   const metric = state.metric === RANK ? SCORE : state.metric;
   const groupsOf = results.map((result) => {
     const byRow = new Map();

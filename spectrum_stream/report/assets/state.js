@@ -15,7 +15,7 @@ const results = data.results.map((raw, number) => {
   return { ...raw, number, snr, rank, size, metrics, letter: "AB"[number], cells: cellsOf(raw) };
 });
 
-// A cell has a matrix of its own, or experts as parts. Fused experts have both.
+// A cell has one matrix, or experts as parts. Fused experts have both.
 function cellsOf(raw) {
   const cells = new Map();
   for (let i = 0; i < raw.module.length; i++) {
@@ -28,7 +28,7 @@ function cellsOf(raw) {
   return cells;
 }
 
-// The words for every flag come with the data, so that the page has no list of its own.
+// The words for every flag come with the data, so that they are stated only once.
 const meaning = (flag) => data.flags[flag] || flag;
 const isMissing = (flag) => data.missing.includes(flag);
 
@@ -37,7 +37,7 @@ const isPhone = () => document.documentElement.clientWidth < 600;
 const flagOf = (result, i) => result.flags[result.flag[i]];
 const isChosen = (result, i) => result.rank[i] > 0 && result.rank[i] <= countChosen(result.size[i], state.percent);
 
-// Fused experts have no score, and are not in the result, if one of them has no score.
+// If one of several fused experts has no score, they have none together and are not in the result.
 const isIncomplete = (result, cell) => cell.own < 0 && !cell.parts.some((i) => result.is_ranked[i]);
 
 function valueOf(result, cell, metric = state.metric) {

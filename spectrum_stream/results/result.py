@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from ..errors import ResultError
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
@@ -24,7 +24,7 @@ from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import write_atomically
 from .record import Record, Records, open_records, record_path
 
-# The largest published result (28,800 modules) is 3 MB.
+# The largest published result (28,800 modules) is 3 MB, and a selection is smaller than its result.
 MAX_RESULT_NBYTES = 200_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -325,24 +325,38 @@ def _other_record(result: Path | None) -> ResultError:
     )
 
 
-def _read(path: Path) -> tuple[list[Module], bool]:
-    """Read the modules of a JSON file, and whether it is in the schema of `_sorted.json`."""
+def read_text(path: Path, what: Literal["result", "selection"], hint: str | None = None) -> str:
+    """Read a result or a selection as text.
+
+    Args:
+        what: what it should be.
+        hint: what to do if there is no such file.
+
+    Raises:
+        ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
+    """
     try:
         if path.stat().st_size > MAX_RESULT_NBYTES:
-            raise ResultError(f"{path} is too large for a result", reason="too_large")
-        data = json.loads(path.read_text("utf-8"))
+            raise ResultError(f"{path} is too large for a {what}", reason="too_large")
+        return path.read_text("utf-8")
     except FileNotFoundError as error:
-        raise ResultError(
-            f"there is no result at {path}",
-            reason="no_such_result",
-            hint="a scan writes one: model_snr_results/snr_results_….json by default",
-        ) from error
+        raise ResultError(f"there is no {what} at {path}", reason="no_such_result", hint=hint) from error
     except OSError as error:
+        is_model = what == "result" and path.is_dir()
         raise ResultError(
             f"{path} cannot be read: {error.strerror}",
             reason="unreadable",
-            hint="give a result; `spectrum-stream scan MODEL` writes one" if path.is_dir() else None,
+            hint="give a result; `spectrum-stream scan MODEL` writes one" if is_model else None,
         ) from error
+    except ValueError as error:
+        raise ResultError(f"{path} is not text", reason=f"not_a_{what}") from error
+
+
+def _read(path: Path) -> tuple[list[Module], bool]:
+    """Read the modules of a JSON file, and whether it is in the schema of `_sorted.json`."""
+    text = read_text(path, "result", "a scan writes one: model_snr_results/snr_results_….json by default")
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..errors import ResultError
+from ..results.result import read_text
 from ..selection.select import ALWAYS, Selection
 from ..text import counted
 from .parameters import Parameters
@@ -174,14 +175,10 @@ def read_patterns(path: Path) -> tuple[str, ...]:
     """Read the patterns of a YAML file with `unfrozen_parameters`: an Axolotl config, or the file of Spectrum.
 
     Raises:
-        ResultError: no_such_result, unreadable, not_a_selection.
+        ResultError: no_such_result, unreadable, too_large, not_a_selection.
     """
     try:
-        data: Any = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ResultError(f"there is no selection at {path}", reason="no_such_result") from error
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
+        data: Any = yaml.safe_load(read_text(path, "selection"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not YAML", reason="not_a_selection") from error
     found = data.get("unfrozen_parameters") if isinstance(data, dict) else None

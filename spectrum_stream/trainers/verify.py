@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import ResultError, UsageError
 from ..model.names import is_head
-from ..results.result import Result
+from ..results.result import Result, read_text
 from ..selection.select import ALWAYS
 from ..text import listed
 from . import DEFAULT, TRAINERS
@@ -22,7 +22,6 @@ from .parameters import Parameters
 from .patterns import SortedNames
 from .trainer import Entry, Finding, Reason, Trainer
 
-MAX_SELECTION_NBYTES = 200_000_000
 _ALWAYS_NAMES = {f"{module}.weight" for module in ALWAYS}
 
 
@@ -64,7 +63,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
     names = [name for name in parameters.shapes if name not in parameters.tied]
     if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
         return Verdict(parameters=len(names), origin=parameters.origin, findings=tuple(findings))
-    text = _read_text(path)
+    text = read_text(path, "selection")
     try:
         entries, trained = reader.entries(text), reader.matches(text, names)
         conflicts = reader.conflicts(text, parameters)
@@ -161,16 +160,3 @@ def _find_nearest(entry: str, parameters: Parameters) -> str | None:
     ends = (name, f"{name}.weight", f"{tail}.weight", tail)
     near = next((name for name in parameters.shapes if name.endswith(ends)), None)
     return None if near is None else f"the model has {near}"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_SELECTION_NBYTES:
-            raise ResultError(f"{path} is too large for a selection", reason="too_large")
-        return path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise ResultError(f"there is no selection at {path}", reason="no_such_result") from error
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
-    except ValueError as error:
-        raise ResultError(f"{path} is not text", reason="not_a_selection") from error

@@ -4,6 +4,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,11 @@ def reasons(a_plan: Plan) -> dict[str, NoScore]:
 @pytest.mark.parametrize("option", ["modules", "target", "max_memory", "wait"])
 def test_plan_and_scan_reject_unknown_options(save: Save, option: str) -> None:
     folder = str(save(llama_tensors(1)))
-    for function in (plan, scan):
-        with pytest.raises(TypeError, match=option):
-            function(folder, **{option: None})  # type: ignore[operator]
+    options: Any = {option: None}
+    with pytest.raises(TypeError, match=option):
+        plan(folder, **options)
+    with pytest.raises(TypeError, match=option):
+        scan(folder, **options)
 
 
 def test_plan_counts_matrices_groups_and_bytes(save: Save) -> None:

@@ -1,4 +1,4 @@
-"""Any block of a dequantized matrix is the same block of the matrix that the owner of the format dequantizes."""
+"""Any block of a dequantized matrix equals the block of the matrix that the format's library dequantizes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from spectrum_stream.numerics.dequantize import Fp4, QuantizedMatrix, Scaled, un
 
 from ..support.checkpoints import mxfp4
 
-# Here, since a first import is too slow for hypothesis's deadline.
+# This import is here, since a first import is too slow for hypothesis's deadline.
 transformers_mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
 packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
 

@@ -65,7 +65,7 @@ def main(
     if cold and not hasattr(os, "posix_fadvise"):
         raise typer.BadParameter("this system cannot drop a file from its page cache", param_hint="--cold")
     try:
-        # A bad file fails before the measurement, which takes minutes.
+        # This comes first, so that a bad file fails before the measurement, which takes minutes.
         baseline = load(against) if against else None
         with ExitStack() as stack:
             folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-checkpoints-")))
@@ -115,8 +115,8 @@ def _chosen(suite: Suite, patterns: list[str] | None) -> list[Workload]:
     return found
 
 
-# The process of a worker imports this file again.
+# The process of a worker imports this file again, and must not run it.
 if __name__ == "__main__":
-    # A cancelled job leaves no checkpoints: the exit unwinds the contexts that remove them.
+    # A canceled job leaves no checkpoints, because the exit unwinds the contexts that remove them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()

@@ -14,9 +14,9 @@ from .matrices import matrix
 from .spectra import draw
 from .workloads import Weight, Workload
 
-# Raise it with any change to what is made, so that folders that were kept are made anew.
+# Raise it with any change of the content, so that kept folders are made again.
 _VERSION = 1
-# One tensor that is larger has a shard of its own; no more than this is held in memory otherwise.
+# The limit of a shard, and of memory. A larger tensor has its own shard.
 _SHARD_NBYTES = 1_000_000_000
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -32,10 +32,10 @@ def known_scores(workload: Workload) -> dict[str, float]:
 
 
 def make_checkpoint(workload: Workload, dtype: str, parent: Path) -> Path:
-    """Make the checkpoint in a folder under `parent`, or find it there, made by an earlier run; return the folder.
+    """Make the checkpoint in a folder under `parent`, unless an earlier run made it; return the folder.
 
     Args:
-        dtype: `bfloat16` or `float32`, what the weights are rounded to.
+        dtype: the dtype that weights are rounded to, `bfloat16` or `float32`.
     """
     folder = parent / f"{workload.name}-{dtype}"
     manifest = folder / "made_from.json"
@@ -55,7 +55,7 @@ def make_checkpoint(workload: Workload, dtype: str, parent: Path) -> Path:
         save_file(tensors, folder / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
-    # Last, so that a folder that was left half made is not taken for a whole one.
+    # This comes last, so that a half-made folder does not count as complete.
     manifest.write_text(made_from, "utf-8")
     return folder
 

@@ -1,4 +1,4 @@
-"""The contenders. Each takes a task, times itself, and runs in a process of its own.
+"""The contenders. Each gets a task, times itself, and runs in a separate process.
 
     ours        `spectrum_stream.scan`, with its record and its files
     spectrum    Spectrum's SVD: `torch.linalg.svdvals` of a float32 copy, one matrix after another
@@ -6,9 +6,9 @@
     parts       the parts of our scan: reading alone, computing alone; and the rate of a matrix product
     shapes      computing alone, separately for each shape
 
-`spectrum` goes through the modules as Spectrum does, so it decomposes a tensor that two modules share twice. `ours`
-and `parts` read and compute it once. Spectrum loads the weights as a whole model. This is not timed: every
-contender maps the files and takes one tensor after another.
+If two modules share a tensor, `spectrum` decomposes it twice, like Spectrum. `ours` and `parts` read and compute it
+once. Spectrum loads the weights as a whole model. This is not timed: every contender maps the files and reads one
+tensor after another.
 """
 
 import time
@@ -52,7 +52,7 @@ class Scan:
 
     Attributes:
         seconds: from the path to the scores.
-        scores: by module; modules without a score are left out.
+        scores: the scores by module, without the modules that have none.
         errors: the estimated relative errors of the scores, by module; empty for other contenders.
         precisions: the number of matrices, without vectors, of each precision; empty for other contenders.
         matrices: the number of matrices that were computed in `seconds`.
@@ -90,7 +90,7 @@ def warm_up() -> None:
 
 def ours(task: Task) -> Scan:
     started = time.perf_counter()
-    # Under a short name, since the path of a temporary folder makes a long one; the files go to this folder.
+    # The name is short, because the path of a temporary folder would make a long one.
     result = scan(task.checkpoint, name="benchmark", out="results", fresh=True, device=task.device)
     seconds = time.perf_counter() - started
     scored = {r.module: r.score for r in result.records if r.score is not None}
@@ -117,7 +117,7 @@ def numpy(task: Task) -> Scan:
     counts = Counter((w.n, w.m) for w in todo.matrices)
     seconds, scores = 0.0, {}
     for w, tensor in _tensors(todo):
-        # The count goes with the first of a shape, which stands for all of them.
+        # The first matrix of a shape stands for all of them.
         if count := counts.pop((w.n, w.m), 0):
             started = time.perf_counter()
             values = np.linalg.svd(tensor.float().numpy(), compute_uv=False)
@@ -163,7 +163,7 @@ def _time_computing(todo: Plan, items: Sequence[Item], device: str) -> float:
 
 
 def _sgemm_rate(device: str) -> float:
-    # The best of a few, since a floor is to be a floor.
+    # The best of a few runs counts, so that the floor is a lower limit.
     a, b = torch.randn(2, _SGEMM_SIDE, _SGEMM_SIDE, device=device)
     best = float("inf")
     for _ in range(_SGEMM_RUNS):

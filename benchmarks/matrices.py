@@ -4,9 +4,9 @@ U and V have columns picked at random from a Kronecker product of two small rand
 
     Q = A ⊗ B,  A (a, a), B (b, b), a b = the side, a as near to b as the side's divisors allow
 
-Q is orthogonal, dense, exists for every side (28672 = 128 * 224, 576 = 24 * 24), is never formed, and costs a + b
-multiplications an entry to apply. Its rows are outer products, so that rows of V come at no cost at all, and W
-is made a strip at a time. The arithmetic is in float64: what a float32 checkpoint holds is W rounded once.
+Q is orthogonal and dense, exists for every side (28672 = 128 * 224, 576 = 24 * 24), and is never formed. To apply it
+costs a + b multiplications an entry. Its rows are outer products, so the rows of V are cheap, and W is made a strip
+at a time. The arithmetic is in float64, so a float32 checkpoint holds W rounded once.
 """
 
 import math
@@ -28,13 +28,13 @@ class OrthonormalColumns:
         self._picked = torch.from_numpy(rng.permutation(side)[:count])
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start to stop of Q: (stop - start, count)."""
+        """Return rows start to stop of Q: (stop - start, count)."""
         b = len(self._b)
         rows = torch.arange(start, stop)
         return self._a[rows // b][:, self._picked // b].mul_(self._b[rows % b][:, self._picked % b])
 
     def times_transpose(self, x: torch.Tensor) -> torch.Tensor:
-        """X Qᵀ: (k, count) to (k, side)."""
+        """Compute X Qᵀ: (k, count) to (k, side)."""
         spread = x.new_zeros(len(x), self.side)
         spread[:, self._picked] = x
         by_factor = spread.view(len(x), len(self._a), len(self._b))
@@ -42,7 +42,7 @@ class OrthonormalColumns:
 
 
 def matrix(s: np.ndarray, n: int, m: int, dtype: torch.dtype, rng: np.random.Generator) -> torch.Tensor:
-    """A random W (n, m) with the singular values `s` (min(n, m),), rounded to `dtype` at the end."""
+    """Make a random W (n, m) with the singular values `s` (min(n, m),), rounded to `dtype` at the end."""
     short, long = min(n, m), max(n, m)
     u, v = OrthonormalColumns(short, short, rng), OrthonormalColumns(long, short, rng)
     w = torch.empty(n, m, dtype=dtype)

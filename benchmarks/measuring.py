@@ -1,4 +1,4 @@
-"""Measure a workload: the contenders in alternation, then our scores against the known ones."""
+"""Measure a workload: time the contenders in alternation, then compare our scores with the known ones."""
 
 import os
 import platform
@@ -31,15 +31,15 @@ _PERCENTS = (50, 25)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to measure.
+    """The settings of a measurement.
 
     Attributes:
         repetitions: turns of each contender, at least 1.
         with_numpy: whether numpy takes part.
-        device: where matrices are computed, by torch's name; numpy stays on the CPU.
+        device: the device that computes, by torch's name; numpy stays on the CPU.
         cold: whether the checkpoint is dropped from the page cache before every turn.
-        folder: where checkpoints are made.
-        say: called with a line about what is going on.
+        folder: the folder for checkpoints.
+        say: called with a line of progress.
     """
 
     repetitions: int
@@ -96,10 +96,10 @@ def measure_checkpoint(
             worker.wait_until_ready()
         for turn in range(settings.repetitions):
             if not only_ours:
-                # First, as it leaves the page cache warm for all of those that follow.
+                # This comes first, because it leaves the page cache warm for all others.
                 _before_turn(todo, settings)
                 parts.append(workers["parts"].run(contenders.parts, task))
-            # To and fro, so that none has always the one before it to thank or to blame.
+            # The order alternates, so that no contender always follows the same one.
             for contender in list(functions) if turn % 2 == 0 else reversed(functions):
                 if contender != "numpy" or turn < numpy_turns:
                     _before_turn(todo, settings)
@@ -163,7 +163,7 @@ def _result(
     matrices = [w for w in todo.matrices if min(w.n, w.m) > 1]
     times = {contender: [turn.value.seconds for turn in turns] for contender, turns in scans.items()}
     ours = times["ours"]
-    # Numpy may have sat out the later turns.
+    # Numpy may have had fewer turns.
     ratios = {
         f"times_{contender}": Spread.of([theirs / mine for theirs, mine in zip(times[contender], ours, strict=False)])
         for contender in times
@@ -246,7 +246,7 @@ def _difference(a: float, b: float) -> float:
 
 def _same_sets(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, bool]:
     def chosen(scores: Mapping[str, float], percent: int) -> dict[str, set[str]]:
-        # In one order for both, as it is what decides between equal scores.
+        # Both have the same order, because it decides between equal scores.
         lines = [Module(module, group_of(module), scores[module]) for module in theirs if module in scores]
         return {group: set(modules) for group, modules in select(lines, percent).chosen.items()}
 

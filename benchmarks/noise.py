@@ -1,8 +1,8 @@
-"""What each metric says of noise alone, by the shape of the matrix: `python -m benchmarks.noise`.
+"""The value of each metric on noise alone, by the shape of the matrix: `python -m benchmarks.noise`.
 
-A metric that tells signal from noise says the same of all noise. Prints the README's tables, in Markdown: medians
-over matrices with independent normal entries of the standard deviation that a trained model's weights have; and with
-`--result FILE`, how many of a real model's matrices have more signal than noise of their shape has.
+A metric that tells signal from noise has the same value on all noise. Prints the README's tables in Markdown: medians
+over matrices of independent normal entries, with the standard deviation of a trained model's weights. With
+`--result FILE` it counts the matrices of a real model that have more signal than noise of their shape.
 """
 
 import sys
@@ -27,8 +27,8 @@ Row = dict[str, float | str]
 
 
 def noise(short: int, long: int, rng: np.random.Generator) -> np.ndarray:
-    """The singular values, (short,), of a short x long matrix of noise."""
-    # Noise with a side so long is never there as a whole; and it has no small value that the squares would lose.
+    """Draw the singular values, (short,), of a short x long matrix of noise."""
+    # The matrix is made in blocks to save memory. Noise has no small values that the squares would lose.
     gram = np.zeros((short, short))
     for start in range(0, long, _BLOCK):
         w = _WEIGHT_STD * rng.standard_normal((short, min(_BLOCK, long - start)))
@@ -38,7 +38,7 @@ def noise(short: int, long: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
-    """A row a ratio: beta, the share of S that Spectrum calls signal, and every metric's median over the draws."""
+    """Make a row for each ratio: beta, the share of S above Spectrum's tau, and the median of every metric."""
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for beta in BETAS:
@@ -55,7 +55,7 @@ def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
 
 
 def against_noise(result: Path, draws: int, seed: int) -> list[Row]:
-    """A row a group and shape: how many matrices have more signal than noise of that shape, by two thresholds."""
+    """Count the matrices of each group and shape that have more signal than noise, by two thresholds."""
     rng = np.random.default_rng(seed)
     members: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)
     with open_records(record_path(result)) as records:
@@ -75,14 +75,14 @@ def against_noise(result: Path, draws: int, seed: int) -> list[Row]:
 
 
 def main(
-    short: Annotated[int, typer.Option(min=2, help="The short side of the matrices.")] = 512,
-    draws: Annotated[int, typer.Option(min=1, help="Matrices of each shape.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    short: Annotated[int, typer.Option(min=2, help="Short side of the matrices")] = 512,
+    draws: Annotated[int, typer.Option(min=1, help="Matrices of each shape")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers")] = 0,
     result: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Hold the matrices of this result against noise instead.")
+        Path | None, typer.Option(metavar="FILE", help="Compare the matrices of this result with noise instead")
     ] = None,
 ) -> None:
-    """Print what each metric says of noise alone, for matrices of several shapes."""
+    """Print the value of each metric on noise alone, for matrices of several shapes"""
     rows = by_ratio(short, draws, seed) if result is None else against_noise(result, draws, seed)
     print(f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|", sep="\n")
     for row in rows:

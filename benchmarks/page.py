@@ -1,7 +1,7 @@
 """The cost of the page of a large model: `python -m benchmarks.page`.
 
-A made-up record of a 671B mixture of experts, 45,337 matrices with spectra of up to 2048 values: the time to make the
-page of it, its size, and the time from opening it in Chromium to the map and to the last plot.
+For a made-up record of a 671B mixture of experts, 45,337 matrices with spectra of up to 2048 values: the time to make
+the page, its size, and the time from opening it in Chromium to the map and to the last plot.
 Targets: a file under 25 MB that shows its map in under 3 s.
 """
 
@@ -68,8 +68,7 @@ def main() -> None:
 
 
 def _open(page: Path) -> dict[str, float]:
-    """Seconds from the start of the navigation, in a browser of its own, to the page's own marks and the frames that
-    show what was drawn by then."""
+    """Measure the seconds from opening the page in a new browser to its marks, and to the frames that show them."""
     with launched() as browser, opened(browser, page) as tab:
         marks: dict[str, float] = tab.evaluate(
             """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -116,7 +115,7 @@ def _records() -> Iterator[Record]:
 
 def _record(generator: np.random.Generator, module: str, group: str, n: int, m: int) -> Record:
     count = min(n, m)
-    # The shape of real ones: a few large values, then a bulk that ends at an edge.
+    # Real spectra have a few large values, and then a bulk that ends at an edge.
     bulk = np.sort(generator.beta(2, 2.5, count) + 0.15 * generator.random())
     spikes = 2.0 ** (4 * generator.random() * np.exp(-np.arange(count) / (1 + 0.02 * count)))
     values = np.sort(bulk * spikes[::-1]).astype(np.float32)[::-1].copy()

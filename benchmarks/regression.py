@@ -1,6 +1,6 @@
-"""Compare a run with an earlier one: ratios, and numbers that do not depend on time; never a time itself.
+"""Compare a run with an earlier one by ratios and other numbers that do not depend on time.
 
-Both sides are JSON data, as `RunResult.to_dict` makes it.
+Both are JSON data from `RunResult.to_dict`.
 """
 
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 from .results import SCHEMA_VERSION
 
-# Whether more is better.
+# Each ratio, and whether a larger one is better.
 _RATIOS = {"times_spectrum": True, "times_numpy": True, "scan_over_parts": False, "floor_share": True}
-# Rounding differs between machines and versions of LAPACK; an error this many times the old one is of our making.
+# Rounding differs between machines and versions of LAPACK. Growth by more than this factor is our fault.
 _ERROR_GROWTH = 10
-# Where errors are as small as this, nothing is lost if they grow.
+# Errors below this may grow.
 _NEGLIGIBLE_ERROR = 1e-6
 
 
@@ -26,7 +26,7 @@ def load(path: Path) -> dict[str, Any]:
     """Load a saved run.
 
     Raises:
-        NotComparable: there is none at `path`, or it is of another version.
+        NotComparable: there is no run at `path`, or it has another version.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -38,15 +38,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def regressions(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
-    """List what became worse, one sentence each.
+    """List the regressions, one sentence each.
 
     Args:
-        tolerance: by what share the best turn of a ratio may be worse than the median was: 0.2 lets 10 times as fast
-            become 8 times.
+        tolerance: the share by which the best turn of a ratio may be worse than the old median: with 0.2, 10 times as
+            fast may become 8 times.
 
     Raises:
-        NotComparable: the runs have no workload in common, or one differs in more than its numbers, or in what it
-            holds.
+        NotComparable: the runs have no workload in common, or a workload has other weights.
     """
     try:
         return list(_worse(old, new, tolerance))
@@ -66,7 +65,7 @@ def _worse(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> Iterat
         raise NotComparable("the two runs have no workload in common")
     for was, now in pairs:
         if any(was[key] != now[key] for key in ("dtype", "matrices", "nbytes")):
-            raise NotComparable(f"{now['name']} has changed: not the same weights")
+            raise NotComparable(f"{now['name']} has changed: its weights are not the same")
     for was, now in pairs:
         yield from _slower(was, now, tolerance)
         yield from _less_exact(was, now)
@@ -75,7 +74,7 @@ def _worse(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> Iterat
 def _slower(was: dict[str, Any], now: dict[str, Any], tolerance: float) -> Iterator[str]:
     for name, more_is_better in _RATIOS.items():
         if name in was["ratios"] and name in now["ratios"]:
-            # Turns of one run differ by as much as the tolerance; what has become slower is so in the best of them.
+            # Turns of one run differ by as much as the tolerance, so a regression must show in the best of them.
             a, b = was["ratios"][name]["median"], now["ratios"][name]["max" if more_is_better else "min"]
             if b < a * (1 - tolerance) if more_is_better else b > a * (1 + tolerance):
                 yield f"{now['name']}: {name} was {a:.3g} and is {b:.3g} at best"
@@ -83,12 +82,12 @@ def _slower(was: dict[str, Any], now: dict[str, Any], tolerance: float) -> Itera
 
 def _less_exact(was: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     if now["failed"] > was["failed"]:
-        yield f"{now['name']}: {now['failed']} modules have no score; there were {was['failed']} such"
+        yield f"{now['name']}: {now['failed']} modules have no score, up from {was['failed']}"
     a, b = was["accuracy"], now["accuracy"]
     if a is None or b is None:
         return
     if b["unexcused"] > a["unexcused"]:
-        yield f"{now['name']}: {b['unexcused']} scores are off by more than {b['limit']:g} and do not say so"
+        yield f"{now['name']}: {b['unexcused']} scores are off by more than {b['limit']:g} and by their estimates"
     if b["max_error"] > max(_ERROR_GROWTH * a["max_error"], _NEGLIGIBLE_ERROR):
         yield f"{now['name']}: the largest error was {a['max_error']:.1e} and is {b['max_error']:.1e}"
     for name, same in b["same_sets"].items():

@@ -5,7 +5,7 @@
     671B     `plan` of a mixture of experts
     rate     a checkpoint behind a server of 200 Mbit/s: the scan's time over the slower of network and computing
 
-The server is a process of its own, but it shares the processors with the scan.
+The server is a separate process, but it shares the processors with the scan.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def _large(repo: Callable[[], dict[str, Blob]], group: str | None) -> dict[str, 
 
 
 def _at_rate(model: Path) -> dict[str, float]:
-    """Scan once by each way at the limited rate; add the time of computing alone and of the network alone."""
+    """Scan once in each way at the limited rate; add the time of computing alone and of the network alone."""
     with Worker(warm_up) as worker:
         apart = worker.run(parts, Task(str(model), "cpu")).value
     figures = {"computing_s": apart.computing}

@@ -37,7 +37,7 @@ def _speed(run: RunResult) -> Table:
 
 def _exactness(run: RunResult) -> Table:
     table = _table(
-        "Scores of float32 weights, against their known spectra",
+        "Scores of float32 weights, compared with their known spectra",
         ("workload", "largest error", "its estimate", "limit", "beyond", "top 50 / 25", "precisions"),
     )
     for w in run.workloads:
@@ -57,7 +57,7 @@ def _exactness(run: RunResult) -> Table:
 
 def _agreement(run: RunResult) -> Table:
     table = _table(
-        "Scores of the timed weights, against the other contenders'",
+        "Scores of the timed weights, compared with the other contenders'",
         ("workload", "weights", "to Spectrum's", "top 50 / 25", "to numpy's", "precisions"),
     )
     for w in run.workloads:

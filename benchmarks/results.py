@@ -1,7 +1,7 @@
 """The numbers of a run, and the ratios that follow from them. A saved run is their JSON.
 
-Times and sizes are in seconds and bytes. Ratios are made repetition by repetition, from times that were taken
-right after one another, so that what slows the machine down for a while slows down both.
+Times and sizes are in seconds and bytes. Ratios are computed for each repetition, from times that were taken right
+after one another, so that a temporary slowdown of the machine affects both.
 """
 
 import json
@@ -34,10 +34,10 @@ class Accuracy:
 
     Attributes:
         max_error: the largest relative error.
-        estimated: what the record of that matrix says its error is.
-        limit: the largest error that is acceptable where the record does not estimate a larger one.
-        excused: how many matrices exceed the limit and say so.
-        unexcused: how many exceed it and do not say so.
+        estimated: the estimate of this error in the record of the matrix.
+        limit: the largest acceptable error, unless the record estimates a larger one.
+        excused: the number of matrices with an error above the limit but within their estimate.
+        unexcused: the number of matrices with an error above the limit and above their estimate.
         same_sets: whether the top 50 and the top 25 percent of every group are the exact ones.
         precisions: the number of matrices of each precision.
     """
@@ -56,9 +56,9 @@ class Agreement:
     """Our scores against another contender's, on the same bytes.
 
     Attributes:
-        matrices: how many the other has scored.
-        max_difference: the largest relative one.
-        same_sets: as in `Accuracy`; None where the other has not scored all.
+        matrices: the number of matrices that the other one scored.
+        max_difference: the largest relative difference.
+        same_sets: as in `Accuracy`; None if the other one did not score all matrices.
     """
 
     matrices: int
@@ -71,8 +71,8 @@ class ShapeResult:
     """All matrices of one shape, computed from memory, once.
 
     Attributes:
-        seconds: of all of them.
-        floor_share: what the floor of their flops is of that time.
+        seconds: the time for all of them.
+        floor_share: the floor of their flops as a share of that time.
     """
 
     n: int
@@ -87,26 +87,26 @@ class WorkloadResult:
     """One workload.
 
     Attributes:
-        dtype: as the timed checkpoint stores the weights.
-        matrices: the modules of the plan that have more than one singular value.
-        nbytes, flops: the plan's.
-        planned_nbytes: the bound on memory that the plan states, for the float32 path.
+        dtype: the dtype of the weights in the timed checkpoint.
+        matrices: the number of modules of the plan that have more than one singular value.
+        nbytes, flops: those of the plan.
+        planned_nbytes: the limit of memory in the plan, for float32.
         seconds: by contender (`ours`, `spectrum`, `numpy`) and part (`reading`, `computing`).
         sgemm: flop/s of a matrix product.
         ratios: by name, all without a unit:
-            times_spectrum, times_numpy   their time in ours: how many times faster a scan is
-            scan_over_parts               a scan in the larger of reading alone and computing alone
-            floor_share                   what the floor is of a scan
-        numpy_matrices: how many matrices numpy's time stands on; it is scaled up by shape.
+            times_spectrum, times_numpy   their time over the time of a scan
+            scan_over_parts               the time of a scan over the larger of reading alone and computing alone
+            floor_share                   the floor over the time of a scan
+        numpy_matrices: the number of matrices that numpy computed; its time is scaled up by shape.
         read_rate: bytes a second of our scan.
         peak_anonymous, peak_resident: by contender, the largest of the repetitions.
-        others_cpu_share: how much of the machine other programs took while this was measured. A few percent spoil
-            it: threads that wait for one another then wait for those programs too.
+        others_cpu_share: the share of the machine that other programs used during the measurement. A few percent
+            distort it, because threads that wait for one another then wait for those programs too.
         precisions: the number of matrices of each precision, on the timed checkpoint.
-        failed: modules without a score.
-        accuracy: None where the singular values are not known.
+        failed: the number of modules without a score.
+        accuracy: None if the singular values are not known.
         agreement: by contender.
-        shapes: see there.
+        shapes: the times by shape.
     """
 
     name: str
@@ -135,8 +135,8 @@ class RunResult:
     """A run of the benchmark.
 
     Attributes:
-        machine: what it ran on, and the versions that matter.
-        settings: what it was asked for.
+        machine: the machine, and the versions that matter.
+        settings: the options of the run.
     """
 
     machine: dict[str, str | int]

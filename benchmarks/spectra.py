@@ -1,12 +1,12 @@
 """Singular values worth testing. They are chosen and not computed, so they are known exactly.
 
-What a trained weight matrix looks like is a random bulk with a few larger values on top. The bulk is Marchenko and
-Pastur's, somewhat wider: its quantiles times those of a lognormal distribution with a width of 0.1 to 0.2. (0.12
-fits the middle 80 percent of the MLPs and the embedding of SmolLM2-135M within a few percent; without it
-matrices four times as long as wide would have nothing below the score's threshold, where trained ones have a lot.)
+The spectrum of a trained weight matrix is a random bulk with a few larger values on top. The bulk is Marchenko and
+Pastur's, somewhat wider: its quantiles times those of a lognormal distribution with a width of 0.1 to 0.2. (0.12 fits
+the middle 80 percent of the MLPs and the embedding of SmolLM2-135M within a few percent. Without it, matrices four
+times as long as wide would have no values below the score's threshold, but trained ones have many.)
 
-The other kinds are there to break a scan that works with squares of singular values: the eigenvalues of W Wᵀ are
-all wrong by about the same amount, which ruins those far below the largest.
+The other kinds are hard for a scan that works with squares of singular values: the eigenvalues of W Wᵀ are all wrong
+by about the same amount, and those far below the largest lose their accuracy.
 """
 
 from enum import StrEnum
@@ -22,8 +22,8 @@ class Kind(StrEnum):
     """A family of spectra, from which each matrix draws one."""
 
     BULK_AND_SPIKES = "bulk_and_spikes"  # a bulk, and 3 to 12 values up to 10 times its edge
-    POWER_LAW = "power_law"  # s_i ~ i^-a with a of 0.5 to 0.8: no bulk at all
-    NEAR_LOW_RANK = "near_low_rank"  # a sixteenth of the values carry all; the rest is a bulk 2000 times smaller
+    POWER_LAW = "power_law"  # s_i ~ i^-a with a of 0.5 to 0.8, without a bulk
+    NEAR_LOW_RANK = "near_low_rank"  # a sixteenth of the values is large; the rest is a bulk 2000 times smaller
     HUGE_SIGMA1_1E2 = "huge_sigma1_1e2"  # a bulk, and one value 100 times q25
     HUGE_SIGMA1_1E3 = "huge_sigma1_1e3"
     HUGE_SIGMA1_1E4 = "huge_sigma1_1e4"
@@ -34,7 +34,7 @@ _SIGMA1_OVER_Q25 = {Kind.HUGE_SIGMA1_1E2: 1e2, Kind.HUGE_SIGMA1_1E3: 1e3, Kind.H
 
 def draw(kind: Kind, short: int, long: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a spectrum for a matrix with sides `short` <= `long`: float64, (short,), descending, positive."""
-    # A score is inversely proportional to the scale of the weights: members of a group must not tie.
+    # A score is inversely proportional to the scale of the weights, so different scales avoid ties in a group.
     scale = _WEIGHT_STD * np.sqrt(long) * np.exp(rng.uniform(-0.3, 0.3))
     edge = 1 + np.sqrt(short / long)
     s = bulk_quantiles(short, short / long) * _lognormal_quantiles(short, rng.uniform(0.1, 0.2))
@@ -59,7 +59,7 @@ def bulk_quantiles(count: int, beta: float) -> np.ndarray:
     At 1 + beta + 2 √beta cos t their density in t is (2/pi) sin² t / (that), smooth also where beta is 1.
 
     Args:
-        count: how many, the short side.
+        count: the number of values, the short side.
         beta: short / long, in (0, 1].
 
     Returns:
@@ -70,7 +70,7 @@ def bulk_quantiles(count: int, beta: float) -> np.ndarray:
     # At beta = 1 both vanish at t = pi, where the limit of the quotient is 1/2.
     density = np.divide(np.sin(t) ** 2, eigenvalues, out=np.full_like(t, 0.5), where=eigenvalues > 1e-12)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    # t grows as they fall, so equal steps of mass give descending values.
+    # t grows as the eigenvalues fall, so equal steps of mass give descending values.
     angles = np.interp((np.arange(count) + 0.5) / count * mass[-1], mass, t)
     return np.asarray(np.sqrt(1 + beta + 2 * np.sqrt(beta) * np.cos(angles)))
 

@@ -1,7 +1,7 @@
-"""A process for one contender, so that its peak memory is its own, watched from outside while it works.
+"""A separate process for one contender, with its peak memory measured from outside.
 
-What counts as memory is what is anonymous: the process's own, which the system cannot drop. Pages of mapped
-files are left out, as they are the page cache's and vanish when somebody needs the room.
+Only anonymous memory counts, which the system cannot drop. Pages of mapped files are left out: they belong to the
+page cache, and the system drops them when it needs the memory.
 """
 
 import multiprocessing
@@ -34,12 +34,12 @@ class Watched(Generic[Result]):
     """The return value of a contender, and its cost.
 
     Attributes:
-        value: what it returned.
-        peak_anonymous: bytes, the whole process with Python and torch, the largest of samples every 10 ms.
-        peak_resident: bytes, as the kernel counts, since the process started; mapped files are in it. None where the
-            system does not say.
-        cpu_seconds: how much the machine's processors had to give meanwhile.
-        others_seconds: how much of it went to processes that have nothing to do with the benchmark.
+        value: the return value.
+        peak_anonymous: bytes of the whole process with Python and torch, the largest of samples every 10 ms.
+        peak_resident: bytes, by the kernel's count, since the start of the process, with mapped files. None if the
+            system does not have it.
+        cpu_seconds: the processor time that the machine had during the call.
+        others_seconds: the part of it that other programs used.
     """
 
     value: Result
@@ -53,24 +53,24 @@ class Worker:
     """A process that runs one function after another in a temporary folder; use it as a context manager."""
 
     def __init__(self, warm_up: Callable[[], object]) -> None:
-        # Not forked: a copy of this process would start with this process's memory.
+        # A forked process would start with the memory of this one.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._folder = tempfile.TemporaryDirectory(prefix="benchmark-worker-")
         self._process = context.Process(target=_serve, args=(theirs, self._folder.name, warm_up))
         self._process.start()
-        # Or the end of the process would not close the pipe.
+        # Otherwise the end of the process would not close the pipe.
         theirs.close()
 
     def wait_until_ready(self) -> None:
-        """Return when it has started and warmed up, and so leaves the machine to the others."""
+        """Wait until the process has started and warmed up, and no longer needs the processors."""
         self.run(bool, 0)
 
     def run(self, function: Callable[[Argument], Result], argument: Argument) -> Watched[Result]:
-        """Call a function that can be imported, over there, and watch; both fetches go through pickle.
+        """Call an importable function in the process and measure it; argument and result are pickled.
 
         Raises:
-            WorkerError: it raised, or the process died.
+            WorkerError: the function raised, or the process died.
         """
         peak = 0
         try:
@@ -112,7 +112,7 @@ class Worker:
 
 
 def _serve(connection: Connection, folder: str, warm_up: Callable[[], object]) -> None:
-    # Ctrl-C is for the process that started this one, which then ends this one.
+    # Ctrl-C belongs to the process that started this one. That one then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(folder)
     warm_up()
@@ -131,19 +131,19 @@ def _serve(connection: Connection, folder: str, warm_up: Callable[[], object]) -
 
 def _anonymous_nbytes(pid: int | None) -> int:
     status = _status(pid)
-    # Elsewhere than on Linux the mapped files cannot be told apart cheaply: an upper bound.
+    # Only Linux tells mapped files apart cheaply. On other systems this is an upper bound.
     return status["RssAnon"] if "RssAnon" in status else int(psutil.Process(pid).memory_info().rss)
 
 
 def _busy_seconds() -> float:
-    """Seconds that all processors together have been busy, with whatever; stolen time is somebody's too."""
+    """Return the seconds that all processors together were busy, including stolen time."""
     times = psutil.cpu_times()._asdict()
     # Linux counts the time of guests as its own user time already.
     return float(sum(t for kind, t in times.items() if kind not in ("idle", "iowait", "guest", "guest_nice")))
 
 
 def _status(pid: int | None) -> dict[str, int]:
-    """The sizes in /proc/PID/status, in bytes; empty where there is no such file."""
+    """Read the sizes in /proc/PID/status, in bytes; empty if there is no such file."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The suites: which matrices a checkpoint has, and what is measured on it.
+"""The suites: the matrices of each checkpoint, and the measurements on it.
 
 Shapes and counts are those of published models, as stored: (out features, in features).
 """
@@ -30,10 +30,10 @@ class Workload:
     """One row of the tables.
 
     Attributes:
-        timed_dtype: how the checkpoint that is timed stores its weights, `bfloat16` or `float32`.
-        error_limit: the largest acceptable relative error of a score that does not estimate a larger one itself.
-        numpy_turns: how often numpy, which is slow, takes its turn; None for every repetition.
-        only_ours: measure our scan's memory and speed, and nothing else.
+        timed_dtype: the dtype of the timed checkpoint, `bfloat16` or `float32`.
+        error_limit: the largest acceptable relative error of a score, unless its own estimate is larger.
+        numpy_turns: the number of turns of numpy, which is slow; None for every repetition.
+        only_ours: measure only our scan's memory and speed.
     """
 
     name: str
@@ -104,7 +104,7 @@ def _key_values(layers: int, projections: str) -> Iterable[Weight]:
 
 def _experts(count: int) -> Iterable[Weight]:
     for i in range(count):
-        # Modules are ranked with those that differ in their first number only, so this makes one group.
+        # Modules that differ only in their first number are ranked together, so this makes one group.
         yield Weight(f"model.layers.{i}.mlp.experts.0.gate_proj", 768, 2048)
 
 

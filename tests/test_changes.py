@@ -1,4 +1,4 @@
-"""Checkpoints that change while they are scanned, disks that are full or read-only, and scans that meet."""
+"""Checkpoints that change during a scan, full or read-only disks, and concurrent scans."""
 
 import json
 import multiprocessing
@@ -26,14 +26,14 @@ from .support.records import IDENTITY
 
 
 def replaced(path: Path) -> None:
-    """By rename, as downloads and editors do it."""
+    """Replace the file by a rename, like downloads and editors."""
     other = path.with_suffix(".new")
     save_file(llama_tensors(1), other)
     other.rename(path)
 
 
 def overwritten(path: Path) -> None:
-    # Without cutting it first: to touch the map of a file that was cut ends this process.
+    # The file is not cut first, because an access to the map of a cut file ends this process.
     with path.open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\0\0")
@@ -55,7 +55,7 @@ def test_scan_of_a_changing_shard_publishes_nothing(
     folder = save(llama_tensors(3), shards=2)
     scan(str(folder), name="x", top_percent=50)
     earlier = {path: path.read_bytes() for path in working_folder.rglob("*.*") if path.suffix in (".json", ".yaml")}
-    # Another state, so that there is something to scan, and then another one.
+    # The checkpoint changes to have matrices to scan, and then changes again.
     os.utime(folder / "model-00001-of-00002.safetensors")
     a_plan = plan(str(folder), name="x")
     with pytest.raises(CheckpointError) as error:
@@ -65,7 +65,7 @@ def test_scan_of_a_changing_shard_publishes_nothing(
         for event in run(a_plan, top_percent=50):
             seen += isinstance(event, MatrixScored)
             if after and seen == after:
-                # The first shard: its matrices are under way, and what was read of them is right.
+                # The matrices of the first shard are in progress, and the bytes that were read are correct.
                 change(folder / "model-00001-of-00002.safetensors") if change is not cut else overwritten(
                     folder / "model-00001-of-00002.safetensors"
                 )
@@ -176,7 +176,7 @@ def test_journal_locked_names_the_process(tmp_path: Path) -> None:
     process.join()
     with Journal(path, IDENTITY) as journal:
         assert journal.records() == {}
-    # Nothing is left of the lock, and one that is left means nothing.
+    # The holder file is removed, and a leftover one has no effect.
     assert [p.name for p in tmp_path.iterdir()] == ["r.sqlite"]
     (tmp_path / ".r.holder").write_text("1 elsewhere")
     with Journal(path, IDENTITY):
@@ -206,12 +206,12 @@ def test_scan_two_models_of_one_slug_at_once_are_not_mixed(save: Save, working_f
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], errors
     first = both[0].returncode == 0
-    # It met the other scan, or what that had left.
+    # This scan met the other one, or its files.
     assert re.search(r"\((other_model|locked)\)", errors[1 if first else 0])
     published = json.loads(Path("model_snr_results/snr_results_a-b.json").read_text())
     assert len(published) == len(scan(str(folders[0 if first else 1]), name="own").modules)
 
 
-def test_scan_missing_path_raises_our_error(working_folder: Path) -> None:
+def test_scan_of_a_missing_path_raises_a_source_error(working_folder: Path) -> None:
     with pytest.raises(SpectrumStreamError):
         scan("nowhere/at/all")

@@ -325,7 +325,7 @@ def test_scan_untied_head_is_not_published(save: Save) -> None:
 @pytest.mark.parametrize(
     "options", [{"precision": "fp32"}, {"precision": "fp64"}, {"max_nbytes": 300_000_000}], ids=str
 )
-def test_scan_zero_matrix_by_every_precision(save: Save, options: dict[str, object]) -> None:
+def test_scan_zero_matrix_scores_zero_by_every_precision(save: Save, options: dict[str, object]) -> None:
     folder = save({"a.weight": torch.zeros(60, 70), "b.weight": torch.zeros(9)})
     assert isinstance(collect(folder, **options)[-1], ScanFinished)
     assert results()["a"]["snr"] == 0.0
@@ -397,7 +397,7 @@ def test_scan_retries_a_failed_precision(save: Save) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("modules", [None, ["mlp.*"]])
 def test_scan_record_has_all_parameter_names(save: Save, tied: bool, modules: list[str] | None) -> None:
-    """A tied head is no parameter of its own, whether it was asked for or not."""
+    """A tied head is not a separate parameter, whether the plan includes it or not."""
     tensors = llama_tensors(1, head=not tied) | {"model.layers.0.mlp.up_proj.bias": torch.ones(4)}
     found = scan(str(save(tensors, config=TIED if tied else {})), name="x", groups=modules)
     assert Result.open(found.written[0]).parameters == tuple(sorted(tensors))

@@ -1,4 +1,4 @@
-"""Whole scans of real checkpoints and of what transformers itself saves, against Spectrum and its formula."""
+"""Whole scans of real checkpoints and of models saved by transformers, compared with Spectrum and its formula."""
 
 import json
 import warnings
@@ -46,7 +46,7 @@ def test_minilm_has_the_scores_of_the_formula(minilm: Path) -> None:
 
 
 def saved_model(folder: Path, kind: str) -> Any:
-    """A tiny model, made and saved by transformers."""
+    """Make and save a tiny model with transformers."""
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -70,7 +70,7 @@ def saved_model(folder: Path, kind: str) -> Any:
 
 
 def by_spectrums_rules(model: Any) -> dict[str, float]:
-    """Spectrum walks the instantiated modules that have a weight."""
+    """Score the instantiated modules that have a weight, like Spectrum."""
     return {
         name: reference_score(module.weight)
         for name, module in model.named_modules()
@@ -79,17 +79,17 @@ def by_spectrums_rules(model: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied llama", "gpt2"])
-def test_what_transformers_saves_scores_as_the_instantiated_modules_do(tmp_path: Path, kind: str) -> None:
+def test_saved_models_score_like_the_instantiated_modules(tmp_path: Path, kind: str) -> None:
     expected = by_spectrums_rules(saved_model(tmp_path / "m", kind))
     found = {line.name: line.value for line in scan(str(tmp_path / "m"), name="x").modules}
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_mixtral_scores_as_the_instantiated_modules_and_expert_by_expert(tmp_path: Path) -> None:
+def test_mixtral_scores_like_the_instantiated_modules_and_experts(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "m", "mixtral")
     found = {line.name: line.value for line in scan(str(tmp_path / "m"), name="x", names="checkpoint").modules}
-    # transformers 5 keeps the experts of a layer in one parameter without a module of its own, which Spectrum
-    # does not see; the checkpoint has each expert's matrices, under the names that Spectrum's published
+    # transformers 5 keeps the experts of a layer in one parameter that is not a module, so that Spectrum
+    # does not see it. The checkpoint has each expert's matrices, under the names that Spectrum's published
     # Mixtral results have.
     expected = {
         name.replace("mlp.gate", "block_sparse_moe.gate"): snr for name, snr in by_spectrums_rules(model).items()
@@ -103,7 +103,7 @@ def test_mixtral_scores_as_the_instantiated_modules_and_expert_by_expert(tmp_pat
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_selection_of_a_scan_freezes_the_model_it_came_from(tmp_path: Path) -> None:
+def test_selection_of_a_scan_freezes_its_model(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "m", "tied llama")
     result = scan(str(tmp_path / "m"), name="x", top_percent=50)
     assert result.selection is not None

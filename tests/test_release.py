@@ -1,4 +1,4 @@
-"""What is published: a wheel and an sdist that hold the package, all of it and no more, and that can be installed."""
+"""The wheel and the sdist hold exactly the package, and can be installed."""
 
 import os
 import shutil
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spectrum_stream"
-# What a build leaves in the sources, and what is large.
+# Leftovers of a build, and large folders.
 NOT_COPIED = (".git", ".venv*", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "model_snr_results")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist of this version."""
+    """Build the wheel and the sdist of this version into a folder."""
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("built")
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_COPIED))
-    # Without isolation: the backend that is installed, from no network.
+    # Without isolation, the build uses the installed backend and no network.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
     done = subprocess.run([*command, str(folder / "source")], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,12 +42,12 @@ def files_of(package: Path) -> set[str]:
     }
 
 
-def test_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
+def test_wheel_holds_only_the_package(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name.split("-")[1] == spectrum_stream.__version__
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if ".dist-info/" not in name}
-    # READMEs are for those who have the sources.
+    # READMEs are only for readers of the sources.
     assert names == {name for name in files_of(PACKAGE) if not name.endswith(".md")}
     assert "spectrum_stream/py.typed" in names
     assert any(name.startswith("spectrum_stream/report/assets/") for name in names)
@@ -62,7 +62,7 @@ def test_sdist_holds_the_package_and_no_tests(built: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
 
 
-def test_metadata_is_what_an_index_accepts(built: Path) -> None:
+def test_metadata_is_accepted_by_an_index(built: Path) -> None:
     pytest.importorskip("readme_renderer")
     command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -75,12 +75,12 @@ def test_wheel_installs_in_a_fresh_environment(built: Path, tmp_path: Path) -> N
     python = tmp_path / "venv" / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*install, str(wheel)], check=True)
-    # The dependencies are gigabytes, so they are those that are here; a path file makes their editable installs none.
+    # The dependencies take gigabytes, so the installed ones are used; a path file ignores their editable installs.
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     def said(*command: str | Path) -> str:
-        # A path to this checkout would come first.
+        # Otherwise a path to this checkout would come first.
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
         return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Text and numbers for people."""
+"""Names, counts, sizes and durations as text."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from spectrum_stream.text import duration, listed, printable, si_bytes
     ("text", "shown"),
     [("plain/ü 漢", "plain/ü 漢"), ("\x1b[31m", "\\x1b[31m"), ("a\u202eb", "a\\u202eb"), ("a\nb\t", "a\\nb\\t")],
 )
-def test_printable_shows_foreign_text_and_never_obeys_it(text: str, shown: str) -> None:
+def test_printable_keeps_letters_and_escapes_control_characters(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 

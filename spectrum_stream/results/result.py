@@ -329,8 +329,8 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
     """Read a result or a selection as text.
 
     Args:
-        what: the kind of file, for messages.
-        hint: advice for a path without a file.
+        what: what it should be.
+        hint: what to do if there is no such file.
 
     Raises:
         ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
@@ -342,8 +342,11 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
     except FileNotFoundError as error:
         raise ResultError(f"there is no {what} at {path}", reason="no_such_result", hint=hint) from error
     except OSError as error:
+        is_model = what == "result" and path.is_dir()
         raise ResultError(
-            f"{path} cannot be read: {error.strerror}", reason="unreadable", hint=hint if path.is_dir() else None
+            f"{path} cannot be read: {error.strerror}",
+            reason="unreadable",
+            hint="give a result; `spectrum-stream scan MODEL` writes one" if is_model else None,
         ) from error
     except ValueError as error:
         raise ResultError(f"{path} is not text", reason=f"not_a_{what}") from error
@@ -351,8 +354,7 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
 
 def _read(path: Path) -> tuple[list[Module], bool]:
     """Read the modules of a JSON file, and whether it is in the schema of `_sorted.json`."""
-    hint = "give a result; `spectrum-stream scan MODEL` writes one, model_snr_results/snr_results_….json by default"
-    text = read_text(path, "result", hint)
+    text = read_text(path, "result", "a scan writes one: model_snr_results/snr_results_….json by default")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""A coverage-guided fuzzer of the header's reader, to be run by hand: it looks for what the tests did not think of.
+"""A coverage-guided fuzzer of the header's reader, to be run by hand.
 
     pip install atheris && python -m tests.checkpoint.fuzz_header -max_total_time=300
 
-What we read, the reference reads too; what breaks is a `BadHeader`; nothing else is raised.
+The reference must accept every header that we accept, and only `BadHeader` may be raised.
 """
 
 import json
@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["spectrum_stream"]):
 
 
 def one(data: bytes) -> None:
-    # Half of the inputs are only a header, with a length that fits: most others end at the first eight bytes.
+    # Half of the inputs are only a header with a correct length. Most others fail at the first eight bytes.
     file = data[1:] if data[:1] < b"\x80" else len(data[1:]).to_bytes(8, "little") + data[1:]
     try:
         nbytes = header_nbytes(file[:8], len(file))
@@ -45,7 +45,7 @@ _SEEDS: tuple[dict[str, Any], ...] = (
 
 
 def main() -> None:
-    # Without a header to start from, it finds none in hours. The data is empty, so that all of an input is header.
+    # Without a valid header to start from, the fuzzer finds none in hours. The seeds are only headers.
     with tempfile.TemporaryDirectory() as corpus:
         for i, seed in enumerate(_SEEDS):
             Path(corpus, str(i)).write_bytes(b"\xff" + json.dumps(seed).encode())

@@ -1,4 +1,4 @@
-"""Literal bytes in, one reason out; the reference reader is asked about every row as well."""
+"""Parse literal bytes to one reason for rejection, and compare every row with the reference reader."""
 
 import json
 from typing import Any
@@ -207,7 +207,7 @@ def test_parse_header_agrees_with_the_reference_on_valid_files(file: bytes) -> N
     assert {t.name: (t.dtype, t.shape) for t in read(file)} == theirs
 
 
-# A few hundred where nothing else is said: `pytest --hypothesis-profile nightly` takes 20,000.
+# The default is a few hundred examples; `pytest --hypothesis-profile nightly` takes 20,000.
 @pytest.mark.slow
 @settings(max_examples=max(400, settings.default.max_examples if settings.default else 0))
 @given(valid_files(), st.data())

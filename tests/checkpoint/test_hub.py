@@ -1,4 +1,4 @@
-"""Scans of a repo: a fault of the server ends in the right scores or in one clear error, never in a wrong score."""
+"""Scans of a repo: a fault of the server ends in correct scores or in one clear error, never in a wrong score."""
 
 import errno
 import logging
@@ -43,7 +43,7 @@ def folder(save: Save) -> Path:
 
 @pytest.fixture
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """The folder as a repo on a server that this process takes for the Hub, with an empty cache."""
+    """Serve the folder as a repo on a server that this process uses as the Hub, with an empty cache."""
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         yield server
@@ -52,7 +52,7 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 def refused(model: str = REPO, **options: object) -> SpectrumStreamError:
     with pytest.raises(SpectrumStreamError) as error:
         scan(model, **options)  # type: ignore[arg-type]
-    # One sentence, and no address of a file: it could hold a signature.
+    # The message is one sentence without the address of a file, which could hold a signature.
     assert "\n" not in str(error.value)
     assert "/resolve/" not in str(error.value)
     return error.value
@@ -102,7 +102,7 @@ def test_hub_range_scan_fetches_only_the_chosen_matrices(hub: HubServer, working
     assert not hub.of_kind("whole")[2:], "the index and the config are read whole, and nothing else"
 
 
-def test_hub_requests_decline_compression(hub: HubServer, working_folder: Path) -> None:
+def test_hub_requests_ask_for_no_compression(hub: HubServer, working_folder: Path) -> None:
     scan(REPO, fetch="range")
     asked = [r for r in hub.requests if r.kind in ("probe", "data", "whole")]
     assert asked
@@ -164,7 +164,7 @@ def test_hub_server_without_ranges_is_downloaded(
     assert result.plan.warnings
 
 
-# What passes, and how often it is asked for again.
+# Passing faults, each with the number of repeated requests.
 PASSING = {
     "429 with Retry-After": hub_server.status(429, retry_after="0"),
     "429 with the Hub's own headers": hub_server.status(429, ratelimit='"resolvers";r=0;t=0'),
@@ -209,7 +209,7 @@ def test_hub_broken_body_continues_where_it_ended(hub: HubServer, folder: Path, 
     assert (first.range[0] + 5000, first.range[1]) in [r.range for r in others]
 
 
-# What does not pass: the reason, for a fault that lasts.
+# Lasting faults, each with its reason.
 LASTING: dict[str, tuple[Fault, str]] = {
     "500": (hub_server.status(500), "server_error"),
     "401 without a token": (hub_server.status(401), "no_such_repo"),
@@ -247,7 +247,7 @@ def test_hub_server_that_stops_ranges_is_downloaded(hub: HubServer, folder: Path
     hub.script("data", hub_server.honest, *[hub_server.endless(sent)] * 100)
     result = scan(REPO, fetch="range")
     assert values(result) == values(scan(str(folder), name="local"))
-    # What the sockets between here and there hold, and not what was on offer.
+    # Only the bytes in the buffers of the sockets were sent, and not the endless body.
     assert sent
     assert sum(sent) < 50_000_000 * len(sent)
 
@@ -333,7 +333,7 @@ def test_open_source_prefers_an_existing_folder(hub: HubServer, folder: Path, wo
     assert plan(f"hf://{REPO}").source.commit == COMMIT
 
 
-def test_hub_errors_have_their_own_reasons(
+def test_hub_errors_have_separate_reasons(
     hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons = []
@@ -375,7 +375,7 @@ def test_hub_missing_shard_is_rejected(hub: HubServer, working_folder: Path) -> 
     assert refused().reason == "missing_shard"
 
 
-def test_hub_unreachable_server_is_one_sentence(
+def test_hub_unreachable_server_gives_one_sentence(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with HubServer({}) as server:
@@ -407,7 +407,7 @@ def test_hub_download_keeps_at_most_two_shards(
         most = 0
         for _ in run(a_plan):
             most = max(most, len(list(a_plan.outputs.shards.glob("*.safetensors"))))
-        # Shards that are coming down have another name; two in all is what the budget of the feed counts.
+        # A shard has another name during its download. The budget allows two in all.
         assert 1 <= most <= 2
         assert not a_plan.outputs.shards.exists()
 
@@ -429,7 +429,7 @@ def test_hub_ranged_buffers_are_limited_without_deadlock(
     budgets = Budgets(ranged=Budget(ahead_nbytes))
     with Prefetcher(shards, a_plan.matrices, a_plan.fetches, Path("shards"), Traffic(), budgets) as feed:
         for item in feed:
-            # As an engine does that holds back what it has until nothing more comes.
+            # An engine can hold matrices back until no more come.
             if item is None:
                 time.sleep(0.01)
                 most = max(most, budgets.ranged.taken)
@@ -467,7 +467,7 @@ def test_hub_plan_of_70b_and_of_one_group(
         assert 0.005 < ranges.nbytes / shards.nbytes < 0.015
         assert ranges.requests <= ranges.nbytes / 8e6 + 3 * 30
         assert a_plan.peak_nbytes < 1.5 * 2**30
-        # The same without a limit to the disk: two shards of it, whatever the size of the repo.
+        # Without a limit of disk the scan keeps two shards at most, for any size of the repo.
         assert shards.disk_nbytes < 0.1 * shards.nbytes
 
 
@@ -515,7 +515,7 @@ def test_hub_offline_uses_the_cache_or_fails(hub: HubServer, working_folder: Pat
 def test_hub_command_line_prints_the_fetch(
     cli: Cli, hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A scan of a second prints no progress otherwise.
+    # Otherwise a scan of a second prints no progress.
     monkeypatch.setattr(progress, "_LEAST_S", 0.0)
     planned = cli("plan", REPO)
     assert COMMIT in planned.stdout
@@ -542,7 +542,7 @@ def test_hub_long_header_is_read_whole(
 
 
 def no_length(turn: hub_server.Turn) -> None:
-    """200, and nothing about the size."""
+    """Answer with 200 and without the size."""
     turn.answer(200, {"X-Repo-Commit": COMMIT, "Connection": "close"}, turn.blob.read(0, turn.blob.nbytes))
     turn.handler.close_connection = True
 
@@ -593,7 +593,7 @@ def test_hub_interrupted_scan_does_not_wait_for_the_server(hub: HubServer, worki
     assert time.monotonic() - started < 10
 
 
-def test_hub_empty_shard_and_odd_answers(hub: HubServer, working_folder: Path) -> None:
+def test_hub_empty_shard_and_odd_answers_have_reasons(hub: HubServer, working_folder: Path) -> None:
     hub.script("probe", hub_server.status(416))
     assert refused().reason == "header_too_short"
     hub.script("whole", *[hub_server.status(204)] * 100)
@@ -698,7 +698,7 @@ def test_hub_storage_host_gets_no_token_and_is_named_in_errors(
     with HubServer(hub.repos) as elsewhere:
         address = elsewhere.url.replace("127.0.0.1", "localhost")
         hub.elsewhere = lambda name: f"{address}/{REPO}/resolve/{COMMIT}/{name}?Signature=secret"
-        # Several requests to each address, so that it is used again without a redirect.
+        # There are several requests to each address, so that it is used again without a redirect.
         monkeypatch.setattr("spectrum_stream.streaming.fetch._REQUEST_NBYTES", 5000)
         assert values(scan(REPO, fetch="range")) == values(scan(str(folder), name="local"))
         assert len(elsewhere.of_kind("data")) > len(hub.of_kind("data"))
@@ -775,7 +775,7 @@ def test_hub_impossible_names_send_no_request(hub: HubServer, working_folder: Pa
     assert not hub.requests
 
 
-def test_hub_implausibly_large_index_is_rejected(
+def test_hub_index_above_the_size_limit_is_rejected(
     hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("index", "hub"):

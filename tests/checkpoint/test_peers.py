@@ -1,6 +1,6 @@
-"""Scans against servers that others wrote: olah, which knows the Hub's protocol, and nginx, which knows HTTP.
+"""Scans from servers by other authors: olah, with the Hub's protocol, and nginx, with HTTP.
 
-olah has no ranges for a repo of its own: it answers 200. nginx has them, and checks signatures that expire.
+olah has no ranges for its own repos and answers 200. nginx has ranges, and checks signatures that expire.
 """
 
 import base64
@@ -59,7 +59,7 @@ def folder(save: Save) -> Path:
 
 @pytest.fixture
 def olah(folder: Path, tmp_path: Path) -> Iterator[str]:
-    """olah with a folder as a repo of its own, that is, a git repo."""
+    """Run olah with a folder as its own repo, which must be a git repo."""
     command = executable("olah-cli", str(ROOT / ".venv-olah" / "bin" / "olah-cli"), os.environ.get("OLAH_CLI", ""))
     repo = tmp_path / "mirrors" / "models" / REPO
     shutil.copytree(folder, repo)
@@ -91,7 +91,7 @@ def test_olah_repo_scans_by_every_fetch(
 ) -> None:
     use(olah, monkeypatch, tmp_path)
     local = scan(str(folder), name="local")
-    # It has no ranges, so that is the second way by another name; the cache comes last, or it would serve the others.
+    # olah has no ranges, so `range` is a download too. The cache comes last, because later scans would use it.
     for fetch, used in (("auto", "download"), ("range", "download"), ("download", "download"), ("cache", "cache")):
         remote = scan(REPO, name=fetch, fetch=fetch)
         assert set(remote.plan.fetches.values()) == {used}
@@ -99,7 +99,7 @@ def test_olah_repo_scans_by_every_fetch(
 
 
 def nginx(folder: Path, tmp_path: Path, port: int) -> list[str]:
-    """nginx that serves a folder as a repo, and as /blobs/ to those who have a signature."""
+    """Run nginx, which serves a folder as a repo, and as /blobs/ to requests with a signature."""
     command = executable("nginx", "/usr/sbin/nginx")
     api = tmp_path / "api.json"
     names = [p.name for p in folder.iterdir()]

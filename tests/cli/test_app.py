@@ -1,4 +1,4 @@
-"""The command line as a whole: one sentence, one reason and one exit code for whatever goes wrong."""
+"""The whole command line: one sentence, one reason and one exit code for every error."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ ESCAPE = "\x1b"
         (["plan", "{model}", "--max-memory", "lots"], 2, "bad_size"),
     ],
 )
-def test_bad_input_gets_a_sentence_a_reason_and_a_code(
+def test_bad_input_gives_a_sentence_a_reason_and_a_code(
     cli: Cli, save: Save, args: list[str], code: int, why: str
 ) -> None:
     pytest.importorskip("questionary")
@@ -66,7 +66,7 @@ def test_debug_variable_shows_the_traceback_without_signatures(cli: Cli, monkeyp
     assert lines[-1] == "error: no (unreachable)"
 
 
-def test_broken_checkpoints_are_one_sentence_each(cli: Cli, save: Save, tmp_path: Path) -> None:
+def test_broken_checkpoint_gives_one_sentence(cli: Cli, save: Save, tmp_path: Path) -> None:
     bins = tmp_path / "bins"
     bins.mkdir()
     (bins / "pytorch_model.bin").touch()

@@ -1,4 +1,4 @@
-"""`check`, as typed."""
+"""The command `check`."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def _scanned(save: Save, working_folder: Path) -> None:
     scan(str(save(llama_tensors(2))), name="org/x")
 
 
-def test_check_of_a_contribution_from_scan_to_good(cli: Cli) -> None:
+def test_check_accepts_a_contribution_with_its_provenance(cli: Cli) -> None:
     done = cli("check", RESULT, code=1)
     assert "(no_provenance)" in done.stdout
     done = cli("check", RESULT, "--write-provenance", "--model", "org/x")
@@ -53,5 +53,5 @@ def test_check_shows_hostile_names_inert(cli: Cli) -> None:
         ([str(RESULT), "--write-provenance", "--model", "org/x"], 2, "conflicting_options"),
     ],
 )
-def test_check_refuses_to_write_a_wrong_provenance(cli: Cli, args: list[str], code: int, why: str) -> None:
+def test_check_rejects_a_wrong_provenance(cli: Cli, args: list[str], code: int, why: str) -> None:
     assert reason(cli("check", RESULT, *args, code=code)) == why

@@ -1,4 +1,4 @@
-"""`compare`, as typed."""
+"""The command `compare`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ A, B = (f"model_snr_results/snr_results_{name}.json" for name in "ab")
 def _scanned(save: Save, working_folder: Path) -> None:
     tensors = llama_tensors(4)
     scan(str(save(tensors, folder="a")), name="a")
-    # As if tuned: one layer is now mostly signal, and there is no head.
+    # This looks like a tuned model: one layer is mostly signal, and there is no head.
     tensors["model.layers.2.mlp.up_proj.weight"][0] += 1
     tensors.pop("lm_head.weight")
     scan(str(save(tensors, folder="b")), name="b")
@@ -35,7 +35,7 @@ def test_compare_two_results_and_its_next_command(cli: Cli) -> None:
     cli(*shlex.split(command[1]))
 
 
-def test_compare_json_says_what_was_compared_and_what_changed(cli: Cli) -> None:
+def test_compare_json_has_both_results_and_the_changes(cli: Cli) -> None:
     data = json.loads(cli("compare", A, B, "--top-percent", "25", "--json").stdout)
     assert data["only_a"] == ["lm_head"]
     assert data["only_b"] == []
@@ -71,7 +71,7 @@ def test_compare_two_results_by_one_metric(cli: Cli) -> None:
         ([GOLDEN / "snr_results_smollm2.json", "--metric", "alpha"], 1, "no_record"),
     ],
 )
-def test_compare_refuses_by_reason(cli: Cli, args: list[str | Path], code: int, why: str) -> None:
+def test_compare_fails_with_a_reason(cli: Cli, args: list[str | Path], code: int, why: str) -> None:
     done = cli("compare", *args, code=code)
     assert reason(done) == why
     assert done.stdout == ""

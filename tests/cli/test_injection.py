@@ -1,6 +1,6 @@
-"""Names that want to be more than names, in every place of a checkpoint and through to every output.
+"""Hostile names in every place of a checkpoint, up to every output.
 
-What is shown is inert; what is written and read back is what it was; what an output cannot hold is refused.
+Shown names are inert, written names are read back unchanged, and names that an output cannot hold are rejected.
 """
 
 import io
@@ -49,7 +49,7 @@ def test_hostile_module_and_group_are_inert_and_kept(save: Save, payload: str) -
     warnings = map(printable, scan_warnings(result))
     shown = rendered(plan_table(result.plan), score_table(rank(result.modules), result.result.metric), *warnings)
     assert inert(shown)
-    # The table is as wide as its console, and a long name goes over several of its lines.
+    # The table is as wide as its console, so a long name takes several lines.
     assert printable(payload).replace(" ", "")[:200] in re.sub(r"\s", "", shown)
     published = json.loads(Path("model_snr_results/snr_results_x.json").read_text("utf-8"))
     assert published[module]["type"] == payload
@@ -60,7 +60,7 @@ def test_hostile_module_and_group_are_inert_and_kept(save: Save, payload: str) -
 
 
 @payloads
-def test_hostile_module_in_yaml_is_itself_or_refused(save: Save, payload: str) -> None:
+def test_hostile_module_in_yaml_is_literal_or_rejected(save: Save, payload: str) -> None:
     module = f"layers.0.{payload}"
     result = scan(str(save({f"{module}.weight": torch.randn(6, 9)})), name="x")
     try:
@@ -75,7 +75,7 @@ def test_hostile_module_in_yaml_is_itself_or_refused(save: Save, payload: str) -
 
 
 @payloads
-def test_hostile_name_of_a_model_stays_in_the_folder(save: Save, payload: str) -> None:
+def test_hostile_model_name_stays_in_the_folder(save: Save, payload: str) -> None:
     folder = save({"a.weight": torch.randn(6, 9)})
     try:
         result = scan(str(folder), name=payload)
@@ -90,7 +90,7 @@ def test_hostile_name_of_a_model_stays_in_the_folder(save: Save, payload: str) -
 
 
 @payloads
-def test_hostile_name_of_a_shard_is_refused(save: Save, payload: str) -> None:
+def test_hostile_shard_name_is_rejected(save: Save, payload: str) -> None:
     folder = save({f"layers.{i}.weight": torch.ones(2, 3) for i in range(2)}, shards=2)
     index = folder / "model.safetensors.index.json"
     name = f"{payload}.safetensors"
@@ -99,7 +99,7 @@ def test_hostile_name_of_a_shard_is_refused(save: Save, payload: str) -> None:
     index.write_text(json.dumps(data))
     with pytest.raises(SpectrumStreamError) as error:
         plan(str(folder))
-    # A name that is too long for the file system cannot even be looked for.
+    # The file system cannot look up a name that is too long.
     expected = {"missing_shard", "unreadable"} if is_safe_shard_name(name) else {"unsafe_shard_name"}
     assert error.value.reason in expected
     assert inert(printable(str(error.value)))
@@ -131,14 +131,14 @@ def test_hostile_names_through_the_command_line(cli: Cli, save: Save, payload: s
     assert str(folder) in words or words[1] == "select"
 
 
-def test_folder_whose_name_is_no_text_is_one_sentence(cli: Cli, save: Save, tmp_path: Path) -> None:
+def test_folder_name_that_is_not_text_gives_one_sentence(cli: Cli, save: Save, tmp_path: Path) -> None:
     folder = save({"layers.0.up.weight": torch.randn(6, 9)})
     odd = (bytes(tmp_path) + b"/\xff\xfe").decode("utf-8", "surrogateescape")
     try:
         folder.rename(odd)
     except OSError:
         pytest.skip("a file system that takes text only")
-    # safetensors opens no such path: the one sentence says so, and the plan is shown all the same.
+    # safetensors cannot open such a path. The scan reports it in one sentence, and the plan still works.
     done = cli("scan", odd, "--top-percent", "50", code=1)
     assert reason(done) == "unreadable"
     assert "\\udcff" in done.stderr

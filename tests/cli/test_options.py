@@ -1,4 +1,4 @@
-"""Options: what they accept, how wrong values fail, and how --groups reads."""
+"""Options: accepted values, errors of wrong values, and the syntax of --groups."""
 
 import errno
 import json
@@ -54,14 +54,14 @@ pytestmark = pytest.mark.usefixtures("working_folder")
         (["scan"], "no_model"),
         (["select", "--top-percent", "50"], "missing_argument"),
         (["check"], "missing_argument"),
-        # Options that are gone.
+        # Options that were removed.
         (["plan", "m", "--top-percent", "50"], "no_such_option"),
         (["select", "r", "--norms"], "no_such_option"),
         (["scan", "m", "--wait"], "no_such_option"),
         (["demo", "--fresh"], "no_such_option"),
     ],
 )
-def test_option_that_is_wrong_gets_one_sentence_and_exit_code_2(cli: Cli, args: list[str], why: str) -> None:
+def test_option_with_a_wrong_value_gives_one_sentence_and_exit_code_2(cli: Cli, args: list[str], why: str) -> None:
     Path("names.txt").write_text("a.weight\n")
     done = cli(*args, code=2)
     assert reason(done) == why
@@ -71,7 +71,7 @@ def test_option_that_is_wrong_gets_one_sentence_and_exit_code_2(cli: Cli, args: 
     assert all(line.startswith("hint: ") for line in lines[1:])
 
 
-def test_option_that_is_mistyped_gets_a_similar_one(cli: Cli) -> None:
+def test_option_that_is_mistyped_gives_a_similar_one(cli: Cli) -> None:
     assert "hint: did you mean --top-percent?" in cli("scan", "m", "--top-percnt", "50", code=2).stderr
 
 
@@ -160,9 +160,7 @@ def test_select_metric_shows_its_true_values_and_its_order(cli: Cli, save: Save,
     assert f"ranked by {metric}, smallest first" in re.sub(r"\s+", " ", done.stdout)
 
 
-def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_main_reports_errors_of_stdout_and_of_the_system(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: OSError) -> None:
         def fail(*args: object, **kwargs: object) -> None:
             raise error
@@ -171,7 +169,7 @@ def test_error_of_stdout_is_one_sentence_and_others_are_not_taken_for_it(
 
     failing(OSError(errno.ENOSPC, "No space left on device"))
     assert reason(cli("plan", "m", code=1)) == "unwritable"
-    # As torch raises for a library that is missing, and as a file raises.
+    # torch raises the first one for a missing library, and a file raises the second one.
     for error in (OSError("libcublas.so: cannot open"), OSError(errno.EIO, "Input/output error", "shard")):
         failing(error)
         done = cli("plan", "m", code=1)
@@ -208,7 +206,7 @@ def test_select_suggests_to_verify_by_the_names_of_the_result(cli: Cli, save: Sa
 @pytest.mark.parametrize(
     "args", [["plan", "{model}"], ["scan", "{model}", "--name", "x"], ["demo"]], ids=lambda args: str(args[0])
 )
-def test_command_ends_with_the_next_one(cli: Cli, save: Save, minilm: Path, args: list[str]) -> None:
+def test_command_ends_with_the_next_command(cli: Cli, save: Save, minilm: Path, args: list[str]) -> None:
     folder = str(save(llama_tensors(2)))
     done = cli(*(folder if word == "{model}" else word for word in args))
     assert done.stdout.splitlines()[-1].startswith("next: spectrum-stream ")

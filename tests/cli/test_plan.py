@@ -1,4 +1,4 @@
-"""`plan`, as typed."""
+"""The command `plan`."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_plan_groups_are_repeated_or_separated_by_commas(cli: Cli, save: Save) -
 
 
 @pytest.mark.parametrize("size", ["1GB", "1.5G", "1024MiB", "3000000000", "1 TB", "900000k"])
-def test_plan_understands_sizes(cli: Cli, save: Save, size: str) -> None:
+def test_plan_accepts_sizes_with_units(cli: Cli, save: Save, size: str) -> None:
     assert json.loads(cli("plan", save(llama_tensors(1)), "--json", "--max-memory", size).stdout)["matrices"]
 
 

@@ -1,4 +1,4 @@
-"""What needs a process of its own: how it is started, its streams, its terminal, and the signals that end it."""
+"""Features that need a separate process: its start, its streams, its terminal, and signals."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def noise(count: int, n: int, m: int) -> dict[str, torch.Tensor]:
 
 
 def terminal(*args: str | Path, **env: str) -> Any:
-    """A command on a terminal of its own, to be read and typed into: a pexpect `spawn`."""
+    """Run a command on a new terminal: a pexpect `spawn`."""
     pexpect = pytest.importorskip("pexpect")
     command = [*COMMAND, *map(str, args)]
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
@@ -40,7 +40,7 @@ def terminal(*args: str | Path, **env: str) -> Any:
 
 
 def rest_of(process: Any) -> str:
-    """What a terminal still shows until its process ends, which has to be well."""
+    """Return the rest of the terminal's output; the process must exit with 0."""
     text: str = process.read()
     process.close()
     assert process.exitstatus == 0, text
@@ -58,7 +58,7 @@ def test_console_script_is_installed(script: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_output_that_cannot_be_written_is_one_sentence(save: Save) -> None:
+def test_unwritable_output_gives_one_sentence(save: Save) -> None:
     command = [*COMMAND, "plan", str(save(llama_tensors(2)))]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -67,7 +67,7 @@ def test_output_that_cannot_be_written_is_one_sentence(save: Save) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_reader_that_hangs_up_is_no_error(save: Save) -> None:
+def test_closed_pipe_is_not_an_error(save: Save) -> None:
     command = f"{' '.join(COMMAND)} plan {save(llama_tensors(40))} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
@@ -76,7 +76,7 @@ def test_reader_that_hangs_up_is_no_error(save: Save) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", "1>&-", "1>&- 2>&-", "0<&-"])
-def test_closed_stream_does_not_harm_what_is_written(save: Save, closed: str) -> None:
+def test_closed_stream_does_not_damage_the_files(save: Save, closed: str) -> None:
     folder = save({"layers.0.up.weight": torch.randn(6, 9)})
     command = f"{' '.join(COMMAND)} scan {folder} --name x {closed}"
     assert subprocess.run(command, shell=True, check=False).returncode == 0
@@ -142,7 +142,7 @@ def test_interactive_scan_offers_the_groups_in_a_list(save: Save) -> None:
 
 
 def scanning_until(said: str, folder: Path) -> subprocess.Popen[str]:
-    """A scan in a process of its own that has come so far as to say this."""
+    """Start a scan in a separate process, and wait until it prints this."""
     command = [*COMMAND, "scan", str(folder), "--name", "x"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -176,7 +176,7 @@ def test_signal_ends_a_scan_with_its_code_and_the_scan_resumes(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("library", ["_sqlite3.", "libtorch_cpu.", "libtorch_python."])
 def test_signal_while_a_scan_starts_ends_it_at_once(save: Save, number: signal.Signals, library: str) -> None:
-    """An exception in the middle of torch's import would abort the process."""
+    """An exception during the import of torch would abort the process."""
     command = [*COMMAND, "scan", str(save(llama_tensors(1))), "--name", "x"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{process.pid}/maps")
@@ -191,7 +191,7 @@ def test_signal_while_a_scan_starts_ends_it_at_once(save: Save, number: signal.S
 
 @pytest.mark.slow
 @pytest.mark.parametrize("matrices", [1, 40])
-def test_shard_that_is_cut_while_it_is_mapped_is_one_sentence(
+def test_shard_that_is_cut_while_it_is_mapped_gives_one_sentence(
     save: Save, working_folder: Path, matrices: int
 ) -> None:
     size = 3000 if matrices == 1 else 700
@@ -211,8 +211,8 @@ def test_shard_that_is_cut_while_it_is_mapped_is_one_sentence(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
-def test_file_system_that_fills_up_is_one_sentence_and_the_scan_resumes(cli: Cli, save: Save) -> None:
-    """A limit to the size of files stands for a full disk where nothing can be mounted."""
+def test_full_file_system_gives_one_sentence_and_the_scan_resumes(cli: Cli, save: Save) -> None:
+    """A limit of file size stands for a full disk if the test cannot mount one."""
     folder = save(noise(60, 400, 500))
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

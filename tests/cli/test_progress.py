@@ -1,4 +1,4 @@
-"""The progress of a scan: how often a line is printed if stderr is not a terminal."""
+"""The progress of a scan: the number of lines if stderr is not a terminal."""
 
 import io
 from types import SimpleNamespace

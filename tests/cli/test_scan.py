@@ -1,4 +1,4 @@
-"""`scan` and `demo`, as typed: what they print, where, and what they write."""
+"""The commands `scan` and `demo`: their output and their files."""
 
 import importlib.util
 import json
@@ -50,20 +50,20 @@ def test_scan_quiet_prints_nothing(cli: Cli, save: Save) -> None:
     assert done.stderr == ""
 
 
-def test_scan_takes_the_flag_of_spectrum(cli: Cli, save: Save) -> None:
+def test_scan_accepts_the_flag_of_spectrum(cli: Cli, save: Save) -> None:
     folder = save(llama_tensors(2))
     cli("scan", "--model-name", folder, "--top-percent", "50", "-q")
     slug = str(folder).replace("/", "-").replace("_", "-")
     assert Path(f"snr_results_{slug}_unfrozenparameters_50percent.yaml").exists()
 
 
-def test_scan_that_is_finished_is_reused_and_says_so(cli: Cli, save: Save) -> None:
+def test_scan_again_reuses_the_record_and_prints_a_note(cli: Cli, save: Save) -> None:
     folder = save(llama_tensors(2))
     cli("scan", folder, "--name", "x")
     assert "already scanned" in cli("scan", folder, "--name", "x", "--top-percent", "50").stderr
 
 
-def test_scan_says_what_its_selection_depends_on(cli: Cli, save: Save) -> None:
+def test_scan_prints_notes_about_its_selection(cli: Cli, save: Save) -> None:
     done = cli("scan", save(llama_tensors(4)), "--name", "x", "--top-percent", "50", "--groups", "*norm,mlp.*")
     assert "equal scores at the cut" in done.stderr
     assert "input_layernorm" in done.stderr
@@ -74,7 +74,7 @@ def test_scan_says_what_its_selection_depends_on(cli: Cli, save: Save) -> None:
     assert "less than one module" in done.stderr
 
 
-def test_scan_warns_of_names_that_a_newer_transformers_does_not_have(cli: Cli, save: Save) -> None:
+def test_scan_warns_of_names_that_transformers_5_lacks(cli: Cli, save: Save) -> None:
     experts = {f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": torch.randn(6, 9) for i in (0, 1) for e in (0, 1)}
     done = cli("scan", save(experts), "--name", "x", "--top-percent", "50")
     assert "single experts" in done.stderr
@@ -82,7 +82,7 @@ def test_scan_warns_of_names_that_a_newer_transformers_does_not_have(cli: Cli, s
     assert "single experts" not in cli("scan", save(llama_tensors(2), folder="m"), "--name", "y").stderr
 
 
-def test_scan_uses_the_precision_that_was_typed(cli: Cli, save: Save) -> None:
+def test_scan_uses_the_precision_of_the_option(cli: Cli, save: Save) -> None:
     done = cli("scan", save(llama_tensors(1)), "--json", "--precision", "fp64", "--device", "cpu")
     assert list(json.loads(done.stdout)["precisions"]) == ["fp64"]
 
@@ -97,7 +97,7 @@ def test_scan_with_a_weight_without_a_score_exits_3(cli: Cli, save: Save) -> Non
 
 def test_demo_scans_a_real_checkpoint(cli: Cli, minilm: Path) -> None:
     stem = "snr_results_sentence-transformers-all-MiniLM-L6-v2"
-    # The repository comes with the result of a scan; in a clone, the demo still has to make one.
+    # The repository has the result of a scan. In a clone, the demo must still scan.
     published = Path(__file__).parents[2] / "model_snr_results" / f"{stem}.json"
     Path("model_snr_results").mkdir()
     Path("model_snr_results", published.name).write_bytes(published.read_bytes())
@@ -109,7 +109,7 @@ def test_demo_scans_a_real_checkpoint(cli: Cli, minilm: Path) -> None:
     assert Path(f"{stem}_unfrozenparameters_50percent.yaml").exists()
 
 
-def test_demo_without_its_extra_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_its_extra_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = importlib.util.find_spec
 
     def hide(name: str, *more: Any) -> Any:

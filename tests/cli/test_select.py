@@ -1,4 +1,4 @@
-"""`select`, as typed: what is asked, what is written, and what is refused."""
+"""The command `select`: its options, its files and its errors."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ FOREIGN = GOLDEN / "snr_results_smollm2.json"
 
 @pytest.fixture
 def scanned(save: Save, working_folder: Path) -> list[str]:
-    """The parameters of a checkpoint that was scanned."""
+    """Return the parameters of a scanned checkpoint."""
     tensors = llama_tensors(4)
     scan(str(save(tensors)), name="x")
     return list(tensors)
 
 
-def test_select_of_a_published_result_is_the_published_selection(cli: Cli) -> None:
+def test_select_of_a_published_result_equals_the_published_selection(cli: Cli) -> None:
     done = cli("select", FOREIGN, "--top-percent", "50")
     written = Path("snr_results_smollm2_unfrozenparameters_50percent.yaml")
     assert f"wrote {written}" in done.stdout
@@ -59,7 +59,7 @@ def test_select_writes_every_format(cli: Cli, scanned: list[str]) -> None:
         assert not any("norm" in parameter for parameter in trained)
 
 
-def test_select_gives_spectrums_file_name_only_to_spectrums_choice(cli: Cli, scanned: list[str]) -> None:
+def test_select_uses_spectrums_file_name_only_for_its_rules(cli: Cli, scanned: list[str]) -> None:
     for options, name in (
         (["--top-percent", "50"], "unfrozenparameters_50percent.yaml"),
         (["--top-percent", "50", "--no-norms"], "unfrozenparameters_50percent_custom.yaml"),
@@ -71,7 +71,7 @@ def test_select_gives_spectrums_file_name_only_to_spectrums_choice(cli: Cli, sca
         assert Path(data["files"][0]).exists()
 
 
-def test_select_keeps_a_budget_and_says_what_it_takes(cli: Cli, scanned: list[str]) -> None:
+def test_select_stays_within_a_budget_and_prints_its_cost(cli: Cli, scanned: list[str]) -> None:
     data = json.loads(cli("select", RESULT, "--params", "25k", "--json").stdout)
     assert 20_000 < data["trainable_weights"] <= 25_000 < data["total_weights"]
     assert data["trainable_share"] == data["trainable_weights"] / data["total_weights"]
@@ -82,14 +82,14 @@ def test_select_keeps_a_budget_and_says_what_it_takes(cli: Cli, scanned: list[st
     assert "the budget allows" in done.stdout
 
 
-def test_select_refuses_a_budget_for_a_partial_result(cli: Cli, save: Save) -> None:
+def test_select_rejects_a_budget_for_a_partial_result(cli: Cli, save: Save) -> None:
     # The embedding would be trained, and is not in the result.
     scan(str(save(llama_tensors(4))), name="x", groups=["mlp.*"])
     assert reason(cli("select", RESULT, "--params", "25k", code=1)) == "partial"
     assert "trains" in cli("select", RESULT, "--top-percent", "50").stdout
 
 
-def test_select_takes_a_percentage_for_a_group(cli: Cli, scanned: list[str]) -> None:
+def test_select_accepts_a_percentage_for_a_group(cli: Cli, scanned: list[str]) -> None:
     done = cli(
         "select", RESULT, "--top-percent", "50", "--groups", "mlp.*=100", "--groups", "self_attn.q_proj=0", "--json"
     )
@@ -106,7 +106,7 @@ def test_select_without_head_writes_no_pattern_of_the_head(cli: Cli, scanned: li
     assert not any("lm_head" in pattern for pattern in patterns)
 
 
-def test_select_says_which_entries_differ_from_spectrums(cli: Cli, scanned: list[str]) -> None:
+def test_select_lists_entries_that_differ_from_spectrum(cli: Cli, scanned: list[str]) -> None:
     Path("names.txt").write_text("\n".join([*scanned, "model.layers.1.mlp.up_proj_2.weight"]))
     command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]
     assert "in $ to match" not in cli(*command).stdout
@@ -115,7 +115,7 @@ def test_select_says_which_entries_differ_from_spectrums(cli: Cli, scanned: list
     assert "model.layers.1.mlp.up_proj.weight$" in done.stdout
 
 
-def test_select_warns_of_a_tied_head_that_spectrums_patterns_miss(cli: Cli, save: Save) -> None:
+def test_select_warns_of_a_tied_head_without_a_matching_pattern(cli: Cli, save: Save) -> None:
     tensors = {"transformer.wte.weight": torch.randn(64, 16)}
     tensors |= {f"transformer.h.{i}.mlp.c_fc.weight": torch.randn(16, 64) for i in range(2)}
     scan(str(save(tensors, config={"architectures": ["GPT2LMHeadModel"]})), name="x")
@@ -124,7 +124,7 @@ def test_select_warns_of_a_tied_head_that_spectrums_patterns_miss(cli: Cli, save
     assert "the head is" not in cli("select", RESULT, "--top-percent", "50", "--no-head").stderr
 
 
-def test_select_says_that_sizes_are_unknown(cli: Cli) -> None:
+def test_select_without_a_record_reports_unknown_sizes(cli: Cli) -> None:
     done = cli("select", FOREIGN, "--top-percent", "50", "--json")
     assert "trainable_weights" not in json.loads(done.stdout)
     assert "unknown without the scan record" in done.stderr
@@ -157,7 +157,7 @@ def test_select_says_that_sizes_are_unknown(cli: Cli) -> None:
         (["--top-percent", "1", "--no-head", "--no-embeddings"], 1, "nothing_chosen"),
     ],
 )
-def test_select_refuses_by_reason_and_writes_nothing(cli: Cli, options: list[str], code: int, why: str) -> None:
+def test_select_fails_with_a_reason_and_writes_nothing(cli: Cli, options: list[str], code: int, why: str) -> None:
     Path("result.json").write_bytes(FOREIGN.read_bytes())
     Path("empty.txt").write_text("\n")
     Path("others.txt").write_text("transformer.h.0.mlp.c_fc.weight\n")
@@ -167,12 +167,12 @@ def test_select_refuses_by_reason_and_writes_nothing(cli: Cli, options: list[str
     assert Path("result.json").read_bytes() == FOREIGN.read_bytes()
 
 
-# By another metric, and what is said of a selection
+# Other metrics, and notes about a selection
 
 
 @pytest.mark.usefixtures("scanned")
 @pytest.mark.parametrize("metric", [*METRICS, "random:3"])
-def test_select_by_a_metric_writes_a_file_of_its_own(cli: Cli, metric: str) -> None:
+def test_select_by_a_metric_writes_a_separate_file(cli: Cli, metric: str) -> None:
     done = cli("select", RESULT, "--top-percent", "50", "--metric", metric, "--json")
     data = json.loads(done.stdout)
     end = "" if metric == "spectrum" else f"_{metric.replace(':', '-')}"
@@ -204,14 +204,14 @@ def test_select_shows_and_writes_the_true_values_of_a_metric(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("scanned")
-def test_select_refuses_another_metric_in_the_file_of_axolotls_plugin(cli: Cli) -> None:
+def test_select_rejects_another_metric_for_axolotls_plugin(cli: Cli) -> None:
     args = ("select", RESULT, "--top-percent", "50", "--format", "axolotl-snr")
     assert reason(cli(*args, "--metric", "stable-rank", code=1)) == "other_metric"
     assert cli(*args).returncode == 0
 
 
 @pytest.mark.usefixtures("scanned")
-def test_select_says_which_end_of_a_metric_comes_first(cli: Cli) -> None:
+def test_select_prints_the_direction_of_a_metric(cli: Cli) -> None:
     assert "smallest first" in cli("select", RESULT, "--top-percent", "50", "--metric", "condition").stdout
     assert "largest first" in cli("select", RESULT, "--top-percent", "50", "--metric", "scale-free").stdout
 
@@ -224,13 +224,13 @@ def test_select_by_a_metric_needs_a_record(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("scanned")
-def test_select_counts_doubtful_scores_only_with_a_record(cli: Cli) -> None:
+def test_select_counts_degenerate_scores_only_with_a_record(cli: Cli) -> None:
     done = cli("select", RESULT, "--top-percent", "50")
     assert "equal scores at the cut: 4" in done.stdout
     assert "inexact scores: 0" in done.stdout
     diagnostics = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)["diagnostics"]
     assert diagnostics["input_layernorm"] == {"degenerate": 0, "tied": 4, "inexact": 0}
-    # A quarter as wide as long, noise alone: nothing is below Spectrum's threshold.
+    # The matrix is noise, a quarter as wide as long, so no value is below Spectrum's threshold.
     assert diagnostics["lm_head"]["degenerate"] == 1
     RESULT.with_suffix(".sqlite").unlink()
     diagnostics = json.loads(cli("select", RESULT, "--top-percent", "50", "--json").stdout)["diagnostics"]
@@ -238,13 +238,13 @@ def test_select_counts_doubtful_scores_only_with_a_record(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("scanned")
-def test_select_does_without_a_damaged_record(cli: Cli) -> None:
+def test_select_ignores_a_damaged_record(cli: Cli) -> None:
     RESULT.with_suffix(".sqlite").write_bytes(b"x")
     assert "not known" in cli("select", RESULT, "--top-percent", "50").stderr
 
 
 @pytest.mark.usefixtures("scanned")
-def test_select_after_a_partial_scan_trains_no_module_outside_it(cli: Cli, save: Save) -> None:
+def test_select_after_a_partial_scan_trains_no_unscanned_module(cli: Cli, save: Save) -> None:
     """`mlp.gate` alone would be trained together with `mlp.gate_proj`, which was not scanned."""
     tensors = llama_tensors(2)
     for i in range(2):
@@ -268,5 +268,5 @@ def test_select_after_a_partial_scan_trains_no_module_outside_it(cli: Cli, save:
         ("select", RESULT, "--top-percent", "50", "--recipe", "adamw"),
     ],
 )
-def test_select_refuses_an_option_without_effect(cli: Cli, args: tuple[str | Path, ...]) -> None:
+def test_select_rejects_an_option_without_effect(cli: Cli, args: tuple[str | Path, ...]) -> None:
     assert reason(cli(*args, code=2)) == "conflicting_options"

@@ -71,7 +71,7 @@ def test_config_of_the_language_model_comes_first() -> None:
     assert ModelConfig({"num_hidden_layers": 3, "text_config": {"num_hidden_layers": "5"}}).layer_count == 3
 
 
-def test_config_takes_quantization_from_the_top_or_from_the_language_model() -> None:
+def test_config_finds_quantization_at_the_top_or_in_the_language_model() -> None:
     assert ModelConfig({"text_config": {"quantization_config": {"bits": 4}}}).quantization.bits == 4
     assert ModelConfig({"compression_config": {"bits": 3}}).quantization.bits == 3
     assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
@@ -81,7 +81,7 @@ def test_config_takes_quantization_from_the_top_or_from_the_language_model() -> 
     ("flags", "expected"),
     [((), None), ((None,), None), (("yes",), None), ((True,), True), ((False,), False), ((False, True), True)],
 )
-def test_config_ties_embeddings_if_any_part_says_so(flags: tuple[Any, ...], expected: bool | None) -> None:
+def test_config_ties_embeddings_if_any_part_does(flags: tuple[Any, ...], expected: bool | None) -> None:
     parts = [{"tie_word_embeddings": flag} for flag in flags] + [{}, {}]
     assert ModelConfig({**parts[0], "text_config": parts[1]}).ties_embeddings is expected
 

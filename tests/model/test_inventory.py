@@ -118,7 +118,7 @@ def test_pooled_experts_are_selected_together(save: Save) -> None:
         assert len(chosen) == 8 and all(layers.count(layer) == 4 for layer in layers), group
     again = select(Path("model_snr_results/snr_results_x.json"), 50)
     assert again.chosen == pooled.selection.chosen
-    # A percentage that would cut the experts of a layer in two chooses whole layers, rounded down.
+    # If a percentage would split the experts of a layer, whole layers are chosen, rounded down.
     assert all(len(chosen) == 4 for chosen in select(pooled.modules, 40).chosen.values())
 
 
@@ -157,14 +157,14 @@ def test_result_leaves_out_fused_experts_that_lack_an_expert(save: Save) -> None
     assert "model.layers.2.mlp.experts.gate_up_proj" not in names and not result.complete
 
 
-def test_stored_fused_experts_that_lack_experts_have_no_score(save: Save) -> None:
+def test_stored_fused_experts_with_missing_experts_have_no_score(save: Save) -> None:
     stored = {f"layers.{i}.mlp.experts.up_proj": torch.randn(4 - 2 * (i == 1), 8, 9) for i in range(3)}
     result = scan(str(save(stored, config={"num_local_experts": 4})), name="x")
     assert [s.tensor for s in result.plan.failures] == ["layers.1.mlp.experts.up_proj"]
     assert [module.name for module in result.modules] == [f"layers.{i}.mlp.experts.up_proj" for i in (0, 2)]
 
 
-def test_layer_that_lacks_a_projection_of_its_experts_is_reported(save: Save) -> None:
+def test_missing_projection_of_experts_is_reported(save: Save) -> None:
     tensors = {name.replace("down_proj", "gate_proj"): w for name, w in single_experts().items()}
     tensors = {name: w for name, w in tensors.items() if not ("layers.1." in name and "up_proj" in name)}
     result = scan(str(save(tensors, config={"model_type": "qwen3_moe"})), name="x", names="transformers-v5")
@@ -203,7 +203,7 @@ def test_unreadable_weight_of_a_chosen_tower_stays_a_failure(save: Save) -> None
 
 
 def test_stacked_experts_of_dbrx_are_scored_one_by_one(save: Save) -> None:
-    """DBRX: (experts x width, hidden)."""
+    """The shape in DBRX is (experts x width, hidden)."""
     flat = torch.randn(4 * 12, 16, generator=torch.Generator().manual_seed(0))
     name = "transformer.blocks.0.ffn.experts.mlp.w1"
     result = scan(str(save({name: flat}, config={"ffn_config": {"moe_num_experts": 4}})), name="x")
@@ -222,7 +222,7 @@ def test_convolution_among_experts_is_not_fused_experts(save: Save) -> None:
     assert [s.no_score for s in a_plan.skipped] == [NoScore.NOT_A_MATRIX]
 
 
-def test_inventory_of_fused_experts_at_the_top_has_no_module_without_a_name(save: Save) -> None:
+def test_inventory_of_fused_experts_at_the_top_names_every_module(save: Save) -> None:
     tensors = {"input_linear.weight": torch.randn(2, 6, 9), "layers.0.output_linear.weight": torch.randn(2, 6, 9)}
     a_plan = plan(str(save(tensors)))
     assert {s.tensor for s in a_plan.failures} == {"output_linear", "layers.0.input_linear"}

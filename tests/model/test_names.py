@@ -46,7 +46,7 @@ def test_group_order_is_by_first_component_and_then_by_name() -> None:
     assert sorted(groups, key=group_order) == ["lm_head", "mlp", "mlp.down", "mlp.up", "mlp-x.a"]
 
 
-def test_model_order_compares_layers_by_number_and_not_by_digit() -> None:
+def test_model_order_compares_layers_by_number() -> None:
     names = [f"model.layers.{i}.mlp" for i in (10, 2, 0, 1, 100)]
     assert sorted(names, key=model_order) == [f"model.layers.{i}.mlp" for i in (0, 1, 2, 10, 100)]
 
@@ -58,7 +58,7 @@ def test_model_order_accepts_a_number_of_thousands_of_digits() -> None:
 @given(st.lists(st.text(alphabet="a.0123456789²١_-", max_size=12)))
 def test_model_order_and_group_order_accept_any_names(names: list[str]) -> None:
     for key in (model_order, group_order):
-        # What matters is that no two names are of types that cannot be compared.
+        # The keys of any two names must be comparable.
         assert sorted(map(key, names)) == sorted(map(key, reversed(names)))
 
 
@@ -97,7 +97,7 @@ EMBEDDING = "model.embed_tokens.weight"
     [
         ([EMBEDDING], {**LLAMA, "tie_word_embeddings": True}, ("lm_head", EMBEDDING)),
         ([EMBEDDING], {**LLAMA, "text_config": {"tie_word_embeddings": True}}, ("lm_head", EMBEDDING)),
-        # GPT-2's config says nothing, since being tied is its family's default.
+        # GPT-2's config does not have the flag, since tied is the default of its family.
         (
             ["transformer.wte.weight", "transformer.wpe.weight"],
             {"architectures": ["GPT2LMHeadModel"]},

@@ -1,4 +1,4 @@
-"""Names of parameters: in the result of a tiny model that transformers saves, every name is a parameter of it."""
+"""Names of parameters: every name in the result of a tiny model is a parameter of the model in transformers."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from ..support.families import BEGIN, END, NOT_BUILT, README, TABLE, tiny
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
-# Tensors that transformers saves by one name and loads by another, so that it does not find them.
+# Tensors that transformers saves and loads under different names, so that it does not find them.
 NOT_FOUND = {"deepseek_v4": {"model.norm.weight"}}
 
 
@@ -40,9 +40,9 @@ def saved(folder: Path, family: str) -> Any:
 
 
 def check_family(family: str, folder: Path) -> None:
-    """Every name of a scan is a parameter's of the model that transformers loads, and every score its own."""
+    """Assert that the names of a scan are parameters of the model in transformers, with their scores."""
     saved(folder / "saved", family)
-    # A trainer trains the model as it is after loading.
+    # A trainer trains the loaded model.
     loaded, report = type(tiny(family)).from_pretrained(folder / "saved", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     parameters = dict(loaded.named_parameters())
@@ -59,10 +59,10 @@ def check_family(family: str, folder: Path) -> None:
     for name, found in scores.items():
         w = parameters[name].detach()
         whole = [w] if w.ndim <= 2 else list(w)
-        # transformers fuses two matrices, gate and up; they have a score each.
+        # transformers fuses two matrices, gate and up. Each has a score.
         parts = [part for e in whole for part in (e.chunk(2) if len(found) == 2 * len(whole) else [e])]
         assert sorted(found) == pytest.approx(sorted(reference_score(part) for part in parts), rel=1e-4), name
-    # Every weight of at most two dimensions is scored, embeddings of positions and the like too.
+    # Every weight of at most two dimensions is scored, including embeddings of positions.
     weights = {name for name, w in parameters.items() if name.endswith(".weight") and w.ndim <= 2}
     assert weights <= scores.keys(), weights - scores.keys()
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
@@ -82,7 +82,7 @@ def test_result_names_are_parameters_and_have_their_scores(family: str, tmp_path
 
 
 @pytest.mark.parametrize("family", by_family(TABLE))
-def test_table_of_families_renames_as_transformers_does(family: str, tmp_path: Path) -> None:
+def test_table_of_families_renames_like_transformers(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -99,7 +99,7 @@ def test_readme_lists_every_family() -> None:
     assert not missing, "run: python -m tests.support.families"
 
 
-# Scans argv[1] with every import of transformers blocked and its metadata gone; prints what depends on names.
+# Scan argv[1] without transformers and its metadata, and print everything that depends on names.
 WITHOUT_TRANSFORMERS = """
 import importlib.metadata, json, sys
 from pathlib import Path
@@ -127,7 +127,7 @@ def identity_of(record: Path) -> dict[str, Any]:
 
 
 def outcome(folder: str) -> dict[str, Any]:
-    """What a scan of a folder plans, writes and records, as JSON data."""
+    """Return the plan, the files and the record of a scan as JSON data."""
     result = scan(folder, name="x", top_percent=50)
     return {
         "plan": result.plan.to_dict(),
@@ -157,7 +157,7 @@ def test_result_is_the_same_with_and_without_transformers(tmp_path: Path, family
     assert found["identity"]["names"] == ("transformers-v5" if family == "mixtral" else "checkpoint")
 
 
-def test_scan_with_other_names_than_the_record_is_refused(tmp_path: Path) -> None:
+def test_scan_with_other_names_than_the_record_fails(tmp_path: Path) -> None:
     saved(tmp_path / "saved", "mixtral")
     folder, path = str(tmp_path / "saved"), Path("model_snr_results/snr_results_x.json")
     first = scan(folder, name="x", names="checkpoint")
@@ -182,7 +182,7 @@ def test_fresh_scan_replaces_the_names_of_the_record(tmp_path: Path) -> None:
     assert Result.open(path).modules == tuple(second.modules)
 
 
-def test_record_of_one_list_of_names_refuses_another_list(save: Save) -> None:
+def test_record_of_one_list_of_names_rejects_another_list(save: Save) -> None:
     folder = str(save(llama_tensors(1)))
     names = list(llama_tensors(1))
     scan(folder, name="x", names=names)
@@ -245,7 +245,7 @@ def test_plan_uses_a_list_of_the_names_in_a_trainer(tmp_path: Path, family: str,
     assert {w.parameter for w in a_plan.matrices if w.tied_to is None} <= set(names)
 
 
-def test_plan_refuses_a_list_without_a_name_of_the_model(tmp_path: Path, save: Save) -> None:
+def test_plan_rejects_a_list_without_a_name_of_the_model(tmp_path: Path, save: Save) -> None:
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1))), names=["a.weight"])
     assert error.value.reason == "no_such_name"
@@ -262,7 +262,7 @@ def test_plan_refuses_a_list_without_a_name_of_the_model(tmp_path: Path, save: S
     assert read_names(path) == ("a.weight", "b")
 
 
-def test_towers_and_extra_layers_have_groups_of_their_own(tmp_path: Path, save: Save) -> None:
+def test_towers_and_extra_layers_have_separate_groups(tmp_path: Path, save: Save) -> None:
     saved(tmp_path / "saved", "llava")
     for names in ("checkpoint", "transformers-v5"):
         groups = {w.group: w for w in plan(str(tmp_path / "saved"), names=names).matrices}
@@ -356,7 +356,7 @@ def test_result_leaves_out_fused_experts_with_an_unreadable_part(tmp_path: Path)
         {"architectures": "Olmo3ForCausalLM", "model_type": ["olmo3"]},
     ],
 )
-def test_hostile_config_is_refused_in_one_sentence(save: Save, config: dict[str, Any]) -> None:
+def test_hostile_config_is_rejected_with_one_sentence(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1), config=config)), names="transformers")
     assert error.value.reason == "unknown_architecture" and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Quantized checkpoints are scored as the weights that the libraries of each format make of them."""
+"""Quantized checkpoints have the scores of the weights that the libraries of each format dequantize."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [3
 
 
 def by_block(n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A weight in float8, its scales for blocks of 32 x 16, and the weight that they make; the edges are cut."""
+    """Make a weight in float8, its scales for blocks of 32 x 16 with cut edges, and the dequantized weight."""
     generator = torch.Generator().manual_seed(seed)
     stored = (torch.randn(n, m, generator=generator) * 40).to(FP8)
     scales = torch.rand(-(-n // 32), -(-m // 16), generator=generator) * 0.01 + 0.001
@@ -69,7 +69,7 @@ def test_float8_by_tensor_and_row_agrees_with_compressed_tensors(save: Save, str
     weight = torch.randn(60, 90, generator=torch.Generator().manual_seed(0)) * 0.02
     arguments = quantization.QuantizationArgs(num_bits=8, type="float", strategy=strategy, symmetric=True)
     largest = weight.abs().amax(1, keepdim=True) if strategy == "channel" else weight.abs().amax().reshape(1)
-    # In float32, for theirs is rounded to the dtype of the scales.
+    # This is computed in float32, because theirs is rounded to the dtype of the scales.
     scale = largest / 448
     stored = lifecycle.quantize(weight, scale, None, arguments, dtype=FP8)
     theirs = lifecycle.dequantize(stored, scale, args=arguments, dtype=torch.float32)
@@ -231,9 +231,9 @@ def test_scales_that_are_read_in_small_batches_give_equal_scores(save: Save, mon
 
 
 def one_score(save: Save, tensors: dict[str, torch.Tensor], config: dict[str, Any], scheme: str) -> float:
-    """The score of the one quantized weight of a checkpoint."""
+    """Scan a checkpoint and return the score of its only quantized weight."""
     tensors = tensors | {"layers.0.norm.weight": torch.ones(8)}
-    # In two shards its parts are apart.
+    # With two shards, the weight and its parts are in different ones.
     result = scan(str(save(tensors, shards=2, config={"quantization_config": config})), name="x")
     assert result.complete
     (record,) = [r for r in result.records if r.module == "layers.0.up"]
@@ -244,7 +244,7 @@ def one_score(save: Save, tensors: dict[str, torch.Tensor], config: dict[str, An
 def compressed(
     weight: torch.Tensor, config: dict[str, Any], **parts: torch.Tensor
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What compressed-tensors makes of a weight: its compressor's state, and how it is read back."""
+    """Compress a weight with compressed-tensors; return the state, and the dequantized weight."""
     quantization = pytest.importorskip("compressed_tensors.quantization")
     compressors = pytest.importorskip("compressed_tensors.compressors")
     scheme = quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**config))
@@ -280,7 +280,7 @@ def test_nvfp4_agrees_with_compressed_tensors(save: Save) -> None:
     config = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
     _, tensors = compressed(weight, config, weight_scale=scale, weight_global_scale=whole)
     assert tensors["layers.0.up.weight_scale"].dtype == FP8
-    # Their steps in float32; as a whole they round what they read back to bfloat16.
+    # These are their steps in float32. Their function would round the weight to bfloat16.
     helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
     lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
     arguments = pytest.importorskip("compressed_tensors.quantization").QuantizationArgs(**config)
@@ -290,7 +290,7 @@ def test_nvfp4_agrees_with_compressed_tensors(save: Save) -> None:
     assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
-def test_nvfp4_of_modelopt_is_that_of_compressed_tensors(save: Save) -> None:
+def test_nvfp4_of_modelopt_equals_that_of_compressed_tensors(save: Save) -> None:
     converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4")
     generator = torch.Generator().manual_seed(0)
     modelopt = {
@@ -326,7 +326,7 @@ def test_int8_of_compressed_tensors_is_scored(save: Save) -> None:
 def gptq(
     bits: int, order: torch.Tensor | None, first_format: bool, out: int = 64, inner: int = 96, size: int = 32
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A weight as AutoGPTQ packs it (`QuantLinear.pack`): the integers of a column, the lowest bits first."""
+    """Pack a weight like AutoGPTQ (`QuantLinear.pack`): the integers of a column, the lowest bits first."""
     generator = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 1 << bits, (inner, out), generator=generator)
     zeros = torch.randint(1, 1 << bits, (inner // size, out), generator=generator)
@@ -354,7 +354,7 @@ def gptq(
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("checkpoint_format", ["gptq", "gptq_v2", None])
-def test_gptq_is_scored_as_the_weights_that_were_packed(
+def test_gptq_has_the_scores_of_the_weights_that_were_packed(
     save: Save, bits: int, ordered: bool, checkpoint_format: str | None
 ) -> None:
     order = None if ordered else torch.randperm(96, generator=torch.Generator().manual_seed(0)) // 32
@@ -371,7 +371,7 @@ def test_gptq_with_one_group_for_all_columns_is_scored(save: Save) -> None:
 
 
 def awq() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Words of AWQ, and the weight that compressed-tensors makes of them."""
+    """Make words of AWQ, and the weight that compressed-tensors dequantizes from them."""
     converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.autoawq")
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     generator = torch.Generator().manual_seed(0)
@@ -462,7 +462,7 @@ def test_packed_values_are_never_scored_as_weights(save: Save) -> None:
     "change",
     [{"layers.0.up.weight_shape": torch.tensor([70, 95])}, {"layers.0.up.weight_g_idx": torch.full((96,), 3)}],
 )
-def test_values_that_contradict_the_weight_are_reported_and_the_others_are_scored(
+def test_scales_that_contradict_the_weight_are_reported(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, torch.Tensor]
 ) -> None:
     weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
@@ -471,7 +471,7 @@ def test_values_that_contradict_the_weight_are_reported_and_the_others_are_score
     hub = {"config_groups": {"group_0": {"weights": config}}}
     other = {"layers.0.down.weight": torch.randn(8, 9)}
     folder = save(tensors | change | other, config={"quantization_config": hub})
-    # A repo's, since the width of a local one is known from the start.
+    # This scans a repo, since the width of a local weight is known from the start.
     with HubServer({REPO: folder}) as server:
         use(server.url, monkeypatch, tmp_path)
         result = scan(REPO, fetch="range")
@@ -541,7 +541,7 @@ def test_awq_without_zero_points_is_symmetric(save: Save) -> None:
 @pytest.mark.parametrize(
     "name", ["layers.0.up.B", "layers.0.up.weight:qdata", "layers.0.up.W_q", "layers.0.up.weight._data"]
 )
-def test_unsupported_format_is_refused_by_any_name_of_its_values(save: Save, name: str) -> None:
+def test_unsupported_format_is_rejected_by_any_name_of_its_values(save: Save, name: str) -> None:
     tensors = {name: torch.ones(8, 16, dtype=torch.uint8), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "marlin"}}
     result = scan(str(save(tensors, config=config)), name="x")
@@ -550,7 +550,7 @@ def test_unsupported_format_is_refused_by_any_name_of_its_values(save: Save, nam
     ]
 
 
-def test_weight_that_is_stored_twice_has_no_score(save: Save) -> None:
+def test_weight_in_two_tensors_has_no_score(save: Save) -> None:
     tensors = awq()[0] | {"layers.0.up.weight": torch.randn(64, 96), "layers.0.norm.weight": torch.ones(8)}
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
     result = scan(str(save(tensors, config=config)), name="x")
@@ -569,14 +569,14 @@ def test_buffer_of_integers_is_not_a_failure(save: Save) -> None:
     assert not plan(str(save(tensors, config=config))).failures
 
 
-def test_scales_that_are_read_ahead_keep_to_their_limit(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetched_scales_stay_within_their_limit(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for i in range(40):
         stored, scales, _ = by_block(64, 40, seed=i)
         tensors |= {f"layers.{i}.up.weight": stored, f"layers.{i}.up.weight_scale_inv": scales}
     folder = str(save(tensors, config=CONFIG))
     whole = scan(folder, name="x")
-    # One matrix's at a time, which nobody may wait for forever.
+    # The limit has room for one matrix at a time. The scan must not deadlock.
     monkeypatch.setattr(costs, "PARTS_AHEAD_NBYTES", 1)
     assert values(scan(folder, name="y")) == values(whole)
 

@@ -1,4 +1,4 @@
-"""Any block of a dequantized matrix is the same block of the matrix that the owner of the format dequantizes."""
+"""Any block of a dequantized matrix equals the block of the matrix that the format's library dequantizes."""
 
 from typing import Any
 

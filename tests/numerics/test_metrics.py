@@ -29,7 +29,7 @@ def value(metric: str, s: np.ndarray, n: int | None = None, m: int | None = None
     return of_spectrum(s, n or len(s), m or len(s))
 
 
-# With zeros, which are more than half of the values at times.
+# Some spectra have zeros, sometimes more than half of the values.
 entries = st.floats(1e-6, 1e6) | st.just(0.0)
 spectra = st.lists(entries, min_size=1, max_size=60).map(lambda v: np.array(sorted(v, reverse=True)))
 
@@ -45,7 +45,7 @@ def test_metric_of_finds_a_metric_by_its_name(name: str) -> None:
     assert metric_of(name) is METRICS[name]
 
 
-def test_metric_of_takes_the_seed_of_random() -> None:
+def test_metric_of_parses_the_seed_of_random() -> None:
     drawn = metric_of("random:3")
     assert drawn.name == "random:3"
     assert drawn.of_name is not None
@@ -58,7 +58,7 @@ def test_metric_of_takes_the_seed_of_random() -> None:
 @pytest.mark.parametrize(
     "name", ["", "nothing", "Spectrum", "alpha:1", "random:", "random:-1", "random:x", "random: 1"]
 )
-def test_metric_of_rejects_an_unknown_name_and_lists_the_known(name: str) -> None:
+def test_metric_of_rejects_an_unknown_name_and_lists_all(name: str) -> None:
     with pytest.raises(UsageError) as error:
         metric_of(name)
     assert error.value.reason == "no_such_metric"
@@ -68,7 +68,7 @@ def test_metric_of_rejects_an_unknown_name_and_lists_the_known(name: str) -> Non
 @pytest.mark.parametrize(
     ("precision", "expected"), [(Precision.FP32, None), (Precision.FP64, 4000.0), (Precision.SVD, 4000.0)]
 )
-def test_value_of_condition_is_none_where_float32_cannot_tell(precision: Precision, expected: float | None) -> None:
+def test_value_of_condition_is_none_beyond_float32(precision: Precision, expected: float | None) -> None:
     s = np.array([4.0, 2.0, 1e-3])
     assert METRICS["condition"].value_of(s, 3, 4, precision) == pytest.approx(expected)
     assert METRICS["condition"].value_of(s[:2], 2, 4, precision) == 2.0
@@ -102,7 +102,7 @@ def test_metric_does_not_depend_on_orientation_and_order(
 
 
 @given(s=spectra, more=st.integers(0, 100))
-def test_metric_keeps_its_bounds(s: np.ndarray, more: int) -> None:
+def test_metric_stays_within_its_limits(s: np.ndarray, more: int) -> None:
     n, m = len(s), len(s) + more
     for share in ("scale-free", "marchenko-pastur"):
         found = value(share, s, n, m)
@@ -128,7 +128,7 @@ def test_metric_keeps_its_bounds(s: np.ndarray, more: int) -> None:
         ("alpha", None, None, None),
     ],
 )
-def test_metric_of_vectors_zeros_and_low_rank(
+def test_metric_has_known_values_for_vectors_and_zeros(
     metric: str, of_vector: float, of_zeros: float | None, of_half_zeros: float | None
 ) -> None:
     assert value(metric, np.array([3.0]), 1, 64) == of_vector
@@ -137,7 +137,7 @@ def test_metric_of_vectors_zeros_and_low_rank(
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
-def test_rank_key_is_lowest_without_a_value_and_highest_for_the_first_choice(metric: Metric) -> None:
+def test_rank_key_is_highest_for_the_first_choice_and_lowest_for_none(metric: Metric) -> None:
     assert metric.rank_key(None) < metric.rank_key(1e300)
     assert metric.rank_key(None) < metric.rank_key(-1e300)
     assert (metric.rank_key(2.0) > metric.rank_key(1.0)) == metric.larger_first
@@ -149,7 +149,7 @@ def test_spectrum_is_the_score_of_a_scan() -> None:
 
 
 @given(s=spectra.filter(lambda s: len(s) > 1), more=st.integers(0, 100))
-def test_scale_free_ranks_as_the_ratio_of_spectrums_sums(s: np.ndarray, more: int) -> None:
+def test_scale_free_ranks_like_the_ratio_of_spectrums_sums(s: np.ndarray, more: int) -> None:
     theirs = score(s, len(s), len(s) + more)
     found = value("scale-free", s, len(s), len(s) + more)
     if theirs.degeneracy is None and theirs.margin > 1e-9:
@@ -168,14 +168,14 @@ def test_median_of_law_has_half_of_the_law_below_it(beta: float) -> None:
 
 @pytest.mark.parametrize(("beta", "omega"), [(0.1, 1.6089), (0.5, 2.1711), (1.0, 2.8582)])
 def test_median_of_law_gives_gavish_and_donohos_thresholds(beta: float, omega: float) -> None:
-    """Their table of omega(beta), the best hard threshold over the median, to the four digits that they print."""
+    """The test has their table of omega(beta), the best hard threshold over the median, with four digits."""
     best = math.sqrt(2 * (beta + 1) + 8 * beta / ((beta + 1) + math.sqrt(beta**2 + 14 * beta + 1)))
     assert best / math.sqrt(median_of_law(beta)) == pytest.approx(omega, abs=2e-4)
 
 
 @pytest.mark.parametrize("beta", BETAS, ids=str)
 def test_marchenko_pastur_finds_no_signal_in_noise_of_any_ratio(beta: Fraction) -> None:
-    """Spectrum's threshold finds all or nothing in it. A spike of signal is found at any ratio."""
+    """Spectrum's threshold finds all or no signal in it. A spike of signal is found at any ratio."""
     long = round(128 / beta)
     s = noise(128, long, np.random.default_rng(0))
     found = value("marchenko-pastur", s, 128, long)
@@ -198,7 +198,7 @@ def test_metric_of_noise_has_the_value_in_its_docstring() -> None:
     assert found == sorted(found, reverse=True)
 
 
-def test_alpha_is_the_one_of_powerlaw() -> None:
+def test_alpha_equals_that_of_powerlaw() -> None:
     """powerlaw 2.0.0: `Fit(s**2, xmin=s[4]**2).power_law.alpha`."""
     s = np.array([9.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
     assert value("alpha", s) == pytest.approx(1.9518710352263169, rel=1e-14)
@@ -230,7 +230,7 @@ def test_random_value_is_repeatable_uniform_and_depends_on_the_seed() -> None:
 
 
 def test_against_noise_counts_matrices_with_more_signal_than_noise(save: Save, working_folder: Path) -> None:
-    """Noise is not more than noise. A spike in it is, by the threshold that finds it."""
+    """Noise has no more signal than noise. A spike in it has, by the threshold that finds it."""
     tensors = {f"layers.{i}.up.weight": torch.randn(24, 96, generator=torch.manual_seed(i)) for i in range(6)}
     for i in range(3):
         tensors[f"layers.{i}.up.weight"] += 2
@@ -238,5 +238,5 @@ def test_against_noise_counts_matrices_with_more_signal_than_noise(save: Save, w
     (row,) = against_noise(result, 3, 0)
     assert row["matrices"] == 6 and row["shape"] == "24 x 96"
     assert row["Marchenko-Pastur's: noise"] == 0 and row["Marchenko-Pastur's: more than noise"] in (3, 4)
-    # For a matrix a quarter as wide as long, Spectrum's threshold takes all noise as signal, so nothing is more.
+    # In a matrix a quarter as wide as long, all noise is above Spectrum's threshold, so no matrix has more.
     assert row["Spectrum's tau: noise"] == 1 and row["Spectrum's tau: more than noise"] == 0

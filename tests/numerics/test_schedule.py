@@ -1,4 +1,4 @@
-"""Scheduling, escalation and faults, on the CPU and on a pretended device with little memory."""
+"""Scheduling, escalation and errors, on the CPU and on a simulated device with little memory."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def score_of(computed: Computed) -> float:
 
 
 def limit_device(limit: int, calls: list[int]) -> Compute:
-    """A device that has room for `limit` matrices, and none for any where that is 0; the CPU has."""
+    """Simulate a device with room for `limit` matrices; the CPU has room for all."""
 
     def compute(
         ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
@@ -124,7 +124,7 @@ def test_compute_batch_raises_when_the_cpu_is_out_of_memory() -> None:
 
 
 def hard(n: int, m: int) -> torch.Tensor:
-    """One singular value thousands of times the others."""
+    """Make a matrix with one singular value thousands of times the others."""
     return random(n, m, 1).to(torch.float32) + 20
 
 

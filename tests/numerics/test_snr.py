@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spectrum_stream.numerics.snr import Degeneracy, score
 
 
-def test_score_matches_a_value_worked_by_hand() -> None:
+def test_score_equals_a_value_computed_by_hand() -> None:
     # q75 = 4, q25 = 2: sigma = 2 / 1.349; beta = 1: tau = 2.9652; 10 and 4 are signal, 3 too.
     result = score(np.array([10.0, 4.0, 3.0, 2.0, 1.0]), 5, 5)
     assert result.sigma == pytest.approx(2 / 1.349)
@@ -55,7 +55,7 @@ def test_score_of_zeros_is_zero() -> None:
 
 
 def test_score_counts_a_value_equal_to_tau_as_noise() -> None:
-    # With beta = 1, tau is 2 (q75 - q25) / 1.349 = 1.48; the value in the middle touches neither quartile.
+    # With beta = 1, tau is 2 (q75 - q25) / 1.349 = 1.48. The value in the middle does not affect the quartiles.
     tau = 2 * ((2.0 - 1.0) / 1.349)
     result = score(np.array([2.0, 2.0, tau, 1.0, 1.0]), 5, 5)
     assert result.tau == tau

@@ -1,4 +1,4 @@
-"""Singular values against LAPACK in float64, over shapes, spectra, dtypes and methods."""
+"""Singular values compared with LAPACK in float64, over shapes, spectra, dtypes and precisions."""
 
 import math
 import subprocess
@@ -95,8 +95,8 @@ def test_compute_batch_score_equals_the_formula_in_float64(n: int, m: int, spect
     s = torch.linalg.svdvals(w.to(torch.float64)).numpy()
     exact = score(s, n, m)
     noise = s[s <= exact.tau].sum()
-    # What rounding alone decides is no reference: a flat spectrum has no interquartile range, and in a
-    # half-rank one q25, or the whole noise, is zero but for rounding.
+    # Scores that rounding decides are not a reference: a flat spectrum has no interquartile range, and in a
+    # half-rank one q25, or all noise, is zero except for rounding.
     if exact.sigma < 1e-7 * s[0] or exact.margin < 1e-12 or 0 < noise < 1e-9 * s[0]:
         assert math.isfinite(result.snr)
         return
@@ -155,7 +155,7 @@ def test_compute_batch_of_zeros(n: int, m: int) -> None:
 
 
 def test_compute_batch_ties_at_tau_follow_the_formula() -> None:
-    # A diagonal matrix has its singular values written on it; tau falls on one of them exactly.
+    # The diagonal has the singular values, and tau equals one of them exactly.
     tau = 2 * (2.0 - 1.0) / 1.349
     w = torch.diag(torch.tensor([2.0, 2.0, tau, 1.0, 1.0], dtype=torch.float64))
     assert compute(w)[1].snr == pytest.approx(reference_score(w), rel=1e-9)
@@ -216,7 +216,7 @@ ROUNDING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ROUNDING)
 def test_exact_products_restores_settings(how: str) -> None:
-    # In a process of its own, since torch does not let the two ways of setting this be mixed and undone.
+    # This runs in a separate process, since torch does not allow to mix and undo both ways to set this.
     code = f"""
 import torch
 from spectrum_stream.numerics.spectra import exact_products

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("working_folder")
 
 
 def result_of(save: Save, weights: dict[str, torch.Tensor]) -> Path:
-    """Scan a checkpoint; its result file."""
+    """Scan a checkpoint and return its result file."""
     return scan(str(save(weights)), name="x").written[0]
 
 
@@ -109,7 +109,7 @@ def test_quantiles_of_keeps_the_ends_the_order_and_four_digits(values: np.ndarra
         assert back == pytest.approx(values, rel=2e-4)
 
 
-def test_quantiles_of_tells_zeros_from_small_values() -> None:
+def test_quantiles_of_keeps_zeros_apart_from_small_values() -> None:
     assert quantiles_of(np.array([1.0, 1e-30, 0.0]), 8).tolist() == [0, 65535, 65535]
     assert quantiles_of(np.zeros(3), 8).tolist() == [65535] * 3
 
@@ -117,7 +117,7 @@ def test_quantiles_of_tells_zeros_from_small_values() -> None:
 # Entries
 
 
-def test_read_shown_takes_metrics_spectra_and_source_from_the_record(save: Save) -> None:
+def test_read_shown_reads_metrics_spectra_and_source_from_the_record(save: Save) -> None:
     path = result_of(save, llama_tensors())
     shown = read_shown(path)
     assert [entry.module for entry in shown.entries] == list(json.loads(path.read_text()))
@@ -149,7 +149,7 @@ def test_read_shown_without_a_matching_record_has_scores_only(save: Save, fault:
         data["lm_head"]["snr"] += 1
         path.write_text(json.dumps(data))
     else:
-        # As a scan has it.
+        # This locks the record like a scan.
         holder = sqlite3.connect(record, isolation_level=None)
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("PRAGMA journal_mode = WAL")
@@ -161,7 +161,7 @@ def test_read_shown_without_a_matching_record_has_scores_only(save: Save, fault:
     assert all(entry.quantiles is None and not entry.metrics for entry in shown.entries)
 
 
-def test_read_shown_leaves_the_record_as_it_is(save: Save) -> None:
+def test_read_shown_does_not_change_the_record(save: Save) -> None:
     path = result_of(save, llama_tensors(layers=1))
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     read_shown(path)
@@ -205,13 +205,13 @@ def test_read_shown_flags_infinity_and_nan_of_a_foreign_result(tmp_path: Path) -
 # Flags
 
 
-def test_flags_have_words_for_every_reason_and_tell_missing_scores() -> None:
+def test_flags_have_words_for_every_reason_and_mark_missing_scores() -> None:
     data, _ = page_data([Shown("x", (), (), (make_entry("a", "a", 1.0),))], top_percent=50)
     assert set(data["flags"]) == {*NoScore, *Degeneracy, INFINITE, NOT_A_NUMBER} == set(FLAGS)
     assert set(data["missing"]) == {*NoScore, NOT_A_NUMBER}
     for why in (*NoScore, *Degeneracy):
         assert why.sentence in data["flags"][why]
-    # The page's words are those of Python: no script has a list of its own.
+    # The page gets its words from Python, so no script has a list of them.
     for script in page._SCRIPTS:
         assert not [why for why in (*NoScore, *Degeneracy) if f"{why}:" in page._asset(script)]
 
@@ -300,7 +300,7 @@ def test_terminal_map_breaks_layers_into_bands_if_it_is_narrow(tmp_path: Path) -
     assert sum(len(row.split()) - 1 for row in rows_of(text)) == 100 and len(rows_of(text)) == math.ceil(100 / 18)
 
 
-def test_terminal_map_marks_degenerate_scores_and_leaves_them_out_of_the_scale() -> None:
+def test_terminal_map_leaves_degenerate_scores_out_of_the_scale() -> None:
     scores = [1.0, 2.0, 1e9]
     entries = [make_entry(f"l.{i}.up", "up", s, flag="empty_noise" if s > 5 else "") for i, s in enumerate(scores)]
     (row,) = rows_of(drawn(Shown("x", (), (), tuple(entries)), ("l.2.up",), color_system=None))

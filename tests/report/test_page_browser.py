@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader sees and does, and what untrusted names cannot do."""
+"""The page in a real browser: its display, its controls, and untrusted names."""
 
 import csv
 import io
@@ -61,9 +61,9 @@ def show(browser: Any, working_folder: Path) -> Show:
 
 @pytest.fixture
 def result(save: Save, working_folder: Path) -> Path:
-    """A scan of a small Llama with a norm, a head that is degenerate, and a matrix without a score."""
+    """Scan a small Llama with a norm, a degenerate head, and a matrix without a score."""
     weights = llama_tensors(layers=6)
-    # Noise this wide has nothing below tau.
+    # Noise of this shape has no value below tau.
     weights["lm_head.weight"] = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
     weights["model.layers.2.mlp.up_proj.weight"][0, 0] = math.nan
     return scan(str(save(weights)), name="x").written[0]
@@ -76,7 +76,7 @@ def tab(show: Show, result: Path) -> Iterator[Any]:
 
 
 def cell(tab: Any, module: str) -> Any:
-    """The cell of a module, by what a screen reader says of it."""
+    """Find the cell of a module by its accessible name."""
     return tab.locator(f'#maps td[aria-label^="{module},"]')
 
 
@@ -96,7 +96,7 @@ def test_page_map_has_every_matrix_and_marks_flags(tab: Any, result: Path) -> No
 
 
 def test_page_outline_is_the_selection(tab: Any, result: Path) -> None:
-    # Among them one whose product is whole but for rounding, on one side of it or the other.
+    # For some of these percentages, the number of modules is whole except for rounding.
     for percent in (1, 16.6, 20, 28.999999999999996, 33.4, 50, 57, 99.9, 100):
         tab.fill("#percent", str(percent))
         assert outlined(tab) == set(select(result, percent).chosen_names), percent
@@ -107,7 +107,7 @@ def test_page_ranks_are_those_of_select(tab: Any) -> None:
     generator = random.Random(0)
     for _ in range(200):
         count = generator.randrange(1, 40)
-        # Few values, so that many are equal; and those that foreign results have.
+        # There are few values, so that many are equal, and the values of foreign results.
         scores = [generator.choice([0.1, 0.1 + 2**-56, 0.3, 7.0, math.inf, -math.inf]) for _ in range(count)]
         groups = [generator.randrange(4) for _ in range(count)]
         percent = generator.choice([1, 7, 29, 50, 57, 58, 100, generator.uniform(0.1, 100)])
@@ -155,7 +155,7 @@ def test_page_click_shows_the_singular_values(tab: Any, result: Path) -> None:
     entry = next(entry for entry in read_shown(result).entries if entry.module == module)
     assert entry.quantiles is not None and entry.largest is not None
     expected = [entry.largest * 2.0 ** (-int(steps) / 2048) for steps in entry.quantiles]
-    # The largest is written with six digits.
+    # The largest value is written with six digits.
     assert drawn == pytest.approx(expected, rel=1e-5)
     (line,) = tab.evaluate("document.getElementById('spectrum').layout.shapes.map(s => s.y0)")
     assert line == pytest.approx(entry.tau, rel=1e-5)
@@ -174,7 +174,7 @@ def test_page_detail_follows_the_percentage_and_the_theme(tab: Any) -> None:
 
 
 def test_page_noise_curve_is_the_marchenko_pastur_law(tab: Any) -> None:
-    # For n = m / 2: its area is 1, and its median that of a large sample.
+    # For n = m / 2, the area of the curve is 1, and its median is that of a large sample.
     law = tab.evaluate("(({x, f, median, edge}) => ({x, f, median, edge}))(marchenkoPastur(0.5))")
     area = sum(
         (b + a) / 2 * (y - x) for a, b, x, y in zip(law["f"], law["f"][1:], law["x"], law["x"][1:], strict=False)
@@ -190,7 +190,7 @@ def test_page_keyboard_reaches_and_opens_a_matrix(tab: Any) -> None:
     assert tab.evaluate("document.activeElement.className") == "skip"
     tab.keyboard.press("Enter")
     tab.keyboard.press("Tab")
-    # One stop for the whole map; arrows move in it, over the gaps.
+    # Tab stops once in the map. Arrow keys move in it and skip gaps.
     for _ in range(3):
         if tab.evaluate("document.activeElement.tagName") == "TD":
             break
@@ -285,7 +285,7 @@ def test_page_experts_fold_into_a_row_that_opens(save: Save, show: Show) -> None
         assert tab.is_hidden("#experts") and tab.locator("#expert-maps td").count() == 0
 
 
-def test_page_of_fused_experts_with_a_broken_one_has_no_score_for_them(save: Save, show: Show) -> None:
+def test_page_fused_experts_with_a_broken_one_have_no_score(save: Save, show: Show) -> None:
     weights = fused_experts(experts=3)
     weights[FUSED_EXPERTS][1] = math.nan
     path = scan(str(save(weights)), name="x").written[0]
@@ -298,7 +298,7 @@ def test_page_of_fused_experts_with_a_broken_one_has_no_score_for_them(save: Sav
         assert [td.text_content() for td in experts] == ["", "×", ""]
 
 
-def test_page_tells_missing_scores_from_degenerate_ones(show: Show) -> None:
+def test_page_marks_missing_and_degenerate_scores_differently(show: Show) -> None:
     flags = [*NoScore, *(why for why in Degeneracy if why is not Degeneracy.VECTOR)]
     entries = [
         make_entry(f"l.{i}.a", "a", None if isinstance(why, NoScore) else 1.0 + i, flag=str(why))
@@ -354,7 +354,7 @@ def test_page_theme_follows_the_system_and_can_be_switched(result: Path, show: S
 
 
 def test_page_text_has_enough_contrast_in_both_themes(tab: Any) -> None:
-    """The contrast of WCAG 2 AA: 4.5 to 1."""
+    """WCAG 2 AA requires a contrast of 4.5 to 1."""
     for _ in range(2):
         pairs = tab.evaluate(
             """() => ["--ink", "--faint", "--accent", "--second", "--threshold"].flatMap((name) =>
@@ -381,7 +381,7 @@ def test_page_body_fits_a_phone(result: Path, show: Show, width: int) -> None:
 
 
 def test_page_shows_untrusted_names_as_text(show: Show) -> None:
-    """One page with all of them, as modules, groups, files and facts, beside one of plain names."""
+    """A page with hostile modules, groups, files and facts is compared with a page of plain names."""
 
     def shown(names: list[str]) -> Shown:
         entries = [
@@ -393,7 +393,7 @@ def test_page_shows_untrusted_names_as_text(show: Show) -> None:
         return Shown(names[-1], tuple((name, name) for name in names), tuple(names), (*entries, *extra))
 
     def visited(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
-        # The ways that a name can take: tips, details, rows opened, the table, axes, and what is said of points.
+        # Names appear in tips, details, opened rows, the table, axes, and labels of points.
         with show(shown(names), shown(names)) as tab:
             for td in tab.locator("#maps td[aria-label]").all()[::7]:
                 td.focus()
@@ -404,7 +404,7 @@ def test_page_shows_untrusted_names_as_text(show: Show) -> None:
                 tab.click("#more")
             tab.fill("#search", names[0])
             tab.fill("#search", "")
-            # Plotly looks at a point again after 50 ms at the earliest.
+            # Plotly checks a point again after 50 ms at the earliest.
             points = tab.evaluate(
                 """async (names) => {
                     const texts = [], known = $("scatter").data[1].customdata;
@@ -492,7 +492,7 @@ def test_page_draws_infinities_and_very_many_layers(show: Show) -> None:
         assert tab.text_content("#summary") == "500 of 1202 chosen"
 
 
-def test_page_pooled_experts_are_chosen_as_by_select(show: Show, save: Save) -> None:
+def test_page_pooled_experts_are_chosen_like_select(show: Show, save: Save) -> None:
     path = scan(str(save(single_experts())), name="pooled", experts="pooled").written[0]
     with show(read_shown(path)) as page:
         for percent in (25, 40, 50, 99, 100):
@@ -502,7 +502,7 @@ def test_page_pooled_experts_are_chosen_as_by_select(show: Show, save: Save) -> 
 
 
 def test_page_pooled_experts_are_the_parts_of_a_cell(show: Show, save: Save) -> None:
-    """The first of them is not the cell, and a row opens to experts by layers."""
+    """The first expert is not the cell, and a row opens to experts by layers."""
     tensors = single_experts()
     path = scan(str(save(tensors)), name="pooled", experts="pooled").written[0]
     ups = [m for m in json.loads(path.read_text()) if re.search(r"experts\.\d+\.up_proj$", m)]

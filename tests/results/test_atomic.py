@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens while they are written (see also `test_crashes`)."""
+"""Files are whole or absent, even after an error (see also `test_crashes`)."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Each problem alone has its own reason, and the results in this repository have no problem."""
+"""Each problem has a separate reason, and the results in this repository have no problem."""
 
 import json
 import sqlite3
@@ -44,7 +44,7 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def resign(result: Path) -> Path:
-    """Write the provenance again, as the author of a change would, so that the change is the only finding."""
+    """Write the provenance again, so that the change is the only finding."""
     write_provenance(result, "org/x")
     return result
 
@@ -210,7 +210,7 @@ def test_check_never_raises(tmp_path: Path, data: Any, provenance: Any) -> None:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results folder in git, because a demo or a scan in a clone adds files to the folder itself."""
+    """Return the results folder in git, because a demo or a scan in a clone adds files to the folder."""
     folder = tmp_path_factory.mktemp("published")
 
     def git(*args: str) -> bytes:
@@ -221,7 +221,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).write_bytes(git("show", f":./{name}"))
     except (OSError, subprocess.CalledProcessError):
         pass
-    # A copy of the repository without its history has the folder only.
+    # A copy of the repository without its history has only the folder.
     return folder if any(folder.iterdir()) else PUBLISHED
 
 
@@ -248,7 +248,7 @@ def test_published_scores_are_those_of_a_scan_today(published: Path, minilm: Pat
 
 
 def test_check_finds_a_group_without_some_modules_of_its_record(result: Path) -> None:
-    """The rest of the group would be ranked as if it were complete. A group can be left out as a whole."""
+    """The rest of the group would be ranked like a complete group. A whole group can be left out."""
     rewrite(result, lambda d: {name: entry for name, entry in d.items() if name != UP})
     assert reasons(resign(result)) == {Reason.MISSING_MODULE}
     rewrite(result, lambda d: {name: entry for name, entry in d.items() if entry["type"] != "mlp.up_proj"})

@@ -27,7 +27,7 @@ _SCRIPT = """
     model, *faults = sys.argv[1:]
 
     def scan(folder, before, fresh=False):
-        # In a process of its own, in a folder of its own; returns its exit status.
+        # Scan in a separate process and folder, and return the exit status.
         folder.mkdir(exist_ok=True)
         pid = os.fork()
         if pid:

@@ -54,7 +54,7 @@ def test_journal_returns_the_records_that_were_added(tmp_path: Path) -> None:
         found = journal.records()
     assert list(found) == [one.module for one in written]
     assert all(equal(found[one.module], one) for one in written)
-    # A reader accepts what the journal writes.
+    # A reader accepts the rows that the journal writes.
     assert all(equal(one, found[one.module]) for one in read_all(tmp_path / "r.sqlite").values())
 
 
@@ -192,7 +192,7 @@ def test_journal_cut_by_a_power_failure_keeps_the_rows_before_the_cut(tmp_path: 
     journal = Journal(path, IDENTITY)
     for i in range(3):
         journal.add(record(f"layers.{i}.up"))
-    # After a power failure, the file with the last rows is there without its end.
+    # After a power failure, the file with the last rows lacks its end.
     files = {p: p.read_bytes() for p in (path, wal)}
     journal.__exit__()
     for p, data in files.items():

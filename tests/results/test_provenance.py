@@ -72,7 +72,7 @@ def test_provenance_of_a_local_checkpoint_needs_a_name(model: Path) -> None:
     assert not provenance_path(RESULT).exists()
 
 
-def test_provenance_is_refused_if_the_weights_changed(model: Path) -> None:
+def test_provenance_fails_if_the_weights_changed(model: Path) -> None:
     shard = next(model.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes())
     shard.touch()
@@ -99,6 +99,6 @@ def test_slug_of_a_file_name(name: str, slug: str | None) -> None:
     assert slug_of(Path("x") / name) == slug
 
 
-def test_paths_beside_a_result_keep_dots_in_its_slug() -> None:
+def test_paths_of_a_result_keep_dots_in_its_slug() -> None:
     assert provenance_path(Path("snr_results_Llama-3.1.json")).name == "provenance_Llama-3.1.json"
     assert record_path(Path("snr_results_Llama-3.1.json")).name == "snr_results_Llama-3.1.sqlite"

@@ -1,4 +1,4 @@
-"""Results published with Spectrum: our selection is the one that Spectrum's rules give, byte for byte."""
+"""Results published with Spectrum: our selection equals the one by Spectrum's rules, byte for byte."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FILES += sorted(Path(os.environ["SPECTRUM_PUBLISHED"]).glob("*.json")) if "SPECT
 
 
 def by_spectrums_rules(data: dict[str, Any], percent: int) -> str:
-    """Spectrum's YAML, written from its rules and not with this package."""
+    """Write Spectrum's YAML by its rules, without this package."""
     types: dict[str, list[tuple[float, str]]] = {}
     for module, entry in data.items():
         types.setdefault(entry["type"], []).append((entry["snr"], module))

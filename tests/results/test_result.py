@@ -84,7 +84,7 @@ def scores_in(path: Path) -> list[tuple[str, str, float]]:
 
 
 @pytest.mark.parametrize("path", [RESULT, RECORD])
-def test_open_adds_what_the_record_knows(scanned: Path, path: Path, tmp_path: Path) -> None:
+def test_open_adds_the_data_of_the_record(scanned: Path, path: Path, tmp_path: Path) -> None:
     before = state(scanned.parent)
     result = Result.open(path)
     modules = {module.name: module for module in result.modules}
@@ -110,7 +110,7 @@ def test_open_counts_a_scan_of_some_groups_as_a_part(save: Save) -> None:
     assert 0 < covered < 1
 
 
-def test_open_without_a_record_knows_scores_only(scanned: Path) -> None:
+def test_open_without_a_record_has_only_scores(scanned: Path) -> None:
     RECORD.unlink()
     result = Result.open(scanned)
     assert result.notes == ()
@@ -120,7 +120,7 @@ def test_open_without_a_record_knows_scores_only(scanned: Path) -> None:
     assert result.diagnostics() == {}
 
 
-def test_open_takes_the_scores_of_the_result_and_not_those_of_another_record(scanned: Path) -> None:
+def test_open_ignores_a_record_with_other_scores(scanned: Path) -> None:
     change_scores(scanned, {"model.norm": 7.5})
     result = Result.open(scanned)
     assert scores(result.modules) == scores_in(scanned)
@@ -180,7 +180,7 @@ def test_open_a_record_with_other_contents_is_an_error(scanned: Path, damage: st
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
-def test_open_a_record_with_broken_bytes_is_an_error_or_agrees_with_its_result(
+def test_open_a_record_with_broken_bytes_fails_or_agrees_with_the_result(
     scanned: Path, tmp_path: Path, changes: list[tuple[int, int]]
 ) -> None:
     content = bytearray(RECORD.read_bytes())
@@ -237,7 +237,7 @@ def test_records_without_a_file_are_an_error() -> None:
     assert error.value.reason == "no_record"
 
 
-def test_of_takes_a_result_a_path_or_modules(scanned: Path) -> None:
+def test_of_accepts_a_result_a_path_or_modules(scanned: Path) -> None:
     result = Result.open(scanned)
     assert Result.of(result) is result
     assert Result.of(scanned) == Result.of(str(scanned)) == result
@@ -316,7 +316,7 @@ def test_open_reports_a_folder(path: str) -> None:
     assert reason(Path(path)) == "unreadable"
 
 
-def test_open_rejects_a_result_of_implausible_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_rejects_a_result_above_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spectrum_stream.results.result.MAX_RESULT_NBYTES", 10)
     (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
     assert reason(tmp_path / "r.json") == "too_large"
@@ -351,7 +351,7 @@ def test_write_results_is_read_back(tmp_path: Path) -> None:
 # Records to modules
 
 
-def test_modules_of_shares_the_embeddings_parameter_with_a_tied_head_in_any_order(scanned: Path) -> None:
+def test_modules_of_gives_a_tied_head_the_embeddings_parameter(scanned: Path) -> None:
     records = list(read_all(RECORD).values())
     for order in (records, records[::-1]):
         shares = {module.name: module.shares for module in modules_of(order) if module.shares}
@@ -458,7 +458,7 @@ def test_by_rejects_a_record_that_lacks_a_module(scanned_experts: Path) -> None:
     assert reason_by(scanned_experts) == "other_record"
 
 
-def test_by_rejects_a_record_that_changed_since_the_result_was_opened(scanned_experts: Path) -> None:
+def test_by_rejects_a_record_that_changed_after_open(scanned_experts: Path) -> None:
     result = Result.open(scanned_experts)
     change_record(RECORD, "DELETE FROM matrices WHERE module = 'lm_head'")
     with pytest.raises(ResultError) as error:
@@ -471,7 +471,7 @@ def test_by_needs_a_record(scanned_experts: Path) -> None:
     assert reason_by(scanned_experts) == "no_record"
 
 
-def test_by_leaves_the_files_as_they_are(scanned_experts: Path) -> None:
+def test_by_does_not_change_the_files(scanned_experts: Path) -> None:
     before = state(scanned_experts.parent)
     Result.open(scanned_experts).by(METRICS["alpha"])
     assert state(scanned_experts.parent) == before
@@ -491,9 +491,7 @@ def test_by_does_not_read_a_record_that_a_scan_holds(scanned_experts: Path) -> N
 @pytest.mark.parametrize(
     ("precision", "has_value"), [(Precision.FP32, False), (Precision.FP64, True), (Precision.SVD, True)]
 )
-def test_by_condition_has_no_value_that_float32_cannot_tell(
-    tmp_path: Path, precision: Precision, has_value: bool
-) -> None:
+def test_by_condition_has_no_value_beyond_float32(tmp_path: Path, precision: Precision, has_value: bool) -> None:
     hard = replace(record("0.up", s=np.array([1.0, 0.5, 1e-4])), precision=precision)
     easy = replace(record("1.up", s=np.array([1.0, 0.5])), precision=precision)
     path = tmp_path / "r.json"
@@ -526,7 +524,7 @@ def test_diagnostics_of_fused_experts_are_inexact_with_one_of_them() -> None:
     assert Result.from_records(experts).diagnostics()[fused].inexact
 
 
-# A record of an untrusted person
+# Untrusted records
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -597,7 +595,7 @@ CORRUPTIONS = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result and its record, scanned once."""
+    """Scan once, and return the result with its record."""
     folder = tmp_path_factory.mktemp("whole")
     save_file(llama_tensors(2) | FUSED, folder / "model.safetensors")
     scan(str(folder), name="org/x", out=folder / "out")
@@ -605,7 +603,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("change", CORRUPTIONS)
-def test_commands_survive_any_record_of_an_untrusted_person(cli: Cli, whole: Path, change: str) -> None:
+def test_commands_accept_or_reject_any_untrusted_record(cli: Cli, whole: Path, change: str) -> None:
     result = Path(whole.name)
     for path in (whole, record_path(whole)):
         Path(path.name).write_bytes(path.read_bytes())
@@ -624,7 +622,7 @@ def test_commands_survive_any_record_of_an_untrusted_person(cli: Cli, whole: Pat
         assert "(corrupt)" in cli(*args, code=1).stderr, args
     findings = json.loads(cli("check", result, "--json", code=1).stdout)["files"]
     assert "bad_record" in {finding["reason"] for found in findings.values() for finding in found}
-    # Scores and sizes can be sound without the spectra, which these commands do not read.
+    # These commands do not read the spectra, so scores and sizes can still be valid.
     is_spectrum = "singular_values" in change or change == "UPDATE matrices SET n = n + 1, m = m + 1"
     if not is_spectrum:
         assert "(corrupt)" in cli("select", record_path(result), "--top-percent", "50", code=1).stderr

@@ -21,7 +21,7 @@ MODULES = [Module(f"layers.{i}.up", "up", float(i), f"layers.{i}.up.weight", 100
 
 def test_needs_counts_a_tied_head_once() -> None:
     assert needs(choose(MODULES, Rule(50))) == Needs(1000 + 4 * 100, 1800)
-    # The result need not have the embedding.
+    # The embedding may be missing from the result.
     assert needs(choose([*MODULES[:8], MODULES[9]], Rule(50))) == Needs(1400, 1800)
 
 

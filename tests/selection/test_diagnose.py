@@ -58,7 +58,7 @@ def test_diagnose_counts_an_inexact_score() -> None:
     assert diagnostics_of(records, 50)[0].inexact == 1
 
 
-def test_diagnose_without_a_record_knows_ties_only() -> None:
+def test_diagnose_without_a_record_has_only_ties() -> None:
     modules = [Module(f"layers.{i}.up", "up", 1.0) for i in range(4)]
     found = diagnose(modules, select(modules, 50))["up"]
     assert found.to_dict() == {"degenerate": None, "tied": 4, "inexact": None}

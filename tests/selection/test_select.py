@@ -25,7 +25,7 @@ def test_select_rounds_down_and_keeps_the_model_order_of_ties(percent: float, la
     assert select(MODULES, percent).chosen["up"] == tuple(f"layers.{i}.up" for i in layers)
 
 
-def test_select_knows_a_cut_between_equal_scores() -> None:
+def test_select_counts_a_cut_between_equal_scores() -> None:
     assert select(MODULES, 20).tied == {"up": 2}
     assert select(MODULES, 40).tied == select(MODULES, 100).tied == select(MODULES, 19).tied == {}
 
@@ -56,7 +56,7 @@ def test_rule_rejects_a_percentage_out_of_range(percent: float) -> None:
         assert error.value.reason == "bad_percent"
 
 
-def test_rule_rejects_a_negative_count_and_percentages_of_groups_out_of_range() -> None:
+def test_rule_rejects_bad_counts_and_percentages_of_groups() -> None:
     with pytest.raises(UsageError) as error:
         Rule(50, min_per_group=-1)
     assert error.value.reason == "bad_count"
@@ -111,7 +111,7 @@ def test_rule_percents_prefer_a_name_and_then_the_first_glob() -> None:
         assert error.value.reason == reason
 
 
-def test_rule_percents_take_a_group_that_looks_like_a_glob_as_a_name() -> None:
+def test_rule_percents_match_a_group_named_like_a_glob_by_its_name() -> None:
     modules = [Module(f"0.{group}", group, 1.0) for group in ("a?", "ab")]
     assert choose(modules, Rule(100, percents={"a?": 0})).chosen_names == ("0.ab",)
 

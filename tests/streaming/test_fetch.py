@@ -26,7 +26,7 @@ MB = 1 << 20
 
 @st.composite
 def extents(draw: st.DrawFn) -> list[Extent]:
-    """Tensors that are wanted, in order, with gaps between some of them."""
+    """Draw the extents of wanted tensors, in order, with gaps between some of them."""
     found, position = [], draw(st.integers(0, 1000))
     for _ in range(draw(st.integers(1, 30))):
         position += draw(st.sampled_from([0, 0, 1, 100, 5000, 10**6]))
@@ -86,7 +86,7 @@ def test_choose_fetches_by_share_and_server(
     assert choose_fetches([shard(10 * MB, ranged)], wanted, fetch, 10**12, None) == {"a": chosen}
 
 
-def test_choose_fetches_maps_local_shards_and_leaves_out_unwanted_ones() -> None:
+def test_choose_fetches_maps_local_shards_and_skips_unwanted_ones() -> None:
     here = LocalShard("b", Path("b"), 10, 0, 0)
     fetches = choose_fetches([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
     assert fetches == {"b": None}
@@ -95,7 +95,7 @@ def test_choose_fetches_maps_local_shards_and_leaves_out_unwanted_ones() -> None
 
 
 @pytest.mark.parametrize(("free", "limit"), [(MB, None), (10**12, MB)])
-def test_choose_fetches_little_disk_uses_ranges_or_fails_with_the_minimum(free: int, limit: int | None) -> None:
+def test_choose_fetches_with_little_disk_uses_ranges_or_fails(free: int, limit: int | None) -> None:
     assert choose_fetches([shard(10 * MB)], WHOLE, Fetch.AUTO, free, limit) == {"a": Fetch.RANGE}
     for ranged, fetch in ((False, Fetch.AUTO), (True, Fetch.DOWNLOAD), (True, Fetch.CACHE)):
         big = shard(10 * MB, ranged)

@@ -1,4 +1,4 @@
-"""Chromium, headless, driven by playwright: the system's own, since tests download no browser."""
+"""The Chromium of the system, headless, driven by playwright. Tests download no browser."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ CHROMIUM = next(
 
 @dataclass
 class Heard:
-    """What a page said and asked for while it was open.
+    """The messages and requests of a page while it was open.
 
     Attributes:
-        console: console messages, errors that nothing caught, and dialogs, all of which a sound page has none of.
-        requests: addresses other than the page's own, and those of what it made itself.
+        console: console messages, uncaught errors and dialogs. A correct page has none.
+        requests: requested addresses other than the page itself.
     """
 
     console: list[str] = field(default_factory=list)
@@ -26,17 +26,17 @@ class Heard:
 
     def on_dialog(self, dialog: Any) -> None:
         self.console.append(f"dialog: {dialog.message}")
-        # With a listener it would stay open, and the page would wait for it.
+        # A dialog with a listener stays open, and the page would wait for it.
         dialog.dismiss()
 
 
 @contextmanager
 def launched() -> Iterator[Any]:
-    """A playwright `Browser`."""
+    """Launch Chromium: yield a playwright `Browser`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # In a container tests run as root, for whom Chromium has no sandbox.
+        # In a container tests run as root, and Chromium has no sandbox for root.
         browser = playwright.chromium.launch(executable_path=shutil.which(CHROMIUM), args=["--no-sandbox"])
         try:
             yield browser
@@ -46,11 +46,11 @@ def launched() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, page: Path, heard: Heard | None = None, **settings: Any) -> Iterator[Any]:
-    """A page that has drawn everything, with no past: a playwright `Page`.
+    """Open a page in a new context: yield a playwright `Page` that has drawn everything.
 
     Args:
         heard: filled while the page is open.
-        settings: what playwright's `new_context` takes: `viewport`, `color_scheme`.
+        settings: the arguments of playwright's `new_context`: `viewport`, `color_scheme`.
     """
     heard = heard or Heard()
     address = page.resolve().as_uri()

@@ -1,4 +1,4 @@
-"""Checkpoints that are made here, and the score by the book that those of a scan are held against."""
+"""Small checkpoints for tests, and the reference score by Spectrum's formula."""
 
 import json
 import math
@@ -25,7 +25,7 @@ FUSED_EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
 def reference_score(w: torch.Tensor) -> float:
-    """Spectrum's score by the book: float64 `svdvals`, then its formula, step by step as its code has it."""
+    """Compute Spectrum's score by definition: float64 `svdvals`, then the steps of Spectrum's code."""
     w = w.detach().to(torch.float64)
     if w.ndim < 2:
         w = w.unsqueeze(0)
@@ -43,7 +43,7 @@ def reference_score(w: torch.Tensor) -> float:
 def write_checkpoint(
     path: Path, tensors: Mapping[str, torch.Tensor], *, shards: int = 1, config: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a checkpoint folder: tensors in order, in shards of the same number each, and their index."""
+    """Write a checkpoint folder: shards with the same number of tensors each, in order, and their index."""
     path.mkdir(parents=True, exist_ok=True)
     names = list(tensors)
     if shards == 1:
@@ -64,7 +64,7 @@ def write_checkpoint(
 
 
 def llama_tensors(layers: int = 3, hidden: int = 32, *, head: bool = True) -> dict[str, torch.Tensor]:
-    """The names and proportions of a small Llama, in random bfloat16."""
+    """Make random bfloat16 tensors with the names and proportions of a small Llama."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(n: int, m: int) -> torch.Tensor:
@@ -87,7 +87,7 @@ def llama_tensors(layers: int = 3, hidden: int = 32, *, head: bool = True) -> di
 
 
 def fused_experts(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]:
-    """Experts of a layer in one tensor, as gpt-oss has them, beside a router and a convolution."""
+    """Make fused experts, as in gpt-oss, with a router and a convolution."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, torch.Tensor] = {}
     for i in range(layers):
@@ -103,7 +103,7 @@ def fused_experts(experts: int = 12, layers: int = 2) -> dict[str, torch.Tensor]
 
 
 def single_experts(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]:
-    """One tensor an expert, as Mixtral has them."""
+    """Make one tensor for each expert, as in Mixtral."""
     generator = torch.Generator().manual_seed(0)
     return {
         f"model.layers.{i}.mlp.experts.{e}.{name}.weight": torch.randn(24, 32, generator=generator) * (1 + i % 3)
@@ -114,7 +114,7 @@ def single_experts(layers: int = 4, experts: int = 4) -> dict[str, torch.Tensor]
 
 
 def mxfp4(experts: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts in MXFP4, as stored: blocks of 32 numbers in 16 bytes, and a scale for each."""
+    """Make experts in MXFP4, as stored: blocks of 32 numbers in 16 bytes, and a scale for each block."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (experts, n, m // 32, 16), dtype=torch.uint8, generator=generator)
     return blocks, torch.randint(118, 126, (experts, n, m // 32), dtype=torch.uint8, generator=generator)

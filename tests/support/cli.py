@@ -1,7 +1,7 @@
-"""The command line, run in this process or in one of its own.
+"""Run the command line in this process or in a separate one.
 
-A process of its own imports torch, which takes longer than most of what is tested. Only what belongs to a process
-(signals, closed streams, terminals, the way it is started) needs one.
+A separate process imports torch, which takes longer than most tests. Only tests of signals, closed streams, terminals
+and the start of the process need one.
 """
 
 import logging
@@ -19,7 +19,7 @@ import pytest
 
 from spectrum_stream.cli.app import DEBUG_VARIABLE, main
 
-# Where `spectrum-stream` is not on the path, this is the same.
+# The same as `spectrum-stream`, even if that is not on the path.
 COMMAND: Sequence[str] = (sys.executable, "-m", "spectrum_stream")
 
 _ESCAPE = "\x1b"
@@ -36,7 +36,7 @@ class Cli(Protocol):
 def run_here(
     capsys: pytest.CaptureFixture[str], *args: str | Path, code: int = 0, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in this process and leave the process as it was."""
+    """Run the command line in this process, and restore the state of the process."""
     words = list(map(str, args))
     capsys.readouterr()
     with _process_kept_as_it_is():
@@ -51,13 +51,13 @@ def run_here(
 
 
 def run_process(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, with pipes for its output."""
+    """Run the command line in a separate process, with pipes for its output."""
     command = [*COMMAND, *map(str, args)]
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False)
 
 
 def reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the reason code, in brackets at the end of the one line that says what is wrong."""
+    """Return the reason code in brackets at the end of the error line."""
     found = re.search(r"^error: .+ \((\w+)\)$", done.stderr, re.MULTILINE)
     assert found is not None, done.stderr
     return found[1]

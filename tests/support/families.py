@@ -40,7 +40,7 @@ VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0], "mlp_dim": 40, "window_size": 2,
     "global_attn_indexes": [0], "output_channels": 32, "num_global_layers": 1,
 }  # fmt: skip
-# Settings that a family needs besides these.
+# More settings that a family needs.
 MORE: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "conv_L_cache": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -51,7 +51,7 @@ MORE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 128},
 }
-# Every family that is built, as the vision-language model if it has one, else as the causal language model.
+# All families that are built, as the vision-language model if there is one, else as the causal language model.
 TABLE = (
     *("mixtral", "minimax", "minimax_m2", "phimoe"),
     *("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next"),
@@ -77,7 +77,7 @@ TABLE = (
     *("mamba2", "falcon_h1", "idefics3", "smolvlm", "persimmon", "starcoder2", "stablelm", "opt"),
     *("cohere", "falcon_mamba", "gemma3_text", "glm", "gptj", "granite", "olmo"),
 )
-# Families that cannot be compared with transformers here, and why.
+# Families that cannot be compared with transformers here, with the reason.
 NOT_BUILT = {
     "gemma3n": "its vision tower is timm's, another library",
     "qwen2_5_omni": "its talker and thinker are separate models, and trainers use the thinker's names",
@@ -96,7 +96,7 @@ def shrunk(config_class: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     small = {name: value for name, value in sizes.items() if name in settings}
     for name, inner in (config_class.sub_configs or {}).items():
         if inner.__name__ == "AutoConfig":
-            # The default config tells the class.
+            # The default config has the class.
             default = getattr(config_class(), name)
             if default is None:
                 continue
@@ -124,7 +124,7 @@ def tiny(family: str) -> Any:
     model = getattr(transformers, names if isinstance(names, str) else names[0])(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Weights that start at zero, or equal, would have the same score by any name.
+            # Weights that all start at zero, or equal, would have the same score under any name.
             if parameter.is_floating_point() and parameter.unique().numel() <= 1:
                 parameter.normal_(1, 0.1)
     return model

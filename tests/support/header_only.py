@@ -1,4 +1,4 @@
-"""Checkpoints of published models' shapes as headers alone: the files have their full size and take no disk."""
+"""Checkpoints with the shapes of published models and without weights: sparse files of full size."""
 
 import json
 import math
@@ -11,7 +11,7 @@ Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def write(folder: Path, tensors: Shapes, shards: int, config: Mapping[str, Any]) -> Path:
-    """Shards with the same number of tensors each, in order, their index and config.json."""
+    """Write shards with the same number of tensors each, in order, their index and config.json."""
     folder.mkdir(parents=True)
     names = list(tensors)
     each = math.ceil(len(names) / shards)
@@ -37,7 +37,7 @@ def write(folder: Path, tensors: Shapes, shards: int, config: Mapping[str, Any])
 
 
 def deepseek_v3() -> tuple[Shapes, dict[str, Any]]:
-    """As published: float8 with a scale for each block; 61 layers, 58 of them of 256 experts, and one further."""
+    """Return the published shapes: float8 with a scale for each block, 58 layers of 256 experts, 3 dense, 1 extra."""
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def float8(module: str, n: int, m: int) -> None:
@@ -76,7 +76,7 @@ def deepseek_v3() -> tuple[Shapes, dict[str, Any]]:
 
 
 def gpt_oss_120b() -> tuple[Shapes, dict[str, Any]]:
-    """As published: 36 layers of 128 experts in MXFP4, all else in bfloat16."""
+    """Return the published shapes: 36 layers of 128 experts in MXFP4, and all else in bfloat16."""
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {"model.embed_tokens.weight": ("BF16", (201088, 2880))}
     for i in range(36):
         layer = f"model.layers.{i}"

@@ -1,4 +1,4 @@
-"""Names that want to be more than names."""
+"""Hostile names: strings that a careless program would run, follow or obey."""
 
 CORPUS = {
     "color": "\x1b[31mred",
@@ -38,5 +38,5 @@ CORPUS = {
 
 
 def inert(text: str) -> bool:
-    """Return whether a terminal only shows this text."""
+    """Whether a terminal only shows this text."""
     return all(c == "\n" or c.isprintable() for c in text)

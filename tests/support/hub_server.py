@@ -1,7 +1,7 @@
-"""A server that speaks as much of the Hub's protocol as a scan needs, and misbehaves on demand.
+"""A server with the part of the Hub's protocol that a scan needs, which misbehaves on demand.
 
-What real servers do is tested against real servers in `checkpoint/test_peers.py`; this one is for what they cannot
-be made to do. Requests are of five kinds, and a script says what befalls the next ones of a kind:
+`checkpoint/test_peers.py` tests real servers. This one is for faults that real servers cannot be made to have.
+Requests are of five kinds, and a script has the faults for the next ones of a kind:
 
     api     the revision                 head    HEAD of a file
     probe   a range from byte 0          data    any other range          whole    a file without a range
@@ -28,7 +28,7 @@ import numpy as np
 from spectrum_stream.checkpoint import ranges
 
 if TYPE_CHECKING:
-    # The benchmarks use this server too, and need neither.
+    # The benchmarks use this server too, and do not need these.
     import pytest
 
     from spectrum_stream import ScanResult
@@ -39,15 +39,15 @@ _CHUNK_NBYTES = 1 << 16
 
 
 def use(url: str, monkeypatch: "pytest.MonkeyPatch", tmp_path: Path) -> None:
-    """Make this process take the server for the Hub, with an empty cache and short waits."""
+    """Make this process use the server as the Hub, with an empty cache and short waits."""
     monkeypatch.setenv("HF_ENDPOINT", url)
-    # Read from HF_HOME when huggingface_hub was imported.
+    # huggingface_hub read this from HF_HOME when it was imported.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ranges, "_FIRST_WAIT_S", 0.01)
 
 
 def values(result: "ScanResult") -> dict[str, tuple[object, bytes]]:
-    """Return what two scans of the same weights have in common, bit for bit."""
+    """Return the values that must be equal, bit for bit, in two scans of the same weights."""
     return {r.module: (r.score, r.singular_values.tobytes()) for r in result.records}
 
 
@@ -73,7 +73,7 @@ class Bytes:
 
 
 class Fabricated:
-    """A shard of any size that is stored nowhere: a true header, and weights that are a function of their place.
+    """A shard of any size that is not stored: a real header, and weights that are a function of their position.
 
     The weights are a megabyte of bfloat16 noise, turned by a different amount in every megabyte of the file.
     """
@@ -134,7 +134,7 @@ class Turn:
         self.handler.wfile.write(body)
 
     def partial(self, **changed: str) -> dict[str, str]:
-        """The headers of a right 206, but for those that are given: `content_range="bytes 0-1/2"`."""
+        """Return the headers of a correct 206, with changes: `content_range="bytes 0-1/2"`."""
         headers = {
             "Content-Range": f"bytes {self.start}-{self.stop - 1}/{self.blob.nbytes}",
             "Content-Length": str(self.stop - self.start),
@@ -158,12 +158,12 @@ def status(code: int, body: bytes = b"", **headers: str) -> Fault:
 
 
 def honest(turn: Turn) -> None:
-    """No fault."""
+    """Answer correctly."""
     turn.answer(206, turn.partial(), turn.body())
 
 
 def cut(after: int) -> Fault:
-    """The right headers, some bytes, and the end of the connection."""
+    """Send the correct headers and some bytes, and close the connection."""
 
     def fault(turn: Turn) -> None:
         turn.answer(206, turn.partial(), turn.body()[:after])
@@ -173,14 +173,14 @@ def cut(after: int) -> Fault:
 
 
 def reset(turn: Turn) -> None:
-    """A connection that ends with RST."""
+    """End the connection with RST."""
     turn.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     turn.handler.connection.close()
     turn.handler.close_connection = True
 
 
 def short_range(turn: Turn) -> None:
-    """Less than was asked for, and honest about it."""
+    """Send a shorter range than requested, with its correct headers."""
     stop = turn.stop - 10
     headers = turn.partial(
         content_range=f"bytes {turn.start}-{stop - 1}/{turn.blob.nbytes}", content_length=str(stop - turn.start)
@@ -189,7 +189,7 @@ def short_range(turn: Turn) -> None:
 
 
 def lying_range(turn: Turn) -> None:
-    """Another range under the name of the right one cannot be told; this one says which it is."""
+    """Send another range than requested, with its correct Content-Range."""
     length = turn.stop - turn.start
     headers = turn.partial(content_range=f"bytes 0-{length - 1}/{turn.blob.nbytes}")
     turn.answer(206, headers, turn.blob.read(0, length))
@@ -202,7 +202,7 @@ def no_content_range(turn: Turn) -> None:
 
 
 def resized(turn: Turn) -> None:
-    """The file has grown."""
+    """Answer as if the file had grown."""
     headers = turn.partial(content_range=f"bytes {turn.start}-{turn.stop - 1}/{turn.blob.nbytes + 2}")
     turn.answer(206, headers, turn.body())
 
@@ -216,18 +216,18 @@ def other_commit(turn: Turn) -> None:
 
 
 def whole(turn: Turn) -> None:
-    """200 for a range."""
+    """Answer a range with 200 and the whole file."""
     turn.answer(200, {"Content-Length": str(turn.blob.nbytes), "X-Repo-Commit": COMMIT})
     try:
         for start in range(0, turn.blob.nbytes, _CHUNK_NBYTES):
             turn.handler.wfile.write(turn.blob.read(start, min(start + _CHUNK_NBYTES, turn.blob.nbytes)))
     except OSError:
-        # Closed at once, as it should be.
+        # The client closed the connection at once, as it should.
         turn.handler.close_connection = True
 
 
 def endless(sent: list[int]) -> Fault:
-    """200 for a range, of a file that has no end; how much of it was sent is noted."""
+    """Answer a range with 200 and an endless file; `sent` counts the bytes."""
 
     def fault(turn: Turn) -> None:
         turn.answer(200, {"X-Repo-Commit": COMMIT, "Connection": "close"})
@@ -245,7 +245,7 @@ def endless(sent: list[int]) -> Fault:
 
 
 def page(turn: Turn) -> None:
-    """What a network says that wants a login first."""
+    """Answer with the page of a network that needs a login."""
     turn.answer(200, {"Content-Type": "text/html", "Content-Length": "36"}, b"<!DOCTYPE html><html>log in!</html>\n")
 
 
@@ -257,10 +257,10 @@ class HubServer:
     """Serves repos on loopback while its context lasts.
 
     Args:
-        repos: files by name, by repo id; a folder stands for the files in it.
-        ranges: whether ranges are understood.
-        rate_nbytes_s: how fast bodies go out, all connections together.
-        elsewhere: gives the address of a shard on another server, to redirect to; by the shard's name.
+        repos: files by name, by repo id; a folder stands for its files.
+        ranges: whether the server supports ranges.
+        rate_nbytes_s: the rate of all connections together.
+        elsewhere: a function from the name of a shard to its address on another server, for a redirect.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class HubServer:
         self.repos = {id: _files(content) if isinstance(content, Path) else content for id, content in repos.items()}
         self.ranges = ranges
         self.elsewhere = elsewhere
-        # By revision; a test may move a branch.
+        # The commits by revision; a test may move a branch.
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
         self.requests: list[Request] = []
         self.sent_nbytes = 0
@@ -287,11 +287,11 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def script(self, kind: str, *faults: Fault) -> None:
-        """What befalls the next requests of a kind, one each."""
+        """Set the faults for the next requests of a kind, one each."""
         self._script[kind].extend(faults)
 
     def recover(self) -> None:
-        """No more faults."""
+        """Remove all faults."""
         self._script.clear()
 
     def of_kind(self, kind: str) -> list[Request]:
@@ -393,7 +393,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 "Accept-Ranges": "bytes",
             }
             if server.elsewhere is not None and name.endswith(".safetensors"):
-                # As the Hub does for large files.
+                # The Hub does this for large files.
                 headers |= {"X-Linked-Size": str(blob.nbytes), "X-Linked-Etag": headers.pop("ETag")}
                 return self._send(302, headers | {"Location": server.elsewhere(name)}, [], 0)
             start, stop, code = 0, blob.nbytes, 200
@@ -419,14 +419,14 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                     server.pace(len(chunk))
                     self.wfile.write(chunk)
             except OSError:
-                # The reader has left.
+                # The client closed the connection.
                 self.close_connection = True
 
     return Handler
 
 
 def llama3_70b() -> dict[str, Blob]:
-    """Llama-3-70B by its published shapes and names, in 30 shards, with its index."""
+    """Make Llama-3-70B by its published shapes and names, in 30 shards, with its index."""
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 8192)}
     for i in range(80):
         layer = f"model.layers.{i}."
@@ -446,9 +446,9 @@ def llama3_70b() -> dict[str, Blob]:
 
 
 def deepseek_671b() -> dict[str, Blob]:
-    """The matrices of a 671B mixture of experts by DeepSeek-V3's shapes, in 163 shards: 58 layers of 256 experts.
+    """Make a 671B mixture of experts by DeepSeek-V3's shapes, in 163 shards: 58 layers of 256 experts.
 
-    In bfloat16 and without the scales that the published float8 weights come with.
+    The weights are bfloat16, without the scales of the published float8 weights.
     """
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (129280, 7168)}
     for i in range(61):
@@ -473,7 +473,7 @@ def deepseek_671b() -> dict[str, Blob]:
 
 
 def sharded(tensors: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Blob]:
-    """Shards of about equal size, filled in order, and their index."""
+    """Make shards of about equal size, filled in order, and their index."""
     total = sum(math.prod(shape) for shape in tensors.values())
     shards: list[dict[str, tuple[int, ...]]] = [{} for _ in range(count)]
     before = 0

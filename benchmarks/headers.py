@@ -25,7 +25,7 @@ def main() -> None:
             ("600,000 tensors", 600_000, 0),
         ):
             path = Path(folder) / "model.safetensors"
-            header = _make(path, tensors, padding)
+            header = write_header(path, tensors, padding)
             with Worker(_nothing) as worker:
                 worker.wait_until_ready()
                 watched = worker.run(_plan, str(path))
@@ -37,7 +37,8 @@ def main() -> None:
             )
 
 
-def _make(path: Path, tensors: int, padding: int) -> int:
+def write_header(path: Path, tensors: int, padding: int) -> int:
+    """Write a sparse checkpoint of small tensors, and return the bytes of its header."""
     entries: dict[str, object] = {"__metadata__": {"note": "x" * padding}} if padding else {}
     for i in range(tensors):
         entries[f"model.layers.{i // 700}.mlp.experts.{i % 700}.up_proj.weight"] = {

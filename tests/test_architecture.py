@@ -32,7 +32,8 @@ STAGES: list[set[str]] = [
 OWNERS = {
     "torch": {"numerics", "streaming.decode", "model.transformers_names", "trainers.freeze"},
     "safetensors": {"streaming.decode"},
-    "huggingface_hub": {"checkpoint"},
+    **{name: {"checkpoint"} for name in ("huggingface_hub", "httpx", "requests", "urllib", "http")},
+    "socket": {"results.journal"},
     "sqlite3": {"results"},
     "yaml": {"trainers"},
     "typer": {"cli"},

@@ -17,7 +17,8 @@ _HEAD = """\
 
 Data goes to stdout; progress, notes, warnings and errors go to stderr. `--json` prints JSON on stdout, and `-q`
 prints errors only. An error is one sentence with a reason code in brackets, often followed by a hint. Every command
-ends with the next command to type. Only `scan -i` prompts.
+ends with the next command to type. Only `scan -i` prompts. `hf spectrum` runs the same program,
+as an extension of `hf`.
 """
 _ENVIRONMENT = """\
 ## Environment

@@ -233,7 +233,7 @@ def run(
 
 
 def _find_parameters(plan: Plan) -> tuple[str, ...]:
-    """Find the names of all parameters of the checkpoint, sorted, whether the plan includes them or not.
+    """Find the names of all parameters of the checkpoint, planned or not, sorted.
 
     A tied head is not a separate parameter.
     """
@@ -254,7 +254,9 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
 
 
 def _read_foreign_result(plan: Plan) -> list[Module] | None:
-    """Read a result without a record, such as one of Spectrum; return None if there is none.
+    """Read a result without a record, such as one of Spectrum.
+
+    Return None if there is none.
 
     Raises:
         ResultError: other_result, it lacks modules of the plan.
@@ -318,7 +320,9 @@ def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
 def _copy_records(
     sharing: Mapping[str, Sequence[Matrix]], known: Sequence[Record]
 ) -> dict[str, list[tuple[Record, float]]]:
-    """Copy the records of tensors that were already scored for another module, by tensor, each with its work."""
+    """Copy the records of tensors that were already scored for another module.
+
+    Returns them by tensor, each with its work."""
     recorded = {record.tensor: record for record in known if record.tensor in sharing}
     return {
         tensor: [
@@ -335,7 +339,10 @@ def _copy_records(
 def _compute_records(
     plan: Plan, sharing: Mapping[str, Sequence[Matrix]], prefetcher: Prefetcher, device: Device
 ) -> Iterator[tuple[Record, float]]:
-    """Compute the matrices of the prefetcher; yield the record of each module that shares one, with its work."""
+    """Compute the matrices of the prefetcher.
+
+    Yield the record of each module that shares one, with its work.
+    """
     for first, computed in compute_all(
         prefetcher, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
     ):
@@ -406,7 +413,10 @@ def _publish(
 
 
 def _write_selection(plan: Plan, records: Sequence[Record], result: Result, top_percent: float | None) -> ScanResult:
-    """Write the sorted scores and, with a percentage, the selection. A foreign result gets no file of scores."""
+    """Write the sorted scores and, with a percentage, the selection.
+
+    A foreign result gets no file of scores.
+    """
     outputs = plan.outputs
     written = [outputs.results]
     if records:

@@ -115,7 +115,7 @@ def _parameter(line: Module, lines: dict[str, Module], known: frozenset[str] | N
 
 
 def exactly(names: Iterable[str]) -> str:
-    """Return a regular expression, anchored at both ends, that matches these names and no others."""
+    """Return an anchored regular expression that matches exactly these names."""
     return f"^(?:{'|'.join(re.escape(name) for name in names)})$"
 
 

@@ -46,7 +46,7 @@ class Verdict:
 
 
 def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> Verdict:
-    """Check a file against the parameters of a model: a selection, or a result or its record.
+    """Check a selection, a result or its record against a model's parameters.
 
     Args:
         trainer: the format of the selection, a name in `TRAINERS`.
@@ -139,14 +139,17 @@ def _tied(entry: str, owner: str) -> Finding:
 
 
 def _is_whole(match: re.Match[str]) -> bool:
-    """Whether a match has only whole components of a name: `layers.1` in `layers.1.mlp`, not in `layers.10.mlp`."""
+    """Whether a match has whole components: `layers.1`, but not in `layers.10`."""
     name, start, end = match.string, match.start(), match.end()
     begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
     return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
 
 
 def _spelled(entry: str) -> str | None:
-    """Return the name that an entry spells; None for a pattern that stands for several names."""
+    """Return the name that an entry spells.
+
+    Return None for a pattern that stands for several names.
+    """
     name = re.sub(r"\[[0-9:]*\]$", "", entry).removeprefix("^").removesuffix("$")
     name = re.sub(r"^\(\?:(.*)\)$", r"\1", name).replace("\\.", ".").replace("\\-", "-").replace("\\_", "_")
     return name if re.fullmatch(r"[A-Za-z0-9_.\-]+", name) else None

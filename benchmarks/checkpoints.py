@@ -22,7 +22,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def known_spectrum(weight: Weight) -> np.ndarray:
-    """Return the singular values that `weight` is made with: float64, (min(n, m),), descending."""
+    """Return the singular values of `weight`: float64, (min(n, m),), descending."""
     return draw(weight.kind, min(weight.n, weight.m), max(weight.n, weight.m), _rng(weight, 0))
 
 
@@ -32,7 +32,9 @@ def known_scores(workload: Workload) -> dict[str, float]:
 
 
 def make_checkpoint(workload: Workload, dtype: str, parent: Path) -> Path:
-    """Make the checkpoint in a folder under `parent`, unless an earlier run made it; return the folder.
+    """Make the checkpoint in a folder under `parent`, unless an earlier run made it.
+
+    Return the folder.
 
     Args:
         dtype: the dtype that weights are rounded to, `bfloat16` or `float32`.

@@ -40,7 +40,10 @@ _PAGE_NBYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The checkpoint to scan, and the device by torch's name; numpy always uses the CPU."""
+    """The checkpoint to scan, and the device by torch's name.
+
+    Numpy always uses the CPU.
+    """
 
     checkpoint: str
     device: str

@@ -42,7 +42,7 @@ class OrthonormalColumns:
 
 
 def matrix(s: np.ndarray, n: int, m: int, dtype: torch.dtype, rng: np.random.Generator) -> torch.Tensor:
-    """Make a random W (n, m) with the singular values `s` (min(n, m),), rounded to `dtype` at the end."""
+    """Make a random W (n, m) in `dtype` with the singular values `s` (min(n, m),)."""
     short, long = min(n, m), max(n, m)
     u, v = OrthonormalColumns(short, short, rng), OrthonormalColumns(long, short, rng)
     w = torch.empty(n, m, dtype=dtype)

@@ -74,7 +74,9 @@ def measure_workload(workload: Workload, settings: Settings) -> WorkloadResult:
 def measure_checkpoint(
     checkpoint: str, name: str, settings: Settings, *, numpy_turns: int, only_ours: bool = False
 ) -> WorkloadResult:
-    """Measure on an existing checkpoint; its singular values are not known, so `accuracy` is None.
+    """Measure on an existing checkpoint.
+
+    Its singular values are not known, so `accuracy` is None.
 
     Raises:
         WorkerError: a contender failed.

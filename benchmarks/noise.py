@@ -38,7 +38,7 @@ def noise(short: int, long: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
-    """Make a row for each ratio: beta, the share of S above Spectrum's tau, and the median of every metric."""
+    """Make a row for each ratio: beta, the share above tau, and all medians."""
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for beta in BETAS:
@@ -55,7 +55,7 @@ def by_ratio(short: int, draws: int, seed: int) -> list[Row]:
 
 
 def against_noise(result: Path, draws: int, seed: int) -> list[Row]:
-    """Count the matrices of each group and shape that have more signal than noise, by two thresholds."""
+    """Count the matrices of each group and shape with more signal than noise."""
     rng = np.random.default_rng(seed)
     members: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)
     with open_records(record_path(result)) as records:

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _open(page: Path) -> dict[str, float]:
-    """Measure the seconds from opening the page in a new browser to its marks, and to the frames that show them."""
+    """Measure the seconds from opening the page to its marks and their frames."""
     with launched() as browser, opened(browser, page) as tab:
         marks: dict[str, float] = tab.evaluate(
             """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {

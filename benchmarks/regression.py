@@ -19,7 +19,10 @@ _NEGLIGIBLE_ERROR = 1e-6
 
 
 class NotComparable(Exception):
-    """The earlier run cannot be read, or has other settings; the message is a sentence."""
+    """The earlier run cannot be read, or has other settings.
+
+    The message is a sentence.
+    """
 
 
 def load(path: Path) -> dict[str, Any]:

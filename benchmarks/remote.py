@@ -66,7 +66,10 @@ def _large(repo: Callable[[], dict[str, Blob]], group: str | None) -> dict[str, 
 
 
 def _at_rate(model: Path) -> dict[str, float]:
-    """Scan once in each way at the limited rate; add the time of computing alone and of the network alone."""
+    """Scan once in each way at the limited rate.
+
+    Add the time of computing alone and of the network alone.
+    """
     with Worker(warm_up) as worker:
         apart = worker.run(parts, Task(str(model), "cpu")).value
     figures = {"computing_s": apart.computing}
@@ -115,7 +118,10 @@ def _worker(url: str) -> Iterator[Worker]:
 def _served(
     repo: Callable[[], Any], rate_nbytes_s: float | None
 ) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
-    """Serve a repo in another process; yield its address, and a function that counts requests and bytes sent."""
+    """Serve a repo in another process.
+
+    Yield its address, and a function that counts requests and bytes sent.
+    """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, repo, rate_nbytes_s), daemon=True)

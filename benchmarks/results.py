@@ -30,7 +30,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Our scores against those that follow from the known singular values, on the float32 checkpoint.
+    """Our scores compared with the exact ones, on the float32 checkpoint.
 
     Attributes:
         max_error: the largest relative error.

@@ -33,7 +33,7 @@ _SIGMA1_OVER_Q25 = {Kind.HUGE_SIGMA1_1E2: 1e2, Kind.HUGE_SIGMA1_1E3: 1e3, Kind.H
 
 
 def draw(kind: Kind, short: int, long: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a spectrum for a matrix with sides `short` <= `long`: float64, (short,), descending, positive."""
+    """Draw a spectrum for `short` x `long`: float64, (short,), descending, positive."""
     # A score is inversely proportional to the scale of the weights, so different scales avoid ties in a group.
     scale = _WEIGHT_STD * np.sqrt(long) * np.exp(rng.uniform(-0.3, 0.3))
     edge = 1 + np.sqrt(short / long)
@@ -53,7 +53,7 @@ def draw(kind: Kind, short: int, long: int, rng: np.random.Generator) -> np.ndar
 
 
 def bulk_quantiles(count: int, beta: float) -> np.ndarray:
-    """Return the singular values of a random matrix in the limit, as evenly spaced quantiles.
+    """Return the limit of a random matrix's singular values, as even quantiles.
 
     With independent entries of variance 1 / long, the eigenvalues of W Wᵀ fill [(1 - √beta)², (1 + √beta)²].
     At 1 + beta + 2 √beta cos t their density in t is (2/pi) sin² t / (that), smooth also where beta is 1.

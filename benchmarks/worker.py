@@ -50,7 +50,10 @@ class Watched(Generic[Result]):
 
 
 class Worker:
-    """A process that runs one function after another in a temporary folder; use it as a context manager."""
+    """A process that runs one function after another in a temporary folder.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, warm_up: Callable[[], object]) -> None:
         # A forked process would start with the memory of this one.
@@ -63,11 +66,13 @@ class Worker:
         theirs.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until the process has started and warmed up, and no longer needs the processors."""
+        """Wait until the process has warmed up and no longer needs the processors."""
         self.run(bool, 0)
 
     def run(self, function: Callable[[Argument], Result], argument: Argument) -> Watched[Result]:
-        """Call an importable function in the process and measure it; argument and result are pickled.
+        """Call an importable function in the process and measure it.
+
+        Argument and result are pickled.
 
         Raises:
             WorkerError: the function raised, or the process died.
@@ -136,7 +141,7 @@ def _anonymous_nbytes(pid: int | None) -> int:
 
 
 def _busy_seconds() -> float:
-    """Return the seconds that all processors together were busy, including stolen time."""
+    """Return the seconds that all processors were busy, including stolen time."""
     times = psutil.cpu_times()._asdict()
     # Linux counts the time of guests as its own user time already.
     return float(sum(t for kind, t in times.items() if kind not in ("idle", "iowait", "guest", "guest_nice")))

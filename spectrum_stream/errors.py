@@ -17,7 +17,7 @@ error but a status in the matrix's record.
 
 
 class SpectrumStreamError(Exception):
-    """The root: `except SpectrumStreamError` catches every error that this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
     exit_code = 1
 
@@ -42,7 +42,10 @@ class CheckpointError(SpectrumStreamError):
 
 
 class BadHeader(CheckpointError):
-    """A safetensors file breaks a rule of its format; `reason` is a `header.HeaderFault`."""
+    """A safetensors file breaks a rule of its format.
+
+    `reason` is a `header.HeaderFault`.
+    """
 
 
 class BadIndex(CheckpointError):

@@ -234,7 +234,7 @@ def run(
 
 
 def _find_parameters(plan: Plan) -> tuple[str, ...]:
-    """Find the names of all parameters of the checkpoint, sorted, whether the plan includes them or not.
+    """Find the names of all parameters of the checkpoint, planned or not, sorted.
 
     A tied head is not a separate parameter.
     """
@@ -255,7 +255,9 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
 
 
 def _read_foreign_result(plan: Plan) -> list[Module] | None:
-    """Read a result without a record, such as one of Spectrum; return None if there is none.
+    """Read a result without a record, such as one of Spectrum.
+
+    Return None if there is none.
 
     Raises:
         ResultError: other_result, it lacks modules of the plan.
@@ -339,7 +341,10 @@ def _copy_records(
 def _compute_records(
     plan: Plan, sharing: Mapping[str, Sequence[Matrix]], prefetcher: Prefetcher, device: Device
 ) -> Iterator[tuple[Record, float]]:
-    """Compute the matrices of the prefetcher; yield the record of each module that shares one, with its work."""
+    """Compute the matrices of the prefetcher.
+
+    Yield the record of each module that shares one, with its work.
+    """
     for first, computed in compute_all(
         prefetcher, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
     ):
@@ -410,7 +415,10 @@ def _publish(
 
 
 def _write_selection(plan: Plan, records: Sequence[Record], result: Result, top_percent: float | None) -> ScanResult:
-    """Write the sorted scores and, with a percentage, the selection. A foreign result gets no file of scores."""
+    """Write the sorted scores and, with a percentage, the selection.
+
+    A foreign result gets no file of scores.
+    """
     outputs = plan.outputs
     written = [outputs.results]
     if records:

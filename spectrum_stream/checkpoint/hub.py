@@ -67,7 +67,7 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The name in file names: Spectrum's, with the revision appended if it is not main."""
+        """The name in file names: Spectrum's, with the revision if it is not main."""
         return self.repo if self.revision in (None, "main") else f"{self.repo}@{self.revision}"
 
 

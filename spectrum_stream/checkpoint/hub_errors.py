@@ -48,7 +48,10 @@ class _Failure:
 
     @property
     def answer(self) -> str:
-        """The words of the server's answer. Addresses are left out, because they can be signed."""
+        """The words of the server's answer.
+
+        Addresses are left out, because they can be signed.
+        """
         text = self.error.response.text if isinstance(self.error, HfHubHTTPError) else ""
         words = re.sub(r"<[^>]*>|\S*://\S*", " ", text).split()
         return " ".join(words)[:200] or "no reason given"
@@ -95,7 +98,7 @@ def _is_refused_elsewhere(f: _Failure) -> bool:
 
 
 def _is_hidden(f: _Failure) -> bool:
-    """Whether the repo does not exist, or is hidden: some servers answer 401 for a repo that you may not see."""
+    """Whether the repo is missing or hidden: some servers answer 401 for that."""
     return isinstance(f.error, RepositoryNotFoundError) or (f.status == 401 and get_token() is None)
 
 
@@ -181,7 +184,7 @@ _ROWS = (
 
 @contextmanager
 def explaining(endpoint: str, repo: str, revision: str | None) -> Iterator[None]:
-    """Turn errors of the network, the Hub and the disk into a SourceError with a reason, a sentence and a hint.
+    """Turn errors of the network, the Hub and the disk into a SourceError.
 
     Raises:
         SourceError: with the reason of the first row of the table that fits.

@@ -31,7 +31,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The names of a checkpoint's shards, with the index and the warnings of its `Source`."""
+    """The names of a checkpoint's shards, its index, and warnings."""
 
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None
@@ -137,7 +137,7 @@ def _index(index: Any, where: str) -> Mapping[str, str]:
 
 
 def is_safe_shard_name(name: str) -> bool:
-    """Whether the name of a shard stays below the checkpoint, by the rules of POSIX and of Windows.
+    """Whether a shard's name stays below the checkpoint, on POSIX and Windows.
 
     An index is untrusted: `../../other/model.safetensors`, `C:\\x`, `//host/x` and `http://host/x` must not become
     a path, or an address that the user's token is sent to.

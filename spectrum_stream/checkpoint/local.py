@@ -11,7 +11,9 @@ from .source import LocalShard, Source
 
 
 def open_local(model: str, path: Path) -> Source:
-    """Find the shards of a folder or a `.safetensors` file; read only index and config.
+    """Find the shards of a folder or a `.safetensors` file.
+
+    Read only index and config.
 
     Raises:
         SourceError: no_safetensors, no_index, unreadable.

@@ -62,7 +62,7 @@ class RemoteFile:
         self._lock = threading.Lock()
 
     def probe(self, nbytes: int, halt: threading.Event | None = None) -> tuple[bytes, int | None, bool]:
-        """Read the first bytes of the file and its size, and test whether the server supports ranges.
+        """Read the file's first bytes and size, and test if the server has ranges.
 
         Returns:
             At most `nbytes` bytes; the size of the file, None if the server does not send it; whether the server
@@ -89,7 +89,9 @@ class RemoteFile:
         return with_retries(self.where, attempt, halt=halt)
 
     def read_prefix(self, nbytes: int) -> bytes:
-        """Read the first bytes of a file without a range request; the rest of the body is not read.
+        """Read the first bytes of a file without a range request.
+
+        The rest of the body is not read.
 
         Raises:
             SourceError: bad_response; CheckpointError: changed; HfHubHTTPError and httpx's errors, for `explaining`.
@@ -253,7 +255,9 @@ def _parse_wait(response: httpx.Response) -> float | None:
 
 
 def _check_range(response: httpx.Response, start: int, stop: int, total: int | None, where: str = "") -> int:
-    """Check that an answer is exactly the requested range, up to the end of the file; return the file's size.
+    """Check that an answer is exactly the requested range, up to the end of the file.
+
+    Return the file's size.
 
     Raises:
         CheckpointError: changed; BadResponse; HfHubHTTPError.

@@ -14,7 +14,9 @@ PROBE_NBYTES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class LocalShard:
-    """A shard in a file system. During a scan, size, mtime and inode identify its content.
+    """A shard in a file system.
+
+    During a scan, size, mtime and inode identify its content.
 
     Attributes:
         name: its path below the checkpoint, with forward slashes.
@@ -83,7 +85,9 @@ class RemoteShard(Protocol):
         """Its name in messages."""
 
     def read(self, start: int, stop: int) -> bytes:
-        """Read bytes [start, stop); fewer at the end. Meant for headers: it may fetch everything before them.
+        """Read bytes [start, stop); fewer at the end of the file.
+
+        Meant for headers: it may fetch everything before them.
 
         Raises:
             SourceError; CheckpointError: changed.

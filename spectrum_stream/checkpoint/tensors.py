@@ -20,7 +20,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All tensors of a checkpoint, in the order of the shards and of the bytes in them.
+    """All tensors of a checkpoint, in the order of the shards and their bytes.
 
     Attributes:
         source: where it was opened.

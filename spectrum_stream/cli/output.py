@@ -34,7 +34,10 @@ class Output:
             self._stdout.print(renderable)
 
     def line(self, text: str = "") -> None:
-        """Print a line on stdout; not with --json or -q. It never wraps, since it may be a command to copy."""
+        """Print a line on stdout.
+
+        Prints nothing with --json or -q. The line never wraps, since it may be a command to copy.
+        """
         if not self.as_json and not self.quiet:
             self._stdout.print(printable(text), markup=False, soft_wrap=True)
 
@@ -64,7 +67,7 @@ class Output:
 
 
 def open_output(as_json: bool, quiet: bool) -> Output:
-    """Make the output of a command, and send the log of this package and of the Hub there."""
+    """Make the output of a command, and send the logs there."""
     output = Output(as_json=as_json, quiet=quiet)
     # huggingface_hub logs much, and only its waiting times matter here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -81,7 +84,7 @@ def command_line(*words: str) -> str:
 
 
 class LogNotes(logging.Handler):
-    """Prints log messages as notes, except those with addresses, which can hold signatures."""
+    """Prints log messages as notes, except those with addresses (maybe signed)."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()

@@ -23,7 +23,10 @@ _SILENCE_S = 30.0
 
 
 class ProgressView:
-    """A bar on a terminal, lines elsewhere. The remaining time depends on the work left, not on the matrix count."""
+    """A bar on a terminal, lines elsewhere.
+
+    The remaining time depends on the work left, not on the matrix count.
+    """
 
     def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
@@ -121,13 +124,16 @@ class ProgressView:
         return self._scan is not None and self._scan.traffic.starved_s > (self._clock() - self._started) / 2
 
     def _left_s(self, share: float, seconds: float) -> float | None:
-        """Estimate the remaining seconds: by the bytes to fetch if the network is slower, else by the work."""
+        """Estimate the remaining seconds by bytes if the network is slower, else by work."""
         if self._is_remote and self._is_network_bound and self._scan is not None:
             share = self._scan.traffic.fetched_nbytes / self._scan.fetch_nbytes
         return seconds * (1 - share) / share if 0 < share < 1 else None
 
     def _network(self) -> str:
-        """Return e.g. `120 MB of 640 MB, 24 MB/s, network-bound`; "" for a local checkpoint."""
+        """Return e.g. `120 MB of 640 MB, 24 MB/s, network-bound`.
+
+        Return "" for a local checkpoint.
+        """
         if self._scan is None or not self._is_remote:
             return ""
         seconds = self._clock() - self._started

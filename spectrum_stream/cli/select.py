@@ -148,7 +148,10 @@ def _percent_of(top: float | None, bottom: float | None, budget: _Budget | None)
 
 
 def _path_of(result: Path, selection: Selection, trainer: Trainer) -> Path:
-    """Name the file after the result. Only selections that Spectrum can make get Spectrum's name."""
+    """Name the file after the result.
+
+    Only selections that Spectrum can make get Spectrum's name.
+    """
     metric, rule = selection.result.metric, selection.rule
     by = "" if metric == SPECTRUM else f"_{metric.name.replace(':', '-')}"
     percent = f"{'bottom' if rule.bottom else ''}{rule.percent:g}percent"

@@ -106,7 +106,7 @@ def score_table(
     chosen: Mapping[str, Sequence[str]] | None = None,
     diagnostics: Mapping[str, Diagnostics] | None = None,
 ) -> Table:
-    """Show every group: its size, the spread of its values, the number of chosen modules, and its weak points.
+    """Show every group: size, spread, chosen modules, and weak points.
 
     Args:
         ranked: the modules of each group, best first.
@@ -148,7 +148,7 @@ def _title(counted: str) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Show every group: the correlation of two rankings, and the differences of their selections."""
+    """Show every group: the correlation and the differences of two rankings."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group", overflow="fold")
     for column in ("count", "spearman", "kendall", "chosen", "kept", "in", "out"):
@@ -277,7 +277,7 @@ def selection_warnings(selection: Selection, diagnostics: Mapping[str, Diagnosti
 
 
 def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str, Diagnostics]) -> dict[str, object]:
-    """Return the outcome of a scan for --json, with the cost of training its selection."""
+    """Return the outcome of a scan for --json, with the cost of its selection."""
     return {
         "schema_version": 1,
         "model": result.plan.source.model,

@@ -133,7 +133,7 @@ def group_percents_of(texts: Sequence[str] | None) -> Groups:
 
 
 def group_patterns_of(texts: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Read --groups of commands that do not select: GROUP, repeated or separated by commas.
+    """Read --groups of a scan: GROUP, repeated or separated by commas.
 
     Raises:
         UsageError: bad_percent, a group with a percentage; no_such_group, an option without a group.

@@ -147,7 +147,9 @@ def _read_tensor(
 
 
 def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
-    """Count the experts in a plain tensor; return None if it does not hold fused experts.
+    """Count the experts in a plain tensor.
+
+    Return None if it does not hold fused experts.
 
     A tensor (experts, n, m) holds one matrix for each expert. DBRX stacks them in a tensor (experts * n, m). A
     trainer trains or freezes such a parameter as one.
@@ -243,7 +245,7 @@ def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matri
 
 
 class _Projection(NamedTuple):
-    """The experts of a layer and one of their projections: `model.layers.0.mlp.experts` and `up_proj`."""
+    """The experts of a layer, `layers.0.mlp.experts`, and a projection, `up_proj`."""
 
     owner: str
     name: str

@@ -175,12 +175,12 @@ def is_head(module: str) -> bool:
 
 
 def group_order(group: str) -> tuple[str, str]:
-    """Return the sort key of a group in Spectrum's files: the first component, then the whole name."""
+    """Return the sort key of a group: the first component, then the whole name."""
     return group.split(".", 1)[0], group
 
 
 def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
-    """Return the sort key of a module, with numbers by value: layer 2 comes before layer 10."""
+    """Return the sort key of a module: layer 2 comes before layer 10."""
     # Digits are compared by length and then as text, because int() of a hostile number of 5,000 digits raises.
     return tuple(
         (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)

@@ -29,13 +29,16 @@ def runtime_nbytes(threads: int) -> int:
 
 
 def flops(n: int, m: int) -> float:
-    """Count the flops of an n x m matrix: half of K = W Wᵀ, and its tridiagonalization: s²l + 4/3 s³."""
+    """Count the flops of half of K = W Wᵀ and its tridiagonalization: s²l + 4/3 s³."""
     short, long = min(n, m), max(n, m)
     return short**2 * long + 4 / 3 * short**3
 
 
 def work(n: int, m: int) -> float:
-    """Estimate the time of a matrix, in flops of a matrix product. The remaining time is weighted by it."""
+    """Estimate the time of a matrix, in flops of a matrix product.
+
+    The remaining time is weighted by it.
+    """
     short, long = min(n, m), max(n, m)
     return short**2 * long + _EIGENVALUE_SLOWDOWN * 4 / 3 * short**3
 
@@ -60,19 +63,21 @@ def decoding_nbytes(scales: int) -> int:
 
 
 def svd_nbytes(n: int, m: int) -> int:
-    """Return the memory for QR and SVD in float64: R, the stack of R and the next block, and LAPACK's copies."""
+    """Return the memory for QR and SVD in float64, in bytes.
+
+    It holds R, the stack of R and the next block, and LAPACK's copies."""
     short, long = min(n, m), max(n, m)
     block = min(long, max(short, BLOCK_COLUMNS))
     return 8 * short * (2 * short + 2 * (short + block))
 
 
 def is_small(n: int, m: int) -> bool:
-    """Whether one core computes a matrix of this shape while other cores compute other ones."""
+    """Whether a single core computes a matrix of this shape."""
     return min(n, m) <= SMALL_SIDE
 
 
 def compute_nbytes(n: int, m: int, precision: Precision, scales: int | None = None) -> int:
-    """Return the memory for the singular values of one matrix, in bytes, without the stored matrix.
+    """Return the memory for the singular values of a stored matrix, in bytes.
 
     Args:
         precision: AUTO counts as its first step, FP32.

@@ -52,7 +52,7 @@ class QuantizedMatrix(ABC):
 
     @abstractmethod
     def _part(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        """Dequantize rows [top, bottom) and columns [left, right) into a new float32 tensor."""
+        """Dequantize a block of rows and columns into a new float32 tensor."""
 
     def __getitem__(self, part: slice | tuple[slice, slice]) -> torch.Tensor:
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
@@ -117,7 +117,7 @@ class Scaled(QuantizedMatrix):
 
 
 class Fp4(QuantizedMatrix):
-    """Values of four bits (E2M1), two in a byte, with scales along the rows: MXFP4 and NVFP4.
+    """Values of four bits (E2M1) with scales along the rows: MXFP4 and NVFP4.
 
     Args:
         stored: (n, m / 2), uint8; the even column is in the low four bits.

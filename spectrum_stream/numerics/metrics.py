@@ -70,7 +70,7 @@ class Metric:
 
 
 def rank_key(value: float | None, larger_first: bool) -> float:
-    """Return the number to sort values by, largest first: the value or its negative, and -inf for None."""
+    """Return the number to sort by, largest first: the value or its negative, or -inf."""
     return -math.inf if value is None else value if larger_first else -value
 
 
@@ -90,7 +90,7 @@ def metric_of(text: str) -> Metric:
 
 
 def spectrum(singular_values: np.ndarray, n: int, m: int) -> float:
-    """Compute Spectrum's score (see `snr`): the sum above tau over the sum below it, divided by S[0].
+    """Compute Spectrum's score: the sum above tau over that below it, over S[0].
 
     It is inversely proportional to the scale of W, except where nothing is below tau: there it is sum S / S[0], and
     scale-free. On noise it jumps at beta = 0.27, because below that ratio every value is above tau. It is 1.0 for a
@@ -135,18 +135,19 @@ def marchenko_pastur(singular_values: np.ndarray, n: int, m: int) -> float:
 
 
 def stable_rank(singular_values: np.ndarray, n: int, m: int) -> float | None:
-    """Compute sum S^2 / S[0]^2, in [1, k] (Rudelson and Vershynin, arXiv math/0503442).
+    """Compute sum S^2 / S[0]^2, in [1, k].
 
-    None for zeros. On noise it is k / (1 + sqrt beta)^2: a quarter of k for a square matrix, more for a longer one.
+    See Rudelson and Vershynin, arXiv math/0503442. None for zeros. On noise it is k / (1 + sqrt beta)^2: a quarter of
+    k for a square matrix, more for a longer one.
     """
     s = _relative(singular_values)
     return None if s is None else max(1.0, float(np.square(s).sum()))
 
 
 def effective_rank(singular_values: np.ndarray, n: int, m: int) -> float | None:
-    """Compute exp of the entropy of S / sum S, in [1, k] (Roy and Vetterli, EUSIPCO 2007).
+    """Compute exp of the entropy of S / sum S, in [1, k].
 
-    None for zeros. On noise it is close to k, and closer for a longer matrix.
+    See Roy and Vetterli, EUSIPCO 2007. None for zeros. On noise it is close to k, and closer for a longer matrix.
     """
     s = _relative(singular_values)
     if s is None:
@@ -169,7 +170,7 @@ def condition(singular_values: np.ndarray, n: int, m: int) -> float | None:
 
 
 def alpha(singular_values: np.ndarray, n: int, m: int) -> float | None:
-    """Fit the exponent of a power law to the larger half of the eigenvalues S^2: Hill's estimate, above 1.
+    """Fit a power law to the larger half of S^2: Hill's estimate, above 1.
 
         alpha = 1 + h / sum(ln(lambda / lambda_min)),  over the h eigenvalues that are at least lambda_min
 
@@ -190,7 +191,7 @@ def alpha(singular_values: np.ndarray, n: int, m: int) -> float | None:
 
 
 def random_value(seed: int, module: str) -> float:
-    """Draw a number in [0, 1) that depends on the seed and the name of the module alone."""
+    """Draw a number in [0, 1) that depends only on the seed and the module's name."""
     digest = hashlib.blake2b(f"{seed}:{module}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     # A float holds 53 of the 64 bits.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
@@ -253,10 +254,10 @@ METRICS: Mapping[str, Metric] = {
 
 @functools.lru_cache(maxsize=4096)
 def median_of_law(beta: float) -> float:
-    """Compute mu_beta, the median of the Marchenko-Pastur law with ratio `beta` in (0, 1] and variance 1.
+    """Compute mu_beta, the median of the Marchenko-Pastur law for `beta` in (0, 1].
 
-    At x = 1 + beta + 2 sqrt(beta) cos t, t from 0 to pi, the law has the density (2 / pi) sin^2 t / x in t. Its
-    integral is elementary, and a bisection finds the t at which the integral is a half.
+    At x = 1 + beta + 2 sqrt(beta) cos t, t from 0 to pi, the law of variance 1 has the density (2 / pi) sin^2 t / x
+    in t. Its integral is elementary, and a bisection finds the t at which the integral is a half.
     """
     root = math.sqrt(beta)
 
@@ -278,7 +279,10 @@ def _descending(singular_values: np.ndarray) -> np.ndarray:
 
 
 def _relative(singular_values: np.ndarray) -> np.ndarray | None:
-    """Return S / S[0], descending, so that no square is out of range; None if all values are zero."""
+    """Return S / S[0], descending, so that no square is out of range.
+
+    Return None if all values are zero.
+    """
     s = _descending(singular_values)
     return s / s[0] if len(s) and s[0] > 0 else None
 

@@ -75,7 +75,7 @@ def compute_batch(
     limit_nbytes: int | None = None,
     compute: Compute = singular_values,
 ) -> list[Computed]:
-    """Compute singular values and scores of a batch of matrices of one shape and dtype.
+    """Compute the scores of a batch of matrices of one shape and dtype.
 
     Args:
         ws: (n, m) matrices on the CPU, in their stored dtype.
@@ -123,7 +123,9 @@ def _nbytes(w: Weights, precision: Precision) -> int:
 def _compute_in_memory(
     ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute
 ) -> list[Computed]:
-    """Compute a batch; halve it if it does not fit on the device, and use the CPU if one matrix does not."""
+    """Compute a batch, or halve it if it does not fit on the device.
+
+    A single matrix that does not fit goes to the CPU."""
     if not ws:
         return []
     where = device.torch_device
@@ -164,7 +166,9 @@ def compute_all(
     limit_nbytes: int | None = None,
     compute: Compute = singular_values,
 ) -> Iterator[tuple[Matrix, Computed]]:
-    """Compute a stream of matrices; yield each when it is done, in an order that suits the machine.
+    """Compute a stream of matrices.
+
+    Yield each when it is done, in an order that suits the machine.
 
     Args:
         items: matrices with their tensors. They are taken only as fast as they are computed. None means that the
@@ -262,7 +266,10 @@ class _Pool:
         bisect.insort(self._waiting, item, key=lambda item: costs.work(item[0].n, item[0].m))
 
     def collect(self, *, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
-        """Start as many as there are workers, and yield those that are done; with `wait` at least one."""
+        """Start as many matrices as there are workers, and yield those that are done.
+
+        With `wait`, wait for at least one.
+        """
         # One more is submitted than can run, so that a free worker does not have to wait for this thread.
         while self._waiting and len(self._running) <= self._workers:
             if self._executor is None:
@@ -302,7 +309,10 @@ class _Pool:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Run LAPACK on one thread. On a busy machine, threads that share a matrix can be a hundred times slower."""
+    """Run LAPACK on one thread.
+
+    On a busy machine, threads that share a matrix can be a hundred times slower.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -72,7 +72,10 @@ class Score:
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether it does not compare signal with noise. A norm's 1.0 is defined so, and does not count."""
+        """Whether it does not compare signal with noise.
+
+        The score of a norm is 1.0 by definition and does not count.
+        """
         return self.degeneracy not in (None, Degeneracy.VECTOR)
 
     @property
@@ -147,7 +150,9 @@ def _find_tau_error(errors: np.ndarray, beta: float) -> float:
 
 
 def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> float:
-    """Return the relative error of the score to first order: the errors of the two sums and of S[0].
+    """Return the relative error of the score to first order.
+
+    It is the sum of the errors of the two sums and of S[0].
 
     A sum adds up the drift of its terms and averages the rest. A value that may be on the other side of tau moves the
     score by a step, so it counts whole: it may leave one sum and enter the other.

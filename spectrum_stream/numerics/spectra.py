@@ -67,7 +67,7 @@ class Spectrum:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Switch off TF32 and bfloat16 in float32 products, and restore the settings at the end.
+    """Switch off TF32 and bfloat16 in float32 products within the context.
 
     A training program may have switched them on. They would leave only three correct digits.
     """
@@ -160,7 +160,7 @@ def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield (batch, n, columns) blocks of the batch on the device, in `dtype`, or as stored if it is None."""
+    """Yield (batch, n, columns) blocks on the device, in `dtype` or as stored."""
     spans = [slice(c, c + BLOCK_COLUMNS) for c in range(0, ws[0].shape[1], BLOCK_COLUMNS)]
     if device.type != "cuda":
         for span in spans:

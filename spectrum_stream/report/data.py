@@ -57,7 +57,7 @@ FLAGS: Mapping[str, Flag] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownEntry:
-    """A module of a result, one expert of a module that is fused experts, or a matrix without a score.
+    """A module of a result, one of fused experts, or a matrix without a score.
 
     Attributes:
         module, group: its names.
@@ -201,7 +201,7 @@ def _make_unrecorded(module: Module) -> ShownEntry:
 
 
 def _make_fused(module: Module, experts: Sequence[ShownEntry]) -> ShownEntry:
-    """Make the entry of fused experts: their score, which is a median, and the median of each metric."""
+    """Make the entry of fused experts: their score, and the median of each metric."""
     if not experts:
         return _make_unrecorded(module)
     values = {

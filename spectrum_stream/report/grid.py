@@ -83,7 +83,7 @@ class Grid:
     columns: tuple[str, ...]
 
     def labels(self) -> list[str]:
-        """Return the label of every row: its family, with the tower if two towers share the family."""
+        """Return the label of every row: its family, with the tower if needed."""
         towers = Counter(family for _, family in self.rows)
         return [
             f"{tower} · {family or NO_NAME}" if tower and towers[family] > 1 else family or NO_NAME

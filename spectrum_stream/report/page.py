@@ -57,7 +57,7 @@ def render(results: Sequence[Shown], *, top_percent: float = 50) -> str:
 
 
 def page_data(results: Sequence[Shown], *, top_percent: float) -> tuple[dict[str, Any], list[str]]:
-    """Build the data of the page's script: columns over all entries, and the encoded spectra of each result.
+    """Build the page's data: columns over all entries, and the encoded spectra.
 
     The spectra of a result are one string in which each entry has `stride` characters of base64, so that one spectrum
     can be decoded without the others.
@@ -119,7 +119,10 @@ def _columns(shown: Shown, places: Sequence[Place], grid: Grid, groups: Sequence
 
 
 def _number(value: float | None, digits: int | None = None) -> float | str | None:
-    """Return a number for JSON; infinities and NaN as strings that JavaScript's `Number()` reads."""
+    """Return a number for JSON.
+
+    Infinities and NaN become strings that JavaScript's `Number()` reads.
+    """
     if value is None:
         return None
     if not math.isfinite(value):
@@ -140,7 +143,7 @@ def _spectra(entries: Iterable[ShownEntry]) -> tuple[int, str]:
 
 
 def island(value: Any) -> str:
-    """Encode JSON for a script element: it cannot end the element, nor begin a comment or an entity."""
+    """Encode JSON for a script element, so that it cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -22,7 +22,7 @@ _Key = tuple[tuple[str, str], str]
 
 
 class TerminalMap:
-    """A rich renderable: groups down, layers across, each row colored from its lowest score to its highest.
+    """A rich renderable: groups down, layers across, each row with its own scale.
 
     The second character of a cell is `*` if the module is chosen, and `+` if some of its experts are. The first is
     `!` if the score is degenerate, `x` without a score, and otherwise, without colors, a digit: 0 is the lowest tenth
@@ -120,7 +120,10 @@ class _Scale:
         return math.log(value) if self._is_log else value
 
     def __call__(self, value: float) -> float:
-        """Map a value to [0, 1]: 0 at the lowest, 1 at the highest and above; 0.5 if all are equal."""
+        """Map a value to [0, 1]: 0 at the lowest, 1 at the highest and above.
+
+        The result is 0.5 if all are equal.
+        """
         if self._low == self._high:
             return 0.5
         if value == math.inf or (value <= 0 and self._is_log):

@@ -64,7 +64,7 @@ def _prefix(path: Path) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote this file."""
+    """Remove the temporary files of killed processes that wrote this file."""
     for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):

@@ -107,7 +107,7 @@ def check(result: Path) -> list[Finding]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as a list of its items, since a dict would hide a key that occurs twice."""
+    """A JSON object as a list of items, since a dict would hide repeated keys."""
 
 
 def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]:
@@ -208,7 +208,7 @@ def _check_record(
 
 
 def _score_again(record: Record) -> Record:
-    """Compute the score from the singular values, and drop them, since all spectra do not fit into memory."""
+    """Compute the score again, and drop the singular values to save memory."""
     s = record.singular_values.astype("float64")
     again = None if record.score is None else score(s, record.n, record.m, errors=s * _FLOAT32_STEP)
     return replace(record, score=again, singular_values=record.singular_values[:0].copy())
@@ -229,7 +229,7 @@ def _texts(data: Any) -> Iterator[str]:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a string is a path of a machine: from its root, a home or a drive, or up from a folder."""
+    """Whether a string is a path: from the root, a home or a drive, or upward."""
     return re.search(r"^(/|~|\.{1,2}/|[A-Za-z]:[\\/]|file:)|\\|/\.\./", text) is not None
 
 

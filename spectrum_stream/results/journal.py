@@ -30,7 +30,9 @@ CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module))
 
 
 class Journal:
-    """The record of one model, open for writing by one process at a time. A context manager.
+    """The record of one model, open for writing by one process at a time.
+
+    It is a context manager.
 
     Attributes:
         path: the file.
@@ -153,7 +155,10 @@ class Journal:
             self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:
-        """Write or replace one row. Once this returns, the row survives the end of the process."""
+        """Write or replace one row.
+
+        Once this returns, the row survives the end of the process.
+        """
         marks = ", ".join("?" * len(COLUMNS))
         with self._report_errors():
             atomic.before("commit", self.path)

@@ -60,7 +60,10 @@ class Record:
 
     @property
     def result_name(self) -> str:
-        """The name that results use: the parameter without `.weight`, the same for all experts of a fused one."""
+        """The name in results: the parameter without `.weight`.
+
+        It is the same for all experts of a fused parameter.
+        """
         return module_of(self.parameter)
 
     def value_of(self, metric: Metric) -> float | None:
@@ -206,7 +209,10 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _check_unused(path: Path) -> tuple[int, int]:
-    """Raise if a scan is writing a record; return its size and time, which change when one does."""
+    """Raise if a scan is writing a record.
+
+    Return its size and time, which change when one does.
+    """
     try:
         found = path.stat()
         if path.with_name(f"{path.name}-wal").exists():
@@ -243,7 +249,9 @@ def to_row(record: Record) -> tuple[Any, ...]:
 
 
 def from_row(row: tuple[Any, ...], *, spectra: bool = True) -> Record:
-    """Make a record of the values of `COLUMNS`; without `spectra`, ignore the last one.
+    """Make a record of the values of `COLUMNS`.
+
+    Without `spectra`, ignore the last one.
 
     Raises:
         ValueError, TypeError: a value is of a wrong type or out of range.

@@ -62,7 +62,10 @@ class Module(NamedTuple):
 
     @property
     def parameter_name(self) -> str:
-        """The name of its parameter; without a record the likely one: `name`.weight, or `name` for fused experts."""
+        """The name of its parameter.
+
+        Without a record the likely one: `name`.weight, or `name` for fused experts.
+        """
         is_fused = "experts" in self.name.split(".")[:-1] and not is_single_expert(f"{self.name}.")
         return self.parameter or (self.name if is_fused else f"{self.name}.weight")
 
@@ -164,7 +167,9 @@ class Result:
         return cls(tuple(modules_of(records)), _diagnostics=_diagnose(records))
 
     def by(self, metric: Metric) -> "Result":
-        """Rank the same modules by another metric. Reads the spectra of the record if the metric needs them.
+        """Rank the same modules by another metric.
+
+        Reads the spectra of the record if the metric needs them.
 
         Fused experts have the median of their values. Diagnostics belong to Spectrum's score, so the new result has
         none.
@@ -186,7 +191,10 @@ class Result:
         return replace(self, modules=tuple(modules), metric=metric, _diagnostics={})
 
     def diagnostics(self) -> Mapping[str, ModuleDiagnostics]:
-        """Return the diagnostics of each module; empty without a record and for another metric than the score."""
+        """Return the diagnostics of each module.
+
+        It is empty without a record and for another metric than the score.
+        """
         return self._diagnostics
 
     @contextlib.contextmanager
@@ -204,7 +212,7 @@ class Result:
             yield records
 
     def _with_record(self, path: Path) -> Self:
-        """Add the data of a record, if it has each module of this result with the same group and score.
+        """Add the data of a record that has all modules with equal groups and scores.
 
         A record may have more modules than the result. A record with other scores belongs to another scan.
         """
@@ -230,7 +238,9 @@ class Result:
 
 
 def write_results(path: Path, records: Iterable[Record]) -> None:
-    """Write a result in Spectrum's schema and order, without the matrices that have no score.
+    """Write a result in Spectrum's schema and order.
+
+    Matrices without a score are left out.
 
     Raises:
         ResultError: unwritable.
@@ -240,7 +250,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
 
 
 def sort_records(records: Iterable[Record]) -> list[Record]:
-    """Sort records like Spectrum's files: groups by name, the modules of a group in the order of the model."""
+    """Sort records like Spectrum's files: groups by name, modules by model order."""
     return sorted(records, key=lambda r: (group_order(r.group), model_order(r.module)))
 
 
@@ -289,7 +299,10 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
 
 
 def _owners(records: Iterable[Record]) -> dict[str, str]:
-    """Find the module that owns each tensor, by its name in results; if it is missing, take the first module."""
+    """Find the module that owns each tensor, by its name in results.
+
+    If it is missing, take the first module.
+    """
     owners: dict[str, str] = {}
     for record in records:
         if record.tensor not in owners or module_of(parameter_of(record.tensor)) == record.module:

@@ -34,7 +34,10 @@ class Cost:
 
 
 class Recipe(StrEnum):
-    """An optimizer setup; its cost is the sum of the dtypes of weights, gradients and optimizer state."""
+    """An optimizer setup.
+
+    Its cost is the sum of the dtypes of weights, gradients and optimizer state.
+    """
 
     ADAMW = "adamw"
     ADAMW_MIXED = "adamw-mixed"
@@ -82,7 +85,9 @@ class Needs:
 
 
 def needs(selection: Selection, *, by_patterns: bool = False) -> Needs | None:
-    """Compute the cost of a selection; None if a size is not known, as in a result without its record.
+    """Compute the cost of a selection.
+
+    Return None if a size is not known, as in a result without its record.
 
     Args:
         by_patterns: count the weights that Axolotl trains, see `Selection.trained_by_patterns`.
@@ -100,7 +105,7 @@ def fit(
     max_nbytes: int | None = None,
     recipe: Recipe = Recipe.ADAMW,
 ) -> Selection:
-    """Find the largest selection within a budget of trained weights, of bytes, or of both.
+    """Find the largest selection within a budget of trained weights or bytes.
 
     Raises one percentage for all groups, in steps of a hundredth, until the next step would not fit. Groups in
     `rule.percents` keep their percentages. The percentage of `rule` does not matter.
@@ -162,7 +167,10 @@ def _find_needs(selection: Selection) -> Needs:
 
 
 def _last(holds: Callable[[int], bool], end: int) -> int:
-    """Find the last of 1 to `end` for which a condition holds; 0 for none. The condition must be monotonic."""
+    """Find the last of 1 to `end` for which a condition holds.
+
+    Return 0 for none. The condition must be monotonic.
+    """
     low, high = 0, end
     while low < high:
         middle = (low + high + 1) // 2

@@ -61,12 +61,18 @@ class Comparison:
 
     @property
     def overlap(self) -> float | None:
-        """The overlap of the groups that values decide, see `overlap`; None if nothing is chosen there."""
+        """The overlap of the groups that values decide, see `overlap`.
+
+        It is None if nothing is chosen there.
+        """
         return overlap(group for group in self.groups.values() if group.is_decided)
 
 
 def overlap(groups: Iterable[GroupComparison]) -> float | None:
-    """Compute the common part of both selections as a share of the larger one, in [0, 1]; None if both are empty."""
+    """Compute the common share of the larger selection, in [0, 1].
+
+    Return None if both are empty.
+    """
     groups = list(groups)
     larger = max(sum(g.chosen_a for g in groups), sum(g.chosen_b for g in groups), 0)
     return sum(g.kept for g in groups) / larger if larger else None
@@ -123,7 +129,7 @@ def compare(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Compute Spearman's rho of x and y, (count,): the correlation of their ranks, the mean rank for equal values.
+    """Compute Spearman's rho of x and y, (count,), with mean ranks for equal values.
 
     None if all values of one of them are equal, or count is below two.
     """
@@ -133,7 +139,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Compute Kendall's tau-b of x and y, (count,) (Biometrika 33, 1945); None where `spearman` is None.
+    """Compute Kendall's tau-b of x and y, (count,) (Biometrika 33, 1945).
+
+    Return None where `spearman` is None.
 
         tau = (concordant - discordant) / sqrt((pairs - tied in x) (pairs - tied in y))
 

@@ -33,7 +33,7 @@ class Diagnostics:
 def diagnose(
     result: str | Path | Result | Iterable[Module], selection: Selection | None = None
 ) -> Mapping[str, Diagnostics]:
-    """Count the weak points of every group of a result, or of the groups that a selection ranked.
+    """Count the weak points of every group of a result or a selection.
 
     Args:
         selection: the modules that were chosen of the result; None for none.

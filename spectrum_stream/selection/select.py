@@ -93,7 +93,7 @@ class Selection:
 
     @property
     def tied(self) -> Mapping[str, int]:
-        """The groups that are cut between equal scores, with the number of modules that have this score.
+        """The number of modules with the score at a cut between equal scores, by group.
 
         The order of the model decided between these modules.
         """
@@ -111,12 +111,15 @@ class Selection:
 
     @property
     def trained(self) -> tuple[Module, ...]:
-        """The modules of the trained parameters, those of `always` first; each parameter once."""
+        """The modules of the trained parameters, those of `always` first.
+
+        Each parameter appears once.
+        """
         return self._owners_of((*self.always, *self.chosen_names))
 
     @property
     def trained_by_patterns(self) -> tuple[Module, ...]:
-        """The same, if only Spectrum's two patterns select the head and the embedding, as in Axolotl.
+        """The same, if only Spectrum's two patterns select head and embedding (Axolotl).
 
         They do not match a head that is tied to an embedding of another name.
         """
@@ -132,7 +135,10 @@ class Selection:
 
 
 def rank(modules: Iterable[Module]) -> dict[str, tuple[Module, ...]]:
-    """Sort each group's modules, best first; equal ones keep their order, and so do the groups."""
+    """Sort each group's modules, best first.
+
+    Equal ones keep their order, and so do the groups.
+    """
     groups: dict[str, list[Module]] = {}
     for module in modules:
         groups.setdefault(module.group, []).append(module)
@@ -145,7 +151,9 @@ def select(
     *,
     groups: Sequence[str] | None = None,
 ) -> Selection:
-    """Choose the top `top_percent` of every group, rounded down: a group of one is chosen at 100 only.
+    """Choose the top `top_percent` of every group, rounded down.
+
+    A group of one is chosen only at 100.
 
     Args:
         result: a result file of this program or of Spectrum, or modules (`ScanResult.modules`).
@@ -213,7 +221,10 @@ def _percents(rule: Rule, groups: Iterable[str]) -> dict[str, float]:
 
 
 def _take(group: Sequence[Module], percent: float, rule: Rule) -> list[Module]:
-    """Take the first modules of a group; experts that are ranked together count as one."""
+    """Take the first modules of a group.
+
+    Experts that are ranked together count as one.
+    """
     units: dict[str, list[Module]] = {}
     for module in group:
         units.setdefault(pool_of(module.name, module.group) or module.name, []).append(module)
@@ -222,7 +233,7 @@ def _take(group: Sequence[Module], percent: float, rule: Rule) -> list[Module]:
 
 
 def _count(size: int, percent: float, rule: Rule) -> int:
-    """Return the number of modules to choose from a group of this size, by Spectrum's own arithmetic."""
+    """Return the number of modules to choose, by Spectrum's own arithmetic."""
     return 0 if percent == 0 else min(size, max(int(size * percent / 100), rule.min_per_group))
 
 

@@ -15,7 +15,7 @@ class Closed(Exception):
 
 
 class Budget:
-    """A limited amount: one thread, the reader, takes from it, and another, the computation, gives back to it.
+    """A limited amount that the reader takes from and the computation gives back to.
 
     Args:
         limit: the most that may be taken at once; None for no limit.
@@ -33,7 +33,10 @@ class Budget:
         return self._taken
 
     def has_room(self, amount: int) -> bool:
-        """Whether `take` would not wait. An amount above the limit has room when nothing else is taken."""
+        """Whether `take` would not wait.
+
+        An amount above the limit has room when nothing else is taken.
+        """
         return not self._taken or self._limit is None or self._taken + amount <= self._limit
 
     def is_over(self, amount: int) -> bool:
@@ -71,7 +74,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """The limits of the reader's lead over the computation, one budget for each resource.
+    """The limits of the reader's lead, one budget for each resource.
 
     Attributes:
         mapped: bytes that were read from a map and not yet taken by the computation.

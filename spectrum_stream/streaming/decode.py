@@ -47,7 +47,9 @@ class ShardReader:
             opened.pop_all()
 
     def read(self, matrix: Matrix) -> torch.Tensor:
-        """Return the matrix as it is stored, a view of the map of `stored_shape`; a vector is (1, k).
+        """Return the matrix as it is stored, a view of the map of `stored_shape`.
+
+        A vector is (1, k).
 
         Raises:
             CheckpointError: unreadable; changed, its shape is not the planned one.
@@ -108,7 +110,7 @@ class ShardReader:
 
 
 def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
-    """Allocate memory for a matrix as it is stored: a tensor of `stored_shape`, and its bytes to be filled.
+    """Allocate a stored matrix: a tensor of `stored_shape`, and its bytes to fill.
 
     The alignment is that of a memory map of the shard, so that both give the same bits.
 

@@ -24,7 +24,7 @@ def read_downloaded(
     budgets: Budgets,
     on_bytes: Callable[[int], object],
 ) -> Iterator[Read]:
-    """Download a shard, yield views of its map, and delete it when all its matrices are released.
+    """Download a shard, yield views of its map, and delete it after use.
 
     Args:
         matrices: the matrices of this shard, in the order of their bytes.

@@ -32,7 +32,10 @@ SHARDS_ON_DISK = 2
 
 
 class Fetch(StrEnum):
-    """The way to fetch a shard of a repo. A shard on this machine is mapped and has no `Fetch`."""
+    """The way to fetch a shard of a repo.
+
+    A shard on this machine is mapped and has no `Fetch`.
+    """
 
     AUTO = "auto"
     RANGE = "range"
@@ -56,7 +59,10 @@ class Transfer:
 
 
 def find_extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
-    """Return the extents of the matrices by shard. A tensor that two modules share appears twice."""
+    """Return the extents of the matrices by shard.
+
+    A tensor that two modules share appears twice.
+    """
     extents: dict[str, list[Extent]] = {}
     for w in matrices:
         extents.setdefault(w.shard, []).append((w.start, w.start + w.nbytes))
@@ -64,7 +70,9 @@ def find_extents(matrices: Sequence[Matrix]) -> Mapping[str, list[Extent]]:
 
 
 def plan_requests(extents: Sequence[Extent]) -> list[Extent]:
-    """Return the ranges to request, in order. They cover each extent once, by one range or by adjoining ranges.
+    """Return the ranges to request, in order.
+
+    They cover each extent once, by one range or by adjoining ranges.
 
     The smallest gaps are bridged first, while the bytes in them stay below a hundredth of the wanted bytes.
     """
@@ -99,7 +107,9 @@ def choose_fetches(
     free_nbytes: int,
     max_disk_nbytes: int | None,
 ) -> Mapping[str, Fetch | None]:
-    """Choose the way to fetch each shard, by name; shards without a wanted extent are left out.
+    """Choose the way to fetch each shard, by name.
+
+    Shards without a wanted extent are left out.
 
     Args:
         wanted: the extents of the matrices, by shard.
@@ -145,7 +155,7 @@ def choose_fetches(
 def estimate_transfers(
     shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], max_disk_nbytes: int | None = None
 ) -> Mapping[Fetch, Transfer]:
-    """Return the cost of each possible way, for the shards that are not on this machine; {} if all are here."""
+    """Return the cost of each possible way for the remote shards; {} without any."""
     remote = [s for s in shards if wanted.get(s.name) and not isinstance(s, LocalShard)]
     if not remote:
         return {}
@@ -167,7 +177,7 @@ def estimate_transfers(
 def count_fetched_nbytes(
     shards: Sequence[Shard], wanted: Mapping[str, Sequence[Extent]], fetches: Mapping[str, Fetch | None]
 ) -> int:
-    """Count the bytes that come over the network when each shard is fetched in its way."""
+    """Count the bytes that come over the network with these fetches."""
     total = 0
     for shard in shards:
         fetch, extents = fetches.get(shard.name), wanted.get(shard.name, ())
@@ -179,7 +189,7 @@ def count_fetched_nbytes(
 
 
 def limit_ahead_nbytes(extents: Sequence[Extent]) -> int:
-    """Return the most memory that matrices take between their request by range and their computation."""
+    """Return the most memory of matrices requested by range and not yet computed."""
     sizes = [stop - start for start, stop in set(extents)]
     # One request may contain the end of one matrix and several small ones.
     return min(sum(sizes), max(AHEAD_NBYTES, max(sizes, default=0)) + _REQUEST_NBYTES)

@@ -21,7 +21,7 @@ _BATCH_NBYTES = 8 << 20
 
 
 class PartReader:
-    """Reads the parts of quantized matrices, in the order of the matrices, a few megabytes at a time.
+    """Reads the parts of quantized matrices in order, a few megabytes at a time.
 
     Args:
         shards: the shards by name; a part may be in another shard than its matrix.
@@ -48,7 +48,9 @@ class PartReader:
         self._shards[shard.name] = shard
 
     def attach(self, matrix: Matrix, stored: "torch.Tensor", release: Release) -> Read:
-        """Return the matrix with its parts, if it is quantized; waits for room in the budget.
+        """Return the matrix with its parts, if it is quantized.
+
+        This waits for room in the budget.
 
         Raises:
             Closed; SourceError; CheckpointError: changed.
@@ -68,7 +70,7 @@ class PartReader:
         return matrix, Packed(stored, quantization, self._read[matrix.key]), release_both
 
     def _read_batch(self) -> dict[str, dict[str, bytes]]:
-        """Read the parts of the next matrices: bytes by the key of the matrix and the role of the part."""
+        """Read the parts of the next matrices: bytes by matrix key and role."""
         batch: list[tuple[str, Part]] = []
         nbytes = 0
         while self._left and (not batch or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _BATCH_NBYTES):
@@ -92,7 +94,7 @@ class PartReader:
 
 
 def _cut(chunks: Sequence[tuple[int, bytes]], start: int, stop: int) -> bytes:
-    """Return bytes [start, stop) from chunks, each with the position of its first byte."""
+    """Return bytes [start, stop) from chunks with their first positions."""
     return b"".join(
         body[max(start - position, 0) : stop - position]
         for position, body in chunks

@@ -112,7 +112,7 @@ class Group:
 
 
 class Rest(NamedTuple):
-    """The way to fetch each shard that still has matrices to score, and the bytes that come over the network."""
+    """The way to fetch each shard with matrices left to score, and the bytes."""
 
     fetches: Mapping[str, Fetch | None]
     nbytes: int
@@ -193,7 +193,10 @@ class Plan:
 
     @property
     def peak_nbytes(self) -> int:
-        """The limit of private memory at the first step of the precision; mapped files do not count."""
+        """The limit of private memory at the first step of the precision.
+
+        Mapped files do not count.
+        """
         return _peak_nbytes(self.matrices, self.workers, self.precision, self.buffers_nbytes)
 
     @property
@@ -212,18 +215,23 @@ class Plan:
 
     @property
     def limit_nbytes(self) -> int | None:
-        """The limit of memory for all matrices that are computed at once; None for no limit."""
+        """The limit of memory for all matrices that are computed at once.
+
+        It is None for no limit.
+        """
         if self.max_nbytes is None:
             return None
         return self.max_nbytes - costs.runtime_nbytes(self.workers) - self.buffers_nbytes
 
     @property
     def room_nbytes(self) -> int:
-        """The limit of disk for temporary shard downloads: the free space or `max_disk_nbytes`, if less."""
+        """The disk for shard downloads: the smaller of free space and `max_disk_nbytes`."""
         return self.free_nbytes if self.max_disk_nbytes is None else min(self.free_nbytes, self.max_disk_nbytes)
 
     def only(self, groups: Sequence[str]) -> "Plan":
-        """Return the plan for some groups, by exact name or glob, without reading the checkpoint again.
+        """Return the plan for some groups, without reading the checkpoint again.
+
+        Groups are exact names or globs.
 
         Raises:
             UsageError: no_such_group, too_little_memory, too_little_disk.
@@ -240,7 +248,7 @@ class Plan:
         )
 
     def fetch_rest(self, todo: Sequence[Matrix]) -> Rest:
-        """Choose the way to fetch each shard when only some of the matrices are left to score.
+        """Choose the way to fetch each shard for the matrices left to score.
 
         Raises:
             UsageError: too_little_disk.

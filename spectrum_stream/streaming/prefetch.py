@@ -40,7 +40,9 @@ _JOIN_S = 1.0
 
 
 class Prefetcher:
-    """Matrices with their tensors, in the order given. A context manager; iterate over it once.
+    """Matrices with their tensors, in the order given.
+
+    It is a context manager. Iterate over it once.
 
     Yields None repeatedly while no matrix is read. Call `release` for every matrix that was computed, when its tensor
     is gone.
@@ -166,7 +168,10 @@ class Prefetcher:
         yield from read_downloaded(shard, matrices, parts, folder=self._folder, budgets=budgets, on_bytes=self._count)
 
     def _count(self, nbytes: int) -> None:
-        """Count bytes from the network; raise `Closed` after the end, since a download cannot be interrupted."""
+        """Count bytes from the network.
+
+        Raise `Closed` after the end, since a download cannot be interrupted.
+        """
         if self._halt.is_set():
             raise Closed
         with self._lock:

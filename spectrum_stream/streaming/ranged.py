@@ -49,7 +49,7 @@ def read_ranged(
 
 
 class _Buffer:
-    """A matrix that is being fetched: bytes [start, stop) of its shard, and the memory for them."""
+    """A matrix in transfer: bytes [start, stop) of its shard, and their memory."""
 
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
@@ -57,7 +57,10 @@ class _Buffer:
         self.tensor, self.bytes = empty_matrix(matrix)
 
     def write(self, position: int, chunk: bytes) -> None:
-        """Copy the part of a chunk that belongs to the matrix; the chunk begins at `position`."""
+        """Copy the part of a chunk that belongs to the matrix.
+
+        The chunk begins at `position`.
+        """
         first, last = max(position, self.start), min(position + len(chunk), self.stop)
         if first < last:
             self.bytes[first - self.start : last - self.start] = chunk[first - position : last - position]

@@ -46,7 +46,7 @@ class Axolotl(Trainer):
         return "unfrozenparameters"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
-        """Write the YAML, byte for byte as Spectrum does, except for names that would also match others.
+        """Write Spectrum's YAML, except for names that would also match others.
 
         Raises:
             ResultError: unsafe_name, a name would mean something else in YAML or as a pattern; no_such_parameter.
@@ -70,7 +70,7 @@ class Axolotl(Trainer):
         return find_matches(entries, names) if entries else set(names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
-        """Find settings for sharding, gradient checkpointing and adapters that frozen weights exclude."""
+        """Find settings that frozen weights exclude: sharding, checkpointing, adapters."""
         config = yaml.safe_load(text)
         given = config.get("fsdp_config")
         fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
@@ -115,7 +115,7 @@ class Pattern:
 
     @property
     def names_rows(self) -> bool:
-        """Whether it selects rows of a parameter, which takes gradient hooks instead of `requires_grad`."""
+        """Whether it selects rows, which need gradient hooks, not `requires_grad`."""
         return _ROWS.match(self.text) is not None
 
     @property
@@ -148,7 +148,7 @@ def patterns(selection: Selection, parameters: Collection[str] | None = None) ->
 
 
 def whole_names(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
-    """Return the patterns of `render` that are names of parameters, where Spectrum writes the module."""
+    """Return the patterns with a parameter's name, where Spectrum has the module's."""
     return tuple(p for p in patterns(selection, parameters) if p.endswith("$") and p not in ALWAYS_PATTERNS)
 
 
@@ -172,7 +172,7 @@ def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
 
 
 def read_patterns(path: Path) -> tuple[str, ...]:
-    """Read the patterns of a YAML file with `unfrozen_parameters`: an Axolotl config, or the file of Spectrum.
+    """Read the patterns of an Axolotl config or of Spectrum's YAML file.
 
     Raises:
         ResultError: no_such_result, unreadable, too_large, not_a_selection.
@@ -219,7 +219,7 @@ def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sha
 
 
 def _is_zero3(deepspeed: Any) -> bool:
-    """Whether parameters are sharded, by a config of DeepSpeed or the name of its file."""
+    """Whether parameters are sharded, by DeepSpeed's config or its file name."""
     if isinstance(deepspeed, dict):
         zero = deepspeed.get("zero_optimization")
         return isinstance(zero, dict) and zero.get("stage") == 3

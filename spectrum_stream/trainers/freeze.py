@@ -34,7 +34,7 @@ class Frozen:
 
 
 def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
-    """Set `requires_grad` of every parameter: True if the selection names it, else False.
+    """Set `requires_grad` of every parameter: True only if the selection names it.
 
     Args:
         model: a torch module.

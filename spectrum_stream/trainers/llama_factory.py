@@ -88,7 +88,10 @@ def _extra_modules(config: dict[str, str]) -> list[str]:
 
 
 def _layer_count(names: Sequence[str]) -> int | None:
-    """Return the number of layers, which LLaMA-Factory reads from the config; None for several stacks of layers."""
+    """Return the number of layers, which LLaMA-Factory reads from the config.
+
+    Return None for several stacks of layers.
+    """
     found = [match for name in names if (match := _LAYER.match(name))]
     if len({match[1] for match in found}) != 1:
         return None

@@ -31,7 +31,7 @@ class Parameters:
 
 
 def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
-    """Find the parameters of MODEL, by a list, the model that transformers builds, or the checkpoint.
+    """Find the parameters of MODEL, by a list, transformers, or the checkpoint.
 
     Args:
         names: all names in the trainer, and MODEL is then not read; or a member of `Names`. Only `Names.INSTALLED`

@@ -35,7 +35,10 @@ def starting_with(names: Sequence[str], prefix: str) -> tuple[str, ...]:
 
 
 def literal_prefix(pattern: str) -> str:
-    """Return a literal prefix of every name that the pattern matches from the start; "" if there is none."""
+    """Return a literal prefix of every name that the pattern matches from the start.
+
+    Return "" if there is none.
+    """
     inner = pattern.removeprefix("^")
     if alternatives(pattern) != [pattern]:
         return ""
@@ -51,7 +54,10 @@ def literal_prefix(pattern: str) -> str:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives; without `|`, return one part."""
+    """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives.
+
+    Without `|`, return one part.
+    """
     before, inner, after = "", pattern, ""
     if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _is_one_group(pattern):
         before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"
@@ -67,7 +73,7 @@ def _is_one_group(pattern: str) -> bool:
 
 
 def _structure(pattern: str) -> Iterator[tuple[int, str, int]]:
-    """Yield the position and depth of each character that is neither escaped nor in a class of characters."""
+    """Yield position, character and depth, without escapes and character classes."""
     depth, in_class, position = 0, False, 0
     while position < len(pattern):
         character = pattern[position]

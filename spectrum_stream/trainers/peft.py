@@ -138,7 +138,7 @@ def _is_mixture(names: Iterable[str]) -> bool:
 
 
 def _matcher(modules: object) -> Callable[[str], object]:
-    """Return a test for the name of a module, by a value of `target_modules` or `exclude_modules`.
+    """Return a test for module names, from `target_modules` or `exclude_modules`.
 
     A string must match the whole name. An entry of a list must be the whole name, or its end after a dot.
     """

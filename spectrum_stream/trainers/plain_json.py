@@ -20,7 +20,7 @@ class PlainJson(Trainer):
     takes = "JSON"
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
-        """Write the metric, the rule, the parameters to train and each chosen module with its value.
+        """Write the metric, the rule, the parameters and the chosen modules.
 
         Only Spectrum's score is also written as `snr`.
 

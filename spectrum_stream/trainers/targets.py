@@ -115,7 +115,7 @@ def _parameter(module: Module, by_name: dict[str, Module], given: frozenset[str]
 
 
 def exactly(names: Iterable[str]) -> str:
-    """Return a regular expression, anchored at both ends, that matches these names and no others."""
+    """Return an anchored regular expression that matches exactly these names."""
     return f"^(?:{'|'.join(re.escape(name) for name in names)})$"
 
 

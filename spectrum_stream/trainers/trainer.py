@@ -110,14 +110,17 @@ class Trainer(ABC):
 
     @abstractmethod
     def entries(self, text: str) -> list[Entry]:
-        """Read the entries of a file; for a list of frozen parameters, the entries that stay trained."""
+        """Read the entries of a file.
+
+        For a list of frozen parameters, these are the entries that stay trained.
+        """
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        """Return the names that the trainer trains, given this file and a model with these parameters."""
+        """Return the names that the trainer trains with this file and these parameters."""
         return find_matches(self.entries(text), names)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
-        """Find settings of the file, apart from its entries, that do not work with frozen parameters."""
+        """Find settings of the file that do not work with frozen parameters."""
         return []
 
     def advise(self, entry: str) -> str | None:
@@ -125,7 +128,7 @@ class Trainer(ABC):
         return None
 
     def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
-        """Return sentences on the file that `render` writes: its use, and its contents beyond the choice."""
+        """Return sentences about the file: its use, and its contents beyond the choice."""
         if not selection.always or self.trains_adapters:
             return [self.advice]
         always = " and ".join(selection.always)

@@ -46,7 +46,7 @@ class Verdict:
 
 
 def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> Verdict:
-    """Check a file against the parameters of a model: a selection, or a result or its record.
+    """Check a selection, a result or its record against a model's parameters.
 
     Args:
         trainer: the format of the selection, a name in `TRAINERS`.
@@ -138,7 +138,7 @@ def _report_tied(entry: str, owner: str) -> Finding:
 
 
 def _is_whole(match: re.Match[str]) -> bool:
-    """Whether a match has only whole components of a name: `layers.1` in `layers.1.mlp`, not in `layers.10.mlp`."""
+    """Whether a match has whole components: `layers.1`, but not in `layers.10`."""
     name, start, end = match.string, match.start(), match.end()
     begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
     return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))

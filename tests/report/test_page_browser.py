@@ -340,7 +340,7 @@ def test_page_of_two_results_shows_them_side_by_side(result: Path, show: Show) -
         assert f"{len(chosen[0])} chosen in A, {len(chosen[1])} in B, {len(chosen[0] & chosen[1])} in both" in text
         assert "B: there is no scan record" in tab.text_content("#notes")
         tab.locator("#maps > div").nth(1).locator("td[aria-label]").first.click()
-        assert "in a scan record" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
+        assert "Only a scan record" in tab.text_content("#detail-note") and tab.is_hidden("#spectrum")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

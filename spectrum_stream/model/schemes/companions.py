@@ -66,6 +66,9 @@ class Companions:
         return next((self._tensors[name] for name in names if name in self._tensors), None)
 
     def local_bytes(self, companion: Companion) -> bytes | None:
-        """Read a tensor from a local shard; return None for a remote shard, which would need a request."""
+        """Read a tensor from a local shard.
+
+        Return None for a remote shard, which would need a request.
+        """
         shard, info = self._shards[companion.shard], companion.info
         return shard.read(info.start, info.start + info.nbytes) if isinstance(shard, LocalShard) else None

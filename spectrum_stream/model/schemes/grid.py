@@ -7,7 +7,10 @@ from .companions import EXPONENT_DTYPES, FLOAT_DTYPES, Companion, Companions
 
 
 def find_scales(weight: TensorInfo, companions: Companions) -> Companion | None:
-    """Find the scales of a weight by either name; both are factors, in spite of `_inv`."""
+    """Find the scales of a weight by either name.
+
+    Both are factors, in spite of `_inv`.
+    """
     return companions.get(f"{weight.name}_scale_inv", f"{weight.name}_scale")
 
 

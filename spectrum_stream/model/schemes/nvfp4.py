@@ -13,7 +13,10 @@ _COLUMNS = 16
 
 
 def is_packed_fp4(weight: TensorInfo, companions: Companions) -> bool:
-    """Whether a tensor packs two 4-bit floats a byte; a plain `.weight` of bytes does if it has a global scale."""
+    """Whether a tensor packs two 4-bit floats a byte.
+
+    A plain `.weight` of bytes does if it has a global scale.
+    """
     if weight.dtype != "U8":
         return False
     is_modelopt = weight.name.endswith(WEIGHT_SUFFIX) and companions.get(f"{weight.name}_scale_2") is not None

@@ -78,12 +78,12 @@ def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
         BadHeader: TOO_SHORT, TOO_LARGE, PAST_END.
     """
     if len(prefix) < PREFIX_NBYTES or file_nbytes < PREFIX_NBYTES:
-        _refuse(HeaderFault.TOO_SHORT, f"the file is {file_nbytes} bytes long, too short to be safetensors")
+        _reject(HeaderFault.TOO_SHORT, f"the file is {file_nbytes} bytes long, too short to be safetensors")
     nbytes = int.from_bytes(prefix[:PREFIX_NBYTES], "little")
     if nbytes > MAX_HEADER_NBYTES:
-        _refuse(HeaderFault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
+        _reject(HeaderFault.TOO_LARGE, f"the header claims {nbytes} bytes, over the limit of {MAX_HEADER_NBYTES}")
     if PREFIX_NBYTES + nbytes > file_nbytes:
-        _refuse(HeaderFault.PAST_END, f"the header claims {nbytes} bytes, but the file has {file_nbytes}")
+        _reject(HeaderFault.PAST_END, f"the header claims {nbytes} bytes, but the file has {file_nbytes}")
     return nbytes
 
 
@@ -106,20 +106,20 @@ def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
     end = data_start
     for tensor in tensors:
         if tensor.start != end or tensor.stop < tensor.start:
-            _refuse(
+            _reject(
                 HeaderFault.BAD_OFFSETS,
                 f"{tensor.name!r} claims bytes {tensor.start} to {tensor.stop}, expected to start at {end}",
             )
         _check_size(tensor)
         end = tensor.stop
     if end > file_nbytes:
-        _refuse(HeaderFault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
+        _reject(HeaderFault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
     if end < file_nbytes:
-        _refuse(HeaderFault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
+        _reject(HeaderFault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
     return tensors
 
 
-def _refuse(fault: HeaderFault, message: str) -> NoReturn:
+def _reject(fault: HeaderFault, message: str) -> NoReturn:
     raise BadHeader(message, reason=fault)
 
 
@@ -127,7 +127,7 @@ def _load(header: bytes) -> dict[str, Any]:
     try:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse(HeaderFault.NOT_UTF8, "the header is not UTF-8 text")
+        _reject(HeaderFault.NOT_UTF8, "the header is not UTF-8 text")
     try:
         entries = json.loads(
             text,
@@ -140,9 +140,9 @@ def _load(header: bytes) -> dict[str, Any]:
         raise
     # A hostile header can nest thousands of lists, which is a RecursionError.
     except (ValueError, RecursionError):
-        _refuse(HeaderFault.NOT_JSON, "the header is not JSON")
+        _reject(HeaderFault.NOT_JSON, "the header is not JSON")
     if not isinstance(entries, dict):
-        _refuse(HeaderFault.NOT_AN_OBJECT, "the header is not a JSON object")
+        _reject(HeaderFault.NOT_AN_OBJECT, "the header is not a JSON object")
     return entries
 
 
@@ -150,7 +150,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         # Python's json keeps the last of two equal keys, another reader may keep the first.
-        _refuse(HeaderFault.DUPLICATE, "the header names the same key twice")
+        _reject(HeaderFault.DUPLICATE, "the header names the same key twice")
     return result
 
 
@@ -172,20 +172,20 @@ def _check_metadata(metadata: Any) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _refuse(HeaderFault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
+        _reject(HeaderFault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict) or any(field not in entry for field in _FIELDS):
-        _refuse(HeaderFault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
+        _reject(HeaderFault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
     dtype, shape, offsets = (entry[field] for field in _FIELDS)
     if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        _refuse(HeaderFault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
+        _reject(HeaderFault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         # json.loads accepts a lone surrogate, which would fail much later, when the result is written.
-        _refuse(HeaderFault.NOT_JSON, "a tensor's name is not Unicode text")
+        _reject(HeaderFault.NOT_JSON, "a tensor's name is not Unicode text")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
@@ -202,11 +202,11 @@ def _check_size(tensor: TensorInfo) -> None:
     for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
         bits *= factor
         if bits > _MAX_USIZE:
-            _refuse(HeaderFault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")
+            _reject(HeaderFault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")
     if bits % 8:
-        _refuse(HeaderFault.MISALIGNED, f"{tensor.name!r} does not end on a whole byte")
+        _reject(HeaderFault.MISALIGNED, f"{tensor.name!r} does not end on a whole byte")
     if bits // 8 != tensor.nbytes:
-        _refuse(
+        _reject(
             HeaderFault.WRONG_SIZE,
             f"{tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, {bits // 8} bytes, but claims {tensor.nbytes}",
         )

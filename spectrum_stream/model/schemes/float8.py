@@ -6,7 +6,7 @@ from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from ..quantization import Quantization, Unreadable
 from .companions import MISSING_SCALES, Companions
 from .grid import find_scales, quantize_by_grid
-from .unknown import refuse
+from .unknown import reject
 
 _DTYPES = ("F8_E4M3", "F8_E5M2")
 
@@ -23,7 +23,7 @@ def float8(
     if weight.dtype not in _DTYPES or not (is_fused or is_weight):
         return None
     if is_weight and companions.get(f"{weight.name}_zero_point"):
-        return refuse(weight, companions, config)
+        return reject(weight, companions, config)
     scales = find_scales(weight, companions)
     if scales is None:
         return MISSING_SCALES

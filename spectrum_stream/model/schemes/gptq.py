@@ -5,7 +5,7 @@ from ..config import QuantizationConfig
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companions
-from .unknown import refuse
+from .unknown import reject
 
 
 def gptq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
@@ -20,7 +20,7 @@ def gptq(weight: TensorInfo, companions: Companions, config: QuantizationConfig)
     if scales is None:
         return MISSING_SCALES
     if weight.dtype != "I32" or len(weight.shape) != 2 or len(scales.info.shape) != 2 or bits is None:
-        return refuse(weight, companions, config)
+        return reject(weight, companions, config)
     rows, columns = weight.shape
     groups, n = scales.info.shape
     if columns != n:

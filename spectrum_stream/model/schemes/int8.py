@@ -6,7 +6,7 @@ from ..names import WEIGHT_SUFFIX
 from ..quantization import Quantization, Unreadable
 from .companions import Companions
 from .grid import find_scales, quantize_by_grid
-from .unknown import refuse
+from .unknown import reject
 
 
 def int8(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
@@ -16,6 +16,6 @@ def int8(weight: TensorInfo, companions: Companions, config: QuantizationConfig)
     scales = find_scales(weight, companions)
     # Without these scales, or with zero points, the integers belong to another format, such as bitsandbytes.
     if scales is None or companions.get(f"{weight.name}_zero_point"):
-        return refuse(weight, companions, config)
+        return reject(weight, companions, config)
     n, m = weight.shape
     return quantize_by_grid("int8", scales, (n, m), config.block_size)

@@ -20,10 +20,10 @@ def unknown(weight: TensorInfo, companions: Companions, config: QuantizationConf
     is_fused = len(weight.shape) >= 3 and is_fused_experts(parameter_of(weight.name))
     # Older models keep a mask as a `bias` of bytes.
     is_other = len(weight.shape) >= 2 and config.quant_method is not None and not weight.name.endswith("bias")
-    return refuse(weight, companions, config) if is_packed or is_fused or is_other else None
+    return reject(weight, companions, config) if is_packed or is_fused or is_other else None
 
 
-def refuse(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable:
+def reject(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable:
     """Report an unsupported format by the name in the config or in the tensors."""
     module = weight.name.removesuffix(WEIGHT_SUFFIX)
     if companions.get(f"{module}.weight.absmax", f"{module}.SCB"):

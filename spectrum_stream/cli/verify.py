@@ -42,17 +42,14 @@ def verify_command(
     output = open_output(as_json, quiet)
     parameters = parameters_of(model, names_of(names))
     verdict = verify(file, parameters, format_name)
-    if not parameters.is_established:
-        output.warn(
-            f"the names of {names} are not known for this family, so the names of the checkpoint are used; "
-            f"--names {Names.INSTALLED} gets them from the installed transformers"
-        )
+    if parameters.warning is not None:
+        output.warn(parameters.warning)
     output.data(
         {
             "schema_version": 1,
             "good": verdict.is_good,
             "names": verdict.origin,
-            "names_are_established": parameters.is_established,
+            "names_are_established": parameters.warning is None,
             "parameters": verdict.parameters,
             "trained": list(verdict.trained),
             "findings": [

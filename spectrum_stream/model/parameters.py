@@ -117,13 +117,18 @@ def name_parameters(
         return replace(found, names_sha256=_hash_names(parameters.values()))
     rename = _find_rules(family, names)
     if rename is None:
-        what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
-        warning = (
-            f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
-            f"--names {Names.INSTALLED} gets them from the installed transformers"
+        return NamedMatrices(
+            matrices=tuple(matrices), names=Names.CHECKPOINT, warnings=(_warn_of_family(family, names),)
         )
-        return NamedMatrices(matrices=tuple(matrices), names=Names.CHECKPOINT, warnings=(warning,))
     return _rename_matrices(matrices, skipped, {name: rename(name) for name in stored}, names, layers)
+
+
+def _warn_of_family(family: str | None, names: Names) -> str:
+    what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
+    return (
+        f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
+        f"--names {Names.INSTALLED} gets them from the installed transformers"
+    )
 
 
 def _hash_names(names: Iterable[str]) -> str:
@@ -134,21 +139,22 @@ def _hash_names(names: Iterable[str]) -> str:
 class Renaming:
     """A function from names in the checkpoint to names of parameters.
 
-    `origin` is the origin of the names in words, a noun phrase. `is_known` is false for the identity of an unknown
-    family.
+    `origin` is the origin of the names in words, a noun phrase. `warning` is a sentence for an unknown family, which
+    keeps the names of the checkpoint.
     """
 
     of: Callable[[str], str]
     origin: str
-    is_known: bool
+    warning: str | None = None
 
 
 def renaming(config: ModelConfig, names: Names) -> Renaming:
     """Return the renaming of a known family, or the identity."""
     rename = _find_rules(config.model_type, names)
     if rename is None:
-        return Renaming(str, "the checkpoint", False)
-    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them", True)
+        is_asked = names is Names.CHECKPOINT
+        return Renaming(str, "the checkpoint", None if is_asked else _warn_of_family(config.model_type, names))
+    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them")
 
 
 def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:

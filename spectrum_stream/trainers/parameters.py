@@ -21,13 +21,13 @@ class Parameters:
         shapes: the shapes by name, in the model's order; None for an unknown shape.
         origin: the origin of the names, a noun phrase.
         tied: names that share another parameter, each with the name of that one.
-        is_established: whether these are the names that were asked for; those of an unknown family are not.
+        warning: a sentence if these are not the names that were asked for.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     origin: str
     tied: Mapping[str, str]
-    is_established: bool = True
+    warning: str | None = None
 
 
 def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
@@ -55,7 +55,7 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     checkpoint = read_checkpoint(source)
     rename = renaming(config, names)
     # transformers does not load layers for multi-token prediction.
-    drops_extra = names is not Names.CHECKPOINT and rename.is_known
+    drops_extra = names is not Names.CHECKPOINT and rename.warning is None
     stored = [
         (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
         for _, tensor in checkpoint.tensors
@@ -67,4 +67,4 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         there = rename.of(name)
         # A stored tensor that is only a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.origin, {}, is_established=rename.is_known or names is Names.CHECKPOINT)
+    return Parameters(renamed, rename.origin, {}, warning=rename.warning)

@@ -71,6 +71,19 @@ class TensorInfo:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The content of a header.
+
+    Attributes:
+        tensors: in the order of their bytes.
+        metadata: `__metadata__`, free text by key; empty without one.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+
+
 def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
     """Return N, checked against the limit and the file before memory is allocated.
 
@@ -87,8 +100,8 @@ def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
     return nbytes
 
 
-def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
-    """Parse a header: the tensors of the file, in the order of their bytes.
+def parse_header(header: bytes, file_nbytes: int) -> Header:
+    """Parse a header.
 
     Args:
         header: the N bytes after the length prefix.
@@ -98,7 +111,7 @@ def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
         BadHeader: with the first `HeaderFault` found; the rules are checked in the order of its members.
     """
     entries = _load(header)
-    _check_metadata(entries.pop("__metadata__", None))
+    metadata = _check_metadata(entries.pop("__metadata__", None))
     data_start = PREFIX_NBYTES + len(header)
     tensors = sorted(
         (_tensor(name, entry, data_start) for name, entry in entries.items()), key=lambda t: (t.start, t.stop)
@@ -116,7 +129,7 @@ def parse_header(header: bytes, file_nbytes: int) -> list[TensorInfo]:
         _reject(HeaderFault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
     if end < file_nbytes:
         _reject(HeaderFault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
-    return tensors
+    return Header(tuple(tensors), metadata)
 
 
 def _reject(fault: HeaderFault, message: str) -> NoReturn:
@@ -168,11 +181,12 @@ def _constant(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not JSON")
 
 
-def _check_metadata(metadata: Any) -> None:
+def _check_metadata(metadata: Any) -> dict[str, str]:
     if metadata is None:
-        return
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _reject(HeaderFault.BAD_METADATA, "__metadata__ is not a map from strings to strings")
+    return metadata
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:

@@ -1,11 +1,12 @@
 """The tensors of a checkpoint: the headers of its shards, checked against its index. Reads no weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import BadHeader, BadIndex
 from ..text import listed
 from . import Shard, Source
-from .header import PREFIX_NBYTES, TensorInfo, header_nbytes, parse_header
+from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
 from .source import PROBE_NBYTES
 
 _OTHER_FORMATS = {
@@ -25,11 +26,13 @@ class Checkpoint:
     Attributes:
         source: where it was opened.
         tensors: (shard, tensor) pairs in file order.
+        metadata: the metadata of each shard, by the name of the shard.
         warnings: those of the source, and harmless differences between index and headers.
     """
 
     source: Source
     tensors: tuple[tuple[Shard, TensorInfo], ...]
+    metadata: Mapping[str, Mapping[str, str]]
     warnings: tuple[str, ...]
 
 
@@ -44,8 +47,11 @@ def read_checkpoint(source: Source) -> Checkpoint:
     tensors: dict[str, tuple[Shard, TensorInfo]] = {}
     unlisted: list[str] = []
     doubled: list[str] = []
+    metadata: dict[str, Mapping[str, str]] = {}
     for shard in source.shards:
-        for tensor in read_header(shard):
+        header = read_header(shard)
+        metadata[shard.name] = header.metadata
+        for tensor in header.tensors:
             if source.weight_map is not None:
                 owner = source.weight_map.get(tensor.name)
                 if owner is None:
@@ -63,11 +69,11 @@ def read_checkpoint(source: Source) -> Checkpoint:
     ):
         if names:
             warnings.append(f"{what}: {listed(names, 5)}")
-    return Checkpoint(source, tuple(tensors.values()), tuple(warnings))
+    return Checkpoint(source, tuple(tensors.values()), metadata, tuple(warnings))
 
 
-def read_header(shard: Shard) -> list[TensorInfo]:
-    """Read the header of one shard: its tensors, in the order of their bytes.
+def read_header(shard: Shard) -> Header:
+    """Read the header of one shard.
 
     Raises:
         BadHeader: with the shard's path in the message.

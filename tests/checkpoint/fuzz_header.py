@@ -24,7 +24,7 @@ def one(data: bytes) -> None:
     file = data[1:] if data[:1] < b"\x80" else len(data[1:]).to_bytes(8, "little") + data[1:]
     try:
         nbytes = header_nbytes(file[:8], len(file))
-        tensors = parse_header(file[8 : 8 + nbytes], len(file))
+        tensors = parse_header(file[8 : 8 + nbytes], len(file)).tensors
     except BadHeader as error:
         assert error.reason in set(HeaderFault)
         return

@@ -28,7 +28,7 @@ def file_of(header: bytes | str | dict[str, Any], data: bytes = b"", *, claim: i
 
 def read(file: bytes) -> list[TensorInfo]:
     nbytes = header_nbytes(file[:8], len(file))
-    return parse_header(file[8 : 8 + nbytes], len(file))
+    return list(parse_header(file[8 : 8 + nbytes], len(file)).tensors)
 
 
 def reference_accepts(file: bytes) -> bool:
@@ -165,6 +165,11 @@ def test_parse_header_checks_offsets_of_unknown_dtypes() -> None:
     with pytest.raises(BadHeader) as refused:
         read(file_of({"a": future, "b": f32(8, 12, 1)}, WORD * 3))
     assert refused.value.reason == HeaderFault.BAD_OFFSETS
+
+
+def test_parse_header_returns_the_metadata() -> None:
+    file = file_of({"__metadata__": {"format": "mlx"}})
+    assert parse_header(file[8:], len(file)).metadata == {"format": "mlx"}
 
 
 def test_parse_header_sorts_tensors_by_file_offset() -> None:

@@ -53,12 +53,14 @@ def lint() -> None:
 
 
 def _make_test_environment() -> None:
-    # The tests run only the functions of the trainers that match names, so their dependencies are not needed.
+    # The tests run only the functions of the trainers that match names, and those of the libraries of formats that
+    # unpack weights, so their dependencies are not needed.
     make(
         ".venv-test",
         (TORCH, "-e", ".[test]"),
         ("--no-deps", "-r", "tests/trainers.txt"),
-        depends_on=("pyproject.toml", "tests/trainers.txt"),
+        ("--no-deps", "-r", "tests/judges.txt"),
+        depends_on=("pyproject.toml", "tests/trainers.txt", "tests/judges.txt"),
     )
 
 

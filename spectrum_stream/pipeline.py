@@ -14,7 +14,7 @@ import numpy as np
 
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
-from .model import quantization
+from .model import schemes
 from .model.config import ModelConfig
 from .model.matrix import Matrix
 from .model.names import is_head, module_of
@@ -240,11 +240,7 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
     """
     parameters = plan.inventory.parameters
     tied = {w.parameter for w in plan.matrices if w.tied_to}
-    skipped = {
-        quantization.parameter_of(s.tensor): s.no_score
-        for s in plan.skipped
-        if not quantization.is_companion(s.tensor)
-    }
+    skipped = {schemes.parameter_of(s.tensor): s.no_score for s in plan.skipped if not schemes.is_companion(s.tensor)}
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_of(name)) for name in skipped):
         # A stored head that was not asked for is among the skipped tensors, so this one is tied.
@@ -287,7 +283,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Only shards on this machine have a version. The commit stands for the content of the others.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": ModelConfig(source.config).quantization.settings,
+        "quantization": ModelConfig(source.config).quantization.data,
         "engine": _ERROR_MODEL,
         "names": inventory.names,
         "names_sha256": inventory.names_sha256,

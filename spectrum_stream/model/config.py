@@ -17,8 +17,6 @@ _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_n
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 _QUANTIZATION = ("quantization_config", "compression_config")
-# The settings that change the meaning of stored values.
-_SETTINGS = ("weight_block_size", "bits", "group_size", "checkpoint_format", "version", "config_groups")
 _DEFAULT_BLOCK = (128, 128)
 
 
@@ -55,19 +53,14 @@ class QuantizationConfig:
         return _DEFAULT_BLOCK
 
     @property
-    def version(self) -> str:
-        """The layout of AWQ in lower case; default: "gemm"."""
-        return (_text(self.data.get("version", "gemm")) or "").lower()
-
-    @property
     def checkpoint_format(self) -> str | None:
         """The format of GPTQ."""
         return _text(self.data.get("checkpoint_format"))
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that change the meaning of stored values, as they are in the file."""
-        return {name: self.data[name] for name in _SETTINGS if name in self.data}
+    def is_dense(self) -> bool:
+        """Whether stored weights are plain numbers, which a program rounds when it uses them."""
+        return self.data.get("format") == "dense"
 
     def _find_common(self, name: str, name_in_group: str) -> Any:
         if name in self.data:

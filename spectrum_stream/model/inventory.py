@@ -23,9 +23,8 @@ from .names import (
 )
 from .no_score import NoScore
 from .parameters import Names, name_parameters
-from .quantization import Quantization, Unreadable, is_companion, parameter_of
-from .schemes import find_quantization
-from .schemes.companions import Companions
+from .quantization import Quantization, Unreadable
+from .schemes import Reader, is_companion, parameter_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +102,12 @@ def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ma
 
     Both have the names of the checkpoint.
     """
-    companions = Companions(checkpoint)
+    reader = Reader(checkpoint, config.quantization)
     tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
     for shard, tensor in checkpoint.tensors:
-        found = _read_tensor(tensor, shard.name, companions, config)
+        found = _read_tensor(tensor, shard.name, reader, config)
         if isinstance(found, Skipped):
             skipped.append(found)
             continue
@@ -125,11 +124,9 @@ def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ma
     return matrices, sorted([*skipped, *stored_twice, *missing], key=lambda s: model_order(s.tensor))
 
 
-def _read_tensor(
-    tensor: TensorInfo, shard: str, companions: Companions, config: ModelConfig
-) -> list[Matrix] | Skipped:
+def _read_tensor(tensor: TensorInfo, shard: str, reader: Reader, config: ModelConfig) -> list[Matrix] | Skipped:
     """Read a tensor as a matrix, as one matrix for each of its experts, or as skipped."""
-    found = find_quantization(tensor, companions, config.quantization)
+    found = reader.find_quantization(tensor)
     if isinstance(found, Unreadable):
         return _skip_tensor(tensor, found.no_score, found.detail)
     if isinstance(found, Quantization):

@@ -28,6 +28,7 @@ class NoScore(StrEnum):
     NOT_LOADED = "not_loaded", "is in a layer that transformers leaves out of its model", False
     # These follow from the storage.
     UNSUPPORTED_DTYPE = "unsupported_dtype", "is stored in a format that cannot be read", True
+    NOT_UNDERSTOOD = "not_understood", "is quantized, and something about it is not understood", True
     MISSING_SCALES = "missing_scales", "is quantized and its scales are missing", True
     BAD_SCALES = "bad_scales", "is quantized and its scales do not fit it", True
     STORED_TWICE = "stored_twice", "is stored by two tensors", True

@@ -22,7 +22,7 @@ from .config import ModelConfig
 from .matrix import Matrix, Skipped
 from .names import fused_name_of, group_of, is_extra_layer, module_of
 from .no_score import NoScore
-from .quantization import parameter_of
+from .schemes import parameter_of
 from .transformers_names import find_parameter_names
 
 

@@ -3,16 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .names import WEIGHT_SUFFIX
 from .no_score import NoScore
-
-_COMPANION_SUFFIXES = (
-    *("_scale_inv", "_scale", "_scales", "_global_scale", "_scale_2", "_zero_point", "_g_idx", "_shape"),
-    *(".qzeros", ".scales", ".g_idx", ".SCB", ".absmax", ".quant_state.bitsandbytes__nf4"),
-    ".quant_state.bitsandbytes__fp4",
-)
-# Endings of the names of stored values other than `.weight`, and the ending of the parameter.
-_PACKED = {".qweight": WEIGHT_SUFFIX, ".weight_packed": WEIGHT_SUFFIX, "_blocks": ""}
 
 
 class Packing(StrEnum):
@@ -84,22 +75,9 @@ class Unreadable:
     """A quantized weight that cannot be read.
 
     Attributes:
-        no_score: MISSING_SCALES, BAD_SCALES or UNSUPPORTED_DTYPE.
+        no_score: MISSING_SCALES, BAD_SCALES, UNSUPPORTED_DTYPE, NOT_UNDERSTOOD or STORED_TWICE.
         detail: a few words about it.
     """
 
     no_score: NoScore
     detail: str = ""
-
-
-def parameter_of(tensor: str) -> str:
-    """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
-    for suffix, instead in _PACKED.items():
-        if tensor.endswith(suffix):
-            return tensor.removesuffix(suffix) + instead
-    return tensor
-
-
-def is_companion(tensor: str) -> bool:
-    """Whether a tensor holds scales, zero points or the like, by its name."""
-    return tensor.endswith(_COMPANION_SUFFIXES)

@@ -10,7 +10,7 @@ from ..model import transformers_names
 from ..model.config import ModelConfig
 from ..model.names import is_extra_layer, module_of
 from ..model.parameters import Names, renaming
-from ..model.quantization import is_companion, parameter_of
+from ..model.schemes import is_companion, parameter_of
 
 
 @dataclass(frozen=True, slots=True)

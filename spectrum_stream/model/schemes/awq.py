@@ -1,15 +1,20 @@
 """AWQ: the transpose, with eight 4-bit integers of a row in a word, in the order of AWQ's GEMM kernel."""
 
+import re
+
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from .companions import FLOAT_DTYPES, WORD_BITS, Companions
+from .format import ANY, Format
+from .harmless import SEARCH
 
 _BITS = 4
 
 
-def awq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
     """Read a weight (m, n / 8) with scales (groups, n) and packed zero points, if any."""
     module = weight.name.removesuffix(".qweight")
     scales = companions.get(f"{module}.scales")
@@ -19,8 +24,8 @@ def awq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) 
         return None
     m, columns = weight.shape
     groups, n = scales.info.shape
-    if config.bits != _BITS or columns * WORD_BITS // _BITS != n or config.version != "gemm":
-        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "awq, but not version gemm with 4 bits")
+    if config.bits != _BITS or columns * WORD_BITS // _BITS != n:
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "awq, but not of 4 bits in the layout of its gemm kernel")
     size = min(config.group_size or m, m)
     if scales.info.dtype not in FLOAT_DTYPES or groups != -(-m // size):
         return scales.misfit((n, m))
@@ -40,3 +45,20 @@ def awq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) 
         bits=_BITS,
         zeros_offset=0,
     )
+
+
+AWQ = Format(
+    name="awq",
+    read=_read,
+    companions=(".scales", ".qzeros"),
+    values={".qweight": WEIGHT_SUFFIX},
+    methods=(None, "awq"),
+    settings={
+        **SEARCH,
+        "bits": ANY,
+        "group_size": ANY,
+        "zero_point": (True, False),
+        "version": re.compile("gemm", re.IGNORECASE),
+        "backend": ("autoawq", "auto"),
+    },
+)

@@ -4,14 +4,16 @@ from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from ..quantization import Quantization, Unreadable
+from . import compressed_tensors
 from .companions import MISSING_SCALES, Companions
+from .format import ANY, Format
 from .grid import find_scales, quantize_by_grid
 from .unknown import reject
 
 _DTYPES = ("F8_E4M3", "F8_E5M2")
 
 
-def float8(
+def _read(
     weight: TensorInfo, companions: Companions, config: QuantizationConfig
 ) -> Quantization | list[Quantization] | Unreadable | None:
     """Read a weight (n, m), or fused experts (experts, n, m).
@@ -40,3 +42,18 @@ def float8(
             return one
         found.append(one)
     return found
+
+
+FLOAT8 = Format(
+    name="float8",
+    read=_read,
+    companions=(".weight_scale_inv", ".weight_scale", "_scale_inv", "_scale"),
+    methods=(None, "fp8", "fbgemm_fp8", "modelopt", compressed_tensors.METHOD),
+    settings={
+        **compressed_tensors.SETTINGS,
+        "weight_block_size": ANY,
+        "fmt": ("e4m3", "e5m2"),
+        "scale_fmt": ("float", "ue8m0"),
+        "quant_algo": ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"),
+    },
+)

@@ -2,13 +2,16 @@
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companions
+from .format import ANY, Format
+from .harmless import SEARCH
 from .unknown import reject
 
 
-def gptq(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
     """Read a weight (words, n) with scales (groups, n) and packed zero points.
 
     It may have the group of each of its m rows.
@@ -52,3 +55,22 @@ def gptq(weight: TensorInfo, companions: Companions, config: QuantizationConfig)
         bits=bits,
         zeros_offset=0 if config.checkpoint_format == "gptq_v2" else 1,
     )
+
+
+GPTQ = Format(
+    name="gptq",
+    read=_read,
+    companions=(".scales", ".qzeros", ".g_idx"),
+    values={".qweight": WEIGHT_SUFFIX},
+    methods=(None, "gptq"),
+    settings={
+        **SEARCH,
+        "bits": ANY,
+        "group_size": ANY,
+        "sym": (True, False),
+        "checkpoint_format": ("gptq", "gptq_v2"),
+        "is_marlin_format": (False,),
+        "pack_dtype": ("int32",),
+        "backend": ANY,
+    },
+)

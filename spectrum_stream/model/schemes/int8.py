@@ -4,12 +4,14 @@ from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX
 from ..quantization import Quantization, Unreadable
+from . import compressed_tensors
 from .companions import Companions
+from .format import Format
 from .grid import find_scales, quantize_by_grid
 from .unknown import reject
 
 
-def int8(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
     """Read a weight (n, m) of integers with scales for the whole, a row or a block."""
     if weight.dtype != "I8" or len(weight.shape) != 2 or not weight.name.endswith(WEIGHT_SUFFIX):
         return None
@@ -19,3 +21,12 @@ def int8(weight: TensorInfo, companions: Companions, config: QuantizationConfig)
         return reject(weight, companions, config)
     n, m = weight.shape
     return quantize_by_grid("int8", scales, (n, m), config.block_size)
+
+
+INT8 = Format(
+    name="int8",
+    read=_read,
+    companions=(".weight_scale", ".weight_scale_inv"),
+    methods=(None, compressed_tensors.METHOD),
+    settings=compressed_tensors.SETTINGS,
+)

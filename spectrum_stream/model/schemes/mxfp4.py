@@ -2,14 +2,17 @@
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
-from ..quantization import Packing, Quantization, Unreadable, parameter_of
+from ..names import WEIGHT_SUFFIX
+from ..quantization import Packing, Quantization, Unreadable
+from . import compressed_tensors
 from .companions import EXPONENT_DTYPES, MISSING_SCALES, Companions
+from .format import Format
 from .nvfp4 import is_packed_fp4
 
 _COLUMNS = 32
 
 
-def mxfp4(
+def _read(
     weight: TensorInfo, companions: Companions, config: QuantizationConfig
 ) -> Quantization | list[Quantization] | Unreadable | None:
     """Read fused experts (experts, n, m / 32, 16), or a weight of (n, m / 2) bytes.
@@ -20,7 +23,7 @@ def mxfp4(
         return _fused_experts(weight, companions)
     if not is_packed_fp4(weight, companions):
         return None
-    scales = companions.get(f"{parameter_of(weight.name)}_scale")
+    scales = companions.get(f"{companions.parameter_of(weight.name)}_scale")
     if scales is None or len(weight.shape) != 2:
         return None
     n, m = weight.shape[0], 2 * weight.shape[1]
@@ -56,3 +59,13 @@ def _fused_experts(blocks: TensorInfo, companions: Companions) -> list[Quantizat
         )
         for e in range(experts)
     ]
+
+
+MXFP4 = Format(
+    name="mxfp4",
+    read=_read,
+    companions=("_scales", ".weight_scale"),
+    values={"_blocks": "", ".weight_packed": WEIGHT_SUFFIX},
+    methods=(None, "mxfp4", compressed_tensors.METHOD),
+    settings=compressed_tensors.SETTINGS,
+)

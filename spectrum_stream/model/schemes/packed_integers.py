@@ -4,21 +4,22 @@ from math import prod
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
-from ..quantization import Packing, Quantization, Unreadable, parameter_of
+from ..quantization import Packing, Quantization, Unreadable
+from . import compressed_tensors
 from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companion, Companions
+from .format import ANY, Format
 
 
-def packed_integers(
-    weight: TensorInfo, companions: Companions, config: QuantizationConfig
-) -> Quantization | Unreadable | None:
+def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
     """Read a weight (n, words) with scales (n, groups).
 
     It may have zero points, the group of each column, and its true shape.
     """
     if not weight.name.endswith(".weight_packed") or weight.dtype != "I32":
         return None
-    name, bits = parameter_of(weight.name), config.bits
+    name, bits = companions.parameter_of(weight.name), config.bits
     scales = companions.get(f"{name}_scale")
     if scales is None:
         return MISSING_SCALES
@@ -77,3 +78,13 @@ def _true_width(true_shape: Companion | None, companions: Companions, words: int
             if -(-width * bits // WORD_BITS) == words:
                 return width
     return words * WORD_BITS // bits
+
+
+PACKED_INTEGERS = Format(
+    name="packed integers",
+    read=_read,
+    companions=(".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_shape"),
+    values={".weight_packed": WEIGHT_SUFFIX},
+    methods=(None, compressed_tensors.METHOD),
+    settings={**compressed_tensors.SETTINGS, "bits": ANY, "group_size": ANY},
+)

@@ -3,7 +3,7 @@
     model_type        the family                              text_config       the language model of a larger model
     architectures     the classes of the model                vision_config     its vision tower
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
-    quantization_config, compression_config                   at the top, or in the language model
+    quantization_config, compression_config, quantization     at the top, or in the language model
 
 A value of the wrong type counts as missing.
 """
@@ -16,7 +16,7 @@ from typing import Any
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
-_QUANTIZATION = ("quantization_config", "compression_config")
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 _DEFAULT_BLOCK = (128, 128)
 
 
@@ -34,13 +34,21 @@ class QuantizationConfig:
     @property
     def bits(self) -> int | None:
         """Bits of a packed integer, 1 to 8, if they are the same for all weights."""
-        bits = _integer(self._find_common("bits", "num_bits"))
+        bits = _integer(self._find_common(("bits", "w_bit"), "num_bits"))
         return bits if bits is not None and bits <= 8 else None
 
     @property
     def group_size(self) -> int | None:
         """The number of columns that share a scale, if it is the same for all weights."""
-        return _integer(self._find_common("group_size", "group_size"))
+        return _integer(self._find_common(("group_size", "q_group_size"), "group_size"))
+
+    @property
+    def symmetric(self) -> bool | None:
+        """Whether all zero points of GPTQ or AWQ are half of the range; None if the config does not say."""
+        sym, zero_point = self.data.get("sym"), self.data.get("zero_point")
+        if isinstance(sym, bool):
+            return sym
+        return not zero_point if isinstance(zero_point, bool) else None
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -53,18 +61,15 @@ class QuantizationConfig:
         return _DEFAULT_BLOCK
 
     @property
-    def checkpoint_format(self) -> str | None:
-        """The format of GPTQ."""
-        return _text(self.data.get("checkpoint_format"))
-
-    @property
     def is_dense(self) -> bool:
         """Whether stored weights are plain numbers, which a program rounds when it uses them."""
         return self.data.get("format") == "dense"
 
-    def _find_common(self, name: str, name_in_group: str) -> Any:
-        if name in self.data:
-            return self.data[name]
+    def _find_common(self, names: tuple[str, ...], name_in_group: str) -> Any:
+        # AutoAWQ has other names in its own file.
+        for name in names:
+            if name in self.data:
+                return self.data[name]
         # A checkpoint with several schemes is rejected, because the scheme of a layer is not known here.
         schemes = [{key: group.get(key) for key in ("num_bits", "group_size")} for group in self._groups()]
         return schemes[0][name_in_group] if schemes and all(s == schemes[0] for s in schemes) else None
@@ -135,7 +140,11 @@ class ModelConfig:
     def quantization(self) -> QuantizationConfig:
         """The quantization of the model, or of the language model in it."""
         parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
-        return QuantizationConfig(next((part for part in parts if isinstance(part, Mapping)), {}))
+        data = next((part for part in parts if isinstance(part, Mapping)), {})
+        if isinstance(inner := data.get("quantization"), Mapping):
+            # ModelOpt's own file, hf_quant_config.json, has two parts.
+            data = {"quant_method": "modelopt"} | {k: v for k, v in data.items() if k != "quantization"} | dict(inner)
+        return QuantizationConfig(data)
 
 
 def _first(numbers: Iterator[int | None]) -> int | None:

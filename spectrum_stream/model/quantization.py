@@ -49,6 +49,7 @@ class Quantization:
         parts: the other tensors that are needed to read it.
         bits: the number of bits of a packed integer.
         zeros_offset: the number to add to a packed zero point; 1 in GPTQ's first format.
+        symmetric: whether the config says that all zero points are half of the range; None if it does not say.
     """
 
     scheme: str
@@ -59,6 +60,7 @@ class Quantization:
     parts: tuple[Part, ...]
     bits: int = 0
     zeros_offset: int = 0
+    symmetric: bool | None = None
 
     @property
     def parts_nbytes(self) -> int:

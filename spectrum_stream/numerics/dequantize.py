@@ -24,6 +24,8 @@ DTYPES = {
     "I64": torch.int64,
 }
 _WORD_BITS = 32
+# So many equal zero points are not equal by chance.
+_MIN_CONSTANT_ZEROS = 32
 # The order of the eight values in a word of AWQ, as its kernel requires it.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -286,6 +288,7 @@ def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> ScaleGri
             dim = 0 if how.packing is Packing.ROWS else 1
             zeros = unpack(packed, how.bits, 0, scales.shape[dim], dim)
         zeros = ((zeros + how.zeros_offset) & ((1 << how.bits) - 1)).to(torch.float32)
+        _check_zeros(how, zeros)
     groups = [torch.arange(side) // share for side, share in zip(how.shape, how.block, strict=True)]
     if "groups" in found:
         dim = 1 if how.packing is Packing.ROWS else 0
@@ -296,6 +299,24 @@ def _make_grid(how: Quantization, found: Mapping[str, torch.Tensor]) -> ScaleGri
                 raise _bad_scales(how, "a column belongs to a group without a scale")
             groups[dim] = order
     return ScaleGrid(scales, zeros, *groups)
+
+
+def _check_zeros(how: Quantization, zeros: torch.Tensor) -> None:
+    """Check that zero points are those of a symmetric weight if the config says so, and are not beside them by one.
+
+    Formats that store zero points less one are not told from those that do not, except by the config.
+    """
+    lowest, highest, half = int(zeros.min()), int(zeros.max()), 1 << (how.bits - 1)
+    if how.symmetric and (lowest, highest) != (half, half):
+        found = str(lowest) if lowest == highest else f"{lowest} to {highest}"
+        raise _bad_scales(how, f"its zero points are {found}, but those of a symmetric weight are {half}")
+    is_constant = lowest == highest and zeros.numel() >= _MIN_CONSTANT_ZEROS
+    if how.packing is Packing.COLUMNS and is_constant and lowest == half + 2 * how.zeros_offset - 1:
+        raise _bad_scales(
+            how,
+            f"all its zero points are {lowest} by the config, one beside those of a symmetric weight, {half}; "
+            "the config and the stored numbers contradict each other",
+        )
 
 
 def _parse_tensor(dtype: str, shape: tuple[int, ...], body: bytes) -> torch.Tensor:

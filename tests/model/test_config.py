@@ -51,7 +51,7 @@ def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: di
         assert config.group_size is None or (type(config.group_size) is int and config.group_size > 0)
         assert len(config.block_size) == 2
         assert all(type(side) is int and side > 0 for side in config.block_size)
-        assert config.checkpoint_format is None or isinstance(config.checkpoint_format, str)
+        assert config.symmetric in (None, True, False)
         assert type(config.is_dense) is bool
 
 

@@ -24,7 +24,7 @@ shape. Every other format is rejected by name, because its stored values are not
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.tensors import Checkpoint
 from ..config import QuantizationConfig
-from ..names import WEIGHT_SUFFIX, is_fused_experts
+from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from ..no_score import NoScore
 from ..quantization import Quantization, Unreadable
 from . import companions, harmless
@@ -34,6 +34,7 @@ from .float8 import FLOAT8
 from .format import Format, Found
 from .gptq import GPTQ
 from .int8 import INT8
+from .layers import Layers
 from .mxfp4 import MXFP4
 from .nvfp4 import NVFP4
 from .packed_integers import PACKED_INTEGERS
@@ -79,6 +80,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, config: QuantizationConfig) -> None:
         self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS)
         self._config = config
+        self._layers = Layers(config)
         self._unread = {scheme.name: find_unread_elsewhere(scheme, self._companions, config) for scheme in SCHEMES}
 
     def find_quantization(self, tensor: TensorInfo) -> Found | None:
@@ -93,10 +95,11 @@ class Reader:
             return None
         if self._companions.twin_of(tensor.name) is not None:
             return Unreadable(NoScore.STORED_TWICE)
+        config = self._layers.config_of(module_of(parameter_of(tensor.name)))
         for scheme in SCHEMES:
-            found = scheme.read(tensor, self._companions, self._config)
+            found = scheme.read(tensor, self._companions, self._config if isinstance(config, Unreadable) else config)
             if found is not None:
-                return self._check(scheme, tensor, found)
+                return config if isinstance(config, Unreadable) else self._check(scheme, tensor, found)
         return self._check_plain(tensor) or reject_unknown(tensor, self._companions, self._config)
 
     def _check(self, scheme: Format, tensor: TensorInfo, found: Found) -> Found:

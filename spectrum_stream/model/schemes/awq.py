@@ -9,7 +9,7 @@ from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from .companions import FLOAT_DTYPES, WORD_BITS, Companions
 from .format import ANY, Format
-from .harmless import SEARCH
+from .harmless import LAYERS, SEARCH
 
 _BITS = 4
 
@@ -35,6 +35,8 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
         if zeros.info.dtype != "I32" or zeros.info.shape != (groups, -(-n * _BITS // WORD_BITS)):
             return zeros.misfit((n, m))
         parts.append(zeros.part("zeros"))
+    elif config.data.get("zero_point") is True:
+        return Unreadable(NoScore.MISSING_SCALES, "no zero points")
     return Quantization(
         scheme="awq",
         packing=Packing.AWQ,
@@ -43,7 +45,7 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
         block=(size, 1),
         parts=tuple(parts),
         bits=_BITS,
-        zeros_offset=0,
+        symmetric=config.symmetric,
     )
 
 
@@ -52,13 +54,21 @@ AWQ = Format(
     read=_read,
     companions=(".scales", ".qzeros"),
     values={".qweight": WEIGHT_SUFFIX},
-    methods=(None, "awq"),
+    methods=(None, "awq", "auto-round", "intel/auto-round"),
     settings={
         **SEARCH,
-        "bits": ANY,
-        "group_size": ANY,
+        **LAYERS,
+        **dict.fromkeys(("bits", "w_bit", "group_size", "q_group_size"), ANY),
         "zero_point": (True, False),
         "version": re.compile("gemm", re.IGNORECASE),
+        "sym": (True, False),
+        "method": ("awq",),
+        "format": ("gemm",),
+        "checkpoint_format": ("gemm",),
+        "packing_format": ("auto_round:auto_awq", "auto_round:awq"),
+        "data_type": ("int",),
+        "provider": ("auto-round",),
+        "pack_dtype": ("int32",),
         "backend": ("autoawq", "auto"),
     },
 )

@@ -1,4 +1,8 @@
-"""GPTQ: the transpose, with integers packed down a column into words of 32 bits."""
+"""GPTQ: the transpose, with integers packed down a column into words of 32 bits.
+
+(AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py, `QuantLinear.forward`; GPTQModel 7.7.0,
+nn_modules/qlinear/__init__.py, `dequantize_weight`; auto-round 0.16.1, auto_round_extension/torch/qlinear_torch.py)
+"""
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
@@ -7,8 +11,18 @@ from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companions
 from .format import ANY, Format
-from .harmless import SEARCH
+from .harmless import LAYERS, SEARCH
 from .unknown import reject
+
+# The number to add to stored zero points by each setting that says it. The first format of GPTQ stores them less one.
+# (GPTQModel 7.7.0, utils/model.py, `convert_gptq_v1_to_v2_format`; auto-round 0.16.1, inference/backend.py,
+# GPTQ_FORMAT, GPTQ_FORMAT_NO_ZP, and inference/convert_model.py for `auto_round:gptq`)
+_ZEROS_OFFSETS = {
+    "checkpoint_format": {"gptq": 1, "gptq_v2": 0},
+    "format": {"gptq": 1, "gptq_v2": 0},
+    "packing_format": {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:auto_gptq": 1, "auto_round:gptq": 1},
+}
+_AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
 def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
@@ -29,8 +43,11 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
     if columns != n:
         # The columns are packed, so it is AWQ.
         return None
-    if bits not in (2, 4, 8):
+    # GPTQModel packs 5 to 7 bits in another way than auto-round.
+    if bits not in (2, 3, 4, 8):
         return Unreadable(NoScore.UNSUPPORTED_DTYPE, f"gptq of {bits} bits")
+    if rows * WORD_BITS % bits:
+        return Unreadable(NoScore.BAD_SCALES, f"{rows} words a column are no whole number of {bits} bits")
     m = rows * WORD_BITS // bits
     size = min(config.group_size or m, m)
     zeros, order = companions.get(f"{module}.qzeros"), companions.get(f"{module}.g_idx")
@@ -45,6 +62,11 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
         if order.info.dtype not in INDEX_DTYPES or order.info.shape != (m,):
             return order.misfit((n, m))
         parts.append(order.part("groups"))
+    elif config.data.get("desc_act") is True and config.data.get("static_groups") is not True and groups > 1:
+        return Unreadable(NoScore.MISSING_SCALES, "no g_idx, but desc_act")
+    offset = _find_zeros_offset(config)
+    if isinstance(offset, str):
+        return Unreadable(NoScore.NOT_UNDERSTOOD, f"gptq with {offset}")
     return Quantization(
         scheme=f"gptq, {bits} bits",
         packing=Packing.COLUMNS,
@@ -53,8 +75,27 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
         block=(size, 1),
         parts=tuple(parts),
         bits=bits,
-        zeros_offset=0 if config.checkpoint_format == "gptq_v2" else 1,
+        zeros_offset=offset,
+        symmetric=config.symmetric,
     )
+
+
+def _find_zeros_offset(config: QuantizationConfig) -> int | str:
+    """Find the number to add to stored zero points, or say what is wrong with the settings about it."""
+    said: dict[str, int] = {}
+    for key, offsets in _ZEROS_OFFSETS.items():
+        value = config.data.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str) or value not in offsets:
+            return f"an unknown setting, {key} = {value!r:.60}"
+        said[key] = offsets[value]
+    if len(set(said.values())) > 1:
+        return f"settings that disagree about zero points, {', '.join(said)}"
+    if not said and config.quant_method in _AUTO_ROUND:
+        return "no packing_format, which says how zero points are stored"
+    # AutoGPTQ, which wrote the first format, names no format.
+    return next(iter(said.values()), 1)
 
 
 GPTQ = Format(
@@ -62,13 +103,17 @@ GPTQ = Format(
     read=_read,
     companions=(".scales", ".qzeros", ".g_idx"),
     values={".qweight": WEIGHT_SUFFIX},
-    methods=(None, "gptq"),
+    methods=(None, "gptq", *_AUTO_ROUND),
     settings={
         **SEARCH,
+        **LAYERS,
+        **{key: tuple(offsets) for key, offsets in _ZEROS_OFFSETS.items()},
         "bits": ANY,
         "group_size": ANY,
         "sym": (True, False),
-        "checkpoint_format": ("gptq", "gptq_v2"),
+        "method": ("gptq",),
+        "data_type": ("int",),
+        "provider": ("auto-round",),
         "is_marlin_format": (False,),
         "pack_dtype": ("int32",),
         "backend": ANY,

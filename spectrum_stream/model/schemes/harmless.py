@@ -97,6 +97,16 @@ SEARCH: dict[str, Values] = dict.fromkeys(
     ANY,
 )
 
+# The settings of a module or of a pattern of modules: GPTQModel's `dynamic`, auto-round's `extra_config`.
+LAYERS: dict[str, Values] = {
+    **dict.fromkeys(("dynamic.*.bits", "dynamic.*.group_size", "dynamic.*.sym", "dynamic.*.desc_act"), ANY),
+    **dict.fromkeys(("dynamic.*.mse", "dynamic.*.damp_percent", "dynamic.*.static_groups"), ANY),
+    **dict.fromkeys(("extra_config.*.bits", "extra_config.*.group_size", "extra_config.*.sym"), ANY),
+    "extra_config.*.data_type": ("int",),
+    **dict.fromkeys(("extra_config.*.act_bits", "extra_config.*.act_data_type", "extra_config.*.act_sym"), ANY),
+    **dict.fromkeys(("extra_config.*.act_dynamic", "extra_config.*.act_group_size"), ANY),
+}
+
 # The metadata of a shard; a last `*` stands for any text.
 METADATA: dict[str, Values] = {
     "format": ("pt", "np", "tf", "flax", "mlx", "jax", "paddle"),  # safetensors, transformers, mlx

@@ -44,7 +44,7 @@ def _find_unread_setting(scheme: Format, config: QuantizationConfig) -> str | No
     if config.quant_method not in scheme.methods:
         return f"an unknown setting, quant_method = {_short(config.data.get('quant_method'))}"
     settings = {**harmless.SETTINGS, **scheme.settings}
-    path = next(_walk(config.data, settings, ""), None)
+    path = next(_walk(config.data, settings), None)
     return None if path is None else f"an unknown setting, {path}"
 
 
@@ -56,8 +56,14 @@ def _find_unread_marker(scheme: Format, companions: Companions) -> str | None:
     return None if marker is None else f"an unknown tensor, {_short(marker)}"
 
 
-def _walk(settings: Mapping[str, Any], known: Mapping[str, Values], prefix: str) -> Iterator[str]:
-    """Yield `key = value` for each setting that is not known, or has a value that is not."""
+def _walk(
+    settings: Mapping[str, Any], known: Mapping[str, Values], prefix: str = "", shown: str = ""
+) -> Iterator[str]:
+    """Yield `key = value` for each setting that is not known, or has a value that is not.
+
+    Args:
+        prefix, shown: the path to the settings, with `*` for any key, and as it is.
+    """
     for key, value in settings.items():
         # An empty value is the same as none.
         if value is None:
@@ -69,9 +75,9 @@ def _walk(settings: Mapping[str, Any], known: Mapping[str, Values], prefix: str)
         else:
             accepted = bool(path) and isinstance(value, Mapping)
             if accepted:
-                yield from _walk(value, known, f"{path}.")
+                yield from _walk(value, known, f"{path}.", f"{shown}{key}.")
         if not accepted:
-            yield f"{_short(f'{prefix}{key}')} = {_short(value)}"
+            yield f"{_short(f'{shown}{key}')} = {_short(value)}"
 
 
 def _leads_to(path: str, known: Mapping[str, Values]) -> bool:

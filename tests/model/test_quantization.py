@@ -435,7 +435,7 @@ WORDS = torch.zeros(12, 64, dtype=torch.int32)
          NoScore.BAD_SCALES),
         ({**gptq(4, None, True)[0], "layers.0.up.qzeros": torch.ones(3, 9).int()}, {"bits": 4, "group_size": 32},
          NoScore.BAD_SCALES),
-        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
+        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, NoScore.BAD_SCALES),
         (gptq(4, None, True)[0], {"group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
         ({"a.weight": NIBBLES, "a.weight.absmax": torch.ones(9)}, {"quant_method": "bitsandbytes"},
          NoScore.UNSUPPORTED_DTYPE),

@@ -4,6 +4,7 @@
 and writes Spectrum's files at the end. `scan` runs it to its end. This module prints nothing.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -26,6 +27,7 @@ from .numerics.precision import Precision
 from .numerics.schedule import Computed, compute_all
 from .results.atomic import write_atomically
 from .results.journal import Journal
+from .results.output import check_output
 from .results.record import Record
 from .results.result import Module, Result, sort_records, write_results
 from .selection.select import Selection, check_percent, select
@@ -183,7 +185,7 @@ def run(
     """
     if top_percent is not None:
         check_percent(top_percent)
-    names, identity, is_stale = _find_parameters(plan), _identity(plan), _stale_rows(plan, fresh)
+    names, identity, is_stale = _find_parameters(plan), _identity(plan), _stale_rows(plan)
     foreign = None if fresh or plan.precision is not Precision.AUTO else _read_foreign_result(plan)
     if foreign is not None:
         yield ScanStarted(
@@ -197,7 +199,12 @@ def run(
         yield ScanFinished(_write_selection(plan, (), Result(tuple(foreign), parameters=names), top_percent))
         return
     with Journal(
-        plan.outputs.record, identity, names=names, weights=plan.inventory.weights_numel, fresh=fresh
+        plan.outputs.record,
+        identity,
+        names=names,
+        weights=plan.inventory.weights_numel,
+        fresh=fresh,
+        others={w.module for w in plan.inventory.matrices} - {w.module for w in plan.matrices},
     ) as journal:
         recorded = journal.reuse(plan.inventory.members, plan.inventory.parameters, is_stale)
         todo = [w for w in plan.matrices if w.module not in recorded]
@@ -258,7 +265,7 @@ def _read_foreign_result(plan: Plan) -> list[Module] | None:
     Raises:
         ResultError: other_result, it lacks modules of the plan.
     """
-    if plan.outputs.record.exists() or not plan.outputs.results.exists():
+    if os.path.lexists(plan.outputs.record) or not plan.outputs.results.exists():
         return None
     wanted = {(w.result_name, w.group) for w in plan.matrices}
     modules = [m for m in Result.open(plan.outputs.results).modules if (m.name, m.group) in wanted]
@@ -290,14 +297,19 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stale_rows(plan: Plan, fresh: bool) -> Callable[[Record], bool]:
+def _stale_rows(plan: Plan) -> Callable[[Record], bool]:
     """Return a test whether a recorded matrix must be computed again."""
     asked = {w.module for w in plan.matrices}
+    stored = {w.module: _storage_of(w) for w in plan.inventory.matrices}
 
     def is_stale(record: Record) -> bool:
+        # A record can be untrusted, and a scan copies rows between modules that share a tensor.
+        facts = (record.tensor, record.n, record.m, record.dtype, record.quantized)
+        if stored.get(record.module) != facts:
+            return True
         if record.module not in asked:
             return False
-        if fresh or (plan.precision is not Precision.AUTO and record.precision is not plan.precision):
+        if plan.precision is not Precision.AUTO and record.precision is not plan.precision:
             return True
         # Another precision, or another version of LAPACK, may succeed.
         if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
@@ -307,6 +319,11 @@ def _stale_rows(plan: Plan, fresh: bool) -> Callable[[Record], bool]:
         return inexact and plan.precision is Precision.AUTO and plan.max_nbytes is None
 
     return is_stale
+
+
+def _storage_of(matrix: Matrix) -> tuple[str, int, int, str, str | None]:
+    quantized = matrix.quantization.scheme if matrix.quantization else None
+    return matrix.key, matrix.n, matrix.m, matrix.dtype, quantized
 
 
 def _group_by_tensor(matrices: Sequence[Matrix]) -> dict[str, list[Matrix]]:
@@ -418,11 +435,17 @@ def _write_selection(plan: Plan, records: Sequence[Record], result: Result, top_
     outputs = plan.outputs
     written = [outputs.results]
     if records:
-        write_atomically(outputs.sorted, spectrum.render_sorted(select(result.modules, 100)))
+        _write(outputs.sorted, spectrum.render_sorted(select(result.modules, 100)))
         written.append(outputs.sorted)
     selection = None
     if top_percent is not None:
         selection = select(result, top_percent)
-        write_atomically(outputs.unfrozen(top_percent), DEFAULT.render(selection))
+        _write(outputs.unfrozen(top_percent), DEFAULT.render(selection))
         written.append(outputs.unfrozen(top_percent))
     return ScanResult(plan, tuple(records), result, selection, tuple(written))
+
+
+def _write(path: Path, text: str) -> None:
+    # With --out ., the sorted scores of model a have the name of the result of a model that is called a_sorted.
+    check_output(path)
+    write_atomically(path, text)

@@ -32,8 +32,7 @@ STAGES: list[set[str]] = [
 OWNERS = {
     "torch": {"numerics", "streaming.decode", "model.transformers_names", "trainers.freeze"},
     "safetensors": {"streaming.decode"},
-    **{name: {"checkpoint"} for name in ("huggingface_hub", "httpx", "requests", "urllib", "http")},
-    "socket": {"results.journal"},
+    **{name: {"checkpoint"} for name in ("huggingface_hub", "httpx", "requests", "urllib", "http", "socket")},
     "sqlite3": {"results"},
     "yaml": {"trainers"},
     "typer": {"cli"},

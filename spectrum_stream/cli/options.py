@@ -252,7 +252,7 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="File to write",
+        help="File to write; - is stdout",
         show_default="named after the result",
         rich_help_panel=OUTPUT,
     ),

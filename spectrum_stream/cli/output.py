@@ -7,12 +7,15 @@ import json
 import logging
 import os
 import shlex
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 
-from ..errors import SpectrumStreamError
+from ..errors import SpectrumStreamError, UsageError
 from ..text import printable
 
 # Several requests can fail in the same way within this time, and one note is enough.
@@ -27,10 +30,12 @@ class Output:
         self.quiet = quiet
         self.stderr = Console(stderr=True, highlight=False)
         self._stdout = Console(highlight=False)
+        # Nothing else may be mixed with a file that goes to stdout.
+        self._is_taken = False
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or a map on stdout; not with --json or -q."""
-        if not self.as_json and not self.quiet:
+        if self._is_open:
             self._stdout.print(renderable)
 
     def line(self, text: str = "") -> None:
@@ -38,8 +43,38 @@ class Output:
 
         Prints nothing with --json or -q. The line never wraps, since it may be a command to copy.
         """
-        if not self.as_json and not self.quiet:
+        if self._is_open:
             self._stdout.print(printable(text), markup=False, soft_wrap=True)
+
+    @property
+    def _is_open(self) -> bool:
+        return not self.as_json and not self.quiet and not self._is_taken
+
+    def file(self, path: Path, text: str, inputs: Sequence[Path]) -> None:
+        """Write the file of -o; `-` and the names of stdout are stdout, which then gets nothing else.
+
+        Args:
+            inputs: the files that the command read, which it does not replace.
+
+        Raises:
+            UsageError: conflicting_options, stdout has the data of --json; or as `write_output`.
+            ResultError: as `write_output`.
+        """
+        if not _is_stdout(path):
+            # It loads numpy, which --help does not need.
+            from ..results.output import write_output
+
+            write_output(path, text, inputs)
+            return
+        if self.as_json:
+            raise UsageError(
+                f"both --json and -o {path} write to stdout", reason="conflicting_options", hint="leave out one"
+            )
+        self._is_taken = True
+        if sys.stdout.isatty():
+            text = "\n".join(map(printable, text.split("\n")))
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     def next(self, *words: str) -> None:
         """Print the next command to type; not with --json or -q."""
@@ -64,6 +99,16 @@ class Output:
         self.stderr.print(printable(f"error: {error} ({error.reason})"), markup=False, soft_wrap=True)
         if error.hint:
             self.stderr.print(printable(f"hint: {error.hint}"), markup=False, soft_wrap=True)
+
+
+def _is_stdout(path: Path) -> bool:
+    """Whether a path is `-`, or a name of this process's stdout such as /dev/stdout."""
+    if str(path) == "-":
+        return True
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
 
 
 def open_output(as_json: bool, quiet: bool) -> Output:

@@ -10,7 +10,6 @@ from ..errors import UsageError
 from ..report.data import Shown, ShownEntry, read_shown
 from ..report.grid import place_of
 from ..report.terminal import TerminalMap
-from ..results.atomic import write_atomically
 from ..results.result import Module
 from ..selection.select import Selection, check_percent, select
 from ..text import counted
@@ -35,7 +34,7 @@ def report_command(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write an HTML page instead, which works offline (extra: report)",
+            help="Write an HTML page instead, which works offline; - is stdout (extra: report)",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -46,15 +45,13 @@ def report_command(
     check_percent(top_percent)
     if len(results) > 2:
         raise UsageError("report accepts one result or two", reason="too_many_results")
-    if page is not None and page.resolve() in [path.resolve() for path in results]:
-        raise UsageError(f"{page} is the result itself", reason="conflicting_options", hint="e.g. -o report.html")
     everything = [read_shown(path) for path in results]
     selections = [_select(shown, top_percent) for shown in everything]
     if page is not None:
         # It is imported only now, since the map in a terminal does not need it.
         from ..report.page import render
 
-        write_atomically(page, render(everything, top_percent=top_percent))
+        output.file(page, render(everything, top_percent=top_percent), results)
     for shown, selection in zip(everything, selections, strict=True):
         for note in shown.notes:
             output.warn(f"{shown.name}: {note}" if len(everything) > 1 else note)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from ..errors import UsageError
 from ..model.parameters import GIVEN, Names, read_names
 from ..numerics.metrics import SPECTRUM, metric_of
-from ..results.atomic import write_atomically
 from ..results.result import Result
 from ..selection.budget import Needs, Recipe, fit, needs
 from ..selection.diagnose import Diagnostics, diagnose
@@ -96,9 +95,7 @@ def select_command(
     outcome = _Outcome(selection, diagnose(opened, selection), need)
     text = trainer.render(selection, names)
     path = file or _path_of(result, selection, trainer)
-    if path.resolve() in (result.with_suffix(".json").resolve(), result.with_suffix(".sqlite").resolve()):
-        raise UsageError(f"{path} is the result itself", reason="conflicting_options", hint="e.g. -o another.file")
-    write_atomically(path, text)
+    output.file(path, text, [result] if names_file is None else [result, names_file])
     _present(output, outcome, trainer, path, names)
     if budget is not None:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")

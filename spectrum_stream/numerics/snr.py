@@ -133,6 +133,30 @@ def score(
     )
 
 
+def quick_score(singular_values: np.ndarray, n: int, m: int) -> float:
+    """Compute Spectrum's score alone, many times as fast as `score`, and equal but for the last digits.
+
+    Args:
+        singular_values: float64, (min(n, m),), descending, finite, not negative.
+        n, m: the shape of the matrix.
+    """
+    s, last = singular_values, len(singular_values) - 1
+    if last == 0:
+        return 1.0
+    if s[0] == 0:
+        return 0.0
+    q75, q25 = (_interpolate(s, last * share) for share in (0.25, 0.75))
+    tau = (q75 - q25) / _IQR * (1 + math.sqrt(min(n, m) / max(n, m)))
+    above = len(s) - int(np.searchsorted(s[::-1], tau, side="right"))
+    signal, noise = (float((part / s[0]).sum()) for part in (s[:above], s[above:]))
+    return min(signal / noise / float(s[0]), sys.float_info.max) if noise else signal
+
+
+def _interpolate(s: np.ndarray, at: float) -> float:
+    below = int(at)
+    return float(s[below]) + (float(s[min(below + 1, len(s) - 1)]) - float(s[below])) * (at - below)
+
+
 def _find_degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
     if len(s) == 1:
         return Degeneracy.VECTOR

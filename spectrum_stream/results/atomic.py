@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, even after a crash.
+"""Write files that are whole or absent, even after a crash, and never through a link.
 
     write     to a temporary file in the same folder, since a rename is atomic only within a file system
     fsync     the bytes, or a rename could reach the disk before them
@@ -7,15 +7,26 @@
 
 Every step that changes the disk calls `before` first, the commits of a record included. Tests use it to count the
 steps, to let one fail, or to end the process.
+
+Other programs can put links, FIFOs and devices under our names. A rename replaces a link and leaves its target alone.
+Other things that are not regular files stay as they are, and are an error.
 """
 
+import contextlib
 import glob
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import ResultError
+
+# Windows has neither of these flags.
+_UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0)
+_UNBLOCKED = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def _nothing(step: str, path: Path) -> None:
@@ -34,28 +45,115 @@ def write_atomically(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        before("write", path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary_file(path) as temporary:
+            before("write", path)
+            with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 before("fsync", path)
                 os.fsync(file.fileno())
-            # mkstemp makes files for one user only; a result is as readable as any other file.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
             before("replace", path)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            temporary.replace(path)
         before("sync", path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise ResultError(f"{path} cannot be written: {error.strerror}", reason="unwritable") from error
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Make an empty file next to `path`, which is to be renamed to it, and remove what is left of it.
+
+    Raises:
+        ResultError: unwritable, a FIFO, a device or a folder has the name `path`. OSError: it cannot be made.
+    """
+    check_replaceable(path)
+    remove_leftovers(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        # mkstemp makes files for one user only; a result is as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        yield temporary
+    finally:
+        for left in (temporary, *companions(temporary)):
+            left.unlink(missing_ok=True)
+
+
+def companions(database: Path) -> list[Path]:
+    """Return the paths of the files that SQLite keeps next to a database."""
+    return [database.with_name(f"{database.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise unless a rename may replace `path`: it is absent, a regular file or a link.
+
+    Raises:
+        ResultError: unwritable. OSError.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise _not_a_file(path, "unwritable")
+
+
+def check_own_file(path: Path) -> os.stat_result | None:
+    """Return the status of a file that is to be opened for writing, or None if it is absent.
+
+    A hard link is as bad as a symbolic one: another name of the same file belongs to somebody else.
+
+    Raises:
+        ResultError: unwritable, it is not a regular file or has more than one name. OSError.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise _not_a_file(path, "unwritable")
+    return status
+
+
+def open_own_file(path: Path) -> int:
+    """Open a file for reading and writing, without following a link; make it if it is absent.
+
+    Raises:
+        ResultError: unwritable, as `check_own_file`. OSError.
+    """
+    check_own_file(path)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | _UNFOLLOWED | _UNBLOCKED | _BINARY, 0o666)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise _not_a_file(path, "unwritable")
+    return handle
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open an untrusted file for reading, at once and only if it is a regular file; a link is followed.
+
+    Raises:
+        ResultError: unreadable, it is not a regular file. OSError.
+    """
+    # A FIFO would block an ordinary `open` until somebody writes to it.
+    file = os.fdopen(os.open(path, os.O_RDONLY | _UNBLOCKED | _BINARY), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_a_file(path, "unreadable")
+    return file
+
+
+def _not_a_file(path: Path, reason: str) -> ResultError:
+    return ResultError(
+        f"{path} is a link, a folder, a FIFO or a device, or has a second name, and not a file of its own",
+        reason=reason,
+        hint="move it away, or use another name",
+    )
 
 
 def _prefix(path: Path) -> str:
@@ -63,12 +161,14 @@ def _prefix(path: Path) -> str:
     return f".{path.name[:100]}."
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed processes that wrote this file."""
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp*"):
         pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):
-            leftover.unlink(missing_ok=True)
+            # A folder of this name is not ours, and does no harm.
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def _is_running(pid: int) -> bool:
@@ -84,7 +184,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk."""
     # Windows cannot open folders.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

@@ -9,6 +9,7 @@ Nothing is downloaded, and no weight is read. Only a scan can check that the sco
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Set
@@ -20,14 +21,13 @@ from typing import Any
 from ..errors import ResultError
 from ..model.names import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
 from ..numerics.snr import TOLERANCE, score
+from .atomic import open_regular
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
-from .record import Record, Records, open_records, record_path
+from .record import FLOAT32_STEP, Record, Records, open_records, record_path
 from .result import MAX_RESULT_NBYTES, modules_of
 
 # A provenance with a thousand shards has 150 kB.
 _MAX_PROVENANCE_NBYTES = 10_000_000
-# A recorded singular value has at most half of this as its relative error.
-_FLOAT32_STEP = 2.0**-23
 _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "schema_version": int,
     "model": str,
@@ -83,11 +83,11 @@ def check(result: Path) -> list[Finding]:
     if name is None or slug(name) != name or not 0 < len(name) <= MAX_SLUG_LENGTH:
         findings.append(Finding(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
     try:
-        if result.stat().st_size > MAX_RESULT_NBYTES:
-            raise ValueError("it is too large")
-        pairs = json.loads(result.read_text("utf-8"), object_pairs_hook=_Pairs)
+        pairs = json.loads(_read(result, MAX_RESULT_NBYTES), object_pairs_hook=_Pairs)
     except OSError as error:
         return [*findings, Finding(Reason.UNREADABLE, f"{error.strerror}")]
+    except ResultError as error:
+        return [*findings, Finding(Reason.UNREADABLE, str(error))]
     except (ValueError, RecursionError) as error:
         return [*findings, Finding(Reason.NOT_JSON, str(error))]
     if not isinstance(pairs, _Pairs):
@@ -96,7 +96,7 @@ def check(result: Path) -> list[Finding]:
     findings += _check_entries(pairs, scores)
     provenance, more = _read_provenance(result)
     findings += more
-    if record_path(result).exists():
+    if os.path.lexists(record_path(result)):
         try:
             with open_records(record_path(result)) as records:
                 more = list(_check_record(records, scores, {module for module, _ in pairs}, provenance))
@@ -104,6 +104,14 @@ def check(result: Path) -> list[Finding]:
             return [*findings, Finding(Reason.BAD_RECORD, str(error))]
         findings += more
     return findings
+
+
+def _read(path: Path, max_nbytes: int) -> bytes:
+    with open_regular(path) as file:
+        data = file.read(max_nbytes + 1)
+    if len(data) > max_nbytes:
+        raise ValueError("it is too large")
+    return data
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -145,12 +153,10 @@ def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]
 def _read_provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     path = provenance_path(result)
     try:
-        if path.stat().st_size > _MAX_PROVENANCE_NBYTES:
-            raise ValueError("it is too large")
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(_read(path, _MAX_PROVENANCE_NBYTES))
     except FileNotFoundError:
         return None, [Finding(Reason.NO_PROVENANCE, f"{path.name} is missing; --write-provenance writes it")]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ResultError, ValueError, RecursionError) as error:
         return None, [Finding(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
     findings = list(_check_provenance(result, data))
     return None if any(f.reason is Reason.BAD_PROVENANCE for f in findings) else data, findings
@@ -210,7 +216,7 @@ def _check_record(
 def _score_again(record: Record) -> Record:
     """Compute the score again, and drop the singular values to save memory."""
     s = record.singular_values.astype("float64")
-    again = None if record.score is None else score(s, record.n, record.m, errors=s * _FLOAT32_STEP)
+    again = None if record.score is None else score(s, record.n, record.m, errors=s * FLOAT32_STEP)
     return replace(record, score=again, singular_values=record.singular_values[:0].copy())
 
 

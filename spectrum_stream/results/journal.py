@@ -4,11 +4,11 @@ It is an SQLite file because SQLite survives crashes, has locks and is in the st
 """
 
 import contextlib
+import errno
 import json
 import os
-import socket
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,17 +16,39 @@ from typing import Any, Self
 from ..errors import ResultError
 from ..model.parameters import GIVEN
 from . import atomic
-from .record import COLUMNS, SCHEMA_VERSION, Record, from_row, to_row
+from .holder import Holder, holder_of
+from .record import (
+    COLUMNS,
+    SCHEMA_VERSION,
+    TABLES,
+    Record,
+    check_schema,
+    corrupt,
+    follows_from_spectrum,
+    foreign_journal,
+    limit_steps,
+    open_records,
+    protect,
+    read_rows,
+    read_source,
+    to_row,
+)
 
-# Long enough for another scan to finish a row, and too short to look like a hang.
+_INSERT = f"INSERT OR REPLACE INTO matrices VALUES ({', '.join('?' * len(COLUMNS))})"
+
+# Long enough for another scan to end, and too short to look like a hang.
 _LOCK_WAIT_S = 1.0
-
-
-_SCHEMA = f"""
-PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE IF NOT EXISTS source (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS matrices ({", ".join(COLUMNS)}, PRIMARY KEY (module));
-"""
+# The error codes of SQLite that say that a file is in use, or cannot be written. All others are about its content.
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_UNWRITABLE = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOLFS,
+    sqlite3.SQLITE_PROTOCOL,
+)
 
 
 class Journal:
@@ -47,6 +69,7 @@ class Journal:
         names: Sequence[str] = (),
         weights: int = 0,
         fresh: bool = False,
+        others: Set[str] = frozenset(),
     ) -> None:
         """Open the record at `path`, or start one.
 
@@ -57,52 +80,107 @@ class Journal:
                 are deleted. Downloading or deleting a shard of a commit does not change the state.
             names: the weights of the model. No row depends on them, nor on `weights`.
             weights: the number of weights in its matrices.
-            fresh: replace a record that is damaged, belongs to another checkpoint, or uses other names.
+            fresh: replace the record by a new file; a record that is damaged, belongs to another checkpoint, or uses
+                other names is an error otherwise.
+            others: the modules that a fresh scan does not compute. Their rows are copied from the old record if it
+                is sound and of the same state; otherwise they are lost. Without such modules it is not even opened.
 
         Raises:
             ResultError: other_model, the record belongs to another checkpoint; other_names; locked; corrupt;
-                unwritable.
+                unwritable, also a link or something else has the name of one of the files.
         """
         self.path = path
         self.dropped = 0
-        # This file tells other scans which process has the record open. SQLite's lock ends with the process.
-        self._holder = path.with_name(f".{path.stem}.holder")
+        # JSON has no tuples, so both sides of a comparison must have been read from JSON.
+        identity = json.loads(json.dumps(dict(identity)))
         kept = json.dumps({"names": list(names), "weights": weights})
-        try:
-            self._open(identity, kept, fresh)
-        except ResultError as error:
-            if error.reason != "corrupt" or not fresh:
-                raise
-            for leftover in (path, path.with_name(f"{path.name}-wal")):
-                leftover.unlink(missing_ok=True)
-            self._open(identity, kept, False)
-        with contextlib.suppress(OSError):
-            self._holder.write_text(f"{os.getpid()} {socket.gethostname()}", "utf-8")
-
-    def _open(self, identity: Mapping[str, Any], names: str, fresh: bool) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_WAIT_S)
-        except (OSError, sqlite3.OperationalError) as error:
-            raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
-        try:
+        with contextlib.ExitStack() as opened:
             with self._report_errors():
-                # An exclusive lock needs no shared memory, which network file systems do not have.
-                self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._check_version()
-                self._db.executescript(_SCHEMA)
-                self._adopt(dict(identity), names, fresh)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # This lock keeps other scans from the record while it is replaced.
+                self._holder = Holder(path.with_name(f".{path.stem}.holder"), _LOCK_WAIT_S)
+            opened.callback(self._holder.close)
+            with self._report_errors():
+                if fresh or not self._exists():
+                    self._create(identity, kept, self._copy_of(identity, others) if fresh else [])
+                self._db = self._open()
+                opened.callback(self._db.close)
+                self._adopt(identity, kept)
+            opened.pop_all()
+
+    def _exists(self) -> bool:
+        """Whether there is a record that may be opened for writing."""
+        status = atomic.check_own_file(self.path)
+        wal, _, journal = atomic.companions(self.path)
+        if status is None or status.st_size == 0:
+            return False
+        if os.path.lexists(journal):
+            raise foreign_journal(journal)
+        atomic.check_own_file(wal)
+        return True
+
+    def _create(self, identity: Mapping[str, Any], names: str, records: Iterable[Record]) -> None:
+        """Put a new record in place of the old one, which is not opened."""
+        with atomic.temporary_file(self.path) as temporary:
+            with contextlib.closing(self._connect(temporary)) as db:
+                # The file is not in its place yet, so it needs no journal.
+                db.execute("PRAGMA journal_mode = MEMORY")
+                db.execute("BEGIN")
+                for table in TABLES:
+                    db.execute(table)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                db.execute("INSERT INTO source VALUES ('identity', ?)", (json.dumps(identity),))
+                db.execute("INSERT INTO source VALUES ('names', ?)", (names,))
+                db.executemany(_INSERT, map(to_row, records))
+                db.execute("COMMIT")
+                db.execute("PRAGMA journal_mode = WAL")
+            atomic.before("commit", self.path)
+            for left in atomic.companions(self.path):
+                left.unlink(missing_ok=True)
+            temporary.replace(self.path)
+        atomic.sync_folder(self.path.parent)
+
+    def _copy_of(self, identity: Mapping[str, Any], modules: Set[str]) -> list[Record]:
+        """Read the rows of some modules from an old record, if it is sound and of the same state."""
+        if not modules:
+            return []
+        with contextlib.suppress(ResultError), open_records(self.path) as old:
+            if _is_same_state(old.identity, identity):
+                return [r for r in old.rows if r.module in modules and follows_from_spectrum(r)]
+        return []
+
+    def _open(self) -> sqlite3.Connection:
+        before = self.path.lstat()
+        db = self._connect(self.path)
+        try:
+            # An exclusive lock needs no shared memory, which network file systems do not have.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            check_schema(db)
+            limit_steps(db)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            # SQLite opens a file by its name, which could have become a link meanwhile.
+            if not os.path.samestat(self.path.lstat(), before):
+                raise OSError(errno.ESTALE, "it was replaced while it was opened", str(self.path))
         except BaseException:
-            self._db.close()
+            db.close()
             raise
+        return db
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        # This mode does not create a file.
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_WAIT_S)
+        protect(db)
+        return db
 
     def records(self) -> dict[str, Record]:
         """Read all rows, by module."""
         with self._report_errors():
-            rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM matrices").fetchall()
-            return {record.module: record for record in map(from_row, rows)}
+            limit_steps(self._db)
+            files = (self.path, *atomic.companions(self.path))
+            nbytes = sum(file.stat().st_size for file in files if file.exists())
+            return {record.module: record for record in read_rows(self._db, nbytes)}
 
     def reuse(
         self,
@@ -111,6 +189,8 @@ class Journal:
         is_stale: Callable[[Record], bool],
     ) -> dict[str, Record]:
         """Read the rows that need not be computed again, by module, and delete the others.
+
+        A score that does not follow from its singular values is computed again.
 
         The rows get the groups and parameters of this scan. The grouping of experts changes no number, but a record
         must have the names of its result.
@@ -133,7 +213,9 @@ class Journal:
             for module, record in renamed.items()
             if (record.group, record.parameter) != (rows[module].group, rows[module].parameter)
         )
-        stale = {module for module, record in renamed.items() if is_stale(record)}
+        stale = {
+            module for module, record in renamed.items() if is_stale(record) or not follows_from_spectrum(record)
+        }
         self._delete(sorted(stale))
         return {module: record for module, record in renamed.items() if module not in stale}
 
@@ -159,40 +241,29 @@ class Journal:
 
         Once this returns, the row survives the end of the process.
         """
-        marks = ", ".join("?" * len(COLUMNS))
         with self._report_errors():
             atomic.before("commit", self.path)
-            self._db.execute(f"INSERT OR REPLACE INTO matrices VALUES ({marks})", to_row(record))
+            self._db.execute(_INSERT, to_row(record))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         atomic.before("close", self.path)
-        self._holder.unlink(missing_ok=True)
+        # The lock goes last, since the next scan may open the record as soon as it is gone.
         self._db.close()
+        self._holder.close()
 
-    def _check_version(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version != SCHEMA_VERSION:
-            raise ResultError(
-                f"{self.path} was written by another version of this program, or by another program",
-                reason="corrupt",
-                hint="start over with --fresh",
-            )
-
-    def _adopt(self, identity: dict[str, Any], names: str, fresh: bool) -> None:
+    def _adopt(self, identity: dict[str, Any], names: str) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        row = self._db.execute("SELECT value FROM source WHERE key = 'identity'").fetchone()
-        recorded = json.loads(row[0]) if row else None
-        if recorded is not None and not fresh and recorded["path"] != identity["path"]:
+        recorded, *others = read_source(self._db)
+        if recorded["path"] != identity["path"]:
             raise ResultError(
                 f"{self.path} is the record of another checkpoint, {recorded['path']}",
                 reason="other_model",
                 hint="give this scan a name with --name, or start over with --fresh",
             )
-        if recorded is not None and not fresh and _names_of(recorded) != _names_of(identity):
+        if _names_of(recorded) != _names_of(identity):
             given = "FILE, with the same list," if recorded["names"] == GIVEN else f"{recorded['names']},"
             raise ResultError(
                 f"{self.path} uses other names ({recorded['names']}) than this scan ({identity['names']})",
@@ -200,45 +271,38 @@ class Journal:
                 hint=f"use the names of the record with --names {given} give this scan a name with --name, "
                 "or start over with --fresh",
             )
-        # JSON has no tuples, so both sides of the comparison must have been read from JSON.
-        identity = json.loads(json.dumps(identity))
-        recorded_names = self._db.execute("SELECT value FROM source WHERE key = 'names'").fetchone()
-        if recorded != identity or recorded_names != (names,):
+        if recorded != identity or json.dumps(dict(zip(("names", "weights"), others, strict=True))) != names:
             atomic.before("commit", self.path)
-            if recorded is None or not _is_same_state(recorded, identity):
+            if not _is_same_state(recorded, identity):
                 self.dropped = self._db.execute("DELETE FROM matrices").rowcount
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('identity', ?)", (json.dumps(identity),))
             self._db.execute("INSERT OR REPLACE INTO source VALUES ('names', ?)", (names,))
         self._db.execute("COMMIT")
 
-    def _held_by(self) -> str:
-        try:
-            with self._holder.open(encoding="utf-8") as file:
-                pid, _, host = file.read(300).partition(" ")
-        except (OSError, ValueError):
-            return ""
-        return f", process {pid} on {host}" if pid.isdecimal() and host else ""
-
     @contextlib.contextmanager
     def _report_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
-            raise ResultError(
-                f"{self.path} is in use by another scan{self._held_by()}",
-                reason="locked",
-                hint="run the same command when that scan has ended",
-            ) from error
+        except BlockingIOError as error:
+            raise self._locked() from error
         except OSError as error:
             raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error
-        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ResultError(
-                f"{self.path} is damaged or not a record of a scan",
-                reason="corrupt",
-                hint="start over with --fresh",
-            ) from error
+        except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            # The lower bits of a code tell variants of it apart.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in _IN_USE:
+                raise self._locked() from error
+            if code in _UNWRITABLE:
+                raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
+            raise corrupt(self.path) from error
+
+    def _locked(self) -> ResultError:
+        by = holder_of(self.path.with_name(f".{self.path.stem}.holder"))
+        return ResultError(
+            f"{self.path} is in use by another scan{by and f', {by}'}",
+            reason="locked",
+            hint="run the same command when that scan has ended",
+        )
 
 
 def _names_of(identity: Mapping[str, Any]) -> tuple[str, str | None]:

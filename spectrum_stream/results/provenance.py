@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import ResultError, UsageError
 from ..model.names import slug
 from ..text import VERSION
-from .atomic import write_atomically
+from .atomic import open_regular, write_atomically
 from .record import open_records, record_path
 
 SCHEMA_VERSION = 1
@@ -30,6 +30,11 @@ def provenance_path(result: Path) -> Path:
     return result.with_name(f"provenance_{result.name.removeprefix(RESULT_PREFIX)}")
 
 
+def is_provenance(data: Any) -> bool:
+    """Whether the content of a JSON file is a provenance."""
+    return isinstance(data, dict) and {"schema_version", "result_sha256"} <= data.keys()
+
+
 def slug_of(result: Path) -> str | None:
     """Return the slug in the name of a result file; None for other names."""
     name = result.name
@@ -38,8 +43,12 @@ def slug_of(result: Path) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Compute the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        ResultError: unreadable, it is not a regular file. OSError.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,6 +10,7 @@ scores; otherwise it belongs to another scan. Results of other programs can be r
 import contextlib
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from ..errors import ResultError
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
-from .atomic import write_atomically
+from .atomic import open_regular, write_atomically
 from .record import Record, Records, open_records, record_path
 
 # The largest published result (28,800 modules) is 3 MB, and a selection is smaller than its result.
@@ -129,7 +130,7 @@ class Result:
         wants_record = asked.suffix == ".sqlite"
         if wants_record:
             path = asked.with_suffix(".json")
-            if asked.exists() and not path.exists():
+            if os.path.lexists(asked) and not os.path.lexists(path):
                 # The matrices of an unfinished scan are parts of groups and would be ranked like whole groups.
                 raise ResultError(
                     f"{asked} has no result next to it, so its scan has not ended",
@@ -349,9 +350,12 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
         ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
     """
     try:
-        if path.stat().st_size > MAX_RESULT_NBYTES:
+        with open_regular(path) as file:
+            # A file can grow while it is read, so its size is not asked for.
+            data = file.read(MAX_RESULT_NBYTES + 1)
+        if len(data) > MAX_RESULT_NBYTES:
             raise ResultError(f"{path} is too large for a {what}", reason="too_large")
-        return path.read_text("utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise ResultError(f"there is no {what} at {path}", reason="no_such_result", hint=hint) from error
     except OSError as error:
@@ -377,6 +381,11 @@ def _read(path: Path) -> tuple[list[Module], bool]:
         if (modules := parse(data)) and not any(_SURROGATE.search(f"{m.name}{m.group}") for m in modules):
             return modules, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
+
+
+def is_result(data: Any) -> bool:
+    """Whether the content of a JSON file is a result, in the schema that scans write."""
+    return bool(_parse_modules(data))
 
 
 def _parse_modules(data: Any) -> list[Module] | None:

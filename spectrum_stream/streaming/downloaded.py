@@ -1,7 +1,13 @@
-"""Matrices of a remote shard that is downloaded whole, and then deleted or kept in the user's cache."""
+"""Matrices of a remote shard that is downloaded whole, and then deleted or kept in the user's cache.
+
+.snr_results_{slug}.shards/              the folder of temporary shards, which is deleted at the end of a scan
+.snr_results_{slug}.shards/CACHEDIR.TAG  marks it as ours; a folder without this file is neither used nor emptied
+"""
 
 import contextlib
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +19,69 @@ from .bounded import Budgets
 from .decode import Read
 from .mapped import read_mapped
 from .parts import PartReader
+
+_MARKER = "CACHEDIR.TAG"
+# Programs that make backups know the first line (https://bford.info/cachedir/).
+_MARKER_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This folder holds temporary shards of spectrum_stream, which deletes it at the end of a scan.
+"""
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of temporary shards, with its marker; nothing if there is one already.
+
+    Raises:
+        SourceError: not_our_folder, a link or something else has its name. OSError.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder):
+            if _is_ours(folder):
+                return
+            # A killed process may have left it empty. A link or a folder with files cannot be removed in this way.
+            folder.rmdir()
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            raise
+        raise SourceError(
+            f"{folder} is for temporary shards, but this program did not make it",
+            reason="not_our_folder",
+            hint="move it away, or use --fetch range",
+        ) from error
+    with (folder / _MARKER).open("xb") as file:
+        file.write(_MARKER_TEXT)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete the folder of temporary shards if it is ours. Links are not followed."""
+    if not _is_ours(folder):
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name == _MARKER:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                # Windows cannot delete a mapped file. The next scan does.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        # The marker goes last, or a folder that is deleted in part would not be ours any more.
+        if [path.name for path in folder.iterdir()] == [_MARKER]:
+            (folder / _MARKER).unlink()
+            folder.rmdir()
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        marker = folder / _MARKER
+        if not stat.S_ISDIR(folder.lstat().st_mode) or not stat.S_ISREG(marker.lstat().st_mode):
+            return False
+        with marker.open("rb") as file:
+            return file.read(len(_MARKER_TEXT) + 1) == _MARKER_TEXT
+    except OSError:
+        return False
 
 
 def read_downloaded(
@@ -31,11 +100,11 @@ def read_downloaded(
         folder: the folder for the shard; made if it is missing.
 
     Raises:
-        Closed; SourceError: disk_full; as `RemoteShard.download` and `read_mapped`.
+        Closed; SourceError: disk_full, not_our_folder; as `RemoteShard.download` and `read_mapped`.
     """
     budgets.shards.take(1)
     budgets.disk.take(shard.nbytes)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free
     if free < shard.nbytes:
         raise SourceError(

@@ -10,7 +10,6 @@ matrices that it holds.
 
 import logging
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from ..numerics.schedule import Item
 from ..text import si_bytes
 from .bounded import Budgets, Closed, Traffic
 from .decode import Read, Release
-from .downloaded import read_cached, read_downloaded
+from .downloaded import read_cached, read_downloaded, remove_folder
 from .fetch import Fetch
 from .mapped import read_mapped
 from .parts import PartReader
@@ -83,7 +82,8 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
     def __enter__(self) -> Self:
-        self._remove_folder()
+        # A killed process may have left shards there. Only one scan at a time writes to one result.
+        remove_folder(self._folder)
         self._thread.start()
         return self
 
@@ -92,7 +92,7 @@ class Prefetcher:
         self._budgets.close()
         self._thread.join(_JOIN_S)
         self._releases.clear()
-        self._remove_folder()
+        remove_folder(self._folder)
 
     def __iter__(self) -> Iterator[Item | None]:
         while True:
@@ -176,7 +176,3 @@ class Prefetcher:
             raise Closed
         with self._lock:
             self._traffic.fetched_nbytes += nbytes
-
-    def _remove_folder(self) -> None:
-        # A killed process may have left shards there. Only one scan at a time writes to one result.
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,111 @@
+"""Write a file that the user named, such as with -o.
+
+absent, regular     written as a whole, also behind a link, which stays a link
+FIFO, terminal      opened and written, never replaced: `-o /dev/stdout`, `-o >(less)`
+result, record      an error: a scan takes hours, and no other output may replace what it wrote
+anything else       an error: a folder, a socket, a disk
+"""
+
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ResultError, UsageError
+from .atomic import open_regular, write_atomically
+from .provenance import is_provenance
+from .result import MAX_RESULT_NBYTES, is_result
+
+_SQLITE = b"SQLite format 3\0"
+# Long enough for the reader of a FIFO to start, and too short to look like a hang.
+_READER_WAIT_S = 5.0
+_ASK_AGAIN_S = 0.05
+
+
+def write_output(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
+    """Write a file that the user named.
+
+    Args:
+        inputs: the files that the command read.
+
+    Raises:
+        UsageError: conflicting_options, the file is one of the inputs, a result, its record or its provenance.
+        ResultError: unwritable; a file that was there is intact.
+    """
+    try:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise ResultError(f"{path} is a link to nothing", reason="unwritable") from None
+            status = None
+        if status is None or stat.S_ISREG(status.st_mode):
+            check_output(path, inputs)
+            real = Path(os.path.realpath(path))
+            if status is None or real.exists():
+                write_atomically(real, text)
+                return
+        elif not stat.S_ISFIFO(status.st_mode) and not stat.S_ISCHR(status.st_mode):
+            raise ResultError(f"{path} is not a file that can be written", reason="unwritable")
+        # A deleted file is still there for a process that has it open, as /dev/fd/3.
+        _write_into(path, text)
+    except OSError as error:
+        raise ResultError(f"{path} cannot be written: {error.strerror}", reason="unwritable") from error
+
+
+def check_output(path: Path, inputs: Sequence[Path] = ()) -> None:
+    """Raise if a file is an input, a result, its record or its provenance, or a new file has the name of a record.
+
+    Raises:
+        UsageError: conflicting_options.
+    """
+    real = Path(os.path.realpath(path))
+    is_input = str(real) in map(os.path.realpath, inputs)
+    if not is_input and not real.suffix.startswith(".sqlite") and not _is_of_a_scan(real):
+        return
+    raise UsageError(
+        f"{path} is {'an input of this command' if is_input else 'a result, its record or its provenance'}",
+        reason="conflicting_options",
+        hint="write to another file, or delete this one first",
+    )
+
+
+def _is_of_a_scan(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            begin = file.read(len(_SQLITE))
+            if begin == _SQLITE:
+                return True
+            if not begin.lstrip().startswith(b"{"):
+                return False
+            text = begin + file.read(MAX_RESULT_NBYTES)
+    except (OSError, ResultError):
+        return False
+    try:
+        data: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return is_result(data) or is_provenance(data)
+
+
+def _write_into(path: Path, text: str) -> None:
+    """Write to a FIFO, to a device, or to an open file that has no name."""
+    # A FIFO without a reader would block, and a terminal could become the one that controls this process.
+    flags = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    deadline = time.monotonic() + _READER_WAIT_S
+    while True:
+        try:
+            handle = os.open(path, flags)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(_ASK_AGAIN_S)
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(handle, True)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)

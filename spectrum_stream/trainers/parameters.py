@@ -8,9 +8,10 @@ from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
 from ..model.config import ModelConfig
-from ..model.names import is_extra_layer, module_of
+from ..model.names import find_tied_head, is_extra_layer, module_of
 from ..model.parameters import Names, renaming
 from ..model.quantization import is_companion, parameter_of
+from ..model.ties import find_stored_ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +68,8 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         there = rename.of(name)
         # A stored tensor that is only a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.origin, {}, warning=rename.warning)
+    tied = dict(find_stored_ties(checkpoint, config).owners)
+    if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
+        tied[f"{head[0]}.weight"] = head[1]
+    owners = {rename.of(name): rename.of(parameter_of(owner)) for name, owner in tied.items()}
+    return Parameters(renamed, rename.origin, owners, warning=rename.warning)

@@ -23,9 +23,11 @@ from .quantization import is_companion
 
 LIMIT = 0.01
 
-# Large tensors that are not weights of a layer: biases, masks, positions, codebooks and the state matrix of Mamba.
+# Large tensors that are not weights of a layer: biases, masks, positions, queries, codebooks, decays of a state.
 _OTHER = re.compile(
-    r"bias|mask|(^|[._])(rel_)?pos(_|ition|$)|rotary|freq|latent|codebook|embed_(avg|sum)|running_|A_log", re.IGNORECASE
+    r"bias|mask|(^|[._])(rel_)?pos(_|ition|$)|rotary|freq|latent|(^|[._])quer(y|ies)(_tokens?)?$"
+    r"|codebook|embed_(avg|sum)|running_|A_log|decay",
+    re.IGNORECASE,
 )
 # A kernel of a convolution is at most this long in the models of transformers, except in convolutions by name.
 _MAX_KERNEL = 15

@@ -1,7 +1,7 @@
 """The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
@@ -23,12 +23,14 @@ class Parameters:
         origin: the origin of the names, a noun phrase.
         tied: names that share another parameter, each with the name of that one.
         warning: a sentence if these are not the names that were asked for.
+        stored: the name of each parameter, or of the one that it is a part of, by the name in the checkpoint.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     origin: str
     tied: Mapping[str, str]
     warning: str | None = None
+    stored: Mapping[str, str] = field(default_factory=dict)
 
 
 def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
@@ -72,4 +74,6 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
         tied[f"{head[0]}.weight"] = head[1]
     owners = {rename.of(name): rename.of(parameter_of(owner)) for name, owner in tied.items()}
-    return Parameters(renamed, rename.origin, owners, warning=rename.warning)
+    return Parameters(
+        renamed, rename.origin, owners, warning=rename.warning, stored={name: rename.of(name) for name, _ in stored}
+    )

@@ -84,7 +84,7 @@ class Axolotl(Trainer):
         return "\n".join(lines) + "\n"
 
     def entries(self, text: str) -> list[Entry]:
-        """Read the list, or the one entry if it is a text.
+        """Read the texts of the list.
 
         Raises:
             ResultError: not_a_selection, there is no list; chosen_by_plugin, the SpectrumPlugin will make it.
@@ -116,6 +116,9 @@ class Axolotl(Trainer):
     def advise(self, entry: str) -> str | None:
         mended = entry.replace("\\.", ".").replace(".*", ".+")
         mended = mended.removesuffix(".+") if mended.endswith("..+") else mended
+        if (rows := re.search(r"(\[[0-9]*:?[0-9]*\])\$$", entry)) is not None:
+            fixed = f"{entry[: rows.start()]}${rows[1]}"
+            return f"Axolotl reads a range of rows only at the end of an entry: write `{fixed}`"
         if "\\." in entry:
             return (
                 r"Axolotl treats `.` literally and never matches `\.`: "
@@ -246,7 +249,9 @@ def _load(text: str) -> dict[str, Any]:
             "the file is a list without a key", reason="not_a_selection", hint=f"put the line `{_KEY}:` above it"
         )
     if not isinstance(config, dict):
-        raise ResultError("the file is not a config of Axolotl", reason="not_a_selection", hint="pass its --format")
+        if config is None:
+            raise ResultError("the file is empty", reason="not_a_selection", hint=f"add {_KEY} with a list")
+        raise ResultError("the file is not a config of Axolotl", reason="not_a_selection")
     return config
 
 
@@ -265,12 +270,25 @@ def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
         raise ResultError(
             f"the config has no {_KEY}{where}, so Axolotl trains all parameters",
             reason="not_a_selection",
-            hint="pass its --format" if outer is None else f"move {_KEY} to the top level, or pass its --format",
+            hint=_hint_of(config) if outer is None else f"move {_KEY} to the top level",
         )
     value = config[_KEY]
-    if isinstance(value, (list, dict)):
-        return list(value)
-    return [] if value is None else [value]
+    if value is None or isinstance(value, list):
+        return value or []
+    if isinstance(value, (str, dict)):
+        # A text can have several names, and a mapping has those that end in a colon.
+        names = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else [str(name) for name in value]
+        hint = f"write a list: `{_KEY}: [{', '.join(names)[:200]}]`"
+    else:
+        hint = "begin each entry with `- `"
+    raise ResultError(f"{_KEY} is not a list, and Axolotl accepts only a list", reason="not_a_selection", hint=hint)
+
+
+def _hint_of(config: Mapping[str, Any]) -> str | None:
+    if "spectrum_top_fraction" in config:
+        return f"add {_PLUGIN} to plugins, because spectrum_top_fraction has no effect without it"
+    # With these keys it is a config of Axolotl, and not a file of another trainer.
+    return f"add {_KEY} with a list" if config.keys() & {"base_model", "adapter", "datasets"} else None
 
 
 def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
@@ -279,14 +297,7 @@ def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
     if len(_KEY_LINE.findall(text)) > 1:
         detail = "is in the file more than once, and Axolotl reads only the last one: merge the lists"
         findings.append(Finding(Reason.DUPLICATE, _KEY, detail))
-    value = config.get(_KEY)
-    if isinstance(value, str):
-        detail = f"is a text, and Axolotl accepts only a list: write `{_KEY}: [{value[:100]!r}]`"
-        findings.append(Finding(Reason.REJECTED, _KEY, detail))
-    elif value is not None and not isinstance(value, list):
-        detail = "is not a list, and Axolotl accepts only a list: begin each entry with `- ` and end none with a colon"
-        findings.append(Finding(Reason.REJECTED, _KEY, detail))
-    for entry in value if isinstance(value, list) else ():
+    for entry in config.get(_KEY) or ():
         if not isinstance(entry, str):
             kind, mend = next(words for types, words in _NOT_TEXT if isinstance(entry, types))
             detail = f"is {kind}, and Axolotl accepts only texts: {mend}"
@@ -296,12 +307,9 @@ def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
 
 def _plugin_findings(config: Mapping[str, Any]) -> list[Finding]:
     """Find settings with which the SpectrumPlugin does not train what they say."""
-    fraction = config.get("spectrum_top_fraction", 0.5)
     if not _has_plugin(config):
-        if "spectrum_top_fraction" not in config:
-            return []
-        detail = f"has no effect without the plugin: add {_PLUGIN} to plugins, or remove it"
-        return [Finding(Reason.PLUGIN, "spectrum_top_fraction", detail)]
+        return []
+    fraction = config.get("spectrum_top_fraction", 0.5)
     findings = []
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
         detail = "is not a number, and Axolotl rejects it: write a fraction such as 0.5"
@@ -391,7 +399,7 @@ def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sha
     first = int(rows[1] or 0)
     last = int(rows[3]) if rows[3] else None if rows[2] else first + 1
     wrong = [count for count in counts if not first < (count if last is None else last) <= count]
-    return f"the parameter has {wrong[0]} rows: select some of the rows 0 to {wrong[0]}" if wrong else None
+    return f"the parameter has {wrong[0]} rows: write a range within [0:{wrong[0]}]" if wrong else None
 
 
 def _is_fsdp(config: Mapping[str, Any]) -> bool:

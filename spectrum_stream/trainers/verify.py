@@ -4,6 +4,7 @@ Trainers silently ignore wrong names. If a pattern matches nothing, the chosen p
 too much, other parameters are trained too. An empty list trains all parameters.
 """
 
+import contextlib
 import difflib
 import json
 import re
@@ -30,6 +31,8 @@ _NUMBERS = re.compile(r"\[([0-9]{2,4})-([0-9]{1,4})\]|\[([0-9])-([0-9]{2,4})\]")
 _MAX_NUMBERS = 100
 # Expressions for any number of a layer.
 _ANY_NUMBER = re.compile(r"\\d\+?|\[[0-9\-]+\][+*]?|\(\??:?[0-9|]+\)|\.[+*]|\*|\{[0-9.,\-]+\}")
+_LEAVES = ("weight", "bias")
+_SIMILAR = 0.7
 _MAX_SEARCHES = 50
 _MAX_LENGTH = 300
 _MAX_SHAPES = 1000
@@ -78,10 +81,13 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         entries, trained = reader.entries(text), reader.matches(text, names)
         conflicts = reader.conflicts(text, parameters)
     except re.error as error:
-        bad = Finding(Reason.BAD_PATTERN, str(error.pattern), f"is not a regular expression: {error.msg}")
+        mend = "write `.+` for any characters" if "repeat" in error.msg else "correct it"
+        detail = f"is not a regular expression ({error.msg}): {mend}"
+        bad = Finding(Reason.BAD_PATTERN, str(error.pattern), detail)
         return Verdict(parameters=len(names), origin=parameters.origin, findings=(bad,))
     except ResultError as error:
-        raise ResultError(f"{path}: {error}", reason=error.reason, hint=error.hint) from error
+        hint = error.hint or _find_format(text)
+        raise ResultError(f"{path}: {error}", reason=error.reason, hint=hint) from error
     except (yaml.YAMLError, SyntaxError, json.JSONDecodeError, RecursionError) as error:
         where, hint = _find_place(error, text)
         raise ResultError(
@@ -89,7 +95,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ResultError(
-            f"{path} is not a selection for {trainer}", reason="not_a_selection", hint="pass its --format"
+            f"{path} is not a selection for {trainer}", reason="not_a_selection", hint=_find_format(text)
         ) from error
     findings = _check_entries(entries, trained, parameters, reader)
     if not entries and conflicts:
@@ -119,9 +125,21 @@ def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
         hint = "indent with spaces instead of tabs"
     elif "document" in problem:
         hint = "keep one document: remove the line `---` between them"
+    elif "quoted" in str(getattr(error, "context", None)):
+        hint = "close the quotes"
     elif re.match(r"\s*(- |\S+: )?\s*[*&!%@`|>{\[]", line):
         hint = "quote entries that begin with one of * & ! % @ ` | > { ["
     return f": line {mark.line + 1}: {problem}", hint
+
+
+def _find_format(text: str) -> str:
+    """Return a hint with the formats that read a text."""
+    found = []
+    for name, trainer in TRAINERS.items():
+        # Each trainer has its own way to fail for a file of another one.
+        with contextlib.suppress(Exception):
+            found += [name] if trainer.entries(text) else []
+    return f"pass --format {' or '.join(found[:3])}, which reads it" if found else "pass its --format"
 
 
 def _check_entries(
@@ -134,7 +152,8 @@ def _check_entries(
         if (numbers := _NUMBERS.search(entry.text)) is not None:
             findings.append(Finding(Reason.DIGIT_RANGE, entry.text, _explain_numbers(numbers)))
         matches = list(own.found(entry.pattern, anchored=entry.anchored))
-        if more := sorted(match.string for match in matches if not _is_whole(match)):
+        # A lookahead matches without a character, so it names nothing.
+        if more := sorted(match.string for match in matches if match.end() and not _is_whole(match)):
             mend = f": end the entry in `{trainer.dot}`" if trainer.dot else ""
             findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {listed(more)}{mend}"))
         if matches:
@@ -150,7 +169,9 @@ def _check_entries(
         # Spectrum writes these two for every model, and trainers ignore those that the model lacks.
         elif not is_always:
             advice = trainer.advise(entry.text) or nearest.find(entry)
-            detail = f"matches no parameter; {advice}" if advice else "matches no parameter: remove it"
+            if advice is None:
+                advice = "the model has no similar name, so check that the file is for this model"
+            detail = f"matches no parameter; {advice}"
             findings.append(Finding(Reason.NO_MATCH, entry.text, detail))
     return findings
 
@@ -216,12 +237,18 @@ class _Nearest:
         return SortedNames(self._parameters.stored)
 
     @cached_property
-    def _shapes(self) -> dict[str, str]:
+    def _first(self) -> dict[str, str]:
         """The first parameter of each name without its numbers."""
-        shapes: dict[str, str] = {}
+        first: dict[str, str] = {}
         for name in self._parameters.shapes:
-            shapes.setdefault(_without_numbers(name), name)
-        return shapes
+            first.setdefault(_without_numbers(name), name)
+        return first
+
+    @cached_property
+    def _last(self) -> dict[str, str]:
+        """The last parameter of each name without its numbers, by the names of parameters and modules."""
+        last = {_without_numbers(name): name for name in self._parameters.shapes}
+        return {shape.removesuffix(".weight"): name for shape, name in last.items()} | last
 
     def find(self, entry: Entry) -> str | None:
         """Return a clause about that parameter, or None."""
@@ -229,29 +256,34 @@ class _Nearest:
         there = None if stored is None else self._parameters.stored[stored.string]
         if stored is not None and there != stored.string:
             return f"{stored.string} is the name in the checkpoint: write {there}, its name in the model"
+        if (inside := entry.text.strip(" \t\r\n,;'\"")) != entry.text:
+            return f"spaces, quotes and commas are a part of it: write {inside}"
+        if (last := self._last.get(_without_numbers(entry.text), None)) is not None:
+            return f"the model has such names with other numbers, up to {last}: correct the number"
         near = self.find_name(entry.text)
         return None if near is None else f"the model has {near}: write its name"
 
     def find_name(self, entry: str) -> str | None:
         """Return the parameter that ends like an entry, or that looks most like it."""
-        name = _read_name(entry)
-        if name is not None:
-            tail = name.split(".", 1)[-1]
-            ends = (name, f"{name}.weight", f"{tail}.weight", tail)
-            if (near := next((name for name in self._parameters.shapes if name.endswith(ends)), None)) is not None:
-                return near
         # The search takes time for each entry, and a file can have many entries for another model.
         self._searches += 1
         if self._searches > _MAX_SEARCHES or len(entry) > _MAX_LENGTH:
             return None
-        wanted = _without_numbers(_ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry)).strip("^$").replace("\\", ""))
-        found = difflib.get_close_matches(wanted, list(self._shapes)[:_MAX_SHAPES], n=1, cutoff=0.7)
-        found = found or difflib.get_close_matches(f"{wanted}.weight", list(self._shapes)[:_MAX_SHAPES], n=1, cutoff=0.7)
-        if not found:
-            return None
-        numbers = iter(re.findall(r"[0-9]+", entry))
-        same = re.sub("#", lambda _: next(numbers, "0"), found[0])
-        return same if same in self._parameters.shapes else self._shapes[found[0]]
+        if (name := _read_name(entry)) is not None:
+            tail = name.split(".", 1)[-1]
+            for end in (name, f"{name}.weight", *((f"{tail}.weight", tail) if tail not in _LEAVES else ())):
+                names = self._parameters.shapes
+                if (near := next((n for n in names if f".{n}".endswith(f".{end}")), None)) is not None:
+                    return near
+        wanted = _ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry).strip("^$")).replace("\\", "")
+        wanted = _without_numbers(wanted)
+        shapes = list(self._first)[:_MAX_SHAPES]
+        for shape in (wanted, f"{wanted}.weight"):
+            if found := difflib.get_close_matches(shape, shapes, n=1, cutoff=_SIMILAR):
+                numbers = iter(re.findall(r"[0-9]+", entry))
+                same = re.sub("#", lambda _: next(numbers, "0"), found[0])
+                return same if same in self._parameters.shapes else self._first[found[0]]
+        return None
 
 
 def _without_numbers(name: str) -> str:

@@ -18,7 +18,6 @@ from .errors import CheckpointError, ComputeError, ResultError, UsageError
 from .model import schemes
 from .model.config import ModelConfig
 from .model.matrix import Matrix
-from .model.names import is_head, module_of
 from .model.no_score import NoScore
 from .model.parameters import Names
 from .numerics import costs
@@ -245,15 +244,13 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
 
     A tied head is not a separate parameter.
     """
-    parameters = plan.inventory.parameters
-    tied = {w.parameter for w in plan.matrices if w.tied_to}
+    tied = {w.parameter for w in plan.inventory.matrices if w.tied_to}
     skipped = {schemes.parameter_of(s.tensor): s.no_score for s in plan.skipped if not schemes.is_companion(s.tensor)}
-    asked = {w.module for w in plan.matrices}
-    if not any(is_head(module_of(name)) for name in skipped):
-        # A stored head that was not asked for is among the skipped tensors, so this one is tied.
-        tied |= {name for module, name in parameters.items() if is_head(module) and module not in asked}
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
-    found = {*parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
+    found = {
+        *plan.inventory.parameters.values(),
+        *(name for name, why in skipped.items() if why not in absent),
+    }
     return tuple(sorted(found - tied))
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..model.names import is_head, is_single_expert
+from ..model.no_score import NoScore
 from ..model.parameters import GIVEN, Names
 from ..numerics.metrics import SPECTRUM, Metric
 from ..results.result import Module
@@ -91,6 +92,8 @@ def _facts(plan: Plan) -> Table:
     for sentence, tensors in skipped.items():
         each = "" if len(tensors) == 1 else "each "
         facts.add_row("skipped", escape(f"{listed(tensors)}: {each}{sentence}"))
+    if (sentence := unscored_sentence(plan)) is not None:
+        facts.add_row("not scored", escape(sentence))
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", escape(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
@@ -98,6 +101,17 @@ def _facts(plan: Plan) -> Table:
     for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
         facts.add_row("writes", escape(str(path)))
     return facts
+
+
+def unscored_sentence(plan: Plan) -> str | None:
+    """Return the share of the model that Spectrum's rule leaves out, None if it is below the limit."""
+    unscored = plan.inventory.unscored
+    if not unscored.is_notable:
+        return None
+    are = "is not a weight" if len(unscored.tensors) == 1 else "are not weights"
+    count = counted(len(unscored.tensors), "tensor", "tensors")
+    some = listed([s.tensor for s in unscored.tensors])
+    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} by Spectrum's rule: {some}"
 
 
 def score_table(
@@ -214,16 +228,18 @@ def scan_warnings(result: "ScanResult") -> list[str]:
         warnings.append(f"{record.module} has no score: {record.detail}")
     if len(result.failed) > _MAX_FAILED:
         warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
-    reasons: dict[str, list[str]] = {}
+    if (unscored := unscored_sentence(result.plan)) is not None:
+        warnings.append(unscored)
+    reasons: dict[NoScore, list[str]] = {}
     for skipped in result.plan.failures:
-        reasons.setdefault(skipped.no_score.sentence, []).append(
-            f"{skipped.tensor} ({skipped.detail or skipped.dtype})"
-        )
-    for sentence, tensors in reasons.items():
+        detail = skipped.detail or f"{skipped.dtype}{list(skipped.shape)}"
+        reasons.setdefault(skipped.no_score, []).append(f"{skipped.tensor} ({detail})")
+    for why, tensors in reasons.items():
         each = "it" if len(tensors) == 1 else "each"
+        hint = f"; {why.hint}" if why.hint else ""
         warnings.append(
-            f"{counted(len(tensors), 'weight was', 'weights were')} not scored, because {each} {sentence}: "
-            f"{listed(tensors)}"
+            f"{counted(len(tensors), 'weight was', 'weights were')} not scored, because {each} {why.sentence}: "
+            f"{listed(tensors)}{hint}"
         )
     return warnings
 
@@ -287,7 +303,10 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),
         "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
-        "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
+        "unsupported": [
+            {"tensor": s.tensor, "dtype": s.dtype, "reason": str(s.no_score)} for s in result.plan.failures
+        ],
+        "unscored": result.plan.inventory.unscored.to_dict(),
         "degenerate": {
             r.module: str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
         },

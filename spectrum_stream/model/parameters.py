@@ -185,7 +185,7 @@ def _rename_matrices(
         parameter = parameters.get(w.parameter)
         if is_extra_layer(w.module, layers) and names != GIVEN:
             not_loaded.append(w)
-        elif w.tied_to is not None:
+        elif w.tied_to is not None and parameter is None:
             kept.append(w)
         elif parameter is None or parameter in incomplete:
             kept.append(w)

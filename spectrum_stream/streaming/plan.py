@@ -6,7 +6,6 @@ is computed when the plan is made, so a plan does not change.
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..model.no_score import NoScore
 from ..model.parameters import Names, parse_names
 from ..numerics import costs
 from ..numerics.precision import Precision
-from ..text import si_bytes
+from ..text import listed, printable, si_bytes
 from .fetch import (
     Fetch,
     Transfer,
@@ -283,11 +282,13 @@ class Plan:
                     "tensor": s.tensor,
                     "dtype": s.dtype,
                     "shape": list(s.shape),
+                    "nbytes": s.nbytes,
                     "reason": str(s.no_score),
                     "detail": s.detail,
                 }
                 for s in self.skipped
             ],
+            "unscored": self.inventory.unscored.to_dict(),
             "read_nbytes": self.read_nbytes,
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
@@ -413,9 +414,20 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
 
 
 def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError:
-    counts = Counter(s.no_score for s in skipped)
-    found = ", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"
-    return CheckpointError(f"{model} has nothing to score: {found}", reason="nothing_to_score")
+    tensors: dict[NoScore, list[str]] = {}
+    for s in sorted(skipped, key=lambda s: (not s.no_score.is_failure, -s.nbytes)):
+        tensors.setdefault(s.no_score, []).append(s.tensor)
+    found = [
+        f"{len(names)} tensors ({listed(names, 2)}): each {why.sentence}" if names[1:] else f"{names[0]} {why.sentence}"
+        for why, names in tensors.items()
+    ] or ["it holds no tensors"]
+    if len(skipped) == 1:
+        found = [f"its only tensor, {skipped[0].tensor}, {skipped[0].no_score.sentence}"]
+    return CheckpointError(
+        f"{model} has nothing to score: {printable('; '.join(found[:3]))}",
+        reason="nothing_to_score",
+        hint=next((why.hint for why in tensors if why.hint), None),
+    )
 
 
 def _free_nbytes(folder: Path) -> int:

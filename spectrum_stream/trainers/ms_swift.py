@@ -69,6 +69,9 @@ class MsSwift(Trainer):
         whole = [Entry(config[_REGEX], re.compile(config[_REGEX]), False)] if config.get(_REGEX) else []
         return find_matches([*_starts(config), *whole], names)
 
+    def advise_all(self, text: str) -> str:
+        return "choose fewer" if _freezes_all(yaml.safe_load(text)) else "set freeze_parameters_ratio: 1"
+
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         config = yaml.safe_load(text)
         return adapter_findings("tuner_type", config.get("tuner_type", config.get("train_type", "full")))

@@ -1,16 +1,17 @@
 """The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
 from ..model.config import ModelConfig
-from ..model.names import is_extra_layer, module_of
+from ..model.names import find_tied_head, is_extra_layer, module_of
 from ..model.parameters import Names, renaming
 from ..model.schemes import is_companion, parameter_of
+from ..model.ties import find_stored_ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,14 @@ class Parameters:
         origin: the origin of the names, a noun phrase.
         tied: names that share another parameter, each with the name of that one.
         warning: a sentence if these are not the names that were asked for.
+        stored: the name of each parameter, or of the one that it is a part of, by the name in the checkpoint.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     origin: str
     tied: Mapping[str, str]
     warning: str | None = None
+    stored: Mapping[str, str] = field(default_factory=dict)
 
 
 def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
@@ -67,4 +70,10 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
         there = rename.of(name)
         # A stored tensor that is only a part of a parameter does not have its shape.
         renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.origin, {}, warning=rename.warning)
+    tied = dict(find_stored_ties(checkpoint, config).owners)
+    if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
+        tied[f"{head[0]}.weight"] = head[1]
+    owners = {rename.of(name): rename.of(parameter_of(owner)) for name, owner in tied.items()}
+    return Parameters(
+        renamed, rename.origin, owners, warning=rename.warning, stored={name: rename.of(name) for name, _ in stored}
+    )

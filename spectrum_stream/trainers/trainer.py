@@ -22,6 +22,12 @@ class Reason(StrEnum):
     NO_MATCH = "no_match"  # the entry matches no parameter
     TOO_MANY = "too_many"  # it also matches parameters that it does not name: layers.10 for layers.1
     BAD_PATTERN = "bad_pattern"  # the trainer cannot compile it
+    DIGIT_RANGE = "digit_range"  # a class of characters that looks like a range of numbers: [10-20]
+    DUPLICATE = "duplicate"  # the list is in the file twice, and the trainer reads one
+    REJECTED = "rejected"  # the trainer rejects the config
+    PLUGIN = "plugin"  # a plugin replaces the list when the training starts
+    FRACTION = "fraction"  # a fraction that is not between 0 and 1
+    TOWER = "tower"  # the config freezes the towers, which the entry names
     ALL_FROZEN = "all_frozen"  # nothing would be trained
     NOTHING_FROZEN = "nothing_frozen"  # everything would be trained
     TIED_HEAD = "tied_head"  # the head shares the parameter of the embedding
@@ -69,7 +75,7 @@ class Entry:
 class Trainer(ABC):
     """A trainer, or one of the files that it reads.
 
-    The methods that read a file may raise a YAMLError, SyntaxError or RecursionError for text in another language,
+    The methods that read a file raise ResultError for a file that they can name, and may raise a YAMLError, SyntaxError or RecursionError for text in another language,
     a ValueError, KeyError, TypeError, AttributeError, IndexError or OverflowError for a text that is not a selection,
     and re.error for an entry that is not a regular expression. `verify` turns all of them into sentences.
 
@@ -83,6 +89,7 @@ class Trainer(ABC):
         always_by_pattern: whether head and embedding are named by Spectrum's two patterns only. These do not match a
             head that is tied to an embedding of another name.
         label: the word for the trainer in the name of the file; default: `name`.
+        dot: an expression of the trainer for a dot, which ends an entry before a longer name; "" if there is none.
     """
 
     name: ClassVar[str]
@@ -92,6 +99,7 @@ class Trainer(ABC):
     trains_adapters: ClassVar[bool] = False
     has_result_schema: ClassVar[bool] = False
     always_by_pattern: ClassVar[bool] = False
+    dot: ClassVar[str] = ""
 
     @property
     def label(self) -> str:
@@ -124,8 +132,12 @@ class Trainer(ABC):
         return []
 
     def advise(self, entry: str) -> str | None:
-        """Explain why an entry matches nothing, if its spelling shows it."""
+        """Explain why an entry matches nothing, if its spelling shows it, and how to write it."""
         return None
+
+    def advise_all(self, text: str) -> str:
+        """Explain why a file trains all parameters, and how to change it."""
+        return "choose fewer"
 
     def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
         """Return sentences about the file: its use, and its contents beyond the choice."""

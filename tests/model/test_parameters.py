@@ -47,7 +47,8 @@ def check_family(family: str, folder: Path) -> None:
     assert not report["missing_keys"] and not report["unexpected_keys"]
     parameters = dict(loaded.named_parameters())
     result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50)
-    assert result.complete and not result.plan.failures
+    # In a tiny model the bare weights of a projector or a pooling head are a large share.
+    assert not result.failed and {s.no_score for s in result.plan.failures} <= {NoScore.BARE_WEIGHT}
     assert result.plan.names == Names.V5
     scores: dict[str, list[float]] = {}
     for record in result.records:

@@ -87,7 +87,7 @@ def test_plan_skipped_tensors_have_reasons(save: Save) -> None:
         "gptq.qweight": NoScore.MISSING_SCALES,
     }
     assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), groups=["a"]).failures
-    assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
+    assert [s.tensor for s in a_plan.failures] == ["empty.weight", "fp8.weight", "gptq.qweight", "packed.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

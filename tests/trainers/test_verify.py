@@ -172,6 +172,137 @@ def test_verify_finds_rows_that_a_parameter_does_not_have(
     assert reasons(path) == found
 
 
+def findings_of(path: Path, parameters: Parameters = PARAMETERS) -> list[tuple[Reason, str]]:
+    return [(finding.reason, finding.detail) for finding in verify(path, parameters).findings]
+
+
+KEY = "unfrozen_parameters:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        # All entries are commented out, and Axolotl then trains everything.
+        (KEY + "# - model.layers.1.mlp\n", [Reason.NOTHING_FROZEN]),
+        ("unfrozen_parameters: []", [Reason.NOTHING_FROZEN]),
+        ("unfrozen_parameters: []\nadapter: lora", [Reason.ADAPTER]),
+        (KEY + "- model.layers.3.mlp.up_proj:\n- lm_head\n", [Reason.REJECTED]),
+        (KEY + "- - model.layers.3.mlp.up_proj\n- lm_head\n", [Reason.REJECTED]),
+        (KEY + "- 1\n-\n- true\n- lm_head\n", [Reason.REJECTED] * 3),
+        (KEY + "- lm_head\n" + KEY + "- model.layers.3.mlp.up_proj\n", [Reason.DUPLICATE]),
+        (KEY + "- lm_head\nload_in_4bit: true\n", [Reason.REJECTED]),
+        (KEY + "- lm_head\nload_in_8bit: true\nadapter: lora\n", [Reason.ADAPTER]),
+        (KEY + "- model.layers.[10-11].mlp.up_proj\n", [Reason.DIGIT_RANGE]),
+        (KEY + "- model.layers.[0-3].mlp.up_proj\n", []),
+        (KEY + "- model.layers.[0-11].mlp.up_proj\n", [Reason.DIGIT_RANGE]),
+        (KEY + "- &a model.layers.3.mlp.up_proj\n- *a\n", []),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 50", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 50%", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 0", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\n" + KEY + "- lm_head\n", [Reason.PLUGIN]),
+    ],
+)
+def test_verify_finds_lists_that_axolotl_rejects_replaces_or_ignores(
+    tmp_path: Path, text: str, found: list[Reason]
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    # One kind a file; the fraction of 50 also trains everything.
+    assert [r for r in reasons(path) if r is not Reason.NOTHING_FROZEN or r in found] == found
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("^lm_head.weights$", "lm_head.weight"),
+        ("model.layer.1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.{0..2}.mlp.up_proj", "model.layers.0.mlp.up_proj.weight"),
+        ("up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("embed_tokens", "model.embed_tokens.weight"),
+        ("base_model.model.model.layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.30.mlp.up_proj", "up to model.layers.11.mlp.up_proj.weight"),
+        ("model.layers.1.mlp.up_proj,", "write model.layers.1.mlp.up_proj"),
+        ('"model.layers.1.mlp.up_proj"', "write model.layers.1.mlp.up_proj"),
+        ("transformer.h.0.attn.c_attn", "no similar name"),
+        ("lm_head.weight[0:5]$", "write `lm_head.weight$[0:5]`"),
+        (r"^model\.layers\..*", "write `^model.layers.`"),
+    ],
+)
+def test_verify_says_what_to_write_for_an_entry_without_a_match(tmp_path: Path, entry: str, words: str) -> None:
+    (reason, detail), *_ = findings_of(write(tmp_path / "a.yaml", entry, "lm_head.weight"))
+    assert reason is Reason.NO_MATCH and words in detail
+
+
+def test_verify_takes_a_second_for_many_entries_of_another_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", *(f"transformer.h.{i}.x{i}.c_fc" for i in range(5_000)))
+    assert len(verify(path, PARAMETERS).findings) == 5_001
+
+
+def test_verify_says_that_a_loose_head_is_tied(tmp_path: Path) -> None:
+    shapes = {name: shape for name, shape in PARAMETERS.shapes.items() if name != "lm_head.weight"}
+    tied = Parameters(shapes, "given", {"lm_head.weight": "model.embed_tokens.weight"})
+    for entry in ("lm_head", "lm_head.*"):
+        # The embedding is trained by another entry, so both are.
+        path = write(tmp_path / "a.yaml", entry, "model.embed_tokens")
+        assert verify(path, tied).is_good and reasons(path, parameters=tied) == [Reason.TIED_HEAD]
+        (reason, detail), *_ = findings_of(write(tmp_path / "a.yaml", entry, "model.layers.3.mlp.up_proj"), tied)
+        assert reason is Reason.NO_MATCH and "tied to model.embed_tokens.weight" in detail
+
+
+def test_verify_finds_towers_that_the_config_freezes(tmp_path: Path) -> None:
+    names = ("model.vision_tower.layers.0.q.weight", "model.language_model.layers.0.q.weight", "lm_head.weight")
+    parameters = Parameters(dict.fromkeys(names, (4, 4)), "given", {})
+    path = write(tmp_path / "a.yaml", "model.vision_tower", "lm_head", freeze_mm_modules=True)
+    verdict = verify(path, parameters)
+    assert [f.reason for f in verdict.findings] == [Reason.TOWER] and verdict.trained == ("lm_head.weight",)
+    path = write(tmp_path / "a.yaml", "model.", freeze_mm_modules=True)
+    assert verify(path, parameters).trained == ("model.language_model.layers.0.q.weight",)
+
+
+def test_verify_translates_old_names_of_a_family(tmp_path: Path) -> None:
+    tiny("mixtral").save_pretrained(tmp_path / "m")
+    parameters = parameters_of(str(tmp_path / "m"))
+    entries = ("model.layers.[0-1]+.block_sparse_moe.gate", "model.layers.0.block_sparse_moe.experts")
+    found = findings_of(write(tmp_path / "a.yaml", *entries, "lm_head"), parameters)
+    assert [reason for reason, _ in found] == [Reason.NO_MATCH] * 2
+    assert "write model.layers.0.mlp.gate.weight" in found[0][1]
+    assert "write model.layers.0.mlp.experts.gate_up_proj" in found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        (KEY + "- *.mlp.down_proj\n", "not_a_selection", "line 2"),
+        (KEY + "\t- model.layers.1.mlp\n", "not_a_selection", "spaces instead of tabs"),
+        ("---\na: 1\n---\n" + KEY + "- lm_head\n", "not_a_selection", "one document"),
+        (KEY + "- [a-z]+.mlp\n", "not_a_selection", "quote entries"),
+        (KEY + "- 'lm_head\n", "not_a_selection", "close the quotes"),
+        ("- lm_head\n", "not_a_selection", "put the line `unfrozen_parameters:` above it"),
+        ("unfrozen_parameters: a.b", "not_a_selection", "write a list: `unfrozen_parameters: [a.b]`"),
+        ("unfrozen_parameters: a.b, c.d", "not_a_selection", "[a.b, c.d]"),
+        ("unfrozen_parameters: |\n  a.b\n  c.d\n", "not_a_selection", "[a.b, c.d]"),
+        (KEY + "  a.b:\n  c.d: true\n", "not_a_selection", "[a.b, c.d]"),
+        ("unfrozen_parameters: 3", "not_a_selection", "begin each entry with `- `"),
+        ("training:\n  unfrozen_parameters: [lm_head]\n", "not_a_selection", "top level"),
+        ("base_model: x\nadapter: lora\n", "not_a_selection", "trains all parameters"),
+        ("spectrum_top_fraction: 0.5\n", "not_a_selection", "SpectrumPlugin"),
+        ("", "not_a_selection", "is empty"),
+        ('{"target_modules": ["q_proj"]}', "not_a_selection", "--format peft"),
+        ('{"frozen_res": ["^(?!(?:a)$)"]}', "not_a_selection", "--format distillkit"),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nbase_model: a/b_c\n", "chosen_by_plugin",
+         "model_snr_results/snr_results_a-b-c.json"),
+    ],
+)  # fmt: skip
+def test_verify_says_how_to_mend_a_file_that_it_cannot_check(
+    tmp_path: Path, text: str, reason: str, words: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(path, PARAMETERS)
+    assert error.value.reason == reason and words in f"{error.value} {error.value.hint}"
+
+
 PLANT: dict[str, Callable[[str], str]] = {
     "lines": lambda name: f"unfrozen_parameters:\n- {name}\n",
     "soup": lambda name: yaml.safe_dump({"training": {"unfrozen_parameters": [name]}}),

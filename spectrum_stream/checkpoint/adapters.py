@@ -21,9 +21,9 @@ def _kind(name: str, pattern: str) -> _Kind:
     return _Kind(name, re.compile(rf"(?:^|[._])(?:{pattern})", re.IGNORECASE))
 
 
-# Certain by their names. These are the names of PEFT 0.19, LyCORIS 3.4, kohya's sd-scripts, diffusers, x-flux and MLX:
+# Certain by their names: those of PEFT, LyCORIS, kohya's sd-scripts, diffusers, x-flux and MLX. Examples are
 # X.lora_A.weight, lora_unet_X.lora_down.weight, X.lora.down.weight, X_lora.down.weight, X.lora_linear_layer.up.weight,
-# X.processor.qkv_lora1.down.weight, X.lora_a. RWKV-7's own X_lora.lora.0.weight is a part of the model.
+# X.processor.qkv_lora1.down.weight and X.lora_a. The tensors X_lora.lora.0.weight of RWKV-7 are a part of the model.
 _CERTAIN = (
     _kind("LoHa", r"hada_[wt]\d"),
     _kind("LoKr", r"lokr_[wt]\d"),
@@ -105,7 +105,9 @@ def find_adapter(names: Sequence[str], shard: str, config: Mapping[str, Any] | N
         return None
     stored = set(names) - found_here.keys()
     has_base = any(
-        f"{module}{weight}" in stored for _, module in certain.values() for weight in (".base_layer.weight", ".weight")
+        f"{module}{weight}" in stored
+        for _, module in certain.values()
+        for weight in (".base_layer.weight", ".weight")
     )
     is_alone = not has_base and (majority or all(name.startswith("base_model.") for name in names))
     if not is_alone:
@@ -126,7 +128,7 @@ def base_of(config: Mapping[str, Any] | None, metadata: Iterable[Mapping[str, st
 
 
 def _find_kind(tail: str) -> tuple[str, bool, int] | None:
-    """Find the kind of a tensor by the end of its name, whether it is certain, and where the name of the kind starts."""
+    """Return the kind of a tensor by the end of its name, whether that is certain, and where its name starts."""
     for kinds, is_certain in ((_CERTAIN, True), (_AS_MAJORITY, False)):
         for kind in kinds:
             if (match := kind.pattern.search(tail)) is not None:
@@ -135,6 +137,8 @@ def _find_kind(tail: str) -> tuple[str, bool, int] | None:
 
 
 def _is_telling(name: str, kind: str) -> bool:
-    if kind in ("LoRA", "LyCORIS") and name.endswith((".alpha", ".diff", ".diff_b", ".w_norm", ".b_norm", ".on_input")):
+    if kind in ("LoRA", "LyCORIS") and name.endswith(
+        (".alpha", ".diff", ".diff_b", ".w_norm", ".b_norm", ".on_input")
+    ):
         return name.startswith(("lora_", "lycoris_"))
     return True

@@ -101,7 +101,8 @@ _BY_BYTES = (
     _Magic(_has_large_header, "has a header over the limit of 100 MB, which every safetensors reader rejects",
            "write the model again in several shards: `save_pretrained(..., max_shard_size=...)`"),
     _Magic(_starts(b"version https://git-lfs", b"version https://hawser"),
-           "is a Git LFS pointer, not the weights", "run `git lfs pull` in the clone, or use `hf download`"),
+           "is a Git LFS pointer, in place of the weights that `git lfs pull` fetches",
+           "run `git lfs pull` in the clone, or use `hf download`"),
     _Magic(_starts(b"# xet version"), "is a Xet pointer, not the weights",
            "install git-xet and run `git xet pull` in the clone, or use `hf download`"),
     _Magic(_reads(r"<!doctype html|<html|<head|<body|<title"), "is an HTML page, not the weights{quote}", _SAVED_PAGE,
@@ -149,6 +150,10 @@ def describe_bytes(head: bytes, nbytes: int) -> Foreign | None:
         nbytes: its size.
     """
     file = _File(head, nbytes)
+    # The length of a header can look like a short magic number: 640 is the start of a pickle.
+    length = int.from_bytes(head[:PREFIX_NBYTES], "little")
+    if head[PREFIX_NBYTES : PREFIX_NBYTES + 1] == b"{" and length <= MAX_HEADER_NBYTES:
+        return None
     row = next((row for row in _BY_BYTES if row.fits(file)), None)
     if row is None:
         return None
@@ -205,8 +210,7 @@ _BY_NAMES = (
     _layout(r"[^/]+\.nemo", "a NeMo archive (.nemo)",
             "export it to the Hugging Face format with NeMo's export script"),
     _layout(r"[^/]+\.gguf", "GGUF files",
-            "scan the model that they were made from, or load one with `from_pretrained(..., gguf_file=...)` and save "
-            "it"),
+            "scan the model that they were made from, or load one with `from_pretrained(..., gguf_file=...)`"),
     _layout(r"[^/]+\.gg(ml|jt|mf)|ggml-[^/]+", "GGML files, the format before GGUF", _FROM_ORIGINAL),
     _layout(r"(.*/)?openvino_\w+\.(xml|bin)", "an OpenVINO model", _FROM_ORIGINAL),
     _layout(r"(onnx/)?[^/]+\.onnx(_data)?", "ONNX files", _FROM_ORIGINAL),
@@ -232,6 +236,11 @@ _BY_NAMES = (
     _layout(r"[^/]+\.pth?", "PyTorch pickles (.pt)", _CONVERT),
 )
 # fmt: on
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file has the name of weights in another format."""
+    return any(row.path.fullmatch(name) for row in _BY_NAMES)
 
 
 def explain_files(files: Sequence[str], where: str) -> SourceError:

@@ -139,7 +139,10 @@ class Source:
         commit: the commit of a repo; every request is for this commit. None for a path.
         shards: the files to read, in the order of their names.
         weight_map: tensor name to shard name, from the index; None without one.
-        config: config.json, or {}.
+        config: config.json, or {}. If it lacks the quantization, that of `quantize_config.json` is added.
+        is_part: whether this is one shard of several, so that the config describes more than it holds.
+        adapter_config: adapter_config.json; None without one.
+        other_copy: the path of an index that lists another copy of the weights; None without one.
         warnings: one sentence for each oddity, and for what was ignored.
     """
 
@@ -150,6 +153,9 @@ class Source:
     shards: tuple[Shard, ...]
     weight_map: Mapping[str, str] | None
     config: Mapping[str, Any]
+    is_part: bool = False
+    adapter_config: Mapping[str, Any] | None = None
+    other_copy: str | None = None
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:

@@ -104,7 +104,9 @@ def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ma
     Both have the names of the checkpoint.
     """
     companions = Companions(checkpoint)
-    tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
+    # The head and the experts that one shard lacks can be in the others.
+    is_part = checkpoint.source.is_part
+    tied = None if is_part else find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
     for shard, tensor in checkpoint.tensors:
@@ -118,7 +120,7 @@ def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ma
             matrices.append(_share_tensor(found[-1], tied[0]))
     matrices, stored_twice = _drop_stored_twice(matrices)
     matrices = _prefix_groups(matrices, config.layer_count)
-    missing = _find_missing_experts(matrices, skipped, config.expert_count)
+    missing = [] if is_part else _find_missing_experts(matrices, skipped, config.expert_count)
     # If the number of fused experts differs from the config, they are not its experts, and none has a score.
     incomplete = {s.tensor for s in missing}
     matrices = [w for w in matrices if w.expert is None or _fused_name_of(w) not in incomplete]

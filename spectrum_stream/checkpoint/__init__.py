@@ -45,8 +45,15 @@ def open_source(model: str) -> Source:
     try:
         return open_hub(model, address)
     except SourceError as error:
-        if "://" in model or address.path:
+        if "://" in model:
             raise
+        if address.path and error.reason in ("no_such_repo", "no_such_path", "unreachable", "offline"):
+            # A path with three or more parts is rarely a folder of a repo.
+            raise SourceError(
+                f"there is no folder or file {model} here, and as a folder of a repo: {error}",
+                reason="no_such_path",
+                hint=error.hint if error.reason == "no_such_path" else f"for a folder of a repo give hf://{model}",
+            ) from error
         # Otherwise a user who mistyped a path would search for the error in the network.
         raise SourceError(
             f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint

@@ -21,8 +21,8 @@ def _kind(name: str, pattern: str) -> _Kind:
     return _Kind(name, re.compile(rf"(?:^|[._])(?:{pattern})", re.IGNORECASE))
 
 
-# Certain by their names: those of PEFT, LyCORIS, kohya's sd-scripts, diffusers, x-flux and MLX. Examples are
-# X.lora_A.weight, lora_unet_X.lora_down.weight, X.lora.down.weight, X_lora.down.weight, X.lora_linear_layer.up.weight,
+# Certain by their names, those of PEFT, LyCORIS, kohya's sd-scripts, diffusers, x-flux and MLX: X.lora_A.weight,
+# lora_unet_X.lora_down.weight, X.lora.down.weight, X_lora.down.weight, X.lora_linear_layer.up.weight,
 # X.processor.qkv_lora1.down.weight and X.lora_a. The tensors X_lora.lora.0.weight of RWKV-7 are a part of the model.
 _CERTAIN = (
     _kind("LoHa", r"hada_[wt]\d"),

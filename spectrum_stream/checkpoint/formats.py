@@ -23,6 +23,11 @@ class Foreign(NamedTuple):
     what: str
     hint: str | None
 
+    @property
+    def is_pointer(self) -> bool:
+        """Whether it stands for a file that is stored elsewhere."""
+        return "pointer" in self.what
+
 
 @dataclass(frozen=True, slots=True)
 class _File:
@@ -177,7 +182,7 @@ def _quote(text: str) -> str:
 
 
 class _Layout(NamedTuple):
-    """A format by the paths of its files below the folder or repo. `{where}` in a hint is that folder."""
+    """A format by the paths of its files below the folder or repo. `{where}` in a hint is the folder of the first."""
 
     path: re.Pattern[str]
     what: str
@@ -232,8 +237,9 @@ _BY_NAMES = (
     _layout(r"consolidated\.\d+\.pth", "Meta's own files (consolidated.*.pth)",
             "convert them with `convert_llama_weights_to_hf.py` of transformers"),
     _layout(r"[^/]+\.sft", "safetensors files with the suffix .sft", "give one file by its path"),
-    _layout(r"[^/]+\.bin(\.index\.json)?", "PyTorch pickles (.bin)", _FROM_PICKLE),
-    _layout(r"[^/]+\.pth?", "PyTorch pickles (.pt)", _CONVERT),
+    _layout(r"(?!training_args|optimizer|scheduler)[^/]+\.bin(\.index\.json)?", "PyTorch pickles (.bin)",
+            _FROM_PICKLE),
+    _layout(r"(?!training_args|optimizer|scheduler|scaler|rng_state)[^/]+\.pth?", "PyTorch pickles (.pt)", _CONVERT),
 )
 # fmt: on
 
@@ -250,11 +256,19 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
         files: all paths below it.
         where: the folder or repo, as it can be typed.
     """
-    layouts = [row for row in _BY_NAMES if any(row.path.fullmatch(file) for file in files)]
-    found = " and ".join(row.what for row in layouts[:2]) or "no weights at all"
-    message, hint = f"{where} has no safetensors files; it has {found}", None
+    layouts, below = _find_layouts(files), ""
+    if not layouts:
+        folders: dict[str, list[str]] = {}
+        for file in files:
+            folder, _, name = file.rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        inside = ((folder, _find_layouts(names)) for folder, names in sorted(folders.items()))
+        below, layouts = next(((folder, found) for folder, found in inside if found), ("", []))
+    found = " and ".join(row.what for row, _ in layouts[:2]) or "no weights at all"
+    message, hint = f"{where} has no safetensors files; it has {found}{f' in {below}' if below else ''}", None
     if layouts:
-        hint = layouts[0].hint.format(where=where)
+        row, path = layouts[0]
+        hint = row.hint.format(where="/".join(filter(None, (where, below, path.rpartition("/")[0]))))
     nested = sorted({str(PurePosixPath(f).parent) for f in files if f.lower().endswith(".safetensors") and "/" in f})
     steps = sorted((p for p in nested if re.fullmatch(r"(checkpoint|step|epoch)[-_]\d+", p)), key=_last_number)
     if any(file.endswith(".incomplete") for file in files):
@@ -270,6 +284,12 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
         message = f"{where} has no safetensors files at its top; there are some in {listed(nested, 8)}"
         hint = f"give {where}/{nested[0]}" if len(nested) == 1 else f"give one of them, {where}/{nested[0]}"
     return SourceError(message, reason="no_safetensors", hint=hint)
+
+
+def _find_layouts(files: Sequence[str]) -> list[tuple[_Layout, str]]:
+    """Return the formats that files have by their paths, each with the first of them."""
+    first = ((row, next((f for f in files if row.path.fullmatch(f)), None)) for row in _BY_NAMES)
+    return [(row, path) for row, path in first if path is not None]
 
 
 def _last_number(path: str) -> int:

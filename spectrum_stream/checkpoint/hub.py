@@ -61,6 +61,8 @@ _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
 # huggingface_hub itself tries the body of a file five times. These tries are for the requests before it.
 _DOWNLOAD_TRIES = 2
+# A machine without a network gets its answer soon. A scan that runs can wait for the network to come back.
+_CONNECT_TRIES = 2
 # Hosts that people copy without `https://`.
 _WEB_HOST = re.compile(r"([\w-]+\.)+(com|co|cn|org|net|io|ai)", re.IGNORECASE)
 _OTHER_SCHEMES = {
@@ -321,7 +323,9 @@ def open_hub(model: str, address: Address) -> Source:
     if constants.is_offline_mode():
         return _open_cached(model, address)
     with explaining(endpoint, address.repo, address.revision):
-        commit, every = with_retries(address.repo, lambda: _resolve_revision(endpoint, address))
+        commit, every = with_retries(
+            address.repo, lambda: _resolve_revision(endpoint, address), connect_tries=_CONNECT_TRIES
+        )
         folder, file = _locate(address, every)
         repo = Repo(endpoint, address.repo, commit, address.revision or "main", folder, ())
         files = [f.removeprefix(f"{folder}/") for f in every if not folder or f.startswith(f"{folder}/")]
@@ -354,7 +358,8 @@ def open_hub(model: str, address: Address) -> Source:
         config=config,
         is_part=is_part,
         adapter_config=read_adapter_config(files, read_json),
-        other_copy=None if choice.other_index is None else f"{where}/{choice.other_index}",
+        ignored=choice.ignored,
+        other_index=None if choice.other_index is None else f"{where}/{choice.other_index}",
         warnings=(*warnings, *choice.warnings),
     )
 

@@ -85,7 +85,8 @@ def _open_file(model: str, path: Path) -> Source:
         config=config,
         is_part=is_part,
         adapter_config=read_adapter_config(files, read_json),
-        other_copy=str(folder / index) if index in files else None,
+        ignored=tuple(sorted(name for name in files if is_safetensors(name) and name != path.name)),
+        other_index=str(folder / index) if index in files else None,
         warnings=tuple(warnings),
     )
 
@@ -131,7 +132,8 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         weight_map=choice.weight_map,
         config=config,
         adapter_config=read_adapter_config(files, read_json),
-        other_copy=None if choice.other_index is None else str(folder / choice.other_index),
+        ignored=choice.ignored,
+        other_index=None if choice.other_index is None else str(folder / choice.other_index),
         warnings=(*warnings, *choice.warnings, *_find_escaping_links(folder, shards)),
     )
 

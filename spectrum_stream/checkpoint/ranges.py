@@ -245,6 +245,7 @@ def with_retries(
     progress: Callable[[], int] = lambda: 0,
     halt: threading.Event | None = None,
     tries: int = TRIES,
+    connect_tries: int = TRIES,
 ) -> T:
     """Call `attempt` until it succeeds, and return its result.
 
@@ -253,6 +254,7 @@ def with_retries(
         progress: the position that was reached. An attempt that advances it is not counted.
         halt: set it to stop the waiting.
         tries: the limit of attempts in a row without progress.
+        connect_tries: the limit of those that reach no server.
 
     Raises:
         Halted; SourceError: rate_limited, bad_response; else the error of the last attempt.
@@ -278,7 +280,7 @@ def with_retries(
                 reason="rate_limited",
                 hint="the same command resumes; a token in HF_TOKEN raises the Hub's limits",
             ) from last
-        if failed >= tries:
+        if failed >= (min(tries, connect_tries) if isinstance(last, httpx.ConnectError) else tries):
             raise last
         wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import BadHeader, CheckpointError
 from ..text import counted, listed, printable
-from . import Shard, Source
+from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
 from .formats import describe_bytes
 from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
@@ -91,7 +91,10 @@ def read_header(shard: Shard) -> Header:
                 reason=error.reason,
                 hint="download it again: the shard is damaged or incomplete",
             ) from error
-        raise BadHeader(f"{shard.where} {foreign.what}", reason=error.reason, hint=foreign.hint) from error
+        hint = foreign.hint
+        if foreign.is_pointer and not isinstance(shard, LocalShard):
+            hint = "the server has the pointer only: use another server (HF_ENDPOINT), or tell the owner of the repo"
+        raise BadHeader(f"{shard.where} {foreign.what}", reason=error.reason, hint=hint) from error
 
 
 def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tuple[Shard, TensorInfo]]) -> list[str]:
@@ -111,12 +114,18 @@ def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tup
 
 
 def _check_not_empty(source: Source, tensors: Sequence[TensorInfo]) -> None:
-    if source.other_copy is not None and tensors and not any(tensor.nbytes for tensor in tensors):
+    """Check that a file is not the stub that a sharded run saves beside the shards with the weights.
+
+    Raises:
+        CheckpointError: empty_weights.
+    """
+    if source.ignored and tensors and not any(tensor.nbytes for tensor in tensors):
+        beside = listed(source.ignored, 4)
         raise CheckpointError(
-            f"{source.shards[0].where} holds only empty tensors, as a sharded run saves them that does not gather "
-            f"them; the shards of {source.other_copy} lie beside it",
+            f"{source.shards[0].where} holds only empty tensors, as a sharded run saves them if it does not gather "
+            f"the weights; {beside} {'lies' if len(source.ignored) == 1 else 'lie'} beside it",
             reason="empty_weights",
-            hint=f"give {source.other_copy} to read its shards",
+            hint=source.other_copy,
         )
 
 

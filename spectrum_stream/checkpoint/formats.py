@@ -187,10 +187,11 @@ class _Layout(NamedTuple):
     path: re.Pattern[str]
     what: str
     hint: str
+    reason: str
 
 
-def _layout(pattern: str, what: str, hint: str) -> _Layout:
-    return _Layout(re.compile(pattern, re.IGNORECASE), what, hint)
+def _layout(pattern: str, what: str, hint: str, reason: str = "no_safetensors") -> _Layout:
+    return _Layout(re.compile(pattern, re.IGNORECASE), what, hint, reason)
 
 
 _FROM_ORIGINAL = "scan the model that it was exported from"
@@ -236,6 +237,8 @@ _BY_NAMES = (
             "take `state_dict` from `torch.load(path)` and write it with `safetensors.torch.save_file`"),
     _layout(r"consolidated\.\d+\.pth", "Meta's own files (consolidated.*.pth)",
             "convert them with `convert_llama_weights_to_hf.py` of transformers"),
+    _layout(r"(adapter_model|pytorch_lora_weights)\.(bin|pt)", "an adapter as a PyTorch pickle, not a model",
+            "scan its base model, or merge the adapter into it (PEFT: `merge_and_unload()`)", "adapter"),
     _layout(r"[^/]+\.sft", "safetensors files with the suffix .sft", "give one file by its path"),
     _layout(r"(?!training_args|optimizer|scheduler)[^/]+\.bin(\.index\.json)?", "PyTorch pickles (.bin)",
             _FROM_PICKLE),
@@ -268,7 +271,9 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
     message, hint = f"{where} has no safetensors files; it has {found}{f' in {below}' if below else ''}", None
     if layouts:
         row, path = layouts[0]
-        hint = row.hint.format(where="/".join(filter(None, (where, below, path.rpartition("/")[0]))))
+        # A repo must be downloaded before it can be converted.
+        top = "FOLDER" if "://" in where else where
+        hint = row.hint.format(where="/".join(filter(None, (top, below, path.rpartition("/")[0]))))
     nested = sorted({str(PurePosixPath(f).parent) for f in files if f.lower().endswith(".safetensors") and "/" in f})
     steps = sorted((p for p in nested if re.fullmatch(r"(checkpoint|step|epoch)[-_]\d+", p)), key=_last_number)
     if any(file.endswith(".incomplete") for file in files):
@@ -283,7 +288,8 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
     elif nested:
         message = f"{where} has no safetensors files at its top; there are some in {listed(nested, 8)}"
         hint = f"give {where}/{nested[0]}" if len(nested) == 1 else f"give one of them, {where}/{nested[0]}"
-    return SourceError(message, reason="no_safetensors", hint=hint)
+    reason = layouts[0][0].reason if layouts and not nested else "no_safetensors"
+    return SourceError(message, reason=reason, hint=hint)
 
 
 def _find_layouts(files: Sequence[str]) -> list[tuple[_Layout, str]]:

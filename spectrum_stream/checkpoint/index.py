@@ -148,9 +148,7 @@ def choose_shards(
     _check_numbers(label, split, where)
     names = tuple(split[number] for number in sorted(split))
     if len(names) > 1:
-        warnings.append(
-            f"there is no index: {label} ({len(names)} shards) are complete by their numbers and are read"
-        )
+        warnings.append(f"{label} is read without an index: the numbers of its {len(names)} shards are complete")
     return _finish(names, present, warnings, f"{label} is read")
 
 

@@ -231,6 +231,8 @@ def parse_address(model: str) -> Address | None:
     Raises:
         UsageError: bad_address, an address that does not belong to a model on the Hub.
     """
+    if model.startswith(("datasets/", "spaces/")) and model.count("/") > 1:
+        model = f"hf://{model}"
     if "://" not in model and not _is_web_address(model):
         return _parse_name(model)
     text = model if "://" in model else f"https://{model}"
@@ -247,7 +249,9 @@ def parse_address(model: str) -> Address | None:
             f"{model} is not the address of a repo on {_read_endpoint()}", reason="bad_address", hint=_advise(text)
         ) from error
     if uri.type != "model":
-        raise UsageError(f"{model} is a {uri.type}, not a model", reason="bad_address")
+        raise UsageError(
+            f"{model} is a {uri.type}, not a model", reason="bad_address", hint="give the repo of a model"
+        )
     path, revision = uri.path_in_repo.strip("/"), uri.revision
     if revision is None and "@" in path:
         path, _, revision = path.rpartition("@")
@@ -297,6 +301,9 @@ def _advise(address: str) -> str:
     if scheme not in ("http", "https", "hf"):
         return _OTHER_SCHEMES.get(scheme, "download it, and give the folder; or give org/name for a repo on the Hub")
     host, *parts = rest.split("/") if scheme != "hf" else ("", *rest.split("/"))
+    if "modelscope" in host:
+        return _OTHER_SCHEMES["modelscope"]
+    parts = parts[1:] if parts[:1] == ["models"] else parts
     name = "/".join(parts[:2]) if len(parts) > 1 else "org/name"
     if (tagged := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", name)) is not None:
         return f"give {tagged[1]}@{tagged[2]} for the revision {tagged[2]}"

@@ -117,10 +117,13 @@ def _find_matrices(
         owners: the tensor that the model has instead of each stored copy of a tied weight.
     """
     reader = Reader(checkpoint, config.quantization)
+    # The head and the experts that one shard lacks can be in the others.
+    is_part = checkpoint.source.is_part
     tied: dict[str, list[str]] = {}
     for copy, owner in owners.items():
         tied.setdefault(owner, []).append(module_of(copy))
-    if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
+    head = None if is_part else find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
+    if head is not None:
         tied.setdefault(head[1], []).append(head[0])
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
@@ -139,7 +142,7 @@ def _find_matrices(
         matrices, flattened = _drop_flattened(matrices, checkpoint)
         skipped += flattened
     matrices = _prefix_groups(matrices, config.layer_count)
-    missing = _find_missing_experts(matrices, skipped, config.expert_count)
+    missing = [] if is_part else _find_missing_experts(matrices, skipped, config.expert_count)
     # If the number of fused experts differs from the config, they are not its experts, and none has a score.
     incomplete = {s.tensor for s in missing}
     matrices = [w for w in matrices if w.expert is None or _fused_name_of(w) not in incomplete]

@@ -351,7 +351,9 @@ def _make_plan(
 ) -> Plan:
     matrices, skipped = _choose_groups(inventory, groups)
     if not matrices:
-        raise _nothing_to_score(source.model, skipped)
+        error = _nothing_to_score(source.model, skipped)
+        error.hint = source.other_copy or error.hint
+        raise error
     extents, free_nbytes = find_extents(matrices), _free_nbytes(outputs.folder)
     fetches = choose_fetches(source.shards, extents, fetch, free_nbytes, max_disk_nbytes)
     warnings = list(inventory.warnings)

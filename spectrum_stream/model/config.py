@@ -120,7 +120,7 @@ class ModelConfig:
     @property
     def is_causal(self) -> bool:
         """Whether the model is a causal language model by its class."""
-        return any(_CAUSAL_LM.search(name) for name in self.architectures)
+        return any(map(is_causal_class, self.architectures))
 
     @property
     def is_multimodal(self) -> bool:
@@ -143,6 +143,11 @@ class ModelConfig:
         """The quantization of the model, or of the language model in it."""
         parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
         return QuantizationConfig(next((part for part in parts if isinstance(part, Mapping)), {}))
+
+
+def is_causal_class(name: str) -> bool:
+    """Whether a class is a causal language model by its name: `LlamaForCausalLM`."""
+    return _CAUSAL_LM.search(name) is not None
 
 
 def _first(numbers: Iterator[int | None]) -> int | None:

@@ -87,6 +87,9 @@ _SAME_NAMES = (
     "gptj", "falcon", "bloom", "mpt", "opt", "persimmon", "jetmoe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
     "bert", "roberta", "modernbert", "t5", "mamba", "mamba2", "falcon_mamba", "bamba", "falcon_h1",
     "clip", "siglip", "idefics3", "smolvlm", "llama4",
+    "xlm-roberta", "distilbert", "electra", "camembert", "mpnet", "albert", "deberta-v2", "bart", "mbart", "mt5",
+    "umt5", "gpt_neo", "codegen", "arcee", "apertus", "ernie4_5", "helium", "hunyuan_v1_dense", "lfm2", "nemotron",
+    "seed_oss",
 )
 _SEPARATE_EXPERTS = (
     "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next",

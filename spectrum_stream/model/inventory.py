@@ -35,7 +35,9 @@ class Inventory:
     Attributes:
         matrices: in file order.
         skipped: every other tensor, with the reason.
-        names: the names that were established, one of `Names` or "given"; "checkpoint" for an unknown family.
+        names: the names that were established, one of `Names` or "given"; "checkpoint" if none were.
+        model_class: the class of transformers that has the names; None if it is not known.
+        is_established: whether all names are those that were asked for.
         names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
         warnings: one sentence for each oddity of the checkpoint and of the names.
     """
@@ -44,6 +46,8 @@ class Inventory:
     skipped: tuple[Skipped, ...]
     names: str
     names_sha256: str | None
+    model_class: str | None
+    is_established: bool
     warnings: tuple[str, ...]
 
     @property
@@ -92,8 +96,10 @@ def take_inventory(
     return Inventory(
         matrices=tuple(matrices),
         skipped=tuple(skipped),
-        names=named.names,
+        names=named.naming.names,
         names_sha256=named.names_sha256,
+        model_class=named.naming.model_class,
+        is_established=named.naming.is_established,
         warnings=(*checkpoint.warnings, *named.warnings),
     )
 

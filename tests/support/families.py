@@ -50,6 +50,8 @@ MORE: dict[str, dict[str, Any]] = {
     "vit": VISION,
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 128},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
 }
 # All families that are built, as the vision-language model if there is one, else as the causal language model.
 TABLE = (
@@ -76,6 +78,9 @@ TABLE = (
     *("gpt2", "gpt_bigcode", "falcon", "bloom", "mpt", "bert", "roberta", "modernbert", "t5", "mamba", "bamba"),
     *("mamba2", "falcon_h1", "idefics3", "smolvlm", "persimmon", "starcoder2", "stablelm", "opt"),
     *("cohere", "falcon_mamba", "gemma3_text", "glm", "gptj", "granite", "olmo"),
+    *("xlm-roberta", "distilbert", "electra", "camembert", "mpnet", "albert", "deberta-v2", "bart", "mbart", "mt5"),
+    *("umt5", "gpt_neo", "codegen", "arcee", "apertus", "ernie4_5", "helium", "hunyuan_v1_dense", "lfm2", "nemotron"),
+    "seed_oss",
 )
 # Families that cannot be compared with transformers here, with the reason.
 NOT_BUILT = {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
+from .families import compile_rules
 from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
 from .names import (
     find_tied_head,
@@ -86,7 +87,7 @@ def take_inventory(
     Raises:
         UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
     """
-    matrices, skipped = _find_matrices(checkpoint, config)
+    matrices, skipped = _find_matrices(checkpoint, config, keeps_old_names=names is Names.CHECKPOINT)
     named = name_parameters(matrices, skipped, config, names)
     matrices = list(named.matrices)
     skipped = [replace(s, parameter=named.find_parameter(s)) for s in skipped]
@@ -104,20 +105,27 @@ def take_inventory(
     )
 
 
-def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
+def _find_matrices(
+    checkpoint: Checkpoint, config: ModelConfig, *, keeps_old_names: bool
+) -> tuple[list[Matrix], list[Skipped]]:
     """Find the matrices in file order, and all other tensors in model order.
 
     Both have the names of the checkpoint.
+
+    Args:
+        keeps_old_names: whether `LayerNorm.gamma` keeps its name, which is not that of a weight.
     """
     companions = Companions(checkpoint)
+    rename = str if keeps_old_names else compile_rules(())
     tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
     for shard, tensor in checkpoint.tensors:
-        found = _read_tensor(tensor, shard.name, companions, config)
+        found = _read_tensor(replace(tensor, name=rename(tensor.name)), shard.name, companions, config)
         if isinstance(found, Skipped):
-            skipped.append(found)
+            skipped.append(replace(found, tensor=tensor.name))
             continue
+        found = [replace(w, tensor=tensor.name) for w in found]
         matrices += found
         if tied is not None and tied[1] == tensor.name:
             # The head comes right after its tensor, so that the tensor is read once.

@@ -21,7 +21,7 @@ from . import families
 from .config import ModelConfig
 from .family_names import Family, ModelClass, find_family, shape_of
 from .matrix import Matrix, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, is_weight, module_of
+from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_weight, module_of
 from .no_score import NoScore
 from .quantization import parameter_of
 from .transformers_names import InstalledModel
@@ -90,9 +90,7 @@ class NamedMatrices:
 
         The result is None if the model does not have it.
         """
-        stored = _stored_name_of(s)
-        is_renamed = self.naming.names != Names.CHECKPOINT
-        return self.naming.parameters.get(stored) if is_renamed else stored
+        return self.naming.parameters.get(_stored_name_of(s))
 
 
 def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
@@ -146,8 +144,6 @@ def find_naming(
     names: Names | Sequence[str],
     stored: Iterable[str],
     weights: Sequence[str] | None = None,
-    *,
-    causal: bool = False,
 ) -> Naming:
     """Find the parameters that the tensors of a checkpoint become.
 
@@ -155,7 +151,6 @@ def find_naming(
         names: a member of `Names`, or the names of all parameters in a trainer.
         stored: the names of the tensors, in the order of the checkpoint; packed weights by `parameter_of`.
         weights: those of them that must be parameters of the model; default: all that end in `.weight`.
-        causal: whether the trainer loads a causal model even if config.json names the base model.
 
     Raises:
         UsageError: as `name_parameters`.
@@ -175,7 +170,7 @@ def find_naming(
     table = _TABLES[names]
     if family is None or config.model_type not in table:
         return _keep_names(stored, _warn_of_family(config.model_type, names))
-    model_class, warnings = _find_class(family, config, weights, causal=causal)
+    model_class, warnings = _find_class(family, config, weights)
     rename, rename_in_v4 = (families.compile_rules(rules[config.model_type]) for rules in (families.V5, table))
 
     def find(tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -196,27 +191,41 @@ def find_naming(
     return replace(naming, names=names, model_class=model_class.name, warnings=(*warnings, *naming.warnings))
 
 
-def _find_class(
-    family: Family, config: ModelConfig, weights: Iterable[str], *, causal: bool
-) -> tuple[ModelClass, list[str]]:
-    """Find the class that a trainer loads, and warn where another one is likely."""
+def _find_class(family: Family, config: ModelConfig, weights: Iterable[str]) -> tuple[ModelClass, list[str]]:
+    """Find the class that a trainer loads, and warn where another one is as likely."""
     found = family.find_class(config)
     if found is None:
         rename = families.compile_rules(families.V5[config.model_type or ""])
         guessed = family.guess_class(rename(without_components(name)) for name in weights)
         what = f"names {listed(config.architectures)[:100]}" if config.architectures else "has no architectures"
         return guessed, [f"config.json {what}, so the names are those of {guessed.name}"]
-    if found.at or family.causal is None or found.at == family.causal.at:
-        return found, []
-    other = family.causal
-    if causal:
-        return other, [
-            f"config.json names {found.name}, but the trainer loads {other.name}, which has the prefix {other.at!r}"
+    if (base := find_base_model(config)) is not None:
+        return found, [
+            f"config.json names {found.name}; in a trainer that loads {base.causal}, as Axolotl does, the names have "
+            f"the prefix `{base.prefix}`, and --names FILE takes its names"
         ]
-    return found, [
-        f"config.json names {found.name}; in a trainer that loads {other.name}, as Axolotl does, the names have the "
-        f"prefix {other.at!r}"
-    ]
+    return found, []
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A config.json that names a base model, `Qwen3Model`, in a family of causal models.
+
+    `prefix` begins the names of its parameters in the class `causal`.
+    """
+
+    name: str
+    causal: str
+    prefix: str
+
+
+def find_base_model(config: ModelConfig) -> BaseModel | None:
+    """Find the causal class of a config.json that names a base model; None for all others."""
+    family = find_family(config)
+    found = None if family is None else family.find_class(config)
+    if family is None or found is None or found.at or family.causal is None or not family.causal.at:
+        return None
+    return BaseModel(found.name, family.causal.name, family.causal.at)
 
 
 def _move_prefix(renamed: str, parameter: str, name: str) -> str:
@@ -267,7 +276,7 @@ def _load(
     # transformers does not load layers for multi-token prediction.
     extra = {name for name in stored if is_extra_layer(module_of(plain[name]), layers)}
     found = find([plain[name] for name in stored if name not in extra])
-    parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found})
+    parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found}, plain)
     tied = unloaded.find_tied(parameters)
     not_loaded = {name for name in stored if name in extra | tied or unloaded.has(plain[name])}
     parameters = {name: there for name, there in parameters.items() if name not in tied}
@@ -289,19 +298,23 @@ def _load(
     )
 
 
-def _tell_apart(found: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Leave out tensors that would share a parameter only because a prefix was added or removed.
+def _tell_apart(found: Mapping[str, tuple[str, str]], plain: Mapping[str, str]) -> dict[str, str]:
+    """Leave out tensors that would share a parameter, unless the family fuses them into its experts.
 
-    The family fuses tensors that it gives the same name before that.
+    A tensor that has the name of the parameter already keeps it.
     """
-    before: dict[str, set[str]] = {}
-    for renamed, parameter in found.values():
-        before.setdefault(parameter, set()).add(renamed)
+    names: dict[str, set[str]] = {}
+    for name, (renamed, parameter) in found.items():
+        names.setdefault(parameter, set()).add(renamed if _is_fused(parameter) else plain[name])
     return {
         name: parameter
         for name, (renamed, parameter) in found.items()
-        if len(before[parameter]) == 1 or renamed == parameter
+        if len(names[parameter]) == 1 or parameter == (renamed if _is_fused(parameter) else plain[name])
     }
+
+
+def _is_fused(parameter: str) -> bool:
+    return is_fused_experts(module_of(parameter))
 
 
 def _warn_of_unknown(modules: Sequence[str]) -> str:
@@ -310,9 +323,10 @@ def _warn_of_unknown(modules: Sequence[str]) -> str:
 
 
 def _keep_names(stored: Sequence[str], warning: str) -> Naming:
+    rename = families.compile_rules(())
     return Naming(
         names=Names.CHECKPOINT,
-        parameters=dict(zip(stored, stored, strict=True)),
+        parameters={name: rename(name) for name in stored},
         is_established=False,
         warnings=(warning,),
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 # Components that torch.compile, FSDP, activation checkpointing, Lightning and PEFT add anywhere in a name.
 _COMPONENTS = re.compile(
-    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_layer"
-    r"|modules_to_save\.[^.]+)\."
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
+    r"|base_layer|modules_to_save\.[^.]+)\."
 )
 # A prefix has at most this many components.
 _MAX_COMPONENTS = 8

@@ -268,6 +268,7 @@ class Plan:
             "path": self.source.where,
             "commit": self.source.commit,
             "names": self.names,
+            "names_are_established": self.inventory.is_established,
             "shards": len(self.source.shards),
             "fetches": {fetch: fetches.count(fetch) for fetch in Fetch if fetch in fetches},
             "fetch_nbytes": self.fetched_nbytes,

@@ -39,6 +39,7 @@ class Axolotl(Trainer):
     suffix = "yaml"
     advice = "copy the list into your Axolotl config; Axolotl trains the bias of a module with its weight"
     always_by_pattern = True
+    loads_causal = True
 
     @property
     def label(self) -> str:

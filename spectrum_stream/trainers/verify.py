@@ -61,8 +61,10 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         )
     reader = TRAINERS[trainer]
     names = [name for name in parameters.shapes if name not in parameters.tied]
+    sentence = parameters.base_model
+    notes = () if sentence is None else (Finding(Reason.BASE_MODEL, "architectures", sentence),)
     if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
-        return Verdict(parameters=len(names), origin=parameters.origin, findings=tuple(findings))
+        return Verdict(parameters=len(names), origin=parameters.origin, findings=(*findings, *notes))
     text = read_text(path, "selection")
     try:
         entries, trained = reader.entries(text), reader.matches(text, names)
@@ -85,7 +87,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         parameters=len(names),
         origin=parameters.origin,
         trained=tuple(name for name in names if name in trained),
-        findings=(*findings, *conflicts),
+        findings=(*findings, *conflicts, *notes),
     )
 
 

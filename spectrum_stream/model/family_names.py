@@ -8,7 +8,8 @@ The file has the classes of each family:
                 prefix  the base_model_prefix of transformers, if it is not `at`
                 adds    parameters beyond the base model: `lm_head.`
                 lacks   parameters of the base model that the class leaves out
-                tied    parameters that always share another one
+                tied    parameters that share another one, each with the one that named_parameters lists
+                tied_by_default  the same, unless config.json unties the head
                 ignored regular expressions of stored names that transformers leaves out silently
     parts     settings of the config that are configs of other families, each with its default family
 
@@ -39,7 +40,7 @@ class ModelClass:
         at: the beginning of the names of its base model: `model.`; "" for the base model itself.
         prefix: the prefix that transformers adds or removes to make a stored name fit: `model.`.
         shapes: the names of all parameters, as in the file.
-        tied: parameters that always share another one, each with that one.
+        tied: parameters that share another one, each with the one that named_parameters lists.
         ignored: expressions for stored names that transformers leaves out silently.
     """
 
@@ -116,7 +117,8 @@ def find_family(config: ModelConfig) -> Family | None:
         inner = _entries().get(family) if isinstance(family, str) else None
         parts[setting] = frozenset(_expand(inner["base"], {})) if inner is not None else frozenset()
     base = frozenset(_expand(entry["base"], parts))
-    classes = {name: _read_class(name, about, base, parts) for name, about in entry["classes"].items()}
+    is_tied = config.ties_embeddings is not False
+    classes = {name: _read_class(name, about, base, parts, is_tied) for name, about in entry["classes"].items()}
     known = {shape.removeprefix(c.at) for c in classes.values() for shape in c.shapes} | base
     return Family(classes, frozenset(known))
 
@@ -135,7 +137,7 @@ def _entries() -> Mapping[str, Any]:
 
 
 def _read_class(
-    name: str, about: Mapping[str, Any], base: frozenset[str], parts: Mapping[str, frozenset[str]]
+    name: str, about: Mapping[str, Any], base: frozenset[str], parts: Mapping[str, frozenset[str]], is_tied: bool
 ) -> ModelClass:
     at = f"{about['at']}." if about.get("at") else ""
     inner = base - frozenset(_expand(about.get("lacks", ()), parts))
@@ -145,7 +147,7 @@ def _read_class(
         at=at,
         prefix=f"{prefix}." if prefix else "",
         shapes=frozenset(_expand(about.get("adds", ()), parts)) | {at + shape for shape in inner},
-        tied=about.get("tied", {}),
+        tied=about.get("tied", {}) | (about.get("tied_by_default", {}) if is_tied else {}),
         ignored=tuple(re.compile(pattern) for pattern in about.get("ignored", ())),
     )
 

@@ -248,12 +248,19 @@ class _Unloaded:
             return False
         return self.family.leaves_out(self.rename(name), self.model_class)
 
-    def find_tied(self, parameters: Mapping[str, str]) -> set[str]:
-        """Find the stored names that always share a parameter which is stored too."""
-        owners = {} if self.model_class is None else self.model_class.tied
-        shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
-        there = set(shapes.values())
-        return {name for name, shape in shapes.items() if owners.get(shape) in there}
+    def merge_tied(self, parameters: Mapping[str, str]) -> dict[str, str]:
+        """Leave out tensors that share the parameter of another one, and name alone ones by their owner."""
+        tied = {} if self.model_class is None else self.model_class.tied
+        stored = set(parameters.values())
+        merged: dict[str, str] = {}
+        for name, parameter in parameters.items():
+            owner = tied.get(shape_of(parameter)) if is_weight(parameter) else None
+            # An owner has no number in its name.
+            there = parameter if owner is None else f"{owner}weight"
+            if there == parameter or there not in stored:
+                merged[name] = there
+                stored.add(there)
+        return merged
 
 
 def _load(
@@ -277,11 +284,10 @@ def _load(
     extra = {name for name in stored if is_extra_layer(module_of(plain[name]), layers)}
     found = find([plain[name] for name in stored if name not in extra])
     parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found}, plain)
-    tied = unloaded.find_tied(parameters)
-    not_loaded = {name for name in stored if name in extra | tied or unloaded.has(plain[name])}
-    parameters = {name: there for name, there in parameters.items() if name not in tied}
-    not_loaded -= parameters.keys()
-    unknown = tuple(name for name in weights if name not in parameters and name not in not_loaded)
+    merged = unloaded.merge_tied(parameters)
+    left_out = extra | (parameters.keys() - merged.keys())
+    not_loaded = {n for n in stored if n not in merged and (n in left_out or unloaded.has(plain[n]))}
+    unknown = tuple(name for name in weights if name not in merged and name not in not_loaded)
     warnings = []
     if prefixes:
         what = "the prefix of a wrapper was" if len(prefixes) == 1 else "the prefixes of wrappers were"
@@ -290,7 +296,7 @@ def _load(
         warnings.append(_warn_of_unknown([module_of(name) for name in unknown]))
     return Naming(
         names=Names.CHECKPOINT,
-        parameters=parameters,
+        parameters=merged,
         not_loaded=frozenset(not_loaded),
         unknown=unknown,
         is_established=not unknown,

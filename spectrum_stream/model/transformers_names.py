@@ -38,7 +38,7 @@ class InstalledModel:
         self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
 
     def find(self, tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Find the parameter that each tensor becomes, or becomes a part of.

@@ -119,9 +119,13 @@ def _injective(found: Mapping[str, str]) -> dict[str, str]:
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
     """Yield each prefix of whole components with the rest of the name, shortest prefix first."""
-    end = 0
-    for _ in range(_MAX_COMPONENTS + 1):
-        yield name[:end], name[end:]
-        end = name.find(".", end) + 1
-        if not end:
+    yield "", name
+    start = 0
+    for _ in range(_MAX_COMPONENTS):
+        end = name.find(".", start) + 1
+        # The number of a layer is not a part of a prefix; that of a module in a sequence can be the first one. The
+        # last component, `weight`, is the same for many names.
+        if "." not in name[end:] or not end or (start and name[start : end - 1].isdecimal()):
             return
+        yield name[:end], name[end:]
+        start = end

@@ -9,11 +9,12 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from spectrum_stream.model.family_names import DATA, shape_of
-from spectrum_stream.model.names import is_head
+from spectrum_stream.model.names import is_head, is_weight
 
 from .families import MORE, TABLE, TEXT, shrunk
 
@@ -45,28 +46,48 @@ def _variants(family: str) -> Iterator[Any]:
             yield lambda name=name: config_class(**small | {name: [0] if name[0] == "m" else 0})
 
 
-def names_of(model: Any) -> Mapping[str, str | None]:
-    """Return the names of the parameters of a model, as the file has them, each with the one that it is tied to.
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a model or of a class, as the file has them.
+
+    Attributes:
+        shapes: all names.
+        tied: names that share another parameter, each with the one that `named_parameters` lists.
+        tied_by_default: the same with the default settings.
+    """
+
+    shapes: frozenset[str]
+    tied: Mapping[str, str]
+    tied_by_default: Mapping[str, str]
+
+
+def parameters_of(model: Any) -> Parameters:
+    """Find the parameters of a model.
 
     Models of other families in it count as one: `language_model.<text_config>`.
     """
     transformers = _transformers()
-    parts = {}
+    parts: dict[str, str] = {}
     for path, inner in model.named_modules():
         setting = _setting_of(model, inner)
         is_model = path and isinstance(inner, transformers.PreTrainedModel)
         is_other = type(inner).__module__ != type(model).__module__
         if is_model and is_other and setting and not any(path.startswith(f"{p}.") for p in parts.values()):
             parts.setdefault(setting, path)
-    names: dict[str, str | None] = {}
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shapes: list[str] = []
     for name, _ in model.named_parameters(remove_duplicate=False):
         part = next(((s, p) for s, p in parts.items() if name.startswith(f"{p}.")), None)
-        if part is None:
-            names[shape_of(name)] = shape_of(tied[name]) if name in tied else None
-        else:
-            names[f"{part[1]}.<{part[0]}>"] = None
-    return names
+        shapes.append(shape_of(name) if part is None else f"{part[1]}.<{part[0]}>")
+    tied: dict[str, str] = {}
+    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        pair = shape_of(name), shape_of(source)
+        # The bias of a module can be tied too, to another parameter.
+        if set(pair) <= set(shapes) and is_weight(name):
+            first, other = sorted(pair, key=shapes.index)
+            tied[other] = first
+    # A head that shares the embedding is found by the config.
+    tied = {name: first for name, first in tied.items() if not is_head(name.removesuffix("."))}
+    return Parameters(frozenset(shapes), tied, tied)
 
 
 def _setting_of(model: Any, inner: Any) -> str | None:
@@ -76,11 +97,8 @@ def _setting_of(model: Any, inner: Any) -> str | None:
 
 
 @cache
-def classes_of(family: str) -> Mapping[str, Mapping[str, str | None]]:
-    """Return the parameters of all classes of a family, by the name of the class.
-
-    Each has the one that it is tied to in every variant.
-    """
+def classes_of(family: str) -> Mapping[str, Parameters]:
+    """Return the parameters of all classes of a family, by the name of the class."""
     import torch
 
     transformers = _transformers()
@@ -89,11 +107,11 @@ def classes_of(family: str) -> Mapping[str, Mapping[str, str | None]]:
     base = auto.MODEL_MAPPING_NAMES[family]
     base = base if isinstance(base, str) else base[0]
     module = importlib.import_module(getattr(transformers, base).__module__)
-    names: dict[str, dict[str, str | None]] = {}
+    classes: dict[str, Parameters] = {}
     for model_class in (getattr(module, name) for name in module.__all__):
         if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
             continue
-        if model_class.config_class is not config_class or model_class.__name__.endswith("PreTrainedModel"):
+        if model_class.config_class is not config_class or "pretrained" in model_class.__name__.lower():
             continue
         for variant in _variants(family):
             try:
@@ -103,10 +121,11 @@ def classes_of(family: str) -> Mapping[str, Mapping[str, str | None]]:
             # A setting can be impossible for a class.
             except Exception:
                 continue
-            every = names.setdefault(model_class.__name__, {})
-            for shape, tied in names_of(model).items():
-                every[shape] = tied if every.get(shape, tied) == tied else None
-    return names
+            found = parameters_of(model)
+            before = classes.get(model_class.__name__, found)
+            tied = {name: first for name, first in found.tied.items() if before.tied.get(name) == first}
+            classes[model_class.__name__] = Parameters(before.shapes | found.shapes, tied, before.tied_by_default)
+    return classes
 
 
 def describe(family: str) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def describe(family: str) -> dict[str, Any]:
     transformers = _transformers()
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     base_name, classes = _base_name(family), classes_of(family)
-    base = classes[base_name].keys()
+    base = classes[base_name].shapes
     first = [
         mapping.get(family)
         for mapping in (
@@ -127,7 +146,7 @@ def describe(family: str) -> dict[str, Any]:
     ]
     entry: dict[str, Any] = {"base": _fold(base), "classes": {}}
     for name in dict.fromkeys(name for name in (*first, base_name, *classes) if name in classes):
-        prefix, own = getattr(transformers, name).base_model_prefix, classes[name].keys()
+        prefix, own = getattr(transformers, name).base_model_prefix, classes[name].shapes
         has_base = any(shape.startswith(f"{prefix}.") for shape in own) and not own & base
         at = f"{prefix}." if has_base else ""
         inner = {at + shape for shape in base}
@@ -137,8 +156,10 @@ def describe(family: str) -> dict[str, Any]:
             "adds": _fold(own - inner),
             "lacks": _fold(shape.removeprefix(at) for shape in inner - own),
             "ignored": sorted(getattr(transformers, name)._keys_to_ignore_on_load_unexpected or ()),
-            # A head that is tied and stored is found by the config.
-            "tied": {k: v for k, v in classes[name].items() if v is not None and not is_head(k.removesuffix("."))},
+            "tied": dict(classes[name].tied),
+            "tied_by_default": {
+                key: value for key, value in classes[name].tied_by_default.items() if key not in classes[name].tied
+            },
         }
         entry["classes"][name] = {key: value for key, value in about.items() if value}
     settings = sorted({shape[shape.index("<") + 1 : -1] for shape in base if shape.endswith(">")})
@@ -169,7 +190,3 @@ def _fold(shapes: Iterable[str]) -> list[str]:
 def render() -> str:
     """Render the file, one line for the modules of each owner."""
     return json.dumps({family: describe(family) for family in (*TABLE, *PARTS)}, indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    DATA.write_text(render(), "utf-8")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MAX_FINDINGS = 40
 _MAX_FAILED = 10
 _NAMES = {
-    Names.CHECKPOINT: "as in the checkpoint",
+    Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",
     Names.V5: "as in transformers 5",
     Names.INSTALLED: "as in the installed transformers",
@@ -45,7 +45,10 @@ def escape(text: str) -> Text:
 
 def names_words(plan: Plan) -> str:
     """Return the words for the names of a plan."""
-    return _NAMES[plan.names]
+    inventory = plan.inventory
+    model_class = "" if inventory.model_class is None else f" ({inventory.model_class})"
+    is_whole = inventory.is_established or plan.names == Names.CHECKPOINT
+    return f"{_NAMES[plan.names]}{model_class}{'' if is_whole else ', except those in the warning'}"
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -299,6 +302,7 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "model": result.plan.source.model,
         "complete": result.complete,
         "names": result.plan.names,
+        "names_are_established": result.plan.inventory.is_established,
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),

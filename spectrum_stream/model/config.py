@@ -118,7 +118,7 @@ class ModelConfig:
     @property
     def is_causal(self) -> bool:
         """Whether the model is a causal language model by its class."""
-        return any(_CAUSAL_LM.search(name) for name in self.architectures)
+        return any(map(is_causal_class, self.architectures))
 
     @property
     def is_multimodal(self) -> bool:
@@ -145,6 +145,11 @@ class ModelConfig:
             # ModelOpt's own file, hf_quant_config.json, has two parts.
             data = {"quant_method": "modelopt"} | {k: v for k, v in data.items() if k != "quantization"} | dict(inner)
         return QuantizationConfig(data)
+
+
+def is_causal_class(name: str) -> bool:
+    """Whether a class is a causal language model by its name: `LlamaForCausalLM`."""
+    return _CAUSAL_LM.search(name) is not None
 
 
 def _first(numbers: Iterator[int | None]) -> int | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
+from .families import compile_rules
 from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
 from .names import (
     find_tied_head,
@@ -15,6 +16,7 @@ from .names import (
     group_of,
     is_extra_layer,
     is_fused_experts,
+    is_head,
     is_norm,
     is_stacked_experts,
     is_weight,
@@ -37,7 +39,9 @@ class Inventory:
     Attributes:
         matrices: in file order.
         skipped: every other tensor, with the reason.
-        names: the names that were established, one of `Names` or "given"; "checkpoint" for an unknown family.
+        names: the names that were established, one of `Names` or "given"; "checkpoint" if none were.
+        model_class: the class of transformers that has the names; None if it is not known.
+        is_established: whether all names are those that were asked for.
         names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
         unscored: the tensors that Spectrum's rule leaves out.
         warnings: one sentence for each oddity of the checkpoint and of the names.
@@ -48,6 +52,8 @@ class Inventory:
     names: str
     names_sha256: str | None
     unscored: Unscored
+    model_class: str | None
+    is_established: bool
     warnings: tuple[str, ...]
 
     @property
@@ -87,7 +93,7 @@ def take_inventory(
         UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
     """
     ties = find_stored_ties(checkpoint, config)
-    matrices, skipped = _find_matrices(checkpoint, config, ties.owners)
+    matrices, skipped = _find_matrices(checkpoint, config, ties.owners, keeps_old_names=names is Names.CHECKPOINT)
     total_nbytes = sum(tensor.nbytes for _, tensor in checkpoint.tensors)
     skipped = mark_weights(skipped, total_nbytes)
     named = name_parameters(matrices, skipped, config, names)
@@ -99,15 +105,17 @@ def take_inventory(
     return Inventory(
         matrices=tuple(matrices),
         skipped=tuple(skipped),
-        names=named.names,
+        names=named.naming.names,
         names_sha256=named.names_sha256,
         unscored=find_unscored(skipped, total_nbytes),
+        model_class=named.naming.model_class,
+        is_established=named.naming.is_established,
         warnings=(*checkpoint.warnings, *ties.warnings, *named.warnings),
     )
 
 
 def _find_matrices(
-    checkpoint: Checkpoint, config: ModelConfig, owners: Mapping[str, str]
+    checkpoint: Checkpoint, config: ModelConfig, owners: Mapping[str, str], *, keeps_old_names: bool
 ) -> tuple[list[Matrix], list[Skipped]]:
     """Find the matrices in file order, and all other tensors in model order.
 
@@ -115,13 +123,18 @@ def _find_matrices(
 
     Args:
         owners: the tensor that the model has instead of each stored copy of a tied weight.
+        keeps_old_names: whether `LayerNorm.gamma` keeps its name, which is not that of a weight.
     """
     reader = Reader(checkpoint, config.quantization)
+    rename = str if keeps_old_names else compile_rules(())
     # The head and the experts that one shard lacks can be in the others.
     is_part = checkpoint.source.is_part
+    has_head = config.is_causal or config.is_multimodal
     tied: dict[str, list[str]] = {}
     for copy, owner in owners.items():
-        tied.setdefault(owner, []).append(module_of(copy))
+        # Spectrum's results have the tied head of a language model, and no other copies.
+        if has_head and is_head(module_of(copy)):
+            tied.setdefault(owner, []).append(module_of(copy))
     head = None if is_part else find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
     if head is not None:
         tied.setdefault(head[1], []).append(head[0])
@@ -129,11 +142,14 @@ def _find_matrices(
     skipped: list[Skipped] = []
     for shard, tensor in checkpoint.tensors:
         if tensor.name in owners:
+            if module_of(tensor.name) not in tied.get(owners[tensor.name], ()):
+                skipped.append(_skip_tensor(tensor, NoScore.NOT_LOADED))
             continue
-        found = _read_tensor(tensor, shard.name, reader, config)
+        found = _read_tensor(replace(tensor, name=rename(tensor.name)), shard.name, reader, config)
         if isinstance(found, Skipped):
-            skipped.append(found)
+            skipped.append(replace(found, tensor=tensor.name))
             continue
+        found = [replace(w, tensor=tensor.name) for w in found]
         matrices += found
         # The modules that share a tensor come right after it, so that it is read once.
         matrices += [_share_tensor(found[-1], module) for module in tied.get(tensor.name, ())]

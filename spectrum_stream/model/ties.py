@@ -19,7 +19,9 @@ _CHUNK_NBYTES = 1 << 23
 # A remote tensor is compared by its first, middle and last bytes.
 _SAMPLE_NBYTES = 1 << 14
 
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|embed)$")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|embed)$"
+)
 _HEAD = re.compile(
     r"(^|\.)(predictions\.decoder|lm_head\.decoder|generator_lm_head|proj_out|vocab_projector|lm_loss|pred_layer\.proj"
     r"|output_projection|decoder\.output_projection)$|^head$"
@@ -85,7 +87,9 @@ def find_stored_ties(checkpoint: Checkpoint, config: ModelConfig) -> StoredTies:
             differing.append(f"{tensor.name} and {owner[1].name}")
     warnings = []
     if assumed:
-        warnings.append(f"config.json ties weights, and only parts of their stored values were compared: {assumed[0]}")
+        warnings.append(
+            f"config.json ties weights, and only parts of their stored values were compared: {assumed[0]}"
+        )
     if differing:
         warnings.append(
             f"config.json ties {differing[0]}, but their stored values differ, so both are scored: transformers 5 "

@@ -61,6 +61,7 @@ class Axolotl(Trainer):
     advice = "copy the list into your Axolotl config; Axolotl trains the bias of a module with its weight"
     always_by_pattern = True
     dot = "."
+    loads_causal = True
 
     @property
     def label(self) -> str:

@@ -27,6 +27,7 @@ class AxolotlPlugin(Trainer):
     takes = "JSON"
     has_result_schema = True
     always_by_pattern = True
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the JSON.

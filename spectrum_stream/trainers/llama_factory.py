@@ -28,6 +28,7 @@ class LlamaFactory(Trainer):
     name = "llama-factory"
     suffix = "yaml"
     advice = "copy the keys into your LLaMA-Factory config"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

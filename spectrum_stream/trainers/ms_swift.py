@@ -33,6 +33,7 @@ class MsSwift(Trainer):
     name = "ms-swift"
     suffix = "yaml"
     advice = "use it for full-parameter training; `swift sft` has options of the same names"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the config.

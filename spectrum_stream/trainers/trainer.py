@@ -35,12 +35,13 @@ class Reason(StrEnum):
     ROW_RANGE = "row_range"  # a range of rows that the parameter does not have, or that is sharded
     FSDP = "fsdp"  # sharding that cannot freeze a part of a flattened parameter
     CHECKPOINTING = "checkpointing"  # gradients would stop at the first frozen layer
+    BASE_MODEL = "base_model"  # config.json names a base model, and the trainer loads another class
     ADAPTER = "adapter"  # the config trains an adapter instead of the weights
 
     @property
     def is_note(self) -> bool:
         """Whether the training works as selected in spite of the finding."""
-        return self is Reason.TIED_HEAD
+        return self in (Reason.TIED_HEAD, Reason.BASE_MODEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Trainer(ABC):
         has_result_schema: whether the file has the schema of a result, so that `verify` must not read it as one.
         always_by_pattern: whether head and embedding are named by Spectrum's two patterns only. These do not match a
             head that is tied to an embedding of another name.
+        loads_causal: whether it loads a causal model even if config.json names the base model of one.
         label: the word for the trainer in the name of the file; default: `name`.
         dot: an expression of the trainer for a dot, which ends an entry before a longer name; "" if there is none.
     """
@@ -100,6 +102,7 @@ class Trainer(ABC):
     has_result_schema: ClassVar[bool] = False
     always_by_pattern: ClassVar[bool] = False
     dot: ClassVar[str] = ""
+    loads_causal: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

@@ -74,8 +74,10 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         )
     reader = TRAINERS[trainer]
     names = [name for name in parameters.shapes if name not in parameters.tied]
+    sentence = parameters.base_model
+    notes = () if sentence is None else (Finding(Reason.BASE_MODEL, "architectures", sentence),)
     if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
-        return Verdict(parameters=len(names), origin=parameters.origin, findings=tuple(findings))
+        return Verdict(parameters=len(names), origin=parameters.origin, findings=(*findings, *notes))
     text = read_text(path, "selection")
     try:
         entries, trained = reader.entries(text), reader.matches(text, names)
@@ -102,7 +104,9 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         # The settings have to be corrected before anybody can say which parameters are trained.
         trained = set()
     elif not trained:
-        findings.append(Finding(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one"))
+        findings.append(
+            Finding(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one")
+        )
     elif len(trained) == len(names) > 1:
         detail = f"all {len(names)} parameters would be trained: {reader.advise_all(text)}"
         findings.append(Finding(Reason.NOTHING_FROZEN, "", detail))
@@ -110,7 +114,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         parameters=len(names),
         origin=parameters.origin,
         trained=tuple(name for name in names if name in trained),
-        findings=(*findings, *conflicts),
+        findings=(*findings, *conflicts, *notes),
     )
 
 
@@ -179,7 +183,9 @@ def _check_entries(
 def _explain_numbers(found: re.Match[str]) -> str:
     """Return the meaning of a class of characters that looks like a range of numbers, and what to write."""
     first, last = (int(found[i] or found[i + 2]) for i in (1, 2))
-    numbers = "|".join(map(str, range(first, last + 1))) if first <= last < first + _MAX_NUMBERS else f"{first}|{last}"
+    numbers = (
+        "|".join(map(str, range(first, last + 1))) if first <= last < first + _MAX_NUMBERS else f"{first}|{last}"
+    )
     more = "" if first <= last < first + _MAX_NUMBERS else "|..."
     return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers}{more})`"
 

@@ -33,7 +33,7 @@ NAMES = (
     *(f"model.layers.{i}.self_attn.q_proj.{kind}" for i in range(12) for kind in ("weight", "bias")),
     "lm_head.weight",
 )
-PARAMETERS = Parameters(dict.fromkeys(NAMES, (64, 32)), "given", {})
+PARAMETERS = Parameters(shapes=dict.fromkeys(NAMES, (64, 32)), origin="given")
 
 
 def write(path: Path, *entries: str, **config: Any) -> Path:
@@ -100,7 +100,7 @@ def test_verify_finds_if_no_or_every_parameter_is_trained(
 
 
 def test_verify_finds_if_a_model_lacks_both_head_and_embedding(tmp_path: Path) -> None:
-    other = Parameters({"a.weight": (3, 4), "b.weight": (3, 4)}, "given", {})
+    other = Parameters(shapes={"a.weight": (3, 4), "b.weight": (3, 4)}, origin="given")
     path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     assert reasons(path, parameters=other) == [Reason.ALL_FROZEN]
 
@@ -122,7 +122,7 @@ def test_verify_explains_an_entry_without_a_match(tmp_path: Path, trainer: str, 
 
 
 def test_verify_notes_a_tied_head_without_a_mismatch(tmp_path: Path) -> None:
-    tied = Parameters(PARAMETERS.shapes, "given", {"lm_head.weight": "model.embed_tokens.weight"})
+    tied = Parameters(shapes=PARAMETERS.shapes, origin="given", tied={"lm_head.weight": "model.embed_tokens.weight"})
     path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     verdict = verify(path, tied)
     assert [finding.reason for finding in verdict.findings] == [Reason.TIED_HEAD]
@@ -240,7 +240,7 @@ def test_verify_takes_a_second_for_many_entries_of_another_model(tmp_path: Path)
 
 def test_verify_says_that_a_loose_head_is_tied(tmp_path: Path) -> None:
     shapes = {name: shape for name, shape in PARAMETERS.shapes.items() if name != "lm_head.weight"}
-    tied = Parameters(shapes, "given", {"lm_head.weight": "model.embed_tokens.weight"})
+    tied = Parameters(shapes=shapes, origin="given", tied={"lm_head.weight": "model.embed_tokens.weight"})
     for entry in ("lm_head", "lm_head.*"):
         # The embedding is trained by another entry, so both are.
         path = write(tmp_path / "a.yaml", entry, "model.embed_tokens")
@@ -251,7 +251,7 @@ def test_verify_says_that_a_loose_head_is_tied(tmp_path: Path) -> None:
 
 def test_verify_finds_towers_that_the_config_freezes(tmp_path: Path) -> None:
     names = ("model.vision_tower.layers.0.q.weight", "model.language_model.layers.0.q.weight", "lm_head.weight")
-    parameters = Parameters(dict.fromkeys(names, (4, 4)), "given", {})
+    parameters = Parameters(shapes=dict.fromkeys(names, (4, 4)), origin="given")
     path = write(tmp_path / "a.yaml", "model.vision_tower", "lm_head", freeze_mm_modules=True)
     verdict = verify(path, parameters)
     assert [f.reason for f in verdict.findings] == [Reason.TOWER] and verdict.trained == ("lm_head.weight",)
@@ -400,7 +400,7 @@ def test_verify_passes_the_files_that_formats_write(save: Save, tmp_path: Path, 
     selection = select([module for module in result.modules if "norm" not in module.name], 50)
     path = tmp_path / f"selection.{TRAINERS[trainer].suffix}"
     path.write_text(TRAINERS[trainer].render(selection, names))
-    verdict = verify(path, Parameters(dict.fromkeys(names), "given", {}), trainer)
+    verdict = verify(path, Parameters(shapes=dict.fromkeys(names), origin="given"), trainer)
     assert verdict.findings == ()
     assert 0 < len(verdict.trained) < len(names)
 
@@ -510,7 +510,7 @@ def test_verify_fails_for_a_string_instead_of_a_list(tmp_path: Path, trainer: st
 
 def test_verify_finds_a_string_of_targets_for_a_mixture_of_experts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    mixture = Parameters({"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, "", {})
+    mixture = Parameters(shapes={"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, origin="")
     path.write_text(json.dumps({"target_modules": r"layers\.0\.q"}))
     assert reasons(path, "peft", mixture) == [Reason.TOO_MANY]
     path.write_text(json.dumps({"target_modules": ["layers.0.q"]}))

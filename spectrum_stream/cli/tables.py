@@ -86,12 +86,14 @@ def _facts(plan: Plan) -> Table:
         f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
-    skipped: dict[str, list[str]] = {}
+    skipped: dict[NoScore, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(entry.no_score.sentence, []).append(entry.tensor)
-    for sentence, tensors in skipped.items():
-        each = "" if len(tensors) == 1 else "each "
-        facts.add_row("skipped", escape(f"{listed(tensors)}: {each}{sentence}"))
+        skipped.setdefault(entry.no_score, []).append(entry.tensor)
+    for why, tensors in skipped.items():
+        each = "" if len(tensors) == 1 else f"{len(tensors)} tensors, each "
+        hint = f"; {why.hint}" if why.hint else ""
+        title = "no score" if why.is_failure else "skipped"
+        facts.add_row(title, escape(f"{listed(tensors)}: {each}{why.sentence}{hint}"))
     if (sentence := unscored_sentence(plan)) is not None:
         facts.add_row("not scored", escape(sentence))
     for matrix in plan.matrices:

@@ -1,7 +1,8 @@
-"""Weights that a model ties, but whose copies are stored as well: a head, or the embeddings of an encoder and a decoder.
+"""Tied weights that are stored twice: the head of a language model, the embeddings of an encoder and a decoder.
 
-transformers ties two stored weights if config.json, or the default of the family, ties them and their values are equal.
-If the values differ, it keeps both. (transformers 5.24, modeling_utils.py, tie_weights and _tied_params_are_equal)
+transformers ties two stored weights if config.json, or the default of the family, ties them and their values are
+equal. If the values differ, it keeps both. (transformers 5.24, modeling_utils.py, tie_weights; distributed/
+sharding_utils.py, _tied_params_are_equal)
 """
 
 import re
@@ -19,7 +20,9 @@ _CHUNK_NBYTES = 1 << 23
 # A remote tensor is compared by its first, middle and last bytes.
 _SAMPLE_NBYTES = 1 << 14
 
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|embed)$")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|embed)$"
+)
 _HEAD = re.compile(
     r"(^|\.)(predictions\.decoder|lm_head\.decoder|generator_lm_head|proj_out|vocab_projector|lm_loss|pred_layer\.proj"
     r"|output_projection|decoder\.output_projection)$|^head$"
@@ -85,7 +88,9 @@ def find_stored_ties(checkpoint: Checkpoint, config: ModelConfig) -> StoredTies:
             differing.append(f"{tensor.name} and {owner[1].name}")
     warnings = []
     if assumed:
-        warnings.append(f"config.json ties weights, and only parts of their stored values were compared: {assumed[0]}")
+        warnings.append(
+            f"config.json ties weights, and only parts of their stored values were compared: {assumed[0]}"
+        )
     if differing:
         warnings.append(
             f"config.json ties {differing[0]}, but their stored values differ, so both are scored: transformers 5 "

@@ -1,13 +1,13 @@
 """The tensors that Spectrum's rule leaves out, and which of them are weights of a layer all the same.
 
 Spectrum scores modules with a `.weight` of one or two dimensions. Some layers have their weights under other names:
-`attn.in_proj_weight` of torch's MultiheadAttention, `text_projection` of CLIP, `weight_ih_l0` of an LSTM, `weight_v` of
-a weight norm, `embeddings` of model2vec. A result without them ranks only a part of the model, so they count as
+`attn.in_proj_weight` of torch's MultiheadAttention, `text_projection` of CLIP, `weight_ih_l0` of an LSTM, `weight_v`
+of a weight norm, `embeddings` of model2vec. A result without them ranks only a part of the model, so they count as
 failures if they are more than `LIMIT` of the bytes of the checkpoint.
 
-Among the 300 models of transformers 5.24 with default configs, biases, tokens, tables of positions and scales are below
-this limit, or have a name that shows what they are. Projections of single layers, such as `mm_input_projection_weight`
-of Gemma 3 with 0.06 %, are below it too.
+In the models of transformers 5.24 with default configs, biases, tokens, scales and tables of positions are below this
+limit, or have a name that shows what they are. Projections of a single layer, such as `mm_input_projection_weight` of
+Gemma 3 with 0.06 %, are below it too.
 """
 
 import math

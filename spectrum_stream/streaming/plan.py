@@ -418,7 +418,9 @@ def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError
     for s in sorted(skipped, key=lambda s: (not s.no_score.is_failure, -s.nbytes)):
         tensors.setdefault(s.no_score, []).append(s.tensor)
     found = [
-        f"{len(names)} tensors ({listed(names, 2)}): each {why.sentence}" if names[1:] else f"{names[0]} {why.sentence}"
+        f"{len(names)} tensors ({listed(names, 2)}): each {why.sentence}"
+        if names[1:]
+        else f"{names[0]} {why.sentence}"
         for why, names in tensors.items()
     ] or ["it holds no tensors"]
     if len(skipped) == 1:

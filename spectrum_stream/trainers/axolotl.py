@@ -6,9 +6,10 @@ and `[a:b]` at its end selects rows. (axolotl 0.19.0, utils/freeze.py, freeze_la
 
 An entry is the name of a module, as Spectrum writes it, so Axolotl trains the bias of a module with its weight.
 
-Axolotl freezes nothing if the list is empty (train.py, `if cfg.unfrozen_parameters`), and rejects a config with anything
-but a list of texts (utils/schemas/config.py). With an adapter it freezes the model of PEFT, in which every name begins
-with `base_model.model.`. Its SpectrumPlugin replaces the list when the training starts (integrations/spectrum).
+Axolotl freezes nothing if the list is empty (train.py, `if cfg.unfrozen_parameters`), and rejects a config with
+anything but a list of texts (utils/schemas/config.py). With an adapter it freezes the model of PEFT, in which every
+name begins with `base_model.model.`. Its SpectrumPlugin replaces the list when the training starts
+(integrations/spectrum/__init__.py).
 """
 
 import re
@@ -26,7 +27,7 @@ from ..selection.select import ALWAYS, Selection
 from ..text import counted
 from .parameters import Parameters
 from .targets import Target, Targets, targets_of
-from .trainer import Entry, Finding, Reason, Trainer, find_matches, strings
+from .trainer import Entry, Finding, Reason, Trainer, find_matches
 
 ALWAYS_PATTERNS = tuple(f"^{module}.weight$" for module in ALWAYS)
 
@@ -41,8 +42,8 @@ _KEY_LINE = re.compile(rf"""^["']?{_KEY}["']?[ ]*:""", re.MULTILINE)
 _PLUGIN = "axolotl.integrations.spectrum.SpectrumPlugin"
 # Components of names below which `freeze_mm_modules` freezes everything. (utils/freeze.py, _MM_MODULE_PREFIXES)
 _TOWERS = frozenset({
-    "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual", "audio_tower",
-    "audio_model", "embed_audio",
+    "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual",
+    "audio_tower", "audio_model", "embed_audio",
 })  # fmt: skip
 # Entries that YAML does not read as texts, and how to mend them.
 _NOT_TEXT: tuple[tuple[type | tuple[type, ...], tuple[str, str]], ...] = (

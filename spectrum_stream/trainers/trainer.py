@@ -75,9 +75,10 @@ class Entry:
 class Trainer(ABC):
     """A trainer, or one of the files that it reads.
 
-    The methods that read a file raise ResultError for a file that they can name, and may raise a YAMLError, SyntaxError or RecursionError for text in another language,
-    a ValueError, KeyError, TypeError, AttributeError, IndexError or OverflowError for a text that is not a selection,
-    and re.error for an entry that is not a regular expression. `verify` turns all of them into sentences.
+    The methods that read a file raise ResultError for a problem that they can explain. They may also raise a
+    YAMLError, SyntaxError or RecursionError for text in another language, a ValueError, KeyError, TypeError,
+    AttributeError, IndexError or OverflowError for a text that is not a selection, and re.error for an entry that is
+    not a regular expression. `verify` turns all of them into sentences.
 
     Attributes:
         name: the value of `--format`.

@@ -33,9 +33,10 @@ _MAX_NUMBERS = 100
 _ANY_NUMBER = re.compile(r"\\d\+?|\[[0-9\-]+\][+*]?|\(\??:?[0-9|]+\)|\.[+*]|\*|\{[0-9.,\-]+\}")
 _LEAVES = ("weight", "bias")
 _SIMILAR = 0.7
-_MAX_SEARCHES = 50
-_MAX_LENGTH = 300
-_MAX_SHAPES = 1000
+# A search compares an entry with the names of a model without their numbers, in 0.1 s at most.
+_MAX_SEARCHES = 20
+_MAX_LENGTH = 120
+_MAX_SHAPES = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         bad = Finding(Reason.BAD_PATTERN, str(error.pattern), detail)
         return Verdict(parameters=len(names), origin=parameters.origin, findings=(bad,))
     except ResultError as error:
-        hint = error.hint or _find_format(text)
-        raise ResultError(f"{path}: {error}", reason=error.reason, hint=hint) from error
+        raise ResultError(f"{path}: {error}", reason=error.reason, hint=error.hint or _find_format(text)) from error
     except (yaml.YAMLError, SyntaxError, json.JSONDecodeError, RecursionError) as error:
         where, hint = _find_place(error, text)
         raise ResultError(
@@ -102,7 +102,9 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         # The settings have to be corrected before anybody can say which parameters are trained.
         trained = set()
     elif not trained:
-        findings.append(Finding(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one"))
+        findings.append(
+            Finding(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one")
+        )
     elif len(trained) == len(names) > 1:
         detail = f"all {len(names)} parameters would be trained: {reader.advise_all(text)}"
         findings.append(Finding(Reason.NOTHING_FROZEN, "", detail))
@@ -179,9 +181,8 @@ def _check_entries(
 def _explain_numbers(found: re.Match[str]) -> str:
     """Return the meaning of a class of characters that looks like a range of numbers, and what to write."""
     first, last = (int(found[i] or found[i + 2]) for i in (1, 2))
-    numbers = "|".join(map(str, range(first, last + 1))) if first <= last < first + _MAX_NUMBERS else f"{first}|{last}"
-    more = "" if first <= last < first + _MAX_NUMBERS else "|..."
-    return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers}{more})`"
+    numbers = "|".join(map(str, range(first, min(last, first + _MAX_NUMBERS) + 1))) or f"{first}|..."
+    return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers})`"
 
 
 def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
@@ -277,11 +278,13 @@ class _Nearest:
                     return near
         wanted = _ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry).strip("^$")).replace("\\", "")
         wanted = _without_numbers(wanted)
-        shapes = list(self._first)[:_MAX_SHAPES]
+        shapes = [shape for shape in self._first if len(shape) <= _MAX_LENGTH][:_MAX_SHAPES]
         for shape in (wanted, f"{wanted}.weight"):
             if found := difflib.get_close_matches(shape, shapes, n=1, cutoff=_SIMILAR):
-                numbers = iter(re.findall(r"[0-9]+", entry))
-                same = re.sub("#", lambda _: next(numbers, "0"), found[0])
+                same = found[0]
+                for number in re.findall(r"[0-9]+", entry):
+                    same = same.replace("#", number, 1)
+                same = same.replace("#", "0")
                 return same if same in self._parameters.shapes else self._first[found[0]]
         return None
 

@@ -22,7 +22,7 @@ def big(*shape: int) -> torch.Tensor:
 
 
 def openclip() -> dict[str, torch.Tensor]:
-    """Make tensors with the names and proportions of an OpenCLIP model: 116,736 of 428,032 bytes are not `.weight`s."""
+    """Make tensors with the names and proportions of an OpenCLIP model."""
     tensors = {
         "positional_embedding": big(16, 64),
         "text_projection": big(64, 64),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
-_MAX_FAILED = 10
 _NAMES = {
     Names.CHECKPOINT: "as in the checkpoint",
     Names.V4: "as in transformers 4",
@@ -226,10 +225,17 @@ def scan_warnings(result: "ScanResult") -> list[str]:
             f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
             f"{listed([r.module for r in inexact])}"
         )
-    for record in result.failed[:_MAX_FAILED]:
-        warnings.append(f"{record.module} has no score: {record.detail}")
-    if len(result.failed) > _MAX_FAILED:
-        warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
+    failed: dict[NoScore, list[str]] = {}
+    for record in result.failed:
+        if record.no_score is not None:
+            detail = "" if record.detail == record.no_score.sentence else f" ({record.detail})"
+            failed.setdefault(record.no_score, []).append(f"{record.module}{detail}")
+    for why, modules in failed.items():
+        each = "it" if len(modules) == 1 else "each"
+        warnings.append(
+            f"{counted(len(modules), 'matrix has', 'matrices have')} no score, because {each} {why.sentence}: "
+            f"{listed(modules)}"
+        )
     if (unscored := unscored_sentence(result.plan)) is not None:
         warnings.append(unscored)
     reasons: dict[NoScore, list[str]] = {}

@@ -170,7 +170,8 @@ def strings(value: Any) -> list[str]:
         TypeError: `value` is something else. A string is not a list of its letters.
     """
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"{value!r} is not a list of strings")
+        # The text of a hostile value can take all memory, because YAML repeats a part of it by name.
+        raise TypeError("not a list of strings")
     return value
 
 

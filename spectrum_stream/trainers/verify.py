@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,8 @@ _MAX_NUMBERS = 100
 # Expressions for any number of a layer.
 _ANY_NUMBER = re.compile(r"\\d\+?|\[[0-9\-]+\][+*]?|\(\??:?[0-9|]+\)|\.[+*]|\*|\{[0-9.,\-]+\}")
 _LEAVES = ("weight", "bias")
+# Characters of a file that is tried with all formats, a second at most.
+_MAX_TRIED = 100_000
 _SIMILAR = 0.7
 # A search compares an entry with the names of a model without their numbers, in 0.1 s at most.
 _MAX_SEARCHES = 20
@@ -137,9 +140,10 @@ def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
 def _find_format(text: str) -> str:
     """Return a hint with the formats that read a text."""
     found = []
-    for name, trainer in TRAINERS.items():
-        # Each trainer has its own way to fail for a file of another one.
-        with contextlib.suppress(Exception):
+    for name, trainer in TRAINERS.items() if len(text) <= _MAX_TRIED else ():
+        # Each trainer has its own way to fail for a file of another one, and Python warns about escapes in it.
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             found += [name] if trainer.entries(text) else []
     return f"pass --format {' or '.join(found[:3])}, which reads it" if found else "pass its --format"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
 from .patterns import SortedNames
@@ -167,11 +168,15 @@ def strings(value: Any) -> list[str]:
     """Return a list of strings unchanged.
 
     Raises:
-        TypeError: `value` is something else. A string is not a list of its letters.
+        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters.
     """
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        # The text of a hostile value can take all memory, because YAML repeats a part of it by name.
-        raise TypeError("not a list of strings")
+        # The message leaves out the value. It can take all memory, because YAML repeats a part of it by name.
+        raise ResultError(
+            "the parameters are not a list of texts",
+            reason="not_a_selection",
+            hint="write a list with one name an entry, and quote names with a colon",
+        )
     return value
 
 

@@ -36,7 +36,7 @@ from .streaming.prefetch import Prefetcher
 from .trainers import DEFAULT, spectrum
 
 # A part of a record's identity. Raise it with any change that can change a number.
-_ERROR_MODEL = 3
+_ERROR_MODEL = 4
 _FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 

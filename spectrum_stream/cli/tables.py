@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
-_MAX_FAILED = 10
 _NAMES = {
     Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",
@@ -89,12 +88,14 @@ def _facts(plan: Plan) -> Table:
         f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
-    skipped: dict[str, list[str]] = {}
+    skipped: dict[NoScore, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(entry.no_score.sentence, []).append(entry.tensor)
-    for sentence, tensors in skipped.items():
-        each = "" if len(tensors) == 1 else "each "
-        facts.add_row("skipped", escape(f"{listed(tensors)}: {each}{sentence}"))
+        skipped.setdefault(entry.no_score, []).append(entry.tensor)
+    for why, tensors in skipped.items():
+        each = "" if len(tensors) == 1 else f"{len(tensors)} tensors, each "
+        hint = f"; {why.hint}" if why.hint else ""
+        title = "no score" if why.is_failure else "skipped"
+        facts.add_row(title, escape(f"{listed(tensors)}: {each}{why.sentence}{hint}"))
     if (sentence := unscored_sentence(plan)) is not None:
         facts.add_row("not scored", escape(sentence))
     for matrix in plan.matrices:
@@ -227,10 +228,17 @@ def scan_warnings(result: "ScanResult") -> list[str]:
             f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
             f"{listed([r.module for r in inexact])}"
         )
-    for record in result.failed[:_MAX_FAILED]:
-        warnings.append(f"{record.module} has no score: {record.detail}")
-    if len(result.failed) > _MAX_FAILED:
-        warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
+    failed: dict[NoScore, list[str]] = {}
+    for record in result.failed:
+        if record.no_score is not None:
+            detail = "" if record.detail == record.no_score.sentence else f" ({record.detail})"
+            failed.setdefault(record.no_score, []).append(f"{record.module}{detail}")
+    for why, modules in failed.items():
+        each = "it" if len(modules) == 1 else "each"
+        warnings.append(
+            f"{counted(len(modules), 'matrix has', 'matrices have')} no score, because {each} {why.sentence}: "
+            f"{listed(modules)}"
+        )
     if (unscored := unscored_sentence(result.plan)) is not None:
         warnings.append(unscored)
     reasons: dict[NoScore, list[str]] = {}

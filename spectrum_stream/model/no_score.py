@@ -14,7 +14,7 @@ class NoScore(StrEnum):
     Attributes:
         sentence: the reason in words, a clause after the name of the tensor.
         is_failure: whether users expect a score, so that a scan without it is not complete.
-        is_by_rule: whether Spectrum's rule leaves such a tensor out: it scores the `.weight`s of one or two dimensions.
+        is_by_rule: whether Spectrum's rule leaves such a tensor out; it scores `.weight`s of one or two dimensions.
         hint: how to get a checkpoint without it, an imperative; "" if there is no way.
     """
 

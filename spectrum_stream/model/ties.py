@@ -1,7 +1,8 @@
-"""Weights that a model ties, but whose copies are stored as well: a head, or the embeddings of an encoder and a decoder.
+"""Tied weights that are stored twice: the head of a language model, the embeddings of an encoder and a decoder.
 
-transformers ties two stored weights if config.json, or the default of the family, ties them and their values are equal.
-If the values differ, it keeps both. (transformers 5.24, modeling_utils.py, tie_weights and _tied_params_are_equal)
+transformers ties two stored weights if config.json, or the default of the family, ties them and their values are
+equal. If the values differ, it keeps both. (transformers 5.24, modeling_utils.py, tie_weights; distributed/
+sharding_utils.py, _tied_params_are_equal)
 """
 
 import re

@@ -6,12 +6,14 @@ and `[a:b]` at its end selects rows. (axolotl 0.19.0, utils/freeze.py, freeze_la
 
 An entry is the name of a module, as Spectrum writes it, so Axolotl trains the bias of a module with its weight.
 
-Axolotl freezes nothing if the list is empty (train.py, `if cfg.unfrozen_parameters`), and rejects a config with anything
-but a list of texts (utils/schemas/config.py). With an adapter it freezes the model of PEFT, in which every name begins
-with `base_model.model.`. Its SpectrumPlugin replaces the list when the training starts (integrations/spectrum).
+Axolotl freezes nothing if the list is empty (train.py, `if cfg.unfrozen_parameters`), and rejects a config with
+anything but a list of texts (utils/schemas/config.py). With an adapter it freezes the model of PEFT, in which every
+name begins with `base_model.model.`. Its SpectrumPlugin replaces the list when the training starts
+(integrations/spectrum/__init__.py).
 """
 
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,8 +43,8 @@ _KEY_LINE = re.compile(rf"""^["']?{_KEY}["']?[ ]*:""", re.MULTILINE)
 _PLUGIN = "axolotl.integrations.spectrum.SpectrumPlugin"
 # Components of names below which `freeze_mm_modules` freezes everything. (utils/freeze.py, _MM_MODULE_PREFIXES)
 _TOWERS = frozenset({
-    "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual", "audio_tower",
-    "audio_model", "embed_audio",
+    "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual",
+    "audio_tower", "audio_model", "embed_audio",
 })  # fmt: skip
 # Entries that YAML does not read as texts, and how to mend them.
 _NOT_TEXT: tuple[tuple[type | tuple[type, ...], tuple[str, str]], ...] = (
@@ -267,7 +269,7 @@ def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
             # With a wrong fraction there is something to correct first.
             return [] if _plugin_findings(config) else _raise_chosen_by_plugin(config)
         outer = next((key for key, part in config.items() if isinstance(part, dict) and _KEY in part), None)
-        where = "" if outer is None else f" at the top level, only inside {str(outer)[:100]!r}"
+        where = "" if outer is None else f" at the top level, only inside {_show(outer)}"
         raise ResultError(
             f"the config has no {_KEY}{where}, so Axolotl trains all parameters",
             reason="not_a_selection",
@@ -278,7 +280,7 @@ def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
         return value or []
     if isinstance(value, (str, dict)):
         # A text can have several names, and a mapping has those that end in a colon.
-        names = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else [str(name) for name in value]
+        names = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else [_show(name) for name in value]
         hint = f"write a list: `{_KEY}: [{', '.join(names)[:200]}]`"
     else:
         hint = "begin each entry with `- `"
@@ -302,7 +304,7 @@ def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
         if not isinstance(entry, str):
             kind, mend = next(words for types, words in _NOT_TEXT if isinstance(entry, types))
             detail = f"is {kind}, and Axolotl accepts only texts: {mend}"
-            findings.append(Finding(Reason.REJECTED, str(entry)[:100], detail))
+            findings.append(Finding(Reason.REJECTED, _show(entry), detail))
     return findings
 
 
@@ -314,7 +316,7 @@ def _plugin_findings(config: Mapping[str, Any]) -> list[Finding]:
     findings = []
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
         detail = "is not a number, and Axolotl rejects it: write a fraction such as 0.5"
-        findings.append(Finding(Reason.FRACTION, f"spectrum_top_fraction: {str(fraction)[:100]}", detail))
+        findings.append(Finding(Reason.FRACTION, f"spectrum_top_fraction: {_show(fraction)}", detail))
     elif not 0 < fraction <= 1:
         does = "trains every module of the result" if fraction > 1 else "does not choose the best modules"
         mend = f"write {fraction / 100:g}" if 1 < fraction <= 100 else "write a number such as 0.5"
@@ -342,13 +344,13 @@ def _training_findings(config: Mapping[str, Any]) -> list[Finding]:
         findings.append(Finding(Reason.CHECKPOINTING, "gradient_checkpointing_kwargs.use_reentrant", detail))
     if config.get("adapter") and not config.get(_KEY):
         detail = "trains the adapter, and none of the weights: remove adapter"
-        findings.append(Finding(Reason.ADAPTER, f"adapter: {str(config['adapter'])[:100]}", detail))
+        findings.append(Finding(Reason.ADAPTER, f"adapter: {_show(config['adapter'])}", detail))
     elif config.get("adapter"):
         detail = (
             "gives every name the prefix base_model.model., so that entries for the model match nothing and Axolotl "
             f"freezes the adapter too: remove adapter to train weights, or {_KEY} to train the adapter"
         )
-        findings.append(Finding(Reason.ADAPTER, f"adapter: {str(config['adapter'])[:100]}", detail))
+        findings.append(Finding(Reason.ADAPTER, f"adapter: {_show(config['adapter'])}", detail))
     else:
         for setting in ("load_in_4bit", "load_in_8bit"):
             if config.get(setting):
@@ -359,12 +361,13 @@ def _training_findings(config: Mapping[str, Any]) -> list[Finding]:
 
 def _has_plugin(config: Mapping[str, Any]) -> bool:
     plugins = config.get("plugins")
-    return isinstance(plugins, list) and any("SpectrumPlugin" in str(plugin) for plugin in plugins)
+    names = plugins if isinstance(plugins, list) else ()
+    return any(isinstance(name, str) and "SpectrumPlugin" in name for name in names)
 
 
 def _result_of(config: Mapping[str, Any]) -> str:
     """Return the path of the result that the plugin reads."""
-    model = str(config.get("spectrum_model_name") or config.get("base_model") or "MODEL")[:200]
+    model = _show(config.get("spectrum_model_name") or config.get("base_model") or "MODEL")
     return f"./model_snr_results/snr_results_{model.replace('/', '-').replace('_', '-')}.json"
 
 
@@ -382,6 +385,11 @@ def _raise_chosen_by_plugin(config: Mapping[str, Any]) -> NoReturn:
 def _names_only_towers(entry: str, names: Iterable[str]) -> bool:
     found = find_matches([entry_of(entry)], names)
     return bool(found) and all(map(_is_in_tower, found))
+
+
+def _show(value: Any) -> str:
+    """Return a value of YAML as a short text; a part that is repeated by name would make it endless."""
+    return value[:200] if isinstance(value, str) else reprlib.repr(value)[:200]
 
 
 def _is_in_tower(name: str) -> bool:
@@ -412,4 +420,4 @@ def _is_zero3(deepspeed: Any) -> bool:
     if isinstance(deepspeed, dict):
         zero = deepspeed.get("zero_optimization")
         return isinstance(zero, dict) and zero.get("stage") == 3
-    return "zero3" in str(deepspeed).lower()
+    return isinstance(deepspeed, str) and "zero3" in deepspeed.lower()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
 from .patterns import SortedNames
@@ -76,9 +77,10 @@ class Entry:
 class Trainer(ABC):
     """A trainer, or one of the files that it reads.
 
-    The methods that read a file raise ResultError for a file that they can name, and may raise a YAMLError, SyntaxError or RecursionError for text in another language,
-    a ValueError, KeyError, TypeError, AttributeError, IndexError or OverflowError for a text that is not a selection,
-    and re.error for an entry that is not a regular expression. `verify` turns all of them into sentences.
+    The methods that read a file raise ResultError for a problem that they can explain. They may also raise a
+    YAMLError, SyntaxError or RecursionError for text in another language, a ValueError, KeyError, TypeError,
+    AttributeError, IndexError or OverflowError for a text that is not a selection, and re.error for an entry that is
+    not a regular expression. `verify` turns all of them into sentences.
 
     Attributes:
         name: the value of `--format`.
@@ -169,10 +171,15 @@ def strings(value: Any) -> list[str]:
     """Return a list of strings unchanged.
 
     Raises:
-        TypeError: `value` is something else. A string is not a list of its letters.
+        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters.
     """
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"{value!r} is not a list of strings")
+        # The message leaves out the value. It can take all memory, because YAML repeats a part of it by name.
+        raise ResultError(
+            "the parameters are not a list of texts",
+            reason="not_a_selection",
+            hint="write a list with one name an entry, and quote names with a colon",
+        )
     return value
 
 

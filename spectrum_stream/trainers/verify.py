@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,10 +33,13 @@ _MAX_NUMBERS = 100
 # Expressions for any number of a layer.
 _ANY_NUMBER = re.compile(r"\\d\+?|\[[0-9\-]+\][+*]?|\(\??:?[0-9|]+\)|\.[+*]|\*|\{[0-9.,\-]+\}")
 _LEAVES = ("weight", "bias")
+# Characters of a file that is tried with all formats, a second at most.
+_MAX_TRIED = 100_000
 _SIMILAR = 0.7
-_MAX_SEARCHES = 50
-_MAX_LENGTH = 300
-_MAX_SHAPES = 1000
+# A search compares an entry with the names of a model without their numbers, in 0.1 s at most.
+_MAX_SEARCHES = 20
+_MAX_LENGTH = 120
+_MAX_SHAPES = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +92,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         bad = Finding(Reason.BAD_PATTERN, str(error.pattern), detail)
         return Verdict(parameters=len(names), origin=parameters.origin, findings=(bad,))
     except ResultError as error:
-        hint = error.hint or _find_format(text)
-        raise ResultError(f"{path}: {error}", reason=error.reason, hint=hint) from error
+        raise ResultError(f"{path}: {error}", reason=error.reason, hint=error.hint or _find_format(text)) from error
     except (yaml.YAMLError, SyntaxError, json.JSONDecodeError, RecursionError) as error:
         where, hint = _find_place(error, text)
         raise ResultError(
@@ -139,9 +142,10 @@ def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
 def _find_format(text: str) -> str:
     """Return a hint with the formats that read a text."""
     found = []
-    for name, trainer in TRAINERS.items():
-        # Each trainer has its own way to fail for a file of another one.
-        with contextlib.suppress(Exception):
+    for name, trainer in TRAINERS.items() if len(text) <= _MAX_TRIED else ():
+        # Each trainer has its own way to fail for a file of another one, and Python warns about escapes in it.
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             found += [name] if trainer.entries(text) else []
     return f"pass --format {' or '.join(found[:3])}, which reads it" if found else "pass its --format"
 
@@ -183,11 +187,8 @@ def _check_entries(
 def _explain_numbers(found: re.Match[str]) -> str:
     """Return the meaning of a class of characters that looks like a range of numbers, and what to write."""
     first, last = (int(found[i] or found[i + 2]) for i in (1, 2))
-    numbers = (
-        "|".join(map(str, range(first, last + 1))) if first <= last < first + _MAX_NUMBERS else f"{first}|{last}"
-    )
-    more = "" if first <= last < first + _MAX_NUMBERS else "|..."
-    return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers}{more})`"
+    numbers = "|".join(map(str, range(first, min(last, first + _MAX_NUMBERS) + 1))) or f"{first}|..."
+    return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers})`"
 
 
 def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
@@ -283,11 +284,13 @@ class _Nearest:
                     return near
         wanted = _ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry).strip("^$")).replace("\\", "")
         wanted = _without_numbers(wanted)
-        shapes = list(self._first)[:_MAX_SHAPES]
+        shapes = [shape for shape in self._first if len(shape) <= _MAX_LENGTH][:_MAX_SHAPES]
         for shape in (wanted, f"{wanted}.weight"):
             if found := difflib.get_close_matches(shape, shapes, n=1, cutoff=_SIMILAR):
-                numbers = iter(re.findall(r"[0-9]+", entry))
-                same = re.sub("#", lambda _: next(numbers, "0"), found[0])
+                same = found[0]
+                for number in re.findall(r"[0-9]+", entry):
+                    same = same.replace("#", number, 1)
+                same = same.replace("#", "0")
                 return same if same in self._parameters.shapes else self._first[found[0]]
         return None
 

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spectrum_stream import plan, scan
 from spectrum_stream.errors import CheckpointError
@@ -22,7 +25,7 @@ def big(*shape: int) -> torch.Tensor:
 
 
 def openclip() -> dict[str, torch.Tensor]:
-    """Make tensors with the names and proportions of an OpenCLIP model: 116,736 of 428,032 bytes are not `.weight`s."""
+    """Make tensors with the names and proportions of an OpenCLIP model."""
     tensors = {
         "positional_embedding": big(16, 64),
         "text_projection": big(64, 64),
@@ -149,6 +152,33 @@ def test_scan_and_plan_print_the_share_in_one_line(cli: Cli, save: Save) -> None
 def test_convolutions_are_said_and_not_a_failure(cli: Cli, save: Save) -> None:
     folder = save({"a.weight": big(64, 64), "patch.weight": big(64, 3, 16, 16)})
     assert "1 tensor, 92.3 % of the bytes, is not a weight by Spectrum's rule: patch" in cli("scan", folder).stderr
+
+
+PARTS = st.sampled_from(
+    ["weight", "bias", "in_proj_weight", "proj", "pos_embed", "inv_freq", "experts.up_proj", "w1", "mask", "qweight"]
+)
+SHAPES = st.lists(st.integers(0, 40), max_size=4).map(tuple)
+TENSORS = st.dictionaries(
+    st.builds(lambda i, part: f"layers.{i}.{part}", st.integers(0, 3), PARTS),
+    st.tuples(SHAPES, st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int32])),
+    max_size=8,
+)
+
+
+@given(TENSORS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_tensor_is_scored_or_has_a_reason(save: Save, tensors: dict[str, Any]) -> None:
+    stored = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in tensors.items()}
+    folder = save(stored | {"a.weight": torch.ones(2, 2)})
+    a_plan = plan(str(folder))
+    scored, skipped = {w.tensor for w in a_plan.matrices}, {s.tensor: s for s in a_plan.skipped if s.dtype}
+    assert scored | skipped.keys() == {*stored, "a.weight"} and scored.isdisjoint(skipped)
+    assert all(s.nbytes == stored[name].numel() * stored[name].element_size() for name, s in skipped.items())
+    # More than the limit of bare weights is never complete.
+    bare = [s for s in a_plan.inventory.unscored.tensors if s.no_score is NoScore.BARE_WEIGHT]
+    assert not bare or a_plan.failures
+    empty = {name: s for name, s in skipped.items() if 0 in s.shape and name.endswith(".weight")}
+    assert {s.no_score for s in empty.values()} <= {NoScore.EMPTY}
 
 
 def ungathered(empty: list[str]) -> dict[str, torch.Tensor]:

@@ -249,6 +249,23 @@ def test_verify_says_that_a_loose_head_is_tied(tmp_path: Path) -> None:
         assert reason is Reason.NO_MATCH and "tied to model.embed_tokens.weight" in detail
 
 
+@pytest.mark.parametrize("names", [Names.V5, Names.INSTALLED])
+def test_verify_of_a_tied_multimodal_model_is_the_same_with_and_without_transformers(
+    tmp_path: Path, names: Names
+) -> None:
+    tiny("gemma3").save_pretrained(tmp_path / "m")
+    parameters = parameters_of(str(tmp_path / "m"), names)
+    escaped = write(tmp_path / "a.yaml", r"^model\.language_model\..*", r"^lm_head\..*")
+    assert reasons(escaped, parameters=parameters) == [Reason.NO_MATCH, Reason.NO_MATCH, Reason.ALL_FROZEN]
+    mended = write(tmp_path / "a.yaml", "model.language_model.*", "lm_head.*")
+    verdict = verify(mended, parameters)
+    assert verdict.is_good and [f.reason for f in verdict.findings] == [Reason.TIED_HEAD]
+    assert all(name.startswith("model.language_model.") for name in verdict.trained) and verdict.trained
+    loose = write(tmp_path / "a.yaml", "model.language_model.*", "lm_head", "embed_tokens")
+    assert reasons(loose, parameters=parameters) == [Reason.TIED_HEAD, Reason.NO_MATCH]
+    assert "model.language_model.embed_tokens.weight" in findings_of(loose, parameters)[1][1]
+
+
 def test_verify_finds_towers_that_the_config_freezes(tmp_path: Path) -> None:
     names = ("model.vision_tower.layers.0.q.weight", "model.language_model.layers.0.q.weight", "lm_head.weight")
     parameters = Parameters(shapes=dict.fromkeys(names, (4, 4)), origin="given")
@@ -301,6 +318,31 @@ def test_verify_says_how_to_mend_a_file_that_it_cannot_check(
     with pytest.raises(SpectrumStreamError) as error:
         verify(path, PARAMETERS)
     assert error.value.reason == reason and words in f"{error.value} {error.value.hint}"
+
+
+BOMB = "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "unfrozen_parameters: [lm_head, *a29]\n",
+        "unfrozen_parameters: *a29\n",
+        "unfrozen_parameters: [lm_head]\nadapter: *a29\ndeepspeed: *a29\nfsdp: *a29\nplugins: *a29\n",
+        "plugins: [SpectrumPlugin, *a29]\nspectrum_top_fraction: *a29\n",
+        "plugins: [SpectrumPlugin]\nbase_model: *a29\n",
+        "training: {unfrozen_parameters: [*a29]}\n",
+        "trainable_parameters: *a29\nfrozen_res: *a29\n",
+    ],
+)
+@pytest.mark.parametrize("trainer", ["axolotl", "soup", "ms-swift", "distillkit"])
+def test_verify_does_not_expand_a_config_that_repeats_its_parts(tmp_path: Path, config: str, trainer: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(BOMB + config)
+    try:
+        assert not verify(path, PARAMETERS, trainer).is_good
+    except SpectrumStreamError as error:
+        assert error.reason in ("not_a_selection", "chosen_by_plugin")
 
 
 PLANT: dict[str, Callable[[str], str]] = {
@@ -366,6 +408,10 @@ def test_verify_finds_a_name_that_is_a_prefix_of_another(
                            "freeze_trainable_modules": "mlp,nonsense"}, [Reason.NO_MATCH]),
         ("llama-factory", {"finetuning_type": "lora", "freeze_trainable_layers": 2,
                            "freeze_trainable_modules": "mlp"}, [Reason.ALL_FROZEN, Reason.ADAPTER]),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_modules": "all"}, []),
+        ("llama-factory", {"finetuning_type": "freeze"}, []),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_modules": ["mlp", "self_attn"]}, []),
+        ("llama-factory", {"finetuning_type": "full"}, [Reason.NOTHING_FROZEN]),
         ("peft", {"target_modules": r"model\.layers\.(?:3|7)\.mlp\.down_proj"}, []),
         ("peft", {"target_modules": ["q_proj", "up_proj"]}, []),
         ("peft", {"target_modules": "all-linear"}, []),

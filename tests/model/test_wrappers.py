@@ -93,6 +93,6 @@ def test_change_never_moves_a_layer() -> None:
 
 def test_change_is_found_in_linear_time() -> None:
     names = [f"model.layers.{i}.mlp.experts.{e}.up_proj.weight" for i in range(100) for e in range(100)]
-    start = time.monotonic()
+    start = time.process_time()
     assert find_change(names, [f"0.auto_{name}" for name in names]).added == "0.auto_model."
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

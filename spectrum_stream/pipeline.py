@@ -240,10 +240,11 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
     """
     parameters = plan.inventory.parameters
     tied = {w.parameter for w in plan.matrices if w.tied_to}
+    # A tensor without a parameter is a buffer, or not in the model.
     skipped = {
-        quantization.parameter_of(s.tensor): s.no_score
+        s.parameter: s.no_score
         for s in plan.skipped
-        if not quantization.is_companion(s.tensor)
+        if s.parameter is not None and not quantization.is_companion(s.tensor)
     }
     asked = {w.module for w in plan.matrices}
     if not any(is_head(module_of(name)) for name in skipped):

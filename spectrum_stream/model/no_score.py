@@ -25,7 +25,7 @@ class NoScore(StrEnum):
     NOT_A_MATRIX = "not_a_matrix", "is a scalar or a convolution", False
     EMPTY = "empty", "has a dimension of 0", False
     NOT_CHOSEN = "not_chosen", "is in a group that was not requested", False
-    NOT_LOADED = "not_loaded", "is in a layer that transformers leaves out of its model", False
+    NOT_LOADED = "not_loaded", "is not in the model that transformers loads", False
     # These follow from the storage.
     UNSUPPORTED_DTYPE = "unsupported_dtype", "is stored in a format that cannot be read", True
     MISSING_SCALES = "missing_scales", "is quantized and its scales are missing", True

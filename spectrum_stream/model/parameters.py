@@ -351,6 +351,8 @@ def _warn_of_family(family: str | None, names: Names) -> str:
         f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
         f"--names {Names.INSTALLED} gets them from the installed transformers"
     )
+
+
 def _hash_names(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(names))).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -402,9 +404,7 @@ def _stored_name_of(s: Skipped) -> str:
     return f"{owner}.0.{projection}.weight" if s.no_score is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
-def _match_names(
-    names: Sequence[str], stored: Sequence[str], weights: Iterable[str], family: str | None
-) -> Naming:
+def _match_names(names: Sequence[str], stored: Sequence[str], weights: Iterable[str], family: str | None) -> Naming:
     """Find each stored name among the names in a trainer.
 
     A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So one prefix of all

@@ -86,7 +86,9 @@ def parameters_of(
         there = naming.parameters.get(name, name if name in naming.unknown else None)
         if there is not None:
             # A stored tensor that is only a part of a parameter does not have its shape.
-            is_whole = there not in shapes and not (is_renamed and is_fused_experts(module_of(there)) and there != name)
+            is_whole = there not in shapes and not (
+                is_renamed and is_fused_experts(module_of(there)) and there != name
+            )
             shapes[there] = shape if is_whole else None
     origin = f"the checkpoint, as {names.replace('-v', ' ')} renames them" if is_renamed else "the checkpoint"
     return Parameters(shapes, origin, {}, base_model=sentence, naming=naming)

@@ -258,9 +258,11 @@ def test_old_names_of_norms_are_weights(tmp_path: Path, names: str) -> None:
     folder = save_as(
         tmp_path / "m",
         model,
-        lambda name: None
-        if "decoder" in name
-        else name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"),
+        lambda name: (
+            None
+            if "decoder" in name
+            else name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        ),
     )
     result = scan(folder, name="x", names=names)
     scores = {module.name: module.value for module in result.modules}
@@ -288,7 +290,15 @@ def test_norm_under_its_old_and_new_name_is_stored_twice(save: Save) -> None:
 @pytest.mark.parametrize(
     "prefix",
     [
-        *("0.auto_model.", "0.model.", "pretrained_model.", "net.model.", "module.", "_fsdp_wrapped_module.", "bert."),
+        *(
+            "0.auto_model.",
+            "0.model.",
+            "pretrained_model.",
+            "net.model.",
+            "module.",
+            "_fsdp_wrapped_module.",
+            "bert.",
+        ),
         *("_orig_mod.", "base_model.model.", "model.", "module._orig_mod.", "student.0.auto_model.bert.", "x.y.z."),
     ],
 )

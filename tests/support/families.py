@@ -202,7 +202,9 @@ PUBLISHED: Mapping[str, Published] = {
         | {"bert.embeddings.position_ids": _POSITIONS}
         | {"cls.seq_relationship.weight": (2, 64), "cls.seq_relationship.bias": (2,)},
     ),
-    "qwen3": Published("Qwen/Qwen3-Embedding-0.6B", "Qwen3ForCausalLM", _without("model."), settings={"tie_word_embeddings": True}),
+    "qwen3": Published(
+        "Qwen/Qwen3-Embedding-0.6B", "Qwen3ForCausalLM", _without("model."), settings={"tie_word_embeddings": True}
+    ),
     "t5": Published(
         "google-t5/t5-small",
         "T5ForConditionalGeneration",

@@ -86,9 +86,7 @@ def parameters_of(
         there = naming.parameters.get(name, name if name in naming.unknown else None)
         if there is not None:
             # A stored tensor that is only a part of a parameter does not have its shape.
-            is_whole = there not in shapes and not (
-                is_renamed and is_fused_experts(module_of(there)) and there != name
-            )
-            shapes[there] = shape if is_whole else None
+            is_part = there != name and is_fused_experts(module_of(there))
+            shapes[there] = None if is_part or there in shapes else shape
     origin = f"the checkpoint, as {names.replace('-v', ' ')} renames them" if is_renamed else "the checkpoint"
     return Parameters(shapes, origin, {}, base_model=sentence, naming=naming)

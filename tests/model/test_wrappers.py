@@ -38,7 +38,7 @@ def test_components_of_wrappers_are_removed_anywhere(wrapped: str, name: str) ->
 
 @pytest.mark.parametrize(
     "prefix",
-    ["_orig_mod.", "module.", "base_model.model.", "pretrained_model.", "net.", "_forward_module.", "a.b.c."],
+    ["_orig_mod.", "module.", "base_model.model.", "pretrained_model.", "_forward_module.", "a.b.c."],
 )
 def test_shared_prefix_is_removed_from_a_checkpoint(prefix: str) -> None:
     wrapped = [prefix + name for name in NAMES]

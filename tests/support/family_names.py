@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from spectrum_stream.model.family_names import DATA, shape_of
+from spectrum_stream.model.family_names import shape_of
 from spectrum_stream.model.names import is_head, is_weight
 
 from .families import MORE, TABLE, TEXT, shrunk
 
 # Language models and towers that multimodal models are made of.
-PARTS = (
-    "idefics3_vision",
-    "clip_vision_model",
-    "clip_text_model",
-    "siglip_vision_model",
-    "pixtral",
-    "internvl_vision",
-)
+PARTS = ("idefics3_vision", "clip_vision_model", "clip_text_model", "siglip_vision_model", "pixtral")
 
 
 def _transformers() -> Any:

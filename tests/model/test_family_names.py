@@ -177,12 +177,13 @@ def test_prefix_of_a_wrapper_in_the_file_is_removed_with_a_warning(
     tensors = load_file(path)
     expected = {name: (w.parameter, w.group) for w in plan(str(tmp_path)).matrices if (name := w.tensor)}
     wrapped = {rename(name): name for name in tensors}
-    if wrapped.keys() == tensors.keys():
-        pytest.skip("the wrapper does not change these names")
     save_file({there: tensors[name] for there, name in wrapped.items()}, path, {"format": "pt"})
     a_plan = plan(str(tmp_path), names=names)
     assert {wrapped[w.tensor]: (w.parameter, w.group) for w in a_plan.matrices} == expected
-    assert len(a_plan.warnings) == 1 and prefix.split(".")[-2] in a_plan.warnings[0]
+    # Some of the wrappers are around parts that not every family has.
+    is_wrapped = wrapped.keys() != tensors.keys()
+    assert len(a_plan.warnings) == is_wrapped
+    assert not is_wrapped or prefix.split(".")[-2] in a_plan.warnings[0]
     assert a_plan.inventory.is_established
     assert parameters_of(str(tmp_path)).shapes.keys() >= names_of(a_plan)
     stored = plan(str(tmp_path), names="checkpoint")

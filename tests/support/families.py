@@ -125,7 +125,7 @@ def tiny(family: str, class_name: str | None = None, settings: Mapping[str, Any]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config_class = transformers.CONFIG_MAPPING[family]
-    config = config_class(**(shrunk(config_class, TEXT) | MORE.get(family, {}) | settings))
+    config = config_class(**(shrunk(config_class, TEXT) | MORE.get(family, {}) | dict(settings)))
     names = (
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(family)
         or auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)

@@ -245,7 +245,12 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
     A tied head is not a separate parameter.
     """
     tied = {w.parameter for w in plan.inventory.matrices if w.tied_to}
-    skipped = {schemes.parameter_of(s.tensor): s.no_score for s in plan.skipped if not schemes.is_companion(s.tensor)}
+    # A tensor without a parameter is a buffer, or not in the model.
+    skipped = {
+        s.parameter: s.no_score
+        for s in plan.skipped
+        if s.parameter is not None and not schemes.is_companion(s.tensor)
+    }
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
     found = {
         *plan.inventory.parameters.values(),

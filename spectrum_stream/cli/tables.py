@@ -10,10 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..model.names import is_head, is_single_expert
+from ..model.names import is_fused_experts, is_head, is_single_expert
 from ..model.no_score import NoScore
 from ..model.parameters import GIVEN, Names
 from ..numerics.metrics import SPECTRUM, Metric
+from ..results.record import Record
 from ..results.result import Module
 from ..selection.budget import Needs, Recipe, needs
 from ..selection.compare import Comparison
@@ -215,7 +216,7 @@ def scan_warnings(result: "ScanResult") -> list[str]:
     kinds: dict[str, list[str]] = {}
     for record in result.records:
         if record.score is not None and record.score.is_degenerate and record.score.degeneracy is not None:
-            kinds.setdefault(record.score.degeneracy.sentence, []).append(record.module)
+            kinds.setdefault(record.score.degeneracy.sentence, []).append(_name_of(record))
     for sentence, modules in kinds.items():
         each = "the matrix" if len(modules) == 1 else "each matrix"
         warnings.append(
@@ -226,13 +227,13 @@ def scan_warnings(result: "ScanResult") -> list[str]:
         worst = max(r.score.error for r in inexact if r.score)
         warnings.append(
             f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
-            f"{listed([r.module for r in inexact])}"
+            f"{listed([_name_of(r) for r in inexact])}"
         )
     failed: dict[NoScore, list[str]] = {}
     for record in result.failed:
         if record.no_score is not None:
             detail = "" if record.detail == record.no_score.sentence else f" ({record.detail})"
-            failed.setdefault(record.no_score, []).append(f"{record.module}{detail}")
+            failed.setdefault(record.no_score, []).append(f"{_name_of(record)}{detail}")
     for why, modules in failed.items():
         each = "it" if len(modules) == 1 else "each"
         warnings.append(
@@ -314,15 +315,15 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),
-        "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
+        "failed": [{"module": _name_of(r), "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
         "unsupported": [
             {"tensor": s.tensor, "dtype": s.dtype, "reason": str(s.no_score)} for s in result.plan.failures
         ],
         "unscored": result.plan.inventory.unscored.to_dict(),
         "degenerate": {
-            r.module: str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
+            _name_of(r): str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
         },
-        "inexact": {r.module: r.score.error for r in result.inexact if r.score},
+        "inexact": {_name_of(r): r.score.error for r in result.inexact if r.score},
         "precisions": {
             str(precision): sum(r.precision == precision for r in result.records)
             for precision in dict.fromkeys(r.precision for r in result.records if r.precision)
@@ -338,6 +339,11 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "files": [str(path) for path in result.written],
         "record": str(result.plan.outputs.record) if result.records else None,
     }
+
+
+def _name_of(record: Record) -> str:
+    """Return the name of a matrix in results; for one of fused experts, the name with its number."""
+    return record.module if is_fused_experts(record.result_name) else record.result_name
 
 
 def _group(name: str) -> Text:

@@ -52,7 +52,7 @@ class NoScore(StrEnum):
         _GATHER,
     )
     NOT_CHOSEN = "not_chosen", "is in a group that was not requested", False
-    NOT_LOADED = "not_loaded", "is in a layer that transformers leaves out of its model", False
+    NOT_LOADED = "not_loaded", "is not in the model that transformers loads", False
     # These follow from the storage.
     UNSUPPORTED_DTYPE = "unsupported_dtype", "is stored in a format that cannot be read", True
     NOT_UNDERSTOOD = "not_understood", "is quantized, and something about it is not understood", True

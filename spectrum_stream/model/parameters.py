@@ -53,7 +53,7 @@ class Naming:
         unknown: stored names of weights that the model does not have; they keep the checkpoint's names.
         model_class: the class of transformers that has the names; None if it is not known.
         is_established: whether every weight has the name that was asked for.
-        plain: the names of parameters without the prefix of a trainer, for their groups, if they differ.
+        plain: the names of parameters in a trainer without its wrappers; empty for other names.
         warnings: one sentence for each oddity of the names.
     """
 
@@ -65,6 +65,11 @@ class Naming:
     is_established: bool = True
     plain: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def find_group(self, parameter: str) -> str:
+        """Find the group of a parameter. In `0.auto_model.layers.3.mlp`, the first number is not a layer."""
+        plain = module_of(self.plain.get(parameter, parameter))
+        return group if (group := group_of(plain)) != plain else group_of(module_of(parameter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +296,9 @@ def _load(
     parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found}, plain)
     merged = unloaded.merge_tied(parameters)
     left_out = extra | (parameters.keys() - merged.keys())
-    not_loaded = {n for n in stored if n not in merged and (n in left_out or unloaded.has(plain[n]))}
+    # A tensor whose parameter another one has is not left out, but in doubt.
+    left_out |= {name for name in stored if plain[name] not in found and unloaded.has(plain[name])}
+    not_loaded = left_out - merged.keys()
     unknown = tuple(name for name in weights if name not in merged and name not in not_loaded)
     warnings = []
     if prefixes:
@@ -368,7 +375,11 @@ def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], nam
     partial: list[str] = []
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if w.parameter in naming.not_loaded:
+        if w.tied_to is not None:
+            # A class can have another head, and a list has a tied parameter once.
+            if parameter == w.parameter or naming.names == GIVEN:
+                kept.append(w)
+        elif w.parameter in naming.not_loaded:
             not_loaded.append(w)
         elif parameter is None or parameter == w.parameter:
             kept.append(w)
@@ -378,8 +389,7 @@ def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], nam
         else:
             # The group of another tower or of an extra layer keeps its prefix.
             prefix = w.group.removesuffix(group_of(w.result_name))
-            group = prefix + group_of(module_of(naming.plain.get(parameter, parameter)))
-            kept.append(replace(w, group=group, parameter=parameter))
+            kept.append(replace(w, group=prefix + naming.find_group(parameter), parameter=parameter))
     return NamedMatrices(
         matrices=tuple(kept),
         naming=naming,
@@ -399,9 +409,7 @@ def _stored_name_of(s: Skipped) -> str:
     return f"{owner}.0.{projection}.weight" if s.no_score is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
-def _match_names(
-    names: Sequence[str], stored: Sequence[str], weights: Sequence[str], family: str | None
-) -> Naming:
+def _match_names(names: Sequence[str], stored: Sequence[str], weights: Sequence[str], family: str | None) -> Naming:
     """Find each stored name among the names in a trainer.
 
     A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So one prefix of all

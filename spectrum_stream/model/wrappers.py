@@ -33,6 +33,13 @@ class Change:
     removed: str = ""
     added: str = ""
 
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether it can be the change of a wrapper, and does not move one layer to another place."""
+        numbers = [re.search(r"(^|\.)[0-9]+\.", prefix) is not None for prefix in (self.removed, self.added)]
+        if all(numbers):
+            return False
+        return not numbers[0] or 2 * sum(name.startswith(self.removed) for name in names) > len(names)
+
     def apply(self, name: str) -> str:
         """Return the changed name."""
         return self.added + name[len(self.removed) :] if name.startswith(self.removed) else name
@@ -62,7 +69,7 @@ def find_change(names: Collection[str], targets: Collection[str]) -> Change:
         prefix, added = next(((p, owners[tail]) for p, tail in _splits(name) if tail in owners), ("", []))
         if len(added) <= _MAX_OWNERS:
             votes.update(Change(prefix, one) for one in added)
-    candidates = [Change(), *(change for change, _ in votes.most_common(_MAX_CANDIDATES))]
+    candidates = [Change(), *(change for change, _ in votes.most_common(_MAX_CANDIDATES) if change.fits(names))]
     every = frozenset(targets)
     return max(candidates, key=lambda change: len(every.intersection(change.apply_to_all(names).values())))
 
@@ -119,13 +126,10 @@ def _injective(found: Mapping[str, str]) -> dict[str, str]:
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
     """Yield each prefix of whole components with the rest of the name, shortest prefix first."""
-    yield "", name
-    start = 0
-    for _ in range(_MAX_COMPONENTS):
-        end = name.find(".", start) + 1
-        # The number of a layer is not a part of a prefix; that of a module in a sequence can be the first one. The
-        # last component, `weight`, is the same for many names.
-        if "." not in name[end:] or not end or (start and name[start : end - 1].isdecimal()):
-            return
+    end = 0
+    for _ in range(_MAX_COMPONENTS + 1):
         yield name[:end], name[end:]
-        start = end
+        end = name.find(".", end) + 1
+        # The last component, `weight`, is the same for many names.
+        if not end or "." not in name[end:]:
+            return

@@ -97,11 +97,12 @@ def parameters_of(
             # A stored tensor that is only a part of a parameter does not have its shape.
             is_part = is_renamed and is_fused_experts(module_of(there)) and there != name
             shapes[there] = None if is_part or there in shapes else shape
+    parameter = {name: naming.parameters.get(name, name) for name in (*stored, *owners)}
     return Parameters(
         shapes=shapes,
         origin=f"the checkpoint, as {names.replace('-v', ' ')} renames them" if is_renamed else "the checkpoint",
-        tied={naming.parameters.get(name, name): naming.parameters.get(owner, owner) for name, owner in owners.items()},
-        stored={name: naming.parameters.get(name, name) for name in stored},
+        tied={parameter[name]: parameter[owner] for name, owner in owners.items()},
+        stored={name: parameter[name] for name in stored},
         base_model=sentence,
         naming=naming,
     )

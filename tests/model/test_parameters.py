@@ -27,7 +27,7 @@ from spectrum_stream.trainers.parameters import parameters_of
 
 from ..support.checkpoints import Save, llama_tensors, reference_score
 from ..support.families import BEGIN, END, NOT_BUILT, PUBLISHED, README, TABLE, publish, tiny
-from ..support.family_names import describe
+from ..support.family_names import PARTS, describe
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -119,7 +119,7 @@ def test_table_of_families_renames_like_transformers(family: str, tmp_path: Path
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
 
 
-@pytest.mark.parametrize("family", by_family(TABLE))
+@pytest.mark.parametrize("family", by_family((*TABLE, *PARTS)))
 def test_file_of_names_is_what_transformers_has(family: str) -> None:
     assert _entries()[family] == describe(family), "run: python -m tests.support.families"
 

@@ -38,7 +38,7 @@ def test_components_of_wrappers_are_removed_anywhere(wrapped: str, name: str) ->
 
 @pytest.mark.parametrize(
     "prefix",
-    ["_orig_mod.", "module.", "base_model.model.", "pretrained_model.", "net.", "_forward_module.", "a.b.c."],
+    ["_orig_mod.", "module.", "base_model.model.", "pretrained_model.", "_forward_module.", "a.b.c."],
 )
 def test_shared_prefix_is_removed_from_a_checkpoint(prefix: str) -> None:
     wrapped = [prefix + name for name in NAMES]
@@ -94,6 +94,6 @@ def test_change_never_moves_a_layer() -> None:
 
 def test_change_is_found_in_linear_time() -> None:
     names = [f"model.layers.{i}.mlp.experts.{e}.up_proj.weight" for i in range(100) for e in range(100)]
-    start = time.monotonic()
+    start = time.process_time()
     assert find_change(names, [f"0.auto_{name}" for name in names]).added == "0.auto_model."
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

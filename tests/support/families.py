@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spectrum_stream.model import families
+from spectrum_stream.model.family_names import DATA
 
 TEXT: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -124,7 +125,7 @@ def tiny(family: str, class_name: str | None = None, settings: Mapping[str, Any]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config_class = transformers.CONFIG_MAPPING[family]
-    config = config_class(**(shrunk(config_class, TEXT) | MORE.get(family, {}) | settings))
+    config = config_class(**(shrunk(config_class, TEXT) | MORE.get(family, {}) | dict(settings)))
     names = (
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(family)
         or auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
@@ -165,8 +166,8 @@ def _old_norms(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
-def _without(prefix: str, *, head: bool = False) -> Callable[[str], str | None]:
-    return lambda name: None if name == "lm_head.weight" and not head else name.removeprefix(prefix)
+def _without(prefix: str) -> Callable[[str], str | None]:
+    return lambda name: None if name == "lm_head.weight" else name.removeprefix(prefix)
 
 
 _POSITIONS = (1, 64)
@@ -203,7 +204,10 @@ PUBLISHED: Mapping[str, Published] = {
         | {"cls.seq_relationship.weight": (2, 64), "cls.seq_relationship.bias": (2,)},
     ),
     "qwen3": Published(
-        "Qwen/Qwen3-Embedding-0.6B", "Qwen3ForCausalLM", _without("model."), settings={"tie_word_embeddings": True}
+        "Qwen/Qwen3-Embedding-0.6B",
+        "Qwen3ForCausalLM",
+        _without("model."),
+        settings={"tie_word_embeddings": True},
     ),
     "t5": Published(
         "google-t5/t5-small",
@@ -294,6 +298,6 @@ def render_table() -> str:
 
 if __name__ == "__main__":
     family_names = importlib.import_module("tests.support.family_names")
-    family_names.DATA.write_text(family_names.render(), "utf-8")
+    DATA.write_text(family_names.render(), "utf-8")
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     README.write_text(f"{before}{BEGIN}\n{render_table()}\n{END}{rest.partition(END)[2]}", "utf-8")

@@ -19,14 +19,7 @@ from spectrum_stream.model.names import is_head, is_weight
 from .families import MORE, TABLE, TEXT, shrunk
 
 # Language models and towers that multimodal models are made of.
-PARTS = (
-    "idefics3_vision",
-    "clip_vision_model",
-    "clip_text_model",
-    "siglip_vision_model",
-    "pixtral",
-    "internvl_vision",
-)
+PARTS = ("idefics3_vision", "clip_vision_model", "clip_text_model", "siglip_vision_model", "pixtral")
 
 
 def _transformers() -> Any:
@@ -115,10 +108,14 @@ def classes_of(family: str) -> Mapping[str, Parameters]:
     base = base if isinstance(base, str) else base[0]
     module = importlib.import_module(getattr(transformers, base).__module__)
     classes: dict[str, Parameters] = {}
-    for model_class in (getattr(module, name) for name in module.__all__):
+    for name in module.__all__:
+        model_class: Any = getattr(module, name)
         if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
             continue
-        if model_class.config_class is not config_class or "pretrained" in model_class.__name__.lower():
+        if (
+            getattr(model_class, "config_class", None) is not config_class
+            or "pretrained" in model_class.__name__.lower()
+        ):
             continue
         for variant in _variants(family):
             try:
@@ -141,7 +138,7 @@ def describe(family: str) -> dict[str, Any]:
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     base_name, classes = _base_name(family), classes_of(family)
     base = classes[base_name].shapes
-    first = [
+    first: list[Any] = [
         mapping.get(family)
         for mapping in (
             auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,

@@ -556,7 +556,9 @@ def test_verify_fails_for_a_string_instead_of_a_list(tmp_path: Path, trainer: st
 
 def test_verify_finds_a_string_of_targets_for_a_mixture_of_experts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    mixture = Parameters(shapes={"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, origin="")
+    mixture = Parameters(
+        shapes={"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, origin=""
+    )
     path.write_text(json.dumps({"target_modules": r"layers\.0\.q"}))
     assert reasons(path, "peft", mixture) == [Reason.TOO_MANY]
     path.write_text(json.dumps({"target_modules": ["layers.0.q"]}))

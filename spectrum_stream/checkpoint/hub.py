@@ -379,13 +379,14 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
         info = api.model_info(
             address.repo, revision=address.revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-        if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
+        commit = info.sha or ""
+        if not re.fullmatch("[0-9a-f]{40,64}", commit):
             wrong = "does not send the commit (sha)"
             raise ValueError(info.sha)
         if info.siblings is None:
             wrong = "does not send the list of files (siblings)"
             raise ValueError(info.siblings)
-        return info.sha, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
+        return commit, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
     except (HfHubHTTPError, HFValidationError):
         raise
     # The answer may be the login page of a hotel's network, or another API; ModelInfo then raises any of these.

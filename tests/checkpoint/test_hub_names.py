@@ -134,8 +134,8 @@ def test_parse_address(model: str, address: Address) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["./org/name", "../a/b", "/org/name/x", "org/name/", "org//name", "a/b/../c", "x.safetensors", "org/name@", "",
-     "a/b/c\\d", "C:\\x\\y", "org/na me"],
+    ["./org/name", "../a/b", "/org/name/x", "org/name/", "org//name", "a/b/../c", "x.safetensors", "x/a.json", "",
+     "org/name@", "a/b/c\\d", "C:\\x\\y", "org/na me"],
 )  # fmt: skip
 def test_parse_address_asks_nobody_about_a_path(model: str) -> None:
     assert parse_address(model) is None

@@ -231,11 +231,13 @@ def parse_address(model: str) -> Address | None:
     Raises:
         UsageError: bad_address, an address that does not belong to a model on the Hub.
     """
+    text = model
     if model.startswith(("datasets/", "spaces/")) and model.count("/") > 1:
-        model = f"hf://{model}"
-    if "://" not in model and not _is_web_address(model):
-        return _parse_name(model)
-    text = model if "://" in model else f"https://{model}"
+        text = f"hf://{model}"
+    elif "://" not in model:
+        if not _is_web_address(model):
+            return _parse_name(model)
+        text = f"https://{model}"
     scheme, _, body = text.partition("://")
     if scheme == "hf" and "/" not in body:
         return _parse_name(body)

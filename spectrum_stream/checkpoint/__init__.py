@@ -26,7 +26,7 @@ def open_source(model: str) -> Source:
     """
     try:
         path = Path(model).expanduser()
-        exists = path.exists()
+        exists = path.exists() or path.is_symlink()
     # `~someone` without such a user is a RuntimeError. The others mean that it is too long for a path, or not one.
     except (OSError, ValueError, RuntimeError):
         exists = False

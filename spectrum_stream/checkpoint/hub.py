@@ -89,7 +89,7 @@ class Address:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repo:
     """A repo at a commit.
 
@@ -231,11 +231,13 @@ def parse_address(model: str) -> Address | None:
     Raises:
         UsageError: bad_address, an address that does not belong to a model on the Hub.
     """
+    text = model
     if model.startswith(("datasets/", "spaces/")) and model.count("/") > 1:
-        model = f"hf://{model}"
-    if "://" not in model and not _is_web_address(model):
-        return _parse_name(model)
-    text = model if "://" in model else f"https://{model}"
+        text = f"hf://{model}"
+    elif "://" not in model:
+        if not _is_web_address(model):
+            return _parse_name(model)
+        text = f"https://{model}"
     scheme, _, body = text.partition("://")
     if scheme == "hf" and "/" not in body:
         return _parse_name(body)
@@ -282,7 +284,8 @@ def _parse_name(name: str) -> Address | None:
         validate_repo_id(repo)
     except HFValidationError:
         return None
-    if is_safetensors(repo) or (path and not is_safe_path(path)):
+    # A repo can have such a name, but a missing file is more likely.
+    if is_safetensors(repo) or repo.endswith(".json") or (path and not is_safe_path(path)):
         return None
     return Address(repo, revision or None, path)
 
@@ -334,7 +337,14 @@ def open_hub(model: str, address: Address) -> Source:
             address.repo, lambda: _resolve_revision(endpoint, address), connect_tries=_CONNECT_TRIES
         )
         folder, file = _locate(address, every)
-        repo = Repo(endpoint, address.repo, commit, address.revision or "main", folder, ())
+        repo = Repo(
+            endpoint=endpoint,
+            id=address.repo,
+            commit=commit,
+            revision=address.revision or "main",
+            folder=folder,
+            small=(),
+        )
         files = [f.removeprefix(f"{folder}/") for f in every if not folder or f.startswith(f"{folder}/")]
         where = _write_where(address.repo, folder)
 
@@ -342,6 +352,7 @@ def open_hub(model: str, address: Address) -> Source:
             return parse_json(_read_small(repo, name))
 
         config, warnings = read_config(files, read_json, where)
+        adapter_config = read_adapter_config(files, read_json)
         choice = choose_for(file, files, read_json, where, config)
         if choice is None:
             raise explain_files(files if file is None else [file], where)
@@ -364,7 +375,7 @@ def open_hub(model: str, address: Address) -> Source:
         weight_map=choice.weight_map,
         config=config,
         is_part=is_part,
-        adapter_config=read_adapter_config(files, read_json),
+        adapter_config=adapter_config,
         ignored=choice.ignored,
         other_index=None if choice.other_index is None else f"{where}/{choice.other_index}",
         warnings=(*warnings, *choice.warnings),
@@ -379,13 +390,14 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
         info = api.model_info(
             address.repo, revision=address.revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-        if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
+        commit = info.sha or ""
+        if not re.fullmatch("[0-9a-f]{40,64}", commit):
             wrong = "does not send the commit (sha)"
             raise ValueError(info.sha)
         if info.siblings is None:
             wrong = "does not send the list of files (siblings)"
             raise ValueError(info.siblings)
-        return info.sha, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
+        return commit, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
     except (HfHubHTTPError, HFValidationError):
         raise
     # The answer may be the login page of a hotel's network, or another API; ModelInfo then raises any of these.

@@ -215,5 +215,9 @@ def _find_escaping_links(folder: Path, shards: tuple[LocalShard, ...]) -> list[s
 
 
 def _read_json(path: Path) -> Any:
-    check_json_size(path.stat().st_size, str(path))
+    status = path.stat()
+    # A pipe or a device could be read without an end.
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file", reason="not_a_file")
+    check_json_size(status.st_size, str(path))
     return parse_json(path.read_bytes())

@@ -309,8 +309,9 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
     """Plan the scan of MODEL from its headers.
 
     Args:
-        model: a folder of safetensors shards, a safetensors file, or a repo of the Hugging Face Hub: `org/name` with
-            or without `@revision`, `hf://…`, or the address of its page. A path that exists wins.
+        model: a folder of safetensors shards, a safetensors file or index, or a repo of the Hugging Face Hub:
+            `org/name` with or without `@revision`, `hf://…` with or without a folder, or the address of its page. A
+            path that exists wins.
         options: see `PlanOptions`.
 
     Raises:

@@ -124,7 +124,7 @@ def test_plan_rejects_what_peft_saves_and_names_the_base_model(tmp_path: Path, m
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(tiny_llama(), make())  # type: ignore[operator]
         model.peft_config["default"].base_model_name_or_path = "org/base"
-        model.save_pretrained(tmp_path)
+        model.save_pretrained(str(tmp_path))
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
         with pytest.raises(CheckpointError) as error:
             plan(str(path))

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -133,8 +134,8 @@ def test_parse_address(model: str, address: Address) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["./org/name", "../a/b", "/org/name/x", "org/name/", "org//name", "a/b/../c", "x.safetensors", "org/name@", "",
-     "a/b/c\\d", "C:\\x\\y", "org/na me"],
+    ["./org/name", "../a/b", "/org/name/x", "org/name/", "org//name", "a/b/../c", "x.safetensors", "x/a.json", "",
+     "org/name@", "a/b/c\\d", "C:\\x\\y", "org/na me"],
 )  # fmt: skip
 def test_parse_address_asks_nobody_about_a_path(model: str) -> None:
     assert parse_address(model) is None
@@ -182,14 +183,18 @@ def test_open_source_without_a_network_fails_soon(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         use(f"http://127.0.0.1:{closed.getsockname()[1]}", monkeypatch, tmp_path)
-    asked = []
+    asked: list[httpx.Request] = []
     session = huggingface_hub.utils.get_session()
     send = session.send
-    monkeypatch.setattr(session, "send", lambda request, **options: asked.append(request) or send(request, **options))
+
+    def note(request: httpx.Request, **options: Any) -> httpx.Response:
+        asked.append(request)
+        return send(request, **options)
+
+    monkeypatch.setattr(session, "send", note)
     assert refused(REPO).reason == "unreachable"
     assert refused(f"{REPO}/x").reason == "no_such_path"
     assert len(asked) == 4, "two tries for each"
-    assert isinstance(asked[0], httpx.Request)
 
 
 @pytest.fixture
@@ -214,7 +219,7 @@ def test_hub_server_without_commits_is_scanned(
 def test_hub_server_without_commits_and_ranges_is_asked_again(
     mirror: HubServer, working_folder: Path, tmp_path: Path
 ) -> None:
-    cuts = []
+    cuts: list[hub_server.Turn] = []
 
     def cut(turn: hub_server.Turn) -> None:
         is_cut = turn.handler.path.endswith("00002.safetensors") and not cuts

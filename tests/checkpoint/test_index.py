@@ -247,7 +247,16 @@ def llama() -> tuple[transformers.LlamaConfig, dict[str, torch.Tensor]]:
     return config, dict(transformers.LlamaForCausalLM(config).state_dict())
 
 
-CHANGES = ["as it is", "lists missing", "omits present", "wrong shard", "twice", "single too", "overlay"]
+CHANGES = [
+    "as it is",
+    "lists missing",
+    "omits present",
+    "wrong shard",
+    "twice",
+    "single too",
+    "overlay",
+    "config names it",
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -280,6 +289,10 @@ def test_read_checkpoint_reads_what_transformers_loads(
         save_file(tensors, tmp_path / shard, metadata={"format": "pt"})
     (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config.save_pretrained(tmp_path)
+    if change == "config names it":
+        save_file(other, tmp_path / "other.safetensors", metadata={"format": "pt"})
+        data = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(data | {"transformers_weights": "other.safetensors"}))
     loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
     checkpoint = read_checkpoint(open_source(str(tmp_path)))
     read = {

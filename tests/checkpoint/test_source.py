@@ -83,9 +83,10 @@ def test_open_source_rejects_a_dangling_link(save: Save) -> None:
     shard = folder / "model-00001-of-00002.safetensors"
     shard.unlink()
     shard.symlink_to(folder / "gone")
-    error = refused(folder)
-    assert isinstance(error, BadIndex)
-    assert error.reason == "missing_shard"
+    for path in (folder, shard):
+        error = refused(path)
+        assert isinstance(error, BadIndex)
+        assert error.reason == "missing_shard"
 
 
 def test_open_source_rejects_a_missing_path() -> None:
@@ -222,3 +223,9 @@ def test_open_source_rejects_pipes_and_devices(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to("/dev/zero")
     assert refused(tmp_path).reason == "not_a_file"
+    (tmp_path / "model.safetensors").unlink()
+    for small in ("config.json", "quantize_config.json", "adapter_config.json", "x.safetensors.index.json"):
+        (tmp_path / small).symlink_to("/dev/zero")
+        (tmp_path / "a.safetensors").touch()
+        assert refused(tmp_path / "a.safetensors").reason == "not_a_file"
+        (tmp_path / small).unlink()

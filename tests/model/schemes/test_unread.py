@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import spectrum_stream
 from spectrum_stream import Plan, plan, scan
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.model.no_score import NoScore
-from spectrum_stream.model.schemes import SCHEMES, harmless, is_companion
+from spectrum_stream.model.schemes import SCHEMES, harmless, is_companion, unknown
 
 from ...support.checkpoints import reference_score
 from ...support.formats import EXAMPLES, Example
@@ -62,6 +63,17 @@ def rejected(example: Example) -> str:
 def test_every_format_has_an_example() -> None:
     assert set(EXAMPLES) == {scheme.name for scheme in SCHEMES}
     assert len({scheme.name for scheme in SCHEMES}) == len(SCHEMES)
+
+
+def test_table_of_the_readme_has_every_format_and_its_test() -> None:
+    readme = Path(spectrum_stream.__file__).parent / "model/README.md"
+    table = readme.read_text().split("<!-- formats -->")[1].split("<!-- /formats -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {row[0] for row in rows if row[2] == "read"} == {scheme.name for scheme in SCHEMES}
+    rejected = {name for row in rows if row[2] == "rejected" for name in row[0].split(", ")}
+    assert {*unknown.LIBRARIES.values(), "bitsandbytes"} <= rejected
+    for row in rows:
+        assert all((Path(__file__).parent / name.strip("`")).is_file() for name in row[4].split(", "))
 
 
 @pytest.mark.usefixtures("working_folder")

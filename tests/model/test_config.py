@@ -52,7 +52,7 @@ def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: di
         assert len(config.block_size) == 2
         assert all(type(side) is int and side > 0 for side in config.block_size)
         assert config.symmetric in (None, True, False)
-        assert type(config.is_dense) is bool
+        assert {type(config.is_dense), type(config.has_zeros), type(config.has_order)} == {bool}
 
 
 @pytest.mark.parametrize("value", [None, True, -1, 0, 2.0, "2", [2], {"a": 2}])

@@ -4,6 +4,8 @@
 nn_modules/qlinear/__init__.py, `dequantize_weight`; auto-round 0.16.1, auto_round_extension/torch/qlinear_torch.py)
 """
 
+from collections.abc import Mapping
+
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX
@@ -22,6 +24,9 @@ _ZEROS_OFFSETS = {
     "format": {"gptq": 1, "gptq_v2": 0},
     "packing_format": {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:auto_gptq": 1, "auto_round:gptq": 1},
 }
+# The metadata that AutoGPTQ writes, with the settings that it repeats. (AutoGPTQ 0.7.1, modeling/_base.py,
+# `save_quantized`)
+_METADATA = {"gptq_bits": "bits", "gptq_group_size": "group_size", "gptq_desc_act": "desc_act"}
 _AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
@@ -67,6 +72,8 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
     offset = _find_zeros_offset(config)
     if isinstance(offset, str):
         return Unreadable(NoScore.NOT_UNDERSTOOD, f"gptq with {offset}")
+    if (key := _find_contradiction(companions.metadata_of(weight.name), config)) is not None:
+        return Unreadable(NoScore.NOT_UNDERSTOOD, f"gptq with metadata that contradicts the config, {key}")
     return Quantization(
         scheme=f"gptq, {bits} bits",
         packing=Packing.COLUMNS,
@@ -98,6 +105,14 @@ def _find_zeros_offset(config: QuantizationConfig) -> int | str:
     return next(iter(said.values()), 1)
 
 
+def _find_contradiction(metadata: Mapping[str, str], config: QuantizationConfig) -> str | None:
+    """Return the key of AutoGPTQ's metadata that contradicts the config, if any."""
+    if metadata.get("gptq_is_marlin_format", "False") not in ("False", "None"):
+        return "gptq_is_marlin_format"
+    said = ((key, config.data.get(setting)) for key, setting in _METADATA.items() if key in metadata)
+    return next((key for key, value in said if value is not None and metadata[key] != str(value)), None)
+
+
 GPTQ = Format(
     name="gptq",
     read=_read,
@@ -118,4 +133,5 @@ GPTQ = Format(
         "pack_dtype": ("int32",),
         "backend": ANY,
     },
+    metadata=(*_METADATA, "gptq_damp_percent", "gptq_is_marlin_format", "auto_gptq_version"),
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spectrum_stream import plan, scan
 from spectrum_stream.model.no_score import NoScore
@@ -248,6 +249,37 @@ def test_published_config_of_auto_round_is_understood(save: Save) -> None:
     example = gptq()
     found = score_of(save, example.tensors, {"quantization_config": config})
     assert found == pytest.approx(reference_score(example.weights[MODULE]), rel=1e-5)
+
+
+AUTO_GPTQ = {
+    "format": "pt",
+    "auto_gptq_version": "0.7.1",
+    "gptq_bits": "4",
+    "gptq_group_size": "32",
+    "gptq_desc_act": "True",
+    "gptq_damp_percent": "0.01",
+    "gptq_is_marlin_format": "False",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"gptq_bits": "8"},
+        {"gptq_group_size": "64"},
+        {"gptq_desc_act": "no"},
+        {"gptq_is_marlin_format": "True"},
+    ],
+)
+def test_metadata_of_autogptq_must_agree_with_the_config(save: Save, change: dict[str, str]) -> None:
+    example = gptq()
+    tensors = {**example.tensors, "model.layers.0.mlp.plain.weight": torch.ones(2, 3)}
+    folder = save(tensors, config=settings(example, {"quant_method": "gptq"}))
+    save_file(tensors, folder / "model.safetensors", metadata=AUTO_GPTQ | change)
+    failures = plan(str(folder), names="checkpoint").failures
+    assert [s.no_score for s in failures] == [NoScore.NOT_UNDERSTOOD for _ in change]
+    assert all(key in s.detail for s in failures for key in change)
 
 
 def test_words_that_hold_no_whole_number_of_integers_are_reported(save: Save) -> None:

@@ -70,8 +70,8 @@ def test_table_of_the_readme_has_every_format_and_its_test() -> None:
     table = readme.read_text().split("<!-- formats -->")[1].split("<!-- /formats -->")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
     assert {row[0] for row in rows if row[2] == "read"} == {scheme.name for scheme in SCHEMES}
-    rejected = {name for row in rows if row[2] == "rejected" for name in row[0].split(", ")}
-    assert {*unknown.LIBRARIES.values(), "bitsandbytes"} <= rejected
+    rejected = ", ".join(row[0] for row in rows if row[2] == "rejected")
+    assert all(name in rejected for name in (*unknown.LIBRARIES.values(), "bitsandbytes"))
     for row in rows:
         assert all((Path(__file__).parent / name.strip("`")).is_file() for name in row[4].split(", "))
 
@@ -209,6 +209,26 @@ def test_plain_weight_with_scales_beside_it_is_rejected(ending: str) -> None:
     tensors = {f"{name}.weight": torch.ones(4, 6), f"{name}{ending}": torch.ones(4, 1)}
     assert ending in rejected(Example(tensors=tensors, quantization={}, weights={}))
     assert not example_plan(Example(tensors=tensors, quantization={"format": "dense"}, weights={})).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
+    ("weights", "role", "word"),
+    [({"symmetric": False}, "zeros", "zero points"), ({"actorder": "group"}, "groups", "column order")],
+    ids=["zeros", "groups"],
+)
+def test_part_that_the_config_promises_must_be_there(
+    name: str, build: Callable[[], Example], weights: dict[str, Any], role: str, word: str
+) -> None:
+    example = build()
+    a_plan = example_plan(example)
+    has_part = any(p.role == role for w in a_plan.matrices if w.quantization for p in w.quantization.parts)
+    if has_part or "config_groups" not in example.quantization:
+        return
+    settings = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
+    (failure,) = example_plan(replace(example, quantization=settings)).failures
+    assert failure.no_score is NoScore.MISSING_SCALES and word in failure.detail
 
 
 @pytest.mark.usefixtures("working_folder")

@@ -112,11 +112,9 @@ class Reader:
             return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
         roles = {part.role for one in parts for part in one.parts}
         if self._config.has_zeros and "zeros" not in roles:
-            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without the zero points that the config states")
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its zero points")
         if self._config.has_order and "groups" not in roles:
-            return Unreadable(
-                NoScore.MISSING_SCALES, f"{scheme.name} without the column order that the config states"
-            )
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
         return found
 
     def _check_plain(self, tensor: TensorInfo) -> Unreadable | None:

@@ -4,6 +4,7 @@
 nn_modules/qlinear/__init__.py, `dequantize_weight`; auto-round 0.16.1, auto_round_extension/torch/qlinear_torch.py)
 """
 
+import re
 from collections.abc import Mapping
 
 from ...checkpoint.header import TensorInfo
@@ -101,8 +102,24 @@ def _find_zeros_offset(config: QuantizationConfig) -> int | str:
         return f"settings that disagree about zero points, {', '.join(said)}"
     if not said and config.quant_method in _AUTO_ROUND:
         return "no packing_format, which says how zero points are stored"
+    if said.get("packing_format") == 0 and (doubt := _find_doubt(config)) is not None:
+        return doubt
     # AutoGPTQ, which wrote the first format, names no format.
     return next(iter(said.values()), 1)
+
+
+def _find_doubt(config: QuantizationConfig) -> str | None:
+    """Find a setting under which some versions of auto-round store zero points less one, and others do not.
+
+    (auto-round 0.5.1 and 0.8.0, export/export_to_autoround/export.py, `dynamic_import_quant_linear_for_packing`)
+    """
+    act_bits, version = config.data.get("act_bits"), config.data.get("autoround_version")
+    if type(act_bits) is int and act_bits <= 8:
+        return f"act_bits = {act_bits}, with which zero points are stored less one or as they are"
+    is_old = isinstance(version, str) and re.match(r"0\.[0-5](\.|$)", version) is not None
+    if is_old and config.data["packing_format"] == "auto_round:gptqmodel":
+        return f"autoround_version = {version:.20}, with which zero points are stored less one"
+    return None
 
 
 def _find_contradiction(metadata: Mapping[str, str], config: QuantizationConfig) -> str | None:

@@ -27,7 +27,9 @@ ZERO_POINTS = [
     ({"quant_method": "gptq", "format": "gptq_v2"}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round"}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round:gptqmodel"}, 0),
+    (AUTO_ROUND | {"packing_format": "auto_round:gptqmodel", "autoround_version": "0.16.1", "act_bits": 16}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}, 1),
+    (AUTO_ROUND | {"packing_format": "auto_round:auto_gptq", "autoround_version": "0.5.1", "act_bits": 8}, 1),
     (AUTO_ROUND | {"packing_format": "auto_round:gptq"}, 1),
     ({"quant_method": "intel/auto-round", "packing_format": "auto_round:auto_gptq"}, 1),
 ]
@@ -101,13 +103,16 @@ def test_zero_points_are_read_as_the_config_says(save: Save, config: dict[str, A
         {"quant_method": "gptq", "checkpoint_format": "gptq", "format": "gptq_v2"},
         AUTO_ROUND | {"packing_format": "auto_round", "checkpoint_format": "gptq"},
         {"quant_method": "gptqmodel"},
+        # Some versions of auto-round stored these less one.
+        AUTO_ROUND | {"packing_format": "auto_round", "act_bits": 8},
+        AUTO_ROUND | {"packing_format": "auto_round:gptqmodel", "autoround_version": "0.5.1"},
     ],
 )
 def test_zero_points_of_unknown_or_contradictory_settings_are_rejected(save: Save, config: dict[str, Any]) -> None:
     example = gptq()
     why, detail = reason(save, example.tensors, settings(example, config))
     assert why is NoScore.NOT_UNDERSTOOD
-    assert any(word in detail for word in ("packing_format", "checkpoint_format", "quant_method"))
+    assert any(word in detail for word in ("_format", "quant_method", "act_bits", "autoround_version"))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

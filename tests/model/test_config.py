@@ -76,6 +76,14 @@ def test_config_finds_quantization_at_the_top_or_in_the_language_model() -> None
     assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
 
 
+def test_config_of_modelopt_in_its_own_file_is_read() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": inner}
+    config = ModelConfig({"quantization_config": said}).quantization
+    assert config.quant_method == "modelopt" and config.group_size == 16
+    assert config.data == {"quant_method": "modelopt", "producer": said["producer"], **inner}
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [((), None), ((None,), None), (("yes",), None), ((True,), True), ((False,), False), ((False, True), True)],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -164,14 +164,29 @@ def test_harmless_tensors_settings_and_metadata_are_accepted(name: str, build: C
     owner = owner_of(example)
     tensors = {f"{owner[:-1]}{ending}": torch.ones(2) for ending in harmless.COMPANIONS if ending[0] == owner[-1]}
     metadata = {"format": "pt", "total_size": "12", "modelspec.title": "x", "ss_epoch": "3"}
-    settings = {"modules_to_not_convert": ["x"], "ignore": ["lm_head"], "kv_cache_scheme": {"num_bits": 8}, "x": None}
+    harmless_settings = {
+        "modules_to_not_convert": ["x"],
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": {"num_bits": 8},
+        "x": None,
+    }
     changed = replace(
         example,
         tensors={**tensors, **{name: torch.tensor(2.0) for name in harmless.TOP_TENSORS}, **example.tensors},
         metadata={**metadata, **example.metadata},
-        quantization={**settings, **example.quantization},
+        quantization={**harmless_settings, **example.quantization},
     )
     assert not example_plan(changed).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_config_of_modelopt_in_its_own_file_is_understood() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt"}, "quantization": inner}
+    (build, *_) = EXAMPLES["nvfp4"]
+    assert not example_plan(replace(build(), quantization=said)).failures
+    assert "mystery" in rejected(replace(build(), quantization=said | {"quantization": inner | {"mystery": 1}}))
+    assert "NVFP4_SVD" in rejected(replace(build(), quantization={"quantization": {"quant_algo": "NVFP4_SVD"}}))
 
 
 KNOWN = {key for scheme in SCHEMES for key in scheme.settings} | set(harmless.SETTINGS)
@@ -180,6 +195,7 @@ VALUES = st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.lists(s
 
 
 @pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
 @given(st.sampled_from(BUILDERS), NAMES, VALUES)
 def test_setting_of_any_other_name_is_rejected(
     format: tuple[str, Callable[[], Example]], key: str, value: Any
@@ -191,6 +207,7 @@ def test_setting_of_any_other_name_is_rejected(
 
 
 @pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
 @given(st.sampled_from(BUILDERS), NAMES)
 def test_tensor_of_any_other_name_is_rejected(format: tuple[str, Callable[[], Example]], ending: str) -> None:
     example = format[1]()
@@ -226,8 +243,8 @@ def test_part_that_the_config_promises_must_be_there(
     has_part = any(p.role == role for w in a_plan.matrices if w.quantization for p in w.quantization.parts)
     if has_part or "config_groups" not in example.quantization:
         return
-    settings = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
-    (failure,) = example_plan(replace(example, quantization=settings)).failures
+    changed = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
+    (failure,) = example_plan(replace(example, quantization=changed)).failures
     assert failure.no_score is NoScore.MISSING_SCALES and word in failure.detail
 
 

@@ -174,7 +174,7 @@ def test_harmless_tensors_settings_and_metadata_are_accepted(name: str, build: C
         example,
         tensors={**tensors, **{name: torch.tensor(2.0) for name in harmless.TOP_TENSORS}, **example.tensors},
         metadata={**metadata, **example.metadata},
-        quantization={**harmless_settings, **example.quantization},
+        quantization={**added, **example.quantization},
     )
     assert not example_plan(changed).failures
 

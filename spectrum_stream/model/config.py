@@ -61,6 +61,18 @@ class QuantizationConfig:
         return _DEFAULT_BLOCK
 
     @property
+    def has_zeros(self) -> bool:
+        """Whether weights of all groups of layers have zero points."""
+        said = [group.get("symmetric") for group in self._groups()] or [self.symmetric]
+        return all(symmetric is False for symmetric in said)
+
+    @property
+    def has_order(self) -> bool:
+        """Whether weights of all groups of layers have columns in another order than that of the scales."""
+        said = [group.get("actorder") for group in self._groups()]
+        return bool(said) and all(order in ("group", "dynamic") for order in said)
+
+    @property
     def is_dense(self) -> bool:
         """Whether stored weights are plain numbers, which a program rounds when it uses them."""
         return self.data.get("format") == "dense"

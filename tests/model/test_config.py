@@ -52,7 +52,7 @@ def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: di
         assert len(config.block_size) == 2
         assert all(type(side) is int and side > 0 for side in config.block_size)
         assert config.symmetric in (None, True, False)
-        assert type(config.is_dense) is bool
+        assert {type(config.is_dense), type(config.has_zeros), type(config.has_order)} == {bool}
 
 
 @pytest.mark.parametrize("value", [None, True, -1, 0, 2.0, "2", [2], {"a": 2}])
@@ -74,6 +74,14 @@ def test_config_finds_quantization_at_the_top_or_in_the_language_model() -> None
     assert ModelConfig({"text_config": {"quantization_config": {"bits": 4}}}).quantization.bits == 4
     assert ModelConfig({"compression_config": {"bits": 3}}).quantization.bits == 3
     assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
+
+
+def test_config_of_modelopt_in_its_own_file_is_read() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": inner}
+    config = ModelConfig({"quantization_config": said}).quantization
+    assert config.quant_method == "modelopt" and config.group_size == 16
+    assert config.data == {"quant_method": "modelopt", "producer": said["producer"], **inner}
 
 
 @pytest.mark.parametrize(

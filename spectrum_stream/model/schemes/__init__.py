@@ -108,7 +108,14 @@ class Reader:
             return found
         parts = [found] if isinstance(found, Quantization) else found
         unread = self._unread[scheme.name] or find_unread_beside(scheme, tensor, parts, self._companions)
-        return found if unread is None else Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
+        if unread is not None:
+            return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
+        roles = {part.role for one in parts for part in one.parts}
+        if self._config.has_zeros and "zeros" not in roles:
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its zero points")
+        if self._config.has_order and "groups" not in roles:
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
+        return found
 
     def _check_plain(self, tensor: TensorInfo) -> Unreadable | None:
         """Reject a weight of plain numbers with scales beside it, unless the config says that the numbers count."""

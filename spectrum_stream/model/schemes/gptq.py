@@ -4,6 +4,9 @@
 nn_modules/qlinear/__init__.py, `dequantize_weight`; auto-round 0.16.1, auto_round_extension/torch/qlinear_torch.py)
 """
 
+import re
+from collections.abc import Mapping
+
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX
@@ -22,6 +25,9 @@ _ZEROS_OFFSETS = {
     "format": {"gptq": 1, "gptq_v2": 0},
     "packing_format": {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:auto_gptq": 1, "auto_round:gptq": 1},
 }
+# The metadata that AutoGPTQ writes, with the settings that it repeats. (AutoGPTQ 0.7.1, modeling/_base.py,
+# `save_quantized`)
+_METADATA = {"gptq_bits": "bits", "gptq_group_size": "group_size", "gptq_desc_act": "desc_act"}
 _AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
@@ -67,6 +73,8 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
     offset = _find_zeros_offset(config)
     if isinstance(offset, str):
         return Unreadable(NoScore.NOT_UNDERSTOOD, f"gptq with {offset}")
+    if (key := _find_contradiction(companions.metadata_of(weight.name), config)) is not None:
+        return Unreadable(NoScore.NOT_UNDERSTOOD, f"gptq with metadata that contradicts the config, {key}")
     return Quantization(
         scheme=f"gptq, {bits} bits",
         packing=Packing.COLUMNS,
@@ -94,8 +102,32 @@ def _find_zeros_offset(config: QuantizationConfig) -> int | str:
         return f"settings that disagree about zero points, {', '.join(said)}"
     if not said and config.quant_method in _AUTO_ROUND:
         return "no packing_format, which says how zero points are stored"
+    if said.get("packing_format") == 0 and (doubt := _find_doubt(config)) is not None:
+        return doubt
     # AutoGPTQ, which wrote the first format, names no format.
     return next(iter(said.values()), 1)
+
+
+def _find_doubt(config: QuantizationConfig) -> str | None:
+    """Find a setting under which some versions of auto-round store zero points less one, and others do not.
+
+    (auto-round 0.5.1 and 0.8.0, export/export_to_autoround/export.py, `dynamic_import_quant_linear_for_packing`)
+    """
+    act_bits, version = config.data.get("act_bits"), config.data.get("autoround_version")
+    if type(act_bits) is int and act_bits <= 8:
+        return f"act_bits = {act_bits}, with which zero points are stored less one or as they are"
+    is_old = isinstance(version, str) and re.match(r"0\.[0-5](\.|$)", version) is not None
+    if is_old and config.data["packing_format"] == "auto_round:gptqmodel":
+        return f"autoround_version = {version:.20}, with which zero points are stored less one"
+    return None
+
+
+def _find_contradiction(metadata: Mapping[str, str], config: QuantizationConfig) -> str | None:
+    """Return the key of AutoGPTQ's metadata that contradicts the config, if any."""
+    if metadata.get("gptq_is_marlin_format", "False") not in ("False", "None"):
+        return "gptq_is_marlin_format"
+    said = ((key, config.data.get(setting)) for key, setting in _METADATA.items() if key in metadata)
+    return next((key for key, value in said if value is not None and metadata[key] != str(value)), None)
 
 
 GPTQ = Format(
@@ -118,4 +150,5 @@ GPTQ = Format(
         "pack_dtype": ("int32",),
         "backend": ANY,
     },
+    metadata=(*_METADATA, "gptq_damp_percent", "gptq_is_marlin_format", "auto_gptq_version"),
 )

@@ -55,7 +55,7 @@ SETTINGS: dict[str, Values] = {
     "run_compressed": ANY,
     "use_optimized_inference": ANY,
     # compressed-tensors: the state, a statistic, pruned experts, and steps that must be absent.
-    "quantization_status": ("compressed",),
+    "quantization_status": ("compressed", "frozen", "calibration", "initialized"),
     "global_compression_ratio": ANY,
     "moe_sparsity_config": ANY,
     "sparsity_config.format": ("dense",),
@@ -119,4 +119,6 @@ METADATA: dict[str, Values] = {
     "author": ANY,
     "description": ANY,
     "license": ANY,
+    "_export_format": ("safetensors_state_dict",),  # ModelOpt, export/unified_export_hf.py
+    "_class_name": ANY,
 }

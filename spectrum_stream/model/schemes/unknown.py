@@ -21,6 +21,7 @@ LIBRARIES = {
     ".codes": "aqlm",
     ".centroids.weight": "vptq",
     ".dense_weights": "spqr",
+    ".compressed": "compressed-tensors, sparse",
 }
 _PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoint.header import TensorInfo
@@ -43,8 +44,8 @@ def find_unread_elsewhere(scheme: Format, companions: Companions, config: Quanti
 def _find_unread_setting(scheme: Format, config: QuantizationConfig) -> str | None:
     if config.quant_method not in scheme.methods:
         return f"an unknown setting, quant_method = {_short(config.data.get('quant_method'))}"
-    settings = {**harmless.SETTINGS, **scheme.settings}
-    path = next(_walk(config.data, settings), None)
+    known = _make_tree({**harmless.SETTINGS, **scheme.settings})
+    path = next(_walk(config.data, known), None)
     return None if path is None else f"an unknown setting, {path}"
 
 
@@ -56,32 +57,44 @@ def _find_unread_marker(scheme: Format, companions: Companions) -> str | None:
     return None if marker is None else f"an unknown tensor, {_short(marker)}"
 
 
-def _walk(
-    settings: Mapping[str, Any], known: Mapping[str, Values], prefix: str = "", shown: str = ""
-) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """The values of a setting that is read."""
+
+    values: Values
+
+
+# The settings that are read, by the keys of nested mappings; `*` stands for any key.
+_Tree = dict[str, "_Tree | _Leaf"]
+
+
+def _make_tree(settings: Mapping[str, Values]) -> _Tree:
+    """Split paths such as `config_groups.*.format` into the keys of nested mappings."""
+    tree: _Tree = {}
+    for path, values in settings.items():
+        *outer, last = path.split(".")
+        branch = tree
+        for key in outer:
+            inner = branch.setdefault(key, {})
+            assert isinstance(inner, dict)
+            branch = inner
+        branch[last] = _Leaf(values)
+    return tree
+
+
+def _walk(settings: Mapping[str, Any], known: _Tree, shown: str = "") -> Iterator[str]:
     """Yield `key = value` for each setting that is not known, or has a value that is not.
 
     Args:
-        prefix, shown: the path to the settings, with `*` for any key, and as it is.
+        shown: the path to the settings.
     """
     for key, value in settings.items():
+        inner = known.get("*", known.get(key))
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            yield from _walk(value, inner, f"{shown}{key}.")
         # An empty value is the same as none.
-        if value is None:
-            continue
-        paths = [path for path in (f"{prefix}{key}", f"{prefix}*") if _leads_to(path, known)]
-        path = paths[0] if paths else ""
-        if path in known:
-            accepted = _is_accepted(value, known[path])
-        else:
-            accepted = bool(path) and isinstance(value, Mapping)
-            if accepted:
-                yield from _walk(value, known, f"{path}.", f"{shown}{key}.")
-        if not accepted:
+        elif value is not None and not (isinstance(inner, _Leaf) and _is_accepted(value, inner.values)):
             yield f"{_short(f'{shown}{key}')} = {_short(value)}"
-
-
-def _leads_to(path: str, known: Mapping[str, Values]) -> bool:
-    return path in known or any(name.startswith(f"{path}.") for name in known)
 
 
 def _find_values(key: str, known: Mapping[str, Values]) -> Values:

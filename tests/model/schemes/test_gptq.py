@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spectrum_stream import plan, scan
 from spectrum_stream.model.no_score import NoScore
@@ -26,7 +27,9 @@ ZERO_POINTS = [
     ({"quant_method": "gptq", "format": "gptq_v2"}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round"}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round:gptqmodel"}, 0),
+    (AUTO_ROUND | {"packing_format": "auto_round:gptqmodel", "autoround_version": "0.16.1", "act_bits": 16}, 0),
     (AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}, 1),
+    (AUTO_ROUND | {"packing_format": "auto_round:auto_gptq", "autoround_version": "0.5.1", "act_bits": 8}, 1),
     (AUTO_ROUND | {"packing_format": "auto_round:gptq"}, 1),
     ({"quant_method": "intel/auto-round", "packing_format": "auto_round:auto_gptq"}, 1),
 ]
@@ -100,13 +103,16 @@ def test_zero_points_are_read_as_the_config_says(save: Save, config: dict[str, A
         {"quant_method": "gptq", "checkpoint_format": "gptq", "format": "gptq_v2"},
         AUTO_ROUND | {"packing_format": "auto_round", "checkpoint_format": "gptq"},
         {"quant_method": "gptqmodel"},
+        # Some versions of auto-round stored these less one.
+        AUTO_ROUND | {"packing_format": "auto_round", "act_bits": 8},
+        AUTO_ROUND | {"packing_format": "auto_round:gptqmodel", "autoround_version": "0.5.1"},
     ],
 )
 def test_zero_points_of_unknown_or_contradictory_settings_are_rejected(save: Save, config: dict[str, Any]) -> None:
     example = gptq()
     why, detail = reason(save, example.tensors, settings(example, config))
     assert why is NoScore.NOT_UNDERSTOOD
-    assert any(word in detail for word in ("packing_format", "checkpoint_format", "quant_method"))
+    assert any(word in detail for word in ("_format", "quant_method", "act_bits", "autoround_version"))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -248,6 +254,37 @@ def test_published_config_of_auto_round_is_understood(save: Save) -> None:
     example = gptq()
     found = score_of(save, example.tensors, {"quantization_config": config})
     assert found == pytest.approx(reference_score(example.weights[MODULE]), rel=1e-5)
+
+
+AUTO_GPTQ = {
+    "format": "pt",
+    "auto_gptq_version": "0.7.1",
+    "gptq_bits": "4",
+    "gptq_group_size": "32",
+    "gptq_desc_act": "True",
+    "gptq_damp_percent": "0.01",
+    "gptq_is_marlin_format": "False",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"gptq_bits": "8"},
+        {"gptq_group_size": "64"},
+        {"gptq_desc_act": "no"},
+        {"gptq_is_marlin_format": "True"},
+    ],
+)
+def test_metadata_of_autogptq_must_agree_with_the_config(save: Save, change: dict[str, str]) -> None:
+    example = gptq()
+    tensors = {**example.tensors, "model.layers.0.mlp.plain.weight": torch.ones(2, 3)}
+    folder = save(tensors, config=settings(example, {"quant_method": "gptq"}))
+    save_file(tensors, folder / "model.safetensors", metadata=AUTO_GPTQ | change)
+    failures = plan(str(folder), names="checkpoint").failures
+    assert [s.no_score for s in failures] == [NoScore.NOT_UNDERSTOOD for _ in change]
+    assert all(key in s.detail for s in failures for key in change)
 
 
 def test_words_that_hold_no_whole_number_of_integers_are_reported(save: Save) -> None:

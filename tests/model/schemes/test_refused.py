@@ -79,6 +79,7 @@ def test_tensors_of_torchao_are_rejected(save: Save, name: str, config: Any) -> 
         ("up.codes", torch.int8, "aqlm"),
         ("up.centroids.weight", torch.float16, "vptq"),
         ("up.dense_weights", torch.int64, "spqr"),
+        ("up.compressed", torch.bfloat16, "compressed-tensors, sparse"),
     ],
 )
 def test_values_of_other_libraries_are_rejected_without_a_config(

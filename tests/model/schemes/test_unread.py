@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import spectrum_stream
 from spectrum_stream import Plan, plan, scan
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.model.no_score import NoScore
-from spectrum_stream.model.schemes import SCHEMES, harmless, is_companion
+from spectrum_stream.model.schemes import SCHEMES, harmless, is_companion, unknown
 
 from ...support.checkpoints import reference_score
 from ...support.formats import EXAMPLES, Example
@@ -62,6 +63,17 @@ def rejected(example: Example) -> str:
 def test_every_format_has_an_example() -> None:
     assert set(EXAMPLES) == {scheme.name for scheme in SCHEMES}
     assert len({scheme.name for scheme in SCHEMES}) == len(SCHEMES)
+
+
+def test_table_of_the_readme_has_every_format_and_its_test() -> None:
+    readme = Path(spectrum_stream.__file__).parent / "model/README.md"
+    table = readme.read_text().split("<!-- formats -->")[1].split("<!-- /formats -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {row[0] for row in rows if row[2] == "read"} == {scheme.name for scheme in SCHEMES}
+    rejected = ", ".join(row[0] for row in rows if row[2] == "rejected")
+    assert all(name in rejected for name in (*unknown.LIBRARIES.values(), "bitsandbytes"))
+    for row in rows:
+        assert all((Path(__file__).parent / name.strip("`")).is_file() for name in row[4].split(", "))
 
 
 @pytest.mark.usefixtures("working_folder")
@@ -152,14 +164,29 @@ def test_harmless_tensors_settings_and_metadata_are_accepted(name: str, build: C
     owner = owner_of(example)
     tensors = {f"{owner[:-1]}{ending}": torch.ones(2) for ending in harmless.COMPANIONS if ending[0] == owner[-1]}
     metadata = {"format": "pt", "total_size": "12", "modelspec.title": "x", "ss_epoch": "3"}
-    settings = {"modules_to_not_convert": ["x"], "ignore": ["lm_head"], "kv_cache_scheme": {"num_bits": 8}, "x": None}
+    added = {
+        "modules_to_not_convert": ["x"],
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": {"num_bits": 8},
+        "x": None,
+    }
     changed = replace(
         example,
         tensors={**tensors, **{name: torch.tensor(2.0) for name in harmless.TOP_TENSORS}, **example.tensors},
         metadata={**metadata, **example.metadata},
-        quantization={**settings, **example.quantization},
+        quantization={**added, **example.quantization},
     )
     assert not example_plan(changed).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_config_of_modelopt_in_its_own_file_is_understood() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt"}, "quantization": inner}
+    (build, *_) = EXAMPLES["nvfp4"]
+    assert not example_plan(replace(build(), quantization=said)).failures
+    assert "mystery" in rejected(replace(build(), quantization=said | {"quantization": inner | {"mystery": 1}}))
+    assert "NVFP4_SVD" in rejected(replace(build(), quantization={"quantization": {"quant_algo": "NVFP4_SVD"}}))
 
 
 KNOWN = {key for scheme in SCHEMES for key in scheme.settings} | set(harmless.SETTINGS)
@@ -168,6 +195,7 @@ VALUES = st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.lists(s
 
 
 @pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
 @given(st.sampled_from(BUILDERS), NAMES, VALUES)
 def test_setting_of_any_other_name_is_rejected(
     format: tuple[str, Callable[[], Example]], key: str, value: Any
@@ -179,6 +207,7 @@ def test_setting_of_any_other_name_is_rejected(
 
 
 @pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
 @given(st.sampled_from(BUILDERS), NAMES)
 def test_tensor_of_any_other_name_is_rejected(format: tuple[str, Callable[[], Example]], ending: str) -> None:
     example = format[1]()
@@ -197,6 +226,26 @@ def test_plain_weight_with_scales_beside_it_is_rejected(ending: str) -> None:
     tensors = {f"{name}.weight": torch.ones(4, 6), f"{name}{ending}": torch.ones(4, 1)}
     assert ending in rejected(Example(tensors=tensors, quantization={}, weights={}))
     assert not example_plan(Example(tensors=tensors, quantization={"format": "dense"}, weights={})).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
+    ("weights", "role", "word"),
+    [({"symmetric": False}, "zeros", "zero points"), ({"actorder": "group"}, "groups", "column order")],
+    ids=["zeros", "groups"],
+)
+def test_part_that_the_config_promises_must_be_there(
+    name: str, build: Callable[[], Example], weights: dict[str, Any], role: str, word: str
+) -> None:
+    example = build()
+    a_plan = example_plan(example)
+    has_part = any(p.role == role for w in a_plan.matrices if w.quantization for p in w.quantization.parts)
+    if has_part or "config_groups" not in example.quantization:
+        return
+    changed = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
+    (failure,) = example_plan(replace(example, quantization=changed)).failures
+    assert failure.no_score is NoScore.MISSING_SCALES and word in failure.detail
 
 
 @pytest.mark.usefixtures("working_folder")

@@ -209,9 +209,7 @@ class Journal:
                 renamed[module] = replace(record, group=names[0], parameter=names[1])
         self._rename(renamed.values())
         rows |= renamed
-        stale = {
-            module for module, record in rows.items() if is_stale(record) or not follows_from_spectrum(record)
-        }
+        stale = {module for module, record in rows.items() if is_stale(record) or not follows_from_spectrum(record)}
         self._delete(sorted(stale))
         return {module: record for module, record in rows.items() if module not in stale}
 

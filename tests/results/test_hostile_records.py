@@ -689,7 +689,10 @@ CHANGES = st.one_of(
     st.tuples(st.just("UPDATE source SET value = ? WHERE key = 'names'"), JSON),
     st.tuples(
         st.sampled_from(
-            [f"UPDATE source SET value = json_set(value, '$.{key}', json(?)) WHERE key = 'identity'" for key in IDENTITY]
+            [
+                f"UPDATE source SET value = json_set(value, '$.{key}', json(?)) WHERE key = 'identity'"
+                for key in IDENTITY
+            ]
         ),
         JSON,
     ),

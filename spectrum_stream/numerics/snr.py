@@ -148,7 +148,8 @@ def quick_score(singular_values: np.ndarray, n: int, m: int) -> float:
     q75, q25 = (_interpolate(s, last * share) for share in (0.25, 0.75))
     tau = (q75 - q25) / _IQR * (1 + math.sqrt(min(n, m) / max(n, m)))
     above = len(s) - int(np.searchsorted(s[::-1], tau, side="right"))
-    signal, noise = (float((part / s[0]).sum()) for part in (s[:above], s[above:]))
+    relative = s / s[0]
+    signal, noise = float(relative[:above].sum()), float(relative[above:].sum())
     return min(signal / noise / float(s[0]), sys.float_info.max) if noise else signal
 
 

@@ -99,7 +99,7 @@ def check_replaceable(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-        raise _not_a_file(path, "unwritable")
+        raise _in_the_way(path, "not a regular file")
 
 
 def check_own_file(path: Path) -> os.stat_result | None:
@@ -114,9 +114,21 @@ def check_own_file(path: Path) -> os.stat_result | None:
         status = path.lstat()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise _not_a_file(path, "unwritable")
+    _check_alone(path, status)
     return status
+
+
+def _check_alone(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise _in_the_way(path, "a link")
+    if not stat.S_ISREG(status.st_mode):
+        raise _in_the_way(path, "not a regular file")
+    if status.st_nlink > 1:
+        raise _in_the_way(path, "a hard link to another file")
+
+
+def _in_the_way(path: Path, what: str) -> ResultError:
+    return ResultError(f"{path} is {what}", reason="unwritable", hint="move it away, or use another name")
 
 
 def open_own_file(path: Path) -> int:
@@ -127,10 +139,11 @@ def open_own_file(path: Path) -> int:
     """
     check_own_file(path)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | _UNFOLLOWED | _UNBLOCKED | _BINARY, 0o666)
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    try:
+        _check_alone(path, os.fstat(handle))
+    except ResultError:
         os.close(handle)
-        raise _not_a_file(path, "unwritable")
+        raise
     return handle
 
 
@@ -144,16 +157,8 @@ def open_regular(path: Path) -> BinaryIO:
     file = os.fdopen(os.open(path, os.O_RDONLY | _UNBLOCKED | _BINARY), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise _not_a_file(path, "unreadable")
+        raise ResultError(f"{path} is not a regular file", reason="unreadable")
     return file
-
-
-def _not_a_file(path: Path, reason: str) -> ResultError:
-    return ResultError(
-        f"{path} is a link, a folder, a FIFO or a device, or has a second name, and not a file of its own",
-        reason=reason,
-        hint="move it away, or use another name",
-    )
 
 
 def _prefix(path: Path) -> str:

@@ -202,22 +202,16 @@ class Journal:
         """
         groups = {module: group for group, modules in members.items() for module in modules}
         rows = self.records()
-        renamed = {
-            module: replace(
-                record, group=groups.get(module, record.group), parameter=parameters.get(module, record.parameter)
-            )
-            for module, record in rows.items()
-        }
-        self._rename(
-            record
-            for module, record in renamed.items()
-            if (record.group, record.parameter) != (rows[module].group, rows[module].parameter)
-        )
-        stale = {
-            module for module, record in renamed.items() if is_stale(record) or not follows_from_spectrum(record)
-        }
+        renamed = {}
+        for module, record in rows.items():
+            names = (groups.get(module, record.group), parameters.get(module, record.parameter))
+            if names != (record.group, record.parameter):
+                renamed[module] = replace(record, group=names[0], parameter=names[1])
+        self._rename(renamed.values())
+        rows |= renamed
+        stale = {module for module, record in rows.items() if is_stale(record) or not follows_from_spectrum(record)}
         self._delete(sorted(stale))
-        return {module: record for module, record in renamed.items() if module not in stale}
+        return {module: record for module, record in rows.items() if module not in stale}
 
     def _delete(self, modules: Sequence[str]) -> None:
         if not modules:

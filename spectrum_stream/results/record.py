@@ -410,7 +410,7 @@ def to_row(record: Record) -> tuple[Any, ...]:
         **{name: getattr(record, name) for name in _TYPES if name != "group_name"},
         **{name: None if score is None else getattr(score, name) for name in _SCORE_TYPES},
         "group_name": record.group,
-        "detail": printable(record.detail)[:_MAX_WORD_LENGTH],
+        "detail": printable(record.detail)[: _MAX_WORD_LENGTH // 2],
         "singular_values": record.singular_values.astype("<f4").tobytes(),
     }
     return tuple(values[name] for name in COLUMNS)
@@ -442,7 +442,8 @@ def from_row(row: tuple[Any, ...], *, spectra: bool = True) -> Record:
     s = np.frombuffer(last, dtype="<f4") if spectra else _NO_VALUES
     record = Record(**values, group=group, score=found, singular_values=s)
     _check_ranges(record, s.nbytes if spectra else last)
-    if spectra and not (np.isfinite(s).all() and (s >= 0).all() and (s[1:] <= s[:-1]).all()):
+    # Every comparison with a NaN is false.
+    if len(s) and not (s[0] < math.inf and s[-1] >= 0 and (s[1:] <= s[:-1]).all()):
         raise ValueError("the singular values are not a spectrum")
     return record
 
@@ -456,7 +457,7 @@ def _check_types(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]
 def _check_ranges(record: Record, spectrum_nbytes: int) -> None:
     found, n, m = record.score, record.n, record.m
     names = (record.module, record.parameter, record.tensor, record.group)
-    words = (record.detail, record.device, record.quantized or "")
+    words = f"{record.detail}{record.device}{record.quantized}"
     is_sound = (
         0 < n <= _MAX_SIDE
         and 0 < m <= _MAX_SIDE
@@ -464,7 +465,8 @@ def _check_ranges(record: Record, spectrum_nbytes: int) -> None:
         and spectrum_nbytes == (0 if found is None else 4 * min(n, m))
         and 0 <= record.compute_s < math.inf
         and max(map(len, names)) <= _MAX_NAME_LENGTH
-        and all(len(word) <= _MAX_WORD_LENGTH and word.isprintable() for word in words)
+        and len(words) <= _MAX_WORD_LENGTH
+        and words.isprintable()
         and record.dtype in DTYPE_BITS
         and (found is None or _is_sound(found, n, m))
     )

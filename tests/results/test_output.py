@@ -1,0 +1,194 @@
+"""The file of -o: what may be replaced, what is opened and written, and what is refused."""
+
+import json
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from spectrum_stream.errors import SpectrumStreamError
+from spectrum_stream.results import output
+from spectrum_stream.results.journal import Journal
+from spectrum_stream.results.output import check_output, write_output
+from spectrum_stream.results.result import write_results
+
+from ..support.cli import Cli, reason
+from ..support.records import IDENTITY, record
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
+
+
+def refusal(path: Path, *inputs: Path) -> str | None:
+    try:
+        write_output(path, "text", inputs)
+    except SpectrumStreamError as error:
+        return error.reason
+    return None
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    path = tmp_path / "snr_results_x.json"
+    rows = [record(f"layers.{i}.up") for i in range(4)]
+    with Journal(path.with_suffix(".sqlite"), IDENTITY) as journal:
+        for row in rows:
+            journal.add(row)
+    write_results(path, rows)
+    return path
+
+
+def test_output_replaces_a_regular_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "a.yaml", tmp_path / "new" / "b.yaml"):
+        for _ in range(2):
+            assert refusal(path) is None
+            assert path.read_text() == "text"
+
+
+@posix_only
+def test_output_replaces_the_target_of_a_link_and_keeps_the_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.yaml", tmp_path / "link.yaml"
+    target.write_text("mine")
+    link.symlink_to("target.yaml")
+    assert refusal(link) is None
+    assert link.is_symlink()
+    assert target.read_text() == "text"
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["loop", "dangling", "folder", "socket", "below a file"])
+def test_output_to_what_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("o")
+    bound = socket.socket(socket.AF_UNIX)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        bound.bind("o")
+    elif kind == "below a file":
+        path.touch()
+        path = path / "o"
+    else:
+        path.symlink_to("o" if kind == "loop" else "none")
+    assert refusal(path) == "unwritable"
+    assert not Path("none").exists()
+    bound.close()
+
+
+@posix_only
+def test_output_is_written_into_a_fifo_that_has_a_reader(tmp_path: Path) -> None:
+    path, read = tmp_path / "fifo", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    assert refusal(path) is None
+    reader.join()
+    assert read == ["text"]
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@posix_only
+def test_output_to_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_READER_WAIT_S", 0.1)
+    os.mkfifo(tmp_path / "fifo")
+    assert refusal(tmp_path / "fifo") == "unwritable"
+    assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+
+
+@posix_only
+def test_output_is_written_into_a_device_behind_a_link(tmp_path: Path) -> None:
+    # A link of this test, since a fault would replace the device itself.
+    for name, expected in (("null", None), ("full", "unwritable")):
+        if not Path("/dev", name).is_char_device():
+            continue
+        link = tmp_path / name
+        link.symlink_to(f"/dev/{name}")
+        assert refusal(link) == expected
+        assert link.is_symlink()
+        assert link.is_char_device()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux only")
+def test_output_to_a_deleted_file_that_is_open_is_written_into_it(tmp_path: Path) -> None:
+    with (tmp_path / "gone").open("w+") as file:
+        (tmp_path / "gone").unlink()
+        assert refusal(Path(f"/proc/self/fd/{file.fileno()}")) is None
+        assert file.read() == "text"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_never_replaces_a_result_or_what_belongs_to_it(result: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    provenance = folder / "p.txt"
+    provenance.write_text(json.dumps({"schema_version": 1, "result_sha256": "0"}))
+    (folder / "renamed.yaml").write_bytes(result.read_bytes())
+    (folder / "spaces.yaml").write_bytes(b" \n" * 5 + result.read_bytes())
+    (folder / "database.html").write_bytes(result.with_suffix(".sqlite").read_bytes())
+    (folder / "hard.yaml").hardlink_to(result)
+    (folder / "link.yaml").symlink_to(result.with_suffix(".sqlite"))
+    names = [Path(name) for name in ("new.sqlite", "new.sqlite-wal", "new.sqlite-journal")]
+    before = {path: path.read_bytes() for path in (result, result.with_suffix(".sqlite"), *folder.iterdir())}
+    for path in (*before, *(folder / name for name in names)):
+        assert refusal(path) == "conflicting_options", path
+    assert {path: path.read_bytes() for path in before} == before
+    assert not any((folder / name).exists() for name in names)
+
+
+def test_output_never_replaces_an_input(tmp_path: Path) -> None:
+    path, link = tmp_path / "sorted.json", tmp_path / "link.json"
+    path.write_text('{"up": {"layers.0.up": 1.0}}')
+    link.symlink_to(path)
+    assert refusal(path, path) == refusal(link, path) == refusal(path, link) == "conflicting_options"
+    assert refusal(path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '{"a": 1}', "{" * 100_000, "\0" * 99, "SQLite format 2"])
+def test_output_replaces_a_file_that_only_looks_like_a_result(tmp_path: Path, content: str) -> None:
+    (tmp_path / "o").write_text(content)
+    check_output(tmp_path / "o")
+    assert refusal(tmp_path / "o") is None
+
+
+# The command line
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_select_to_stdout_prints_the_file_and_nothing_else(
+    cli: Cli, result: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name != "-" and not Path(name).exists():
+        return
+    monkeypatch.chdir(tmp_path)
+    cli("select", result, "--top-percent", "50", "-o", "file.yaml")
+    done = cli("select", result, "--top-percent", "50", "-o", name)
+    assert done.stdout == Path("file.yaml").read_text()
+    assert not Path("-").exists()
+
+
+@pytest.mark.parametrize("command", ["select", "report"])
+def test_stdout_cannot_have_a_file_and_json(cli: Cli, result: Path, command: str) -> None:
+    done = cli(command, result, "--top-percent", "50", "-o", "-", "--json", code=2)
+    assert reason(done) == "conflicting_options"
+    assert done.stdout == ""
+
+
+def test_report_to_stdout_is_the_page(cli: Cli, result: Path) -> None:
+    page = cli("report", result, "-o", "-").stdout
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize("command", [["select", "--top-percent", "50"], ["report"]])
+@pytest.mark.parametrize("suffix", [".json", ".sqlite"])
+def test_commands_do_not_replace_the_result_or_its_record(
+    cli: Cli, result: Path, command: list[str], suffix: str
+) -> None:
+    path = result.with_suffix(suffix)
+    before = path.read_bytes()
+    assert reason(cli(command[0], result, *command[1:], "-o", path, code=2)) == "conflicting_options"
+    assert path.read_bytes() == before

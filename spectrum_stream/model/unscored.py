@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .matrix import FLOAT_DTYPES, Skipped
-from .names import is_weight
+from .names import is_weight, module_of
 from .no_score import NoScore
-from .schemes import is_companion
+from .schemes import is_companion, parameter_of
 
 LIMIT = 0.01
 
@@ -82,7 +82,10 @@ def mark_weights(skipped: Sequence[Skipped], total_nbytes: int) -> list[Skipped]
 
     All of them keep their reason if together they are at most `LIMIT` of the bytes.
     """
-    marked = {s.tensor: why for s in skipped if (why := _find_weight(s)) is not None}
+    # The tensors beside a weight that cannot be read belong to it.
+    unreadable = {module_of(parameter_of(s.tensor)) for s in skipped if s.no_score.is_failure}
+    others = [s for s in skipped if s.tensor.rpartition(".")[0] not in unreadable]
+    marked = {s.tensor: why for s in others if (why := _find_weight(s)) is not None}
     if sum(s.nbytes for s in skipped if s.tensor in marked) <= LIMIT * total_nbytes:
         return list(skipped)
     return [replace(s, no_score=marked.get(s.tensor, s.no_score)) for s in skipped]

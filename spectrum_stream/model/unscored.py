@@ -84,11 +84,17 @@ def mark_weights(skipped: Sequence[Skipped], total_nbytes: int) -> list[Skipped]
     """
     # The tensors beside a weight that cannot be read belong to it.
     unreadable = {module_of(parameter_of(s.tensor)) for s in skipped if s.no_score.is_failure}
-    others = [s for s in skipped if s.tensor.rpartition(".")[0] not in unreadable]
+    others = [s for s in skipped if not unreadable.intersection(_owners_of(s.tensor))]
     marked = {s.tensor: why for s in others if (why := _find_weight(s)) is not None}
     if sum(s.nbytes for s in skipped if s.tensor in marked) <= LIMIT * total_nbytes:
         return list(skipped)
     return [replace(s, no_score=marked.get(s.tensor, s.no_score)) for s in skipped]
+
+
+def _owners_of(tensor: str) -> list[str]:
+    """Return the names that `X.scale`, `X_scale` and `X:scale` can belong to."""
+    last = tensor.rfind(".") + 1
+    return [tensor[: max(last - 1, 0)], *(tensor[:i] for i in range(last, len(tensor)) if tensor[i] in "_:")]
 
 
 def _find_weight(s: Skipped) -> NoScore | None:

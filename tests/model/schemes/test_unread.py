@@ -166,7 +166,7 @@ def test_harmless_tensors_settings_and_metadata_are_accepted(name: str, build: C
     beside = (".bias",) if name == "plain float8" else harmless.COMPANIONS
     tensors = {f"{owner[:-1]}{ending}": torch.ones(2) for ending in beside if ending[0] == owner[-1]}
     metadata = {"format": "pt", "total_size": "12", "modelspec.title": "x", "ss_epoch": "3"}
-    harmless_settings = {
+    added = {
         "modules_to_not_convert": ["x"],
         "ignore": ["lm_head"],
         "kv_cache_scheme": {"num_bits": 8},

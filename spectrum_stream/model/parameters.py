@@ -170,17 +170,17 @@ def find_naming(
         return _match_names(names, stored, weights, config.model_type)
     if names is Names.CHECKPOINT:
         return Naming(names=names, parameters=dict(zip(stored, stored, strict=True)))
-    family = find_family(config)
+    kind, family = config.model_type, find_family(config)
     if names is Names.INSTALLED:
         model = InstalledModel(config, len(stored))
         model_class = None if family is None else family.classes.get(model.class_name)
         naming = _load(stored, weights, config.layer_count, model.find, _Unloaded(family, model_class, shared))
         return replace(naming, names=names, model_class=model.class_name)
     table = _TABLES[names]
-    if family is None or config.model_type not in table:
-        return _keep_names(stored, _warn_of_family(config.model_type, names))
+    if family is None or kind is None or kind not in table:
+        return _keep_names(stored, _warn_of_family(kind, names))
     model_class, warnings = _find_class(family, config, weights)
-    rename, rename_in_v4 = (families.compile_rules(rules[config.model_type]) for rules in (families.V5, table))
+    rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
 
     def find(tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
         found = {}

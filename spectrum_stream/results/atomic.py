@@ -14,12 +14,12 @@ Other things that are not regular files stay as they are, and are an error.
 
 import contextlib
 import glob
+import io
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ResultError
 
@@ -147,7 +147,7 @@ def open_own_file(path: Path) -> int:
     return handle
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open an untrusted file for reading, at once and only if it is a regular file; a link is followed.
 
     Raises:

@@ -106,12 +106,12 @@ def check(result: Path) -> list[Finding]:
     return findings
 
 
-def _read(path: Path, max_nbytes: int) -> bytes:
+def _read(path: Path, max_nbytes: int) -> str:
     with open_regular(path) as file:
         data = file.read(max_nbytes + 1)
     if len(data) > max_nbytes:
         raise ValueError("it is too large")
-    return data
+    return data.decode("utf-8")
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -92,7 +92,7 @@ class Journal:
         self.path = path
         self.dropped = 0
         # JSON has no tuples, so both sides of a comparison must have been read from JSON.
-        identity = json.loads(json.dumps(dict(identity)))
+        state: dict[str, Any] = json.loads(json.dumps(dict(identity)))
         kept = json.dumps({"names": list(names), "weights": weights})
         with contextlib.ExitStack() as opened:
             with self._report_errors():
@@ -102,10 +102,10 @@ class Journal:
             opened.callback(self._holder.close)
             with self._report_errors():
                 if fresh or not self._exists():
-                    self._create(identity, kept, self._copy_of(identity, others) if fresh else [])
+                    self._create(state, kept, self._copy_of(state, others) if fresh else [])
                 self._db = self._open()
                 opened.callback(self._db.close)
-                self._adopt(identity, kept)
+                self._adopt(state, kept)
             opened.pop_all()
 
     def _exists(self) -> bool:

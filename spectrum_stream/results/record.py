@@ -437,11 +437,13 @@ def from_row(row: tuple[Any, ...], *, spectra: bool = True) -> Record:
     del values["group_name"]
     values["no_score"] = None if values["no_score"] is None else NoScore(values["no_score"])
     values["precision"] = None if values["precision"] is None else Precision(values["precision"])
-    if not isinstance(last, bytes if spectra else int):
-        raise ValueError("the singular values have a wrong type")
-    s = np.frombuffer(last, dtype="<f4") if spectra else _NO_VALUES
+    s, nbytes = _NO_VALUES, last
+    if spectra:
+        if not isinstance(last, bytes):
+            raise ValueError("the singular values have a wrong type")
+        s, nbytes = np.frombuffer(last, dtype="<f4"), len(last)
     record = Record(**values, group=group, score=found, singular_values=s)
-    _check_ranges(record, s.nbytes if spectra else last)
+    _check_ranges(record, nbytes)
     # Every comparison with a NaN is false.
     if len(s) and not (s[0] < math.inf and s[-1] >= 0 and (s[1:] <= s[:-1]).all()):
         raise ValueError("the singular values are not a spectrum")
@@ -454,7 +456,7 @@ def _check_types(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]
             raise ValueError(f"{name} has a wrong type")
 
 
-def _check_ranges(record: Record, spectrum_nbytes: int) -> None:
+def _check_ranges(record: Record, spectrum_nbytes: object) -> None:
     found, n, m = record.score, record.n, record.m
     names = (record.module, record.parameter, record.tensor, record.group)
     words = f"{record.detail}{record.device}{record.quantized}"

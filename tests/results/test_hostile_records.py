@@ -281,6 +281,7 @@ def test_record_with_a_wrong_source_is_corrupt(tmp_path: Path) -> None:
             assert reason_of(lambda: resume(path)) == "corrupt", value[:200]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["identity", "names"])
 def test_record_with_60_mb_in_one_value_is_corrupt(tmp_path: Path, key: str) -> None:
     path = write(tmp_path)

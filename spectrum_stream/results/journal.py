@@ -278,20 +278,20 @@ class Journal:
         try:
             yield
         except BlockingIOError as error:
-            raise self._locked() from error
+            raise self._locked(holder_of(self.path.with_name(f".{self.path.stem}.holder"))) from error
         except OSError as error:
             raise ResultError(f"{self.path} cannot be written: {error.strerror}", reason="unwritable") from error
         except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             # The lower bits of a code tell variants of it apart.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in _IN_USE:
-                raise self._locked() from error
+                # The holder file names this process.
+                raise self._locked("") from error
             if code in _UNWRITABLE:
                 raise ResultError(f"{self.path} cannot be written: {error}", reason="unwritable") from error
             raise corrupt(self.path) from error
 
-    def _locked(self) -> ResultError:
-        by = holder_of(self.path.with_name(f".{self.path.stem}.holder"))
+    def _locked(self, by: str) -> ResultError:
         return ResultError(
             f"{self.path} is in use by another scan{by and f', {by}'}",
             reason="locked",

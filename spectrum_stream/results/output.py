@@ -64,7 +64,9 @@ def check_output(path: Path, inputs: Sequence[Path] = ()) -> None:
         UsageError: conflicting_options.
     """
     real = Path(os.path.realpath(path))
-    is_input = str(real) in map(os.path.realpath, inputs)
+    # The result of a record was read with it.
+    read = [*inputs, *(path.with_suffix(".json") for path in inputs if path.suffix == ".sqlite")]
+    is_input = str(real) in map(os.path.realpath, read)
     if not is_input and not real.suffix.startswith(".sqlite") and not _is_of_a_scan(real):
         return
     raise UsageError(

@@ -213,3 +213,17 @@ def test_journal_reports_a_commit_that_fails(tmp_path: Path, monkeypatch: pytest
     with Journal(tmp_path / "r.sqlite", IDENTITY) as journal, refused("unwritable"):
         monkeypatch.setattr(atomic, "before", full)
         journal.add(record())
+
+
+def test_journal_is_locked_while_another_program_writes_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Journal(path, IDENTITY) as journal:
+        journal.add(record())
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with refused("locked"):
+        Journal(path, IDENTITY)
+    assert not (tmp_path / ".r.holder").exists()
+    other.close()
+    with Journal(path, IDENTITY) as journal:
+        assert len(journal.records()) == 1

@@ -144,6 +144,7 @@ def test_output_never_replaces_an_input(tmp_path: Path) -> None:
     path.write_text('{"up": {"layers.0.up": 1.0}}')
     link.symlink_to(path)
     assert refusal(path, path) == refusal(link, path) == refusal(path, link) == "conflicting_options"
+    assert refusal(path, path.with_suffix(".sqlite")) == "conflicting_options"
     assert refusal(path) is None
 
 

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from spectrum_stream import plan, scan
 from spectrum_stream.errors import SourceError
 from spectrum_stream.streaming.downloaded import _MARKER, make_folder, remove_folder
+
+from ..support.checkpoints import Save, llama_tensors
+from ..support.hub_server import REPO, HubServer, use
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
 
@@ -94,3 +98,26 @@ def test_folder_that_was_deleted_in_part_is_still_ours(tmp_path: Path, monkeypat
     make_folder(folder)
     remove_folder(folder)
     assert not folder.exists()
+
+
+@posix_only
+def test_scan_does_not_download_through_a_link(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / "model.safetensors").write_text("precious")
+    with HubServer({REPO: save(llama_tensors(1))}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        folder = plan(REPO, fetch="download").outputs.shards
+        folder.parent.mkdir()
+        folder.symlink_to(users)
+        with pytest.raises(SourceError) as error:
+            scan(REPO, fetch="download")
+        assert error.value.reason == "not_our_folder"
+        assert folder.is_symlink()
+        folder.unlink()
+        assert scan(REPO, fetch="download").complete
+    assert not folder.exists()
+    assert [p.name for p in users.iterdir()] == ["model.safetensors"]
+    assert (users / "model.safetensors").read_text() == "precious"

@@ -91,6 +91,9 @@ def find_adapter(names: Sequence[str], shard: str, config: Mapping[str, Any] | N
     certain: dict[str, tuple[str, str]] = {}
     likely: dict[str, tuple[str, str]] = {}
     for name in names:
+        # The LoRA of a torch parametrization is a part of the model, as in jina-embeddings-v3.
+        if ".parametrizations." in name:
+            continue
         tail = ".".join(name.rsplit(".", 3)[-3:])[-_TAIL_LENGTH:]
         if tail not in seen:
             seen[tail] = _find_kind(tail)

@@ -3,7 +3,7 @@
     model_type        the family                              text_config       the language model of a larger model
     architectures     the classes of the model                vision_config     its vision tower
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
-    quantization_config, compression_config, quantization     at the top, or in the language model
+    quantization_config, compression_config, quantization     at the top, or in parts of the model
 
 A value of the wrong type counts as missing.
 """
@@ -19,6 +19,8 @@ _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 # MLX has its own name.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 _DEFAULT_BLOCK = (128, 128)
+# Parts of a model have parts: the language model of Qwen-Omni's thinker.
+_PART_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ class ModelConfig:
         return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
     @property
+    def has_own_code(self) -> bool:
+        """Whether the code of the model may be in its repo. A trainer runs it if its user allows that."""
+        return bool(_mapping(self.data.get("auto_map")))
+
+    @property
     def text(self) -> Mapping[str, Any]:
         """The config of the language model in a multimodal model; empty if there is none."""
         return _mapping(self.data.get("text_config"))
@@ -151,13 +158,30 @@ class ModelConfig:
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """The quantization of the model, or of the language model in it."""
-        parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
-        data = next((part for part in parts if isinstance(part, Mapping)), {})
+        """The quantization of the model, or of its parts if they have the same."""
+        own = _quantization_of(self.data)
+        found = [own] if own is not None else list(_quantizations_of_parts(self.data, _PART_DEPTH))
+        data = found[0] if found else {}
+        if any(other != data for other in found):
+            data = {"quant_method": "two configs of parts of the model that differ"}
         if isinstance(inner := data.get("quantization"), Mapping):
             # ModelOpt's own file, hf_quant_config.json, has two parts.
             data = {"quant_method": "modelopt"} | {k: v for k, v in data.items() if k != "quantization"} | dict(inner)
         return QuantizationConfig(data)
+
+
+def _quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((part for name in _QUANTIZATION if isinstance(part := config.get(name), Mapping)), None)
+
+
+def _quantizations_of_parts(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+    """Find the quantization of the parts of a model, such as `thinker_config.text_config`."""
+    for key, part in config.items():
+        if key.endswith("_config") and key not in _QUANTIZATION and isinstance(part, Mapping):
+            if (own := _quantization_of(part)) is not None:
+                yield own
+            elif depth > 1:
+                yield from _quantizations_of_parts(part, depth - 1)
 
 
 def is_causal_class(name: str) -> bool:

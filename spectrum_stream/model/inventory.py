@@ -31,6 +31,9 @@ from .schemes import Reader, is_companion, parameter_of
 from .ties import find_stored_ties
 from .unscored import Unscored, find_unscored, mark_weights
 
+# The reasons of quantized weights that cannot be read.
+_STORAGE = (NoScore.UNSUPPORTED_DTYPE, NoScore.NOT_UNDERSTOOD, NoScore.MISSING_SCALES, NoScore.BAD_SCALES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
@@ -153,6 +156,8 @@ def _find_matrices(
         matrices += found
         # The modules that share a tensor come right after it, so that it is read once.
         matrices += [_share_tensor(found[-1], module) for module in tied.get(tensor.name, ())]
+    matrices, beside = _drop_beside_unreadable(matrices, skipped)
+    skipped += beside
     matrices, stored_twice = _drop_stored_twice(matrices)
     if any(s.no_score is NoScore.EMPTY for s in skipped):
         matrices, flattened = _drop_flattened(matrices, checkpoint)
@@ -277,6 +282,29 @@ def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[S
     dropped = {w.tensor: w for w in matrices if len(tensors[w.module]) > 1}
     skipped = [replace(w.skip(NoScore.STORED_TWICE), tensor=tensor) for tensor, w in dropped.items()]
     return [w for w in matrices if w.tensor not in dropped], skipped
+
+
+def _drop_beside_unreadable(
+    matrices: Sequence[Matrix], skipped: Sequence[Skipped]
+) -> tuple[list[Matrix], list[Skipped]]:
+    """Drop the weights inside the module of a quantized weight that cannot be read: they are codebooks or rotations.
+
+    An example is the `X.v_input.weight` of a transform beside `X.weight_packed`, as in compressed-tensors.
+    """
+    unreadable = {
+        module_of(parameter_of(s.tensor)): s
+        for s in skipped
+        if s.no_score in _STORAGE and is_weight(parameter_of(s.tensor))
+    }
+    kept: list[Matrix] = []
+    dropped: dict[str, Skipped] = {}
+    for w in matrices:
+        owner = unreadable.get(module_of(w.tensor).rpartition(".")[0])
+        if owner is None:
+            kept.append(w)
+        else:
+            dropped[w.tensor] = replace(w.skip(owner.no_score), tensor=w.tensor, detail=owner.detail)
+    return kept, list(dropped.values())
 
 
 def _drop_flattened(matrices: Sequence[Matrix], checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:

@@ -34,7 +34,7 @@ class NoScore(StrEnum):
 
     # These follow from the name, the shape or the plan.
     NOT_A_WEIGHT = "not_a_weight", "is a bias, a buffer or a small bare parameter, not a `.weight`", False, True
-    NOT_A_MATRIX = "not_a_matrix", "is a scalar or a convolution", False, True
+    NOT_A_MATRIX = "not_a_matrix", "is a scalar or has three or more dimensions, as a convolution has", False, True
     BARE_WEIGHT = "bare_weight", "is a weight of a layer, but its name does not end in `.weight`", True, True
     STACKED = "stacked", "is a stack of matrices, and its name does not show that they are experts", True, True
     EMPTY = (

@@ -179,6 +179,11 @@ def find_naming(
     table = _TABLES[names]
     if family is None or kind is None or kind not in table:
         return _keep_names(stored, _warn_of_family(kind, names))
+    if config.has_own_code and family.find_class(config) is None:
+        what = listed(config.architectures)[:100] or "no class"
+        return _keep_names(
+            stored, f"config.json names {what} and code of its own, so the names of the checkpoint are used"
+        )
     model_class, warnings = _find_class(family, config, weights)
     rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
 

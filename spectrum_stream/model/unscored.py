@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .matrix import FLOAT_DTYPES, Skipped
-from .names import is_weight, module_of
+from .names import is_weight
 from .no_score import NoScore
-from .schemes import is_companion, parameter_of
+from .schemes import is_companion, owners_of
 
 LIMIT = 0.01
 
@@ -31,7 +31,7 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 # The same, by the component before it: codebooks of audio codecs, tables of rotary positions.
-_OTHER_OWNER = re.compile(r"codebook|rotary|quantizer", re.IGNORECASE)
+_OTHER_OWNER = re.compile(r"codebooks?$|rotary|quantizer", re.IGNORECASE)
 # A kernel of a convolution is at most this long in the models of transformers, except in convolutions by name.
 _MAX_KERNEL = 15
 # Indexes and masks have these dtypes, packed values others.
@@ -83,7 +83,7 @@ def mark_weights(skipped: Sequence[Skipped], total_nbytes: int) -> list[Skipped]
     All of them keep their reason if together they are at most `LIMIT` of the bytes.
     """
     # The tensors beside a weight that cannot be read belong to it.
-    unreadable = {module_of(parameter_of(s.tensor)) for s in skipped if s.no_score.is_failure}
+    unreadable = {owner for s in skipped if s.no_score.is_failure for owner in owners_of(s.tensor)}
     others = [s for s in skipped if not unreadable.intersection(_owners_of(s.tensor))]
     marked = {s.tensor: why for s in others if (why := _find_weight(s)) is not None}
     if sum(s.nbytes for s in skipped if s.tensor in marked) <= LIMIT * total_nbytes:

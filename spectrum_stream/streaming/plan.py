@@ -418,17 +418,21 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
 
 
 def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError:
-    tensors: dict[NoScore, list[str]] = {}
+    tensors: dict[NoScore, list[Skipped]] = {}
     for s in sorted(skipped, key=lambda s: (not s.no_score.is_failure, -s.nbytes)):
-        tensors.setdefault(s.no_score, []).append(s.tensor)
-    found = [
-        f"{len(names)} tensors ({listed(names, 2)}): each {why.sentence}"
-        if names[1:]
-        else f"{names[0]} {why.sentence}"
-        for why, names in tensors.items()
-    ] or ["it holds no tensors"]
-    if len(skipped) == 1:
-        found = [f"its only tensor, {skipped[0].tensor}, {skipped[0].no_score.sentence}"]
+        tensors.setdefault(s.no_score, []).append(s)
+    found = []
+    for why, alike in tensors.items():
+        # The details name the format.
+        details = list(dict.fromkeys(s.detail for s in alike if s.detail))
+        clause = f"{why.sentence} ({listed(details, 2)})" if details else why.sentence
+        names = [s.tensor for s in alike]
+        found.append(
+            f"{len(names)} tensors ({listed(names, 2)}): each {clause}" if names[1:] else f"{names[0]} {clause}"
+        )
+        if len(skipped) == 1:
+            found = [f"its only tensor, {names[0]}, {clause}"]
+    found = found or ["it holds no tensors"]
     return CheckpointError(
         f"{model} has nothing to score: {printable('; '.join(found[:3]))}",
         reason="nothing_to_score",

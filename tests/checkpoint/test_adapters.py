@@ -62,6 +62,10 @@ def test_find_adapter_recognizes_the_names_of_each_tool(kind: str, tensors: list
 MODELS = {
     "Llama": MODEL,
     "RWKV-7": names("model.layers.{i}.attn", ".w_lora.lora.0.weight", ".w_lora.lora.2.weight", ".k_proj.weight"),
+    # https://github.com/huggingface/transformers/pull/44251
+    "jina-embeddings-v3": names(
+        "layers.{i}.mlp.fc1.parametrizations.weight", ".original", ".0.lora_A", ".0.lora_B", ".1.lora_A"
+    ),
     "snake activations": names("decoder.{i}", ".alpha", ".block.alpha", ".conv.weight"),
 }
 

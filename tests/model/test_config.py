@@ -75,6 +75,12 @@ def test_config_of_the_language_model_comes_first() -> None:
 def test_config_finds_quantization_at_the_top_or_in_the_language_model() -> None:
     assert ModelConfig({"text_config": {"quantization_config": {"bits": 4}}}).quantization.bits == 4
     assert ModelConfig({"compression_config": {"bits": 3}}).quantization.bits == 3
+    # InternVL and Qwen-Omni: https://github.com/vllm-project/vllm/pull/10120
+    four, three = {"quantization_config": {"bits": 4}}, {"quantization_config": {"bits": 3}}
+    assert ModelConfig({"llm_config": four}).quantization.bits == 4
+    assert ModelConfig({"thinker_config": {"text_config": four, "audio_config": four}}).quantization.bits == 4
+    assert ModelConfig({"text_config": four} | three).quantization.bits == 3
+    assert "differ" in (ModelConfig({"text_config": four, "vision_config": three}).quantization.quant_method or "")
     assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
 
 

@@ -123,6 +123,15 @@ def test_class_without_architectures_is_guessed_with_a_warning(
     assert any("architectures" in warning for warning in a_plan.warnings)
 
 
+def test_names_of_a_class_in_the_repo_itself_are_unchecked(tmp_path: Path) -> None:
+    # jina-embeddings-v2: https://github.com/elixir-nx/bumblebee/pull/407
+    code = {"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"}
+    config = {"architectures": ["JinaBertForMaskedLM"], "auto_map": code}
+    a_plan = plan(save_as(tmp_path, tiny("bert", "BertModel"), config=config))
+    assert a_plan.names == "checkpoint" and not a_plan.inventory.is_established
+    assert any("JinaBertForMaskedLM" in warning for warning in a_plan.warnings)
+
+
 def test_config_of_a_base_model_warns_of_the_causal_one(tmp_path: Path, cli: Cli) -> None:
     transformers = pytest.importorskip("transformers")
     tiny("qwen3", "Qwen3Model").save_pretrained(tmp_path / "m")

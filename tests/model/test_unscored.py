@@ -74,6 +74,11 @@ def test_bare_weights_of_layers_are_failures_and_positions_are_not(save: Save) -
         ("lstm.weight_ih_l0", (96, 64), NoScore.BARE_WEIGHT),
         ("rel_attn.r_kernel", (64, 16, 64), NoScore.BARE_WEIGHT),
         ("moe.w1.weight", (4, 64, 64), NoScore.STACKED),
+        # TransformerEngine, Flax, CSM of transformers 5.24 (models/csm/modeling_csm.py).
+        ("layernorm_mlp.fc1_weight", (96, 64), NoScore.BARE_WEIGHT),
+        ("q_proj.kernel", (96, 64), NoScore.BARE_WEIGHT),
+        ("codebooks_head.weight", (4, 64, 96), NoScore.STACKED),
+        ("fc1.parametrizations.weight.original", (96, 64), NoScore.BARE_WEIGHT),
         ("layer.weight_g", (96, 1), NoScore.NOT_A_WEIGHT),
         ("pos_embed", (1, 96, 64), NoScore.NOT_A_WEIGHT),
         ("attn.rel_pos_h", (96, 64), NoScore.NOT_A_WEIGHT),

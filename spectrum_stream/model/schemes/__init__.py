@@ -44,7 +44,7 @@ from .mxfp4 import DEEPSEEK_FP4, MXFP4
 from .nvfp4 import NVFP4
 from .packed_integers import PACKED_INTEGERS
 from .unknown import COMPANIONS as UNKNOWN_COMPANIONS
-from .unknown import reject_unknown
+from .unknown import describe, find_format_beside, owner_of, reject_unknown
 from .unread import find_unread_beside, find_unread_elsewhere
 
 # The first answer counts. The order matters in four places. A marker of `COMFYUI` counts more than names and shapes.
@@ -78,6 +78,11 @@ _COMPANIONS = (
 def parameter_of(tensor: str) -> str:
     """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
     return companions.parameter_of(tensor, _VALUES)
+
+
+def owners_of(tensor: str) -> set[str]:
+    """Return the names that the tensors beside a quantized weight can begin with: its module, or the parameter."""
+    return {module_of(parameter_of(tensor)), owner_of(tensor)}
 
 
 def is_companion(tensor: str) -> bool:
@@ -115,8 +120,10 @@ class Reader:
 
     def _check(self, scheme: Format, tensor: TensorInfo, found: Found) -> Found:
         """Reject a weight if its format does not read everything about it."""
+        if (other := find_format_beside(tensor, self._companions)) is not None:
+            return Unreadable(NoScore.UNSUPPORTED_DTYPE, other)
         if isinstance(found, Unreadable):
-            return found
+            return self._explain(scheme, found)
         parts = [found] if isinstance(found, Quantization) else found
         unread = self._unread[scheme.name] or find_unread_beside(scheme, tensor, parts, self._companions)
         if unread is not None:
@@ -127,6 +134,20 @@ class Reader:
         if self._config.has_order and "groups" not in roles:
             return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
         return found
+
+    def _explain(self, scheme: Format, found: Unreadable) -> Unreadable:
+        """Name the method or the setting that a reader does not know, if it could not read a weight."""
+        if found.no_score not in (NoScore.UNSUPPORTED_DTYPE, NoScore.MISSING_SCALES, NoScore.BAD_SCALES):
+            return found
+        method, unread = self._config.quant_method, self._unread[scheme.name]
+        if method is not None and method not in scheme.methods:
+            return Unreadable(NoScore.UNSUPPORTED_DTYPE, describe(self._config) or found.detail)
+        if found.no_score is NoScore.UNSUPPORTED_DTYPE and (unread is None or method is None):
+            return found
+        if unread is None:
+            name = describe(self._config) or scheme.name
+            return Unreadable(found.no_score, f"{name}: {found.detail}" if found.detail else name)
+        return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
 
     def _check_plain(self, tensor: TensorInfo) -> Unreadable | None:
         """Reject a weight of plain numbers with scales beside it, unless the config says that the numbers count."""

@@ -5,9 +5,12 @@
     X.scale, X.qscale_weight  DeepSeek-V4, Mistral (transformers 5.24, quantizers/quantizer_finegrained_fp8.py)
     X.scale_weight            ComfyUI before its markers (comfy/utils.py, convert_old_quants)
     X.weights_scaling_factor  TensorRT-LLM; ModelOpt 0.47 (torch/export/quant_utils.py, from_quantized_weight)
+    X_weight_scale            fused experts, ModelOpt (https://github.com/sgl-project/sglang/pull/35032)
 
 All of them are factors, in spite of `_inv`.
 """
+
+from dataclasses import replace
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
@@ -28,7 +31,7 @@ _OF_MODULE = (
     *(".weight_scale_inv", ".weight_scale", ".scale"),
     *(".qscale_weight", ".scale_weight", ".weights_scaling_factor"),
 )
-_OF_PARAMETER = ("_scale_inv", "_scale")
+_OF_PARAMETER = ("_scale_inv", "_scale", "_weight_scale")
 # Methods in which scales (n,) are those of the rows.
 _FLAT_BY_ROW = (modelopt.METHOD, quark.METHOD)
 _FBGEMM = "fbgemm_fp8"
@@ -60,8 +63,25 @@ def _read(
     if is_fused:
         return _read_experts(weight, scales, config)
     n, m = weight.shape
+    match scales.info.shape:
+        case [rows, 1, columns, 1]:
+            # ModelOpt keeps the dimensions of its blocks. (0.47, torch/export/quant_utils.py, FP8_PB_WO)
+            scales = scales._replace(info=replace(scales.info, shape=(rows, columns)))
     flat_is_by_row = config.quant_method in _FLAT_BY_ROW
-    return quantize_by_grid("float8", scales, (n, m), config.block_sizes, flat_is_by_row=flat_is_by_row)
+    found = quantize_by_grid("float8", scales, (n, m), config.block_sizes, flat_is_by_row=flat_is_by_row)
+    if isinstance(found, Quantization) and _may_have_own_blocks(owner, found):
+        return Unreadable(NoScore.NOT_UNDERSTOOD, "float8 in blocks, of which each part of it may have its own")
+    return found
+
+
+def _may_have_own_blocks(module: str, found: Quantization) -> bool:
+    """Whether the blocks of a fused weight may begin anew with each part, so that the same scales fit in two ways.
+
+    This is so if a block is partial. (MiMo-V2, https://github.com/vllm-project/vllm/pull/42270)
+    """
+    name, rows = module.rpartition(".")[2], found.block[0]
+    is_fused = "qkv" in name or name == "query_key_value"
+    return is_fused and rows > 1 and found.shape[0] % rows > 0 and found.grid_shape[0] >= 3
 
 
 def _read_experts(
@@ -118,7 +138,7 @@ FLOAT8 = Format(
     methods=(None, "fp8", "mxfp8", _FBGEMM, modelopt.METHOD, quark.METHOD, compressed_tensors.METHOD),
     settings={
         **compressed_tensors.SETTINGS,
-        **modelopt.settings("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8"),
+        **modelopt.settings("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MXFP8"),
         **quark.settings(("fp8_e4m3", "fp8_e5m2"), axis=0),
         "weight_block_size": ANY,
         "fmt": ("e4m3", "e5m2"),

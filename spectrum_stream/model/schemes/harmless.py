@@ -103,7 +103,7 @@ LAYERS: dict[str, Values] = {
     **dict.fromkeys(("dynamic.*.bits", "dynamic.*.group_size", "dynamic.*.sym", "dynamic.*.desc_act"), ANY),
     **dict.fromkeys(("dynamic.*.mse", "dynamic.*.damp_percent", "dynamic.*.static_groups"), ANY),
     **dict.fromkeys(("extra_config.*.bits", "extra_config.*.group_size", "extra_config.*.sym"), ANY),
-    "extra_config.*.data_type": ("int",),
+    "extra_config.*.data_type": ("int", "float"),  # "float" of modules that are not quantized
     **dict.fromkeys(("extra_config.*.act_bits", "extra_config.*.act_data_type", "extra_config.*.act_sym"), ANY),
     **dict.fromkeys(("extra_config.*.act_dynamic", "extra_config.*.act_group_size"), ANY),
 }

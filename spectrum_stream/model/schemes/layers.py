@@ -55,6 +55,8 @@ class Layers:
                 return Unreadable(NoScore.NOT_UNDERSTOOD, f"a pattern in {rules.setting}, {str(error)[:60]}")
             if found is None:
                 return Unreadable(NoScore.NOT_UNDERSTOOD, f"quantized, but {rules.setting} says that it is not")
+            if found.get("data_type") == "float":
+                return Unreadable(NoScore.NOT_UNDERSTOOD, f"{rules.setting} with data_type = float")
             data |= found
         return QuantizationConfig(data) if self._rules else self._config
 

@@ -5,7 +5,16 @@ from .format import ANY, Values
 METHOD = "modelopt"
 
 # What can be read. Other layers of a mixed checkpoint may have any of them.
-_READABLE = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MXFP4", "W4A8_MXFP4_FP8", "NVFP4", "W4A16_NVFP4")
+_READABLE = (
+    "FP8",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    "FP8_PB_WO",
+    "MXFP8",
+    "MXFP4",
+    "W4A8_MXFP4_FP8",
+    "NVFP4",
+    "W4A16_NVFP4",
+)
 
 
 def settings(*algorithms: str) -> dict[str, Values]:

@@ -1,10 +1,13 @@
 """Unsupported formats: a tensor that looks quantized is rejected by name, and its stored values are not scored."""
 
+from collections.abc import Mapping
+
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX, is_fused_experts
 from ..no_score import NoScore
 from ..quantization import Unreadable
+from . import harmless
 from .companions import FLOAT_DTYPES, Companions
 
 # The endings of tensors beside a weight of bitsandbytes.
@@ -20,17 +23,39 @@ LIBRARIES = {
     ".Qidxs": "quip-sharp",
     ".codes": "aqlm",
     ".centroids.weight": "vptq",
+    ".res_centroids.weight": "vptq",
+    ".outlier_centroids.weight": "vptq",
+    ".encoded_exponent": "dfloat11",
+    ".sign_mantissa": "dfloat11",
+    ".luts": "dfloat11",
     ".dense_weights": "spqr",
     ".compressed": "compressed-tensors, sparse",
 }
+# Pairs of the endings of a weight and of a tensor beside it that only one format has, and its name.
+_BESIDE = {
+    (".weight", ".weight.absmax"): "bitsandbytes",
+    (".weight", ".SCB"): "bitsandbytes",
+    (".weight", ".svd_up"): "sdnq",
+    (".weight", ".weight_offset"): "msmodelslim",
+    (".weight_packed", ".scale_packed"): "compressed-tensors, marlin-24",
+    (".qweight", ".wscales"): "nunchaku, svdquant",
+    (".qweight", ".zeros"): "gptq of GPTQ-for-LLaMa, with zero points that are not packed",
+}
+# The settings that name the format of a method, in the order of their weight.
+_FORMATS = ("quant_algo", "format", "checkpoint_format", "packing_format")
 _PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
+
+
+def owner_of(tensor: str) -> str:
+    """Return the name that the tensors of such a weight share: `X` for `X.q_weight`. Other names stay as they are."""
+    return next((tensor.removesuffix(ending) for ending in LIBRARIES if tensor.endswith(ending)), tensor)
 
 
 def reject_unknown(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable | None:
     """Reject a tensor that holds weights in an unknown format."""
     library = next((name for ending, name in LIBRARIES.items() if weight.name.endswith(ending)), None)
     if library is not None and len(weight.shape) >= 1:
-        return Unreadable(NoScore.UNSUPPORTED_DTYPE, (config.quant_method or library)[:100])
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, describe(config) or library)
     if weight.dtype in (*FLOAT_DTYPES, "I64", "BOOL"):
         return None
     is_packed = weight.name.endswith(_PACKED_SUFFIXES)
@@ -43,8 +68,26 @@ def reject_unknown(weight: TensorInfo, companions: Companions, config: Quantizat
 
 
 def reject(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable:
-    """Report an unsupported format by the name in the config or in the tensors."""
-    module = weight.name.removesuffix(WEIGHT_SUFFIX)
-    if companions.get(f"{module}.weight.absmax", f"{module}.SCB"):
-        return Unreadable(NoScore.UNSUPPORTED_DTYPE, "bitsandbytes")
-    return Unreadable(NoScore.UNSUPPORTED_DTYPE, (config.quant_method or "")[:100])
+    """Report an unsupported format by the tensors beside a weight, by the config, or by its dtype."""
+    name = find_format_beside(weight, companions) or describe(config)
+    if not name:
+        beside = [ending for _, ending in companions.beside(weight.name) if ending not in harmless.COMPANIONS]
+        name = f"{weight.dtype} with {beside[0]}" if beside else weight.dtype
+    return Unreadable(NoScore.UNSUPPORTED_DTYPE, name[:100])
+
+
+def find_format_beside(weight: TensorInfo, companions: Companions) -> str | None:
+    """Return the name of the only format that has the tensors beside a weight; None if there is no such format."""
+    for (ending, beside), name in _BESIDE.items():
+        if weight.name.endswith(ending) and companions.get(weight.name.removesuffix(ending) + beside):
+            return name
+    return None
+
+
+def describe(config: QuantizationConfig) -> str:
+    """Name the method of a config and its format; "" without a method."""
+    sparsity = config.data.get("sparsity_config")
+    said = [sparsity.get("format") if isinstance(sparsity, Mapping) else None, *map(config.data.get, _FORMATS)]
+    format = next((text for text in said if isinstance(text, str) and text != "dense"), None)
+    names = (config.quant_method, format if format != config.quant_method else None)
+    return ", ".join(name for name in names if name)[:100] if config.quant_method else ""

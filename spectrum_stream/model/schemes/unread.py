@@ -11,6 +11,7 @@ from ..quantization import Quantization
 from . import harmless
 from .companions import Companions
 from .format import Format, Values
+from .unknown import describe
 
 _LONGEST_NAME = 60
 
@@ -43,7 +44,7 @@ def find_unread_elsewhere(scheme: Format, companions: Companions, config: Quanti
 
 def _find_unread_setting(scheme: Format, config: QuantizationConfig) -> str | None:
     if config.quant_method not in scheme.methods:
-        return f"an unknown setting, quant_method = {_short(config.data.get('quant_method'))}"
+        return f"an unknown setting, quant_method = {_short(describe(config) or config.data.get('quant_method'))}"
     known = _make_tree({**harmless.SETTINGS, **scheme.settings})
     path = next(_walk(config.data, known), None)
     return None if path is None else f"an unknown setting, {path}"

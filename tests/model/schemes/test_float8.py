@@ -53,6 +53,31 @@ def test_blocks_by_any_name_have_the_scores_of_transformers(
     assert_scores(folder, {UP: dequantize(weight, scales)}, "float8 by block")
 
 
+def test_blocks_of_modelopt_may_keep_their_dimensions(save: Save) -> None:
+    # FP8_PB_WO of ModelOpt 0.47 (torch/export/quant_utils.py), which squeezes the scales before it uses them.
+    weight, scales = stored(200, 384), torch.rand(2, 1, 3, 1) + 0.1
+    config = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    folder = save({f"{UP}.weight": weight, f"{UP}.weight_scale": scales}, config=with_config(config))
+    expanded = scales.squeeze().repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)
+    assert_scores(folder, {UP: weight.float() * expanded}, "float8 by block")
+
+
+@pytest.mark.parametrize("name", ["qkv_proj", "query_key_value", "Wqkv"])
+def test_blocks_that_each_part_may_have_are_refused(save: Save, name: str) -> None:
+    # Parts of 50, 30 and 20 rows have 4 blocks of 32, as 100 rows have. MiMo-V2 stores its parts so:
+    # https://github.com/vllm-project/vllm/pull/42270
+    module, scales = f"layers.0.self_attn.{name}", torch.rand(4, 3) + 0.1
+    folder = save(
+        {f"{module}.weight": stored(100, 96), f"{module}.weight_scale_inv": scales}, config=with_config(BLOCKS)
+    )
+    assert_refused(folder, {f"{module}.weight": ("not_understood", "blocks")})
+    # Whole blocks fit in one way.
+    weight = stored(128, 96)
+    tensors = {f"{module}.weight": weight, f"{module}.weight_scale_inv": scales}
+    folder = save(tensors, folder="whole", config=with_config(BLOCKS))
+    assert_scores(folder, {module: dequantize(weight, scales)}, "float8 by block")
+
+
 @pytest.mark.parametrize(
     ("ending", "others", "quantization"),
     [
@@ -147,6 +172,16 @@ def test_fused_experts_in_mx_blocks_have_the_scores_of_transformers(save: Save) 
         config=with_config({"quant_method": "mxfp8", "weight_block_size": [1, 32]}),
     )
     assert_scores(folder, {f"{name}.{e}": dequantize(weight[e], exponents[e]) for e in range(3)}, "float8 by group")
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1)])
+def test_fused_experts_of_modelopt_have_a_scale_each(save: Save, shape: tuple[int, ...]) -> None:
+    # Llama-4: https://github.com/sgl-project/sglang/pull/35032
+    name = "model.layers.0.feed_forward.experts.gate_up_proj"
+    weight, scales = stored(3 * 40, 96).reshape(3, 40, 96), torch.rand(3) + 0.1
+    tensors = {name: weight, f"{name}_weight_scale": scales.reshape(shape), f"{name}_input_scale": torch.ones(1)}
+    folder = save(tensors, config=with_config({"quant_method": "modelopt", "quant_algo": "FP8"}))
+    assert_scores(folder, {f"{name}.{e}": weight[e].float() * scales[e] for e in range(3)}, "float8 by tensor")
 
 
 def test_fused_experts_of_fbgemm_have_a_scale_for_each_column(save: Save) -> None:

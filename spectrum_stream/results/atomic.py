@@ -61,15 +61,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def temporary_file(path: Path) -> Iterator[Path]:
+def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Make an empty file next to `path`, which is to be renamed to it, and remove what is left of it.
+
+    Args:
+        suffix: the end of its name, which begins with `.tmp`.
 
     Raises:
         ResultError: unwritable, a FIFO, a device or a folder has the name `path`. OSError: it cannot be made.
     """
     check_replaceable(path)
     remove_leftovers(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:

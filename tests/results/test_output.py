@@ -80,6 +80,16 @@ def test_output_to_what_cannot_be_written_is_an_error(
 
 
 @posix_only
+@pytest.mark.parametrize("path", ["", ".", "/", "x" * 300, "/proc/self/mem", "/proc/version", "/dev/fd/99"])
+def test_output_to_a_name_that_cannot_be_a_file_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(Path(path)) == "unwritable"
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_only
 def test_output_is_written_into_a_fifo_that_has_a_reader(tmp_path: Path) -> None:
     path, read = tmp_path / "fifo", []
     os.mkfifo(path)

@@ -16,6 +16,7 @@ from typing import Any
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
+# MLX has its own name.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 _DEFAULT_BLOCK = (128, 128)
 
@@ -33,14 +34,14 @@ class QuantizationConfig:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a packed integer, 1 to 8, if they are the same for all weights."""
-        bits = _integer(self._find_common(("bits", "w_bit"), "num_bits"))
-        return bits if bits is not None and bits <= 8 else None
+        """Bits of a packed integer, 1 to 8, for all weights."""
+        # AutoAWQ has other names in its own file.
+        return _bits(self.data.get("bits", self.data.get("w_bit")))
 
     @property
     def group_size(self) -> int | None:
-        """The number of columns that share a scale, if it is the same for all weights."""
-        return _integer(self._find_common(("group_size", "q_group_size"), "group_size"))
+        """The number of columns that share a scale, for all weights."""
+        return _integer(self.data.get("group_size", self.data.get("q_group_size")))
 
     @property
     def symmetric(self) -> bool | None:
@@ -51,14 +52,23 @@ class QuantizationConfig:
         return not zero_point if isinstance(zero_point, bool) else None
 
     @property
-    def block_size(self) -> tuple[int, int]:
-        """(rows, columns) that share a scale, if float8 has a scale for each block."""
-        # compressed-tensors has it in the groups of layers. A wrong block does not fit the scales.
+    def packed_integers(self) -> tuple[tuple[int, int | None], ...]:
+        """(bits, group size) of the integers of all weights, or of each group of layers; None for whole rows."""
+        found = [(self.bits, self.group_size)]
+        found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self._groups()]
+        return tuple(dict.fromkeys((bits, size) for bits, size in found if bits is not None))
+
+    @property
+    def block_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) that share a scale of float8 or int8; default: 128 x 128."""
+        found: list[tuple[int, int]] = []
         for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
             match [_integer(side) for side in block] if isinstance(block, list) else []:
                 case [int(rows), int(columns)]:
-                    return rows, columns
-        return _DEFAULT_BLOCK
+                    found.append((rows, columns))
+        sizes = [_integer(w.get("group_size")) for w in self._groups()]
+        found += [(1, size) for size in sizes if size is not None]
+        return tuple(dict.fromkeys(found)) or (_DEFAULT_BLOCK,)
 
     @property
     def has_zeros(self) -> bool:
@@ -76,15 +86,6 @@ class QuantizationConfig:
     def is_dense(self) -> bool:
         """Whether stored weights are plain numbers, which a program rounds when it uses them."""
         return self.data.get("format") == "dense"
-
-    def _find_common(self, names: tuple[str, ...], name_in_group: str) -> Any:
-        # AutoAWQ has other names in its own file.
-        for name in names:
-            if name in self.data:
-                return self.data[name]
-        # A checkpoint with several schemes is rejected, because the scheme of a layer is not known here.
-        schemes = [{key: group.get(key) for key in ("num_bits", "group_size")} for group in self._groups()]
-        return schemes[0][name_in_group] if schemes and all(s == schemes[0] for s in schemes) else None
 
     def _groups(self) -> Iterator[Mapping[str, Any]]:
         """The weights of each group of layers, as compressed-tensors describes them."""
@@ -166,6 +167,11 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 def _integer(value: Any) -> int | None:
     """Return the value if it is an integer above 0 and not a bool."""
     return value if type(value) is int and value > 0 else None
+
+
+def _bits(value: Any) -> int | None:
+    bits = _integer(value)
+    return bits if bits is not None and bits <= 8 else None
 
 
 def _text(value: Any) -> str | None:

@@ -1,5 +1,6 @@
 """Small checkpoints of every format that can be read, with the weights that they store."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,13 +214,118 @@ def int8() -> Example:
     )
 
 
+def plain_float8() -> Example:
+    """Make a weight in float8 that has no scales."""
+    stored = ((_random(64, 96) - 0.5) * 40).to(torch.float8_e4m3fn)
+    return Example(tensors={f"{MODULE}.weight": stored}, quantization={}, weights={MODULE: stored.float()})
+
+
+def mxfp8() -> Example:
+    """Make a weight in float8 with a power of two for 32 columns, as ModelOpt stores it."""
+    stored = ((_random(64, 96) - 0.5) * 400).to(torch.float8_e4m3fn)
+    exponents = _integers(64, 3, low=110, high=126).to(torch.uint8)
+    return Example(
+        tensors={f"{MODULE}.weight": stored, f"{MODULE}.weight_scale": exponents},
+        quantization={"quant_method": "modelopt", "quant_algo": "MXFP8"},
+        weights={MODULE: stored.float() * torch.exp2(exponents.float() - 127).repeat_interleave(32, 1)},
+    )
+
+
+def fp4_of_deepseek() -> Example:
+    """Make a weight of MXFP4 as DeepSeek-V4 stores it: bytes of the dtype int8."""
+    stored, numbers = _fp4(64, 96)
+    exponents = _integers(64, 3, low=118, high=126).to(torch.uint8)
+    return Example(
+        tensors={
+            f"{MODULE}.weight": stored.view(torch.int8),
+            f"{MODULE}.scale": exponents.view(torch.float8_e8m0fnu),
+        },
+        quantization={"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+        weights={MODULE: numbers * torch.exp2(exponents.float() - 127).repeat_interleave(32, 1)},
+    )
+
+
+def mxfp4_of_gpt_oss_original() -> Example:
+    """Make fused experts in MXFP4, as in the original files of gpt-oss."""
+    example, owner = mxfp4(), "block.0.mlp.mlp1_weight"
+    names = {f"{EXPERTS}_blocks": f"{owner}.blocks", f"{EXPERTS}_scales": f"{owner}.scales"}
+    return Example(
+        tensors={new: example.tensors[old] for old, new in names.items()},
+        quantization={},
+        weights={name.replace(EXPERTS, owner): weight for name, weight in example.weights.items()},
+    )
+
+
+def mlx() -> Example:
+    """Make a weight of MLX: integers of three bits with scales and offsets."""
+    codes = _integers(64, 192, high=8)
+    scales, offsets = _random(64, 3, low=0.001, high=0.01), _random(64, 3, low=-0.1, high=0)
+    groups = torch.arange(192) // 64
+    words = pack(codes, 3, 1).view(torch.uint32)
+    return Example(
+        tensors={f"{MODULE}.weight": words, f"{MODULE}.scales": scales, f"{MODULE}.biases": offsets},
+        quantization={"bits": 3, "group_size": 64},
+        weights={MODULE: codes * scales[:, groups] + offsets[:, groups]},
+        metadata={"format": "mlx"},
+    )
+
+
+def mlx_of_a_mode() -> Example:
+    """Make a weight of MLX in MXFP4, with settings of its own."""
+    stored, numbers = _fp4(64, 96)
+    exponents = _integers(64, 3, low=118, high=126).to(torch.uint8)
+    return Example(
+        tensors={f"{MODULE}.weight": stored.view(torch.uint32), f"{MODULE}.scales": exponents},
+        quantization={"bits": 8, "group_size": 32, MODULE: {"mode": "mxfp4", "bits": 4, "group_size": 32}},
+        weights={MODULE: numbers * torch.exp2(exponents.float() - 127).repeat_interleave(32, 1)},
+    )
+
+
+def comfyui() -> Example:
+    """Make a weight of NVFP4 as ComfyUI stores it: the high bits first, and scales in tiles of 128 x 4."""
+    stored, numbers = _fp4(160, 96)
+    scales = _random(160, 6, low=1, high=400).to(torch.float8_e4m3fn)
+    tiles = torch.zeros(256 * 8, dtype=torch.uint8)
+    for row in range(160):
+        for column in range(6):
+            tile = row // 128 * 2 + column // 4
+            place = tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
+            tiles[place] = scales.view(torch.uint8)[row, column]
+    return Example(
+        tensors={
+            f"{MODULE}.weight": stored << 4 | stored >> 4,
+            f"{MODULE}.weight_scale": tiles.reshape(256, 8).view(torch.float8_e4m3fn),
+            f"{MODULE}.weight_scale_2": torch.tensor(0.0003),
+            f"{MODULE}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8),
+        },
+        quantization={},
+        weights={MODULE: numbers * scales.float().repeat_interleave(16, 1) * 0.0003},
+    )
+
+
+def comfyui_with_metadata() -> Example:
+    """Make a weight of NVFP4 with its marker in the header."""
+    example = comfyui()
+    layers = {MODULE: {"format": "nvfp4", "orig_shape": [160, 96]}}
+    return Example(
+        tensors={name: tensor for name, tensor in example.tensors.items() if not name.endswith("comfy_quant")},
+        quantization={},
+        weights=example.weights,
+        metadata={"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})},
+    )
+
+
 # By the names of the rows of `SCHEMES`.
 EXAMPLES: dict[str, tuple[Callable[[], Example], ...]] = {
     "gptq": (gptq,),
     "awq": (awq,),
     "packed integers": (packed_integers,),
     "nvfp4": (nvfp4, nvfp4_of_compressed_tensors),
-    "mxfp4": (mxfp4, mxfp4_of_compressed_tensors),
-    "float8": (float8,),
+    "mxfp4": (mxfp4, mxfp4_of_compressed_tensors, mxfp4_of_gpt_oss_original),
+    "fp4 of deepseek": (fp4_of_deepseek,),
+    "float8": (float8, mxfp8),
+    "plain float8": (plain_float8,),
+    "mlx": (mlx, mlx_of_a_mode),
+    "comfyui": (comfyui, comfyui_with_metadata),
     "int8": (int8,),
 }

@@ -29,13 +29,15 @@ from ..no_score import NoScore
 from ..quantization import Quantization, Unreadable
 from . import companions, harmless
 from .awq import AWQ
+from .comfyui import COMFYUI
 from .companions import FLOAT_DTYPES, Companions
-from .float8 import FLOAT8
+from .float8 import FLOAT8, PLAIN_FLOAT8
 from .format import Format, Found
 from .gptq import GPTQ
 from .int8 import INT8
 from .layers import Layers
-from .mxfp4 import MXFP4
+from .mlx import MLX
+from .mxfp4 import DEEPSEEK_FP4, MXFP4
 from .nvfp4 import NVFP4
 from .packed_integers import PACKED_INTEGERS
 from .unknown import COMPANIONS as UNKNOWN_COMPANIONS
@@ -45,12 +47,16 @@ from .unread import find_unread_beside, find_unread_elsewhere
 # The first answer counts. The order matters in two places. `NVFP4` leaves weights with other scales to `MXFP4`, and
 # `GPTQ` leaves weights with packed columns to `AWQ`, so that only one of each pair reports an error.
 SCHEMES: tuple[Format, ...] = (
+    COMFYUI,
+    MLX,
     GPTQ,
     AWQ,
     PACKED_INTEGERS,
     NVFP4,
     MXFP4,
+    DEEPSEEK_FP4,
     FLOAT8,
+    PLAIN_FLOAT8,
     INT8,
 )
 

@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -31,12 +32,20 @@ class Companion(NamedTuple):
     shard: str
     info: TensorInfo
 
-    def part(self, role: str, shape: tuple[int, ...] | None = None, expert: tuple[int, int] = (0, 1)) -> Part:
+    def part(
+        self,
+        role: str,
+        shape: tuple[int, ...] | None = None,
+        expert: tuple[int, int] = (0, 1),
+        *,
+        dtype: str | None = None,
+    ) -> Part:
         """Describe the tensor as a part of a weight.
 
         Args:
             shape: the shape of the values to read; default: the shape of the tensor.
             expert: (index, count), to take the part of one expert.
+            dtype: the dtype of the values, if the tensor has bytes of another.
         """
         (index, count), info = expert, self.info
         nbytes = info.nbytes // count
@@ -47,7 +56,7 @@ class Companion(NamedTuple):
             shard=self.shard,
             start=info.start + index * nbytes,
             nbytes=nbytes,
-            dtype=info.dtype,
+            dtype=dtype or info.dtype,
             shape=shape,
         )
 
@@ -87,6 +96,14 @@ class Companions:
     def get(self, *names: str) -> Companion | None:
         """Return the first of these tensors that exists."""
         return next((self._tensors[name] for name in names if name in self._tensors), None)
+
+    @cached_property
+    def has_scaled_float8(self) -> bool:
+        """Whether any float8 weight has scales beside it, by their names."""
+        owners = {module_of(name) for name, tensor in self._tensors.items() if tensor.info.dtype.startswith("F8_E")}
+        # The name of scales begins with the module, or with a bare parameter: `X.weight_scale`, `X_scale`.
+        names = (name for name in self._names if "scal" in name.rpartition(".")[2])
+        return any(name.rpartition(sign)[0] in owners for name in names for sign in "._")
 
     def metadata_of(self, tensor: str) -> Mapping[str, str]:
         """Return the metadata of the shard that holds a tensor."""

@@ -31,7 +31,7 @@ class Format:
         values: the endings of the tensors with the values, other than `.weight`, and the ending of the parameter.
         methods: the values of `quant_method` that it belongs to; None if config.json may have none.
         settings: the keys of the quantization config that it reads, with the values that it understands. Keys of
-            nested mappings are joined by dots; `*` stands for any key.
+            nested mappings are joined by dots; `*` stands for any key, and `**` for any with a dot.
         metadata: the keys of a shard's metadata that it reads.
         markers: the tensors that it reads and that are not parts: endings beside a weight that begin with a dot, and
             names of tensors for the whole checkpoint.

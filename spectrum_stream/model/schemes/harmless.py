@@ -16,6 +16,7 @@ COMPANIONS = (
     # The scales of activations and of the cache: compressed-tensors, ModelOpt, transformers, vLLM, ComfyUI.
     *(".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".prob_scale"),
     *(".input_global_scale", ".input_zero_point", ".output_zero_point", ".activation_scale", ".scale_input"),
+    *(".qscale_act", ".activation_scaling_factor"),  # Mistral, TensorRT-LLM
     *("_input_scale", "_activation_scale"),  # those of fused experts, transformers
     *(".k_bias", ".v_bias"),  # the cache, ModelOpt
     ".e_score_correction_bias",  # the router of DeepSeek-V3 and GLM

@@ -7,7 +7,7 @@ from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
-from . import compressed_tensors
+from . import compressed_tensors, modelopt
 from .companions import FLOAT_DTYPES, MISSING_SCALES, Companions
 from .format import Format
 
@@ -60,6 +60,6 @@ NVFP4 = Format(
     read=_read,
     companions=(".weight_scale", ".weight_global_scale", ".weight_scale_2"),
     values={".weight_packed": WEIGHT_SUFFIX},
-    methods=(None, compressed_tensors.METHOD, "modelopt"),
-    settings={**compressed_tensors.SETTINGS, "quant_algo": ("NVFP4", "W4A16_NVFP4"), "group_size": (_COLUMNS,)},
+    methods=(None, compressed_tensors.METHOD, modelopt.METHOD),
+    settings={**compressed_tensors.SETTINGS, **modelopt.settings("NVFP4", "W4A16_NVFP4")},
 )

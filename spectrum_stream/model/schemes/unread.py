@@ -64,7 +64,8 @@ class _Leaf:
     values: Values
 
 
-# The settings that are read, by the keys of nested mappings; `*` stands for any key.
+# The settings that are read, by the keys of nested mappings; `*` stands for any key, and `**` for any
+# with a dot.
 _Tree = dict[str, "_Tree | _Leaf"]
 
 
@@ -89,11 +90,16 @@ def _walk(settings: Mapping[str, Any], known: _Tree, shown: str = "") -> Iterato
         shown: the path to the settings.
     """
     for key, value in settings.items():
-        inner = known.get("*", known.get(key))
-        if isinstance(inner, dict) and isinstance(value, Mapping):
-            yield from _walk(value, inner, f"{shown}{key}.")
         # An empty value is the same as none.
-        elif value is not None and not (isinstance(inner, _Leaf) and _is_accepted(value, inner.values)):
+        if value is None:
+            continue
+        readings = (known.get(key), known.get("**") if "." in key else None, known.get("*"))
+        if any(isinstance(one, _Leaf) and _is_accepted(value, one.values) for one in readings):
+            continue
+        inner = next((one for one in readings if isinstance(one, dict)), None)
+        if inner is not None and isinstance(value, Mapping):
+            yield from _walk(value, inner, f"{shown}{key}.")
+        else:
             yield f"{_short(f'{shown}{key}')} = {_short(value)}"
 
 

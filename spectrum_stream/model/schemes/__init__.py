@@ -1,9 +1,12 @@
 """The formats of quantized weights, told apart by the names, dtypes and shapes of tensors.
 
-    float8       X.weight F8 (n, m)             X.weight_scale_inv or X.weight_scale: one, one a row, one a block
+    comfyui      X.weight                       X.weight_scale, X.comfy_quant or metadata: the format
+    mlx          X.weight U32 (n, mb/32)        X.scales (n, m/g), X.biases
+    float8       X.weight F8 (n, m)             X.weight_scale_inv and other names: one, one a row, one a block
     int8         X.weight I8 (n, m)             X.weight_scale
     mxfp4        X_blocks U8 (e, n, m/32, 16)   X_scales U8 (e, n, m/32); the experts of gpt-oss
                  X.weight_packed U8 (n, m/2)    X.weight_scale U8 (n, m/32); compressed-tensors
+                 X.weight I8 (n, m/2)           X.scale F8_E8M0 (n, m/32); DeepSeek-V4
     nvfp4        X.weight_packed U8 (n, m/2)    X.weight_scale F8_E4M3 (n, m/16), X.weight_global_scale: divides
                  X.weight U8 (n, m/2)           X.weight_scale F8_E4M3 (n, m/16), X.weight_scale_2; ModelOpt
     int4, int8   X.weight_packed I32 (n, mb/32) X.weight_scale, _zero_point, _g_idx; compressed-tensors
@@ -44,7 +47,8 @@ from .unknown import COMPANIONS as UNKNOWN_COMPANIONS
 from .unknown import reject_unknown
 from .unread import find_unread_beside, find_unread_elsewhere
 
-# The first answer counts. The order matters in two places. `NVFP4` leaves weights with other scales to `MXFP4`, and
+# The first answer counts. The order matters in four places. The markers of `COMFYUI` count more than names and shapes.
+# `FLOAT8` rejects weights that lack their scales, so that `PLAIN_FLOAT8` does not read them. `NVFP4` leaves weights with other scales to `MXFP4`, and
 # `GPTQ` leaves weights with packed columns to `AWQ`, so that only one of each pair reports an error.
 SCHEMES: tuple[Format, ...] = (
     COMFYUI,

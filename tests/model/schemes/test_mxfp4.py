@@ -50,7 +50,7 @@ def deepseek_v4() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     tensors, weights = {}, {}
     for i in range(2):
-        for name, n, m in (("attn.wq_a", 128, 256), ("attn.wkv", 64, 256), ("ffn.shared_experts.w1", 200, 160)):
+        for name, n, m in (("attn.wq_a", 128, 256), ("attn.wkv", 64, 256), ("ffn.shared_experts.w1", 200, 96)):
             module = f"layers.{i}.{name}"
             tensors[f"{module}.weight"] = (torch.randn(n, m, generator=generator) * 40).to(torch.float8_e4m3fn)
             rows, columns = -(-n // 128), -(-m // 128)

@@ -77,26 +77,27 @@ def parse_marker(body: Any) -> Marker:
     name, layout = data["format"], _LAYOUTS.get(data["format"])
     if layout is None:
         return Marker(name, None, None, f"format {name}")
-    shape, rotation = data.get("orig_shape"), data.get("convrot_groupsize", 256)
-    is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(k) is int and k > 0 for k in shape)
+    shape, rotation = _parse_shape(data.get("orig_shape")), data.get("convrot_groupsize", 256)
     known = {
         "format": True,
         "params": isinstance(parameters, Mapping),
         "full_precision_matrix_mult": True,  # how the layer computes
         "orig_dtype": True,
-        "orig_shape": is_shape,
+        "orig_shape": shape is not None,
         "group_size": data.get("group_size") == layout.columns,
         "convrot": name == "int8_tensorwise" and type(data.get("convrot")) is bool,
         # A rotation is by a Hadamard matrix, and its size is a power of 4.
         "convrot_groupsize": name == "int8_tensorwise" and rotation in (4**k for k in range(1, 9)),
     }
     unknown = next((f"{key} = {value}" for key, value in data.items() if not known.get(key, False)), "")
-    return Marker(
-        name,
-        (shape[0], shape[1]) if is_shape else None,
-        rotation if data.get("convrot") is True else None,
-        unknown,
-    )
+    return Marker(name, shape, rotation if data.get("convrot") is True else None, unknown)
+
+
+def _parse_shape(value: Any) -> tuple[int, int] | None:
+    match value:
+        case [int(n), int(m)] if type(n) is int and type(m) is int and n > 0 and m > 0:
+            return n, m
+    return None
 
 
 def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
@@ -174,7 +175,8 @@ def _assume_marker(weight: TensorInfo, companions: Companions) -> Marker:
     scales = companions.get(f"{weight.name}_scale")
     has_powers = scales is not None and scales.info.dtype in EXPONENT_DTYPES
     fitting = [name for name, layout in _LAYOUTS.items() if layout.dtype == weight.dtype]
-    name = next((name for name in fitting if (name == "mxfp8") == (has_powers and name != "nvfp4")), "")
+    # Float8 can also be in blocks with powers of two.
+    name = "mxfp8" if has_powers and "mxfp8" in fitting else next(iter(fitting), "")
     return Marker(name, None, None, "" if name else f"dtype {weight.dtype}")
 
 
@@ -186,7 +188,7 @@ def _read_rows(
     # torch would broadcast scales (n,) along the rows, so they would not be those of the rows.
     if shape not in (None, (n, m)) or scales.info.shape not in ((), (1,), (1, 1), (n, 1)):
         return scales.misfit(shape or (n, m))
-    found = quantize_by_grid("int8" if weight.dtype == "I8" else "float8", scales, (n, m), (n, m))
+    found = quantize_by_grid("int8" if weight.dtype == "I8" else "float8", scales, (n, m), [])
     return found if isinstance(found, Unreadable) else _with_marker(found, name, marker)
 
 

@@ -103,7 +103,8 @@ def test_rows_have_the_scores_of_comfy_kitchen(tmp_path: Path, kind: str, how: A
 
 
 def test_layers_of_several_formats_and_plain_ones_have_their_scores(tmp_path: Path) -> None:
-    tensors, weights, layers = {}, {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    weights, layers = {}, {}
     for i, kind in enumerate(LAYOUTS):
         name = f"transformer_blocks.{i}.ff.up"
         stored, weights[name] = quantize(kind, 64, 96, name, seed=i)
@@ -114,7 +115,7 @@ def test_layers_of_several_formats_and_plain_ones_have_their_scores(tmp_path: Pa
 
 
 def test_repo_has_the_scores_of_a_local_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for i, kind in enumerate(LAYOUTS):
         name = f"transformer_blocks.{i}.ff.up"
         stored, _ = quantize(kind, 64, 96, name, seed=i)

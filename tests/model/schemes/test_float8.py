@@ -107,7 +107,8 @@ def test_marker_of_scaled_float8_is_read(save: Save) -> None:
 def test_mx_blocks_have_the_scores_of_transformers(
     save: Save, ending: str, quantization: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    tensors, weights = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    weights = {}
     # The scales of the first are as many as blocks of 32 x 32 would have in the second.
     for name, n, m in ((UP, 3, 96), (DOWN, 96, 96)):
         weight = stored(n, m)

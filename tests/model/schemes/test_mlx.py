@@ -88,6 +88,13 @@ def test_experts_in_one_tensor_have_the_scores_of_mlx(tmp_path: Path, monkeypatc
     assert_same_from_hub(folder, monkeypatch, tmp_path)
 
 
+def test_plain_experts_in_one_tensor_are_scored_one_by_one(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.switch_mlp.up_proj"
+    weights = mx.random.normal((3, 40, 96))
+    folder = write(tmp_path / "model", {f"{name}.weight": weights}, None)
+    assert_scores(folder, {f"{name}.{e}": to_torch(weights)[e] for e in range(3)})
+
+
 def test_repo_has_the_scores_of_a_local_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     up, _ = quantize(UP, (40, 192), bits=3, group_size=64)
     q, _ = quantize(Q, (48, 96), mode="mxfp8")

@@ -115,7 +115,7 @@ def test_gpt_oss_original_has_the_scores_of_transformers(
     save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tensors: dict[str, torch.Tensor] = {"norm.scale": torch.ones(64).bfloat16()}
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for i in range(2):
         for name, n, m in (("mlp1", 48, 64), ("mlp2", 64, 32)):
             module = f"block.{i}.mlp.{name}_weight"

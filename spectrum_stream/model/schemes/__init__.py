@@ -49,7 +49,8 @@ from .unread import find_unread_beside, find_unread_elsewhere
 
 # The first answer counts. The order matters in four places. A marker of `COMFYUI` counts more than names and shapes.
 # `FLOAT8` rejects weights that lack their scales, so that `PLAIN_FLOAT8` does not read them. `NVFP4` leaves weights
-# with other scales to `MXFP4`, and `GPTQ` leaves weights with packed columns to `AWQ`, so that only one of each pair reports an error.
+# with other scales to `MXFP4`, and `GPTQ` leaves weights with packed columns to `AWQ`, so that only one of each pair
+# reports an error.
 SCHEMES: tuple[Format, ...] = (
     COMFYUI,
     MLX,

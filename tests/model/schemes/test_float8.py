@@ -267,3 +267,28 @@ def test_repo_has_the_scores_of_a_local_scan(save: Save, monkeypatch: pytest.Mon
     assert_same_from_hub(
         save(mx, shards=2, folder="mx", config=with_config({"quant_method": "mxfp8"})), monkeypatch, tmp_path
     )
+
+
+def test_layers_of_two_algorithms_of_modelopt_have_their_scores(save: Save) -> None:
+    eight, codes = stored(48, 64), torch.randint(0, 256, (48, 32), dtype=torch.uint8)
+    four_scales = (torch.rand(48, 4) * 400 + 1).to(E4M3)
+    tensors = {
+        f"{UP}.weight": eight,
+        f"{UP}.weight_scale": torch.tensor(0.003),
+        f"{UP}.input_scale": torch.tensor(1.0),
+    }
+    tensors |= {f"{DOWN}.weight": codes, f"{DOWN}.weight_scale": four_scales}
+    tensors[f"{DOWN}.weight_scale_2"] = torch.tensor(0.0003)
+    unpacked: torch.Tensor = fp8.Fp8Dequantize(None)._unpack_fp4(codes)
+    layers = {UP: {"quant_algo": "FP8"}, DOWN: {"quant_algo": "NVFP4", "group_size": 16}}
+    quantization = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    weights = {
+        UP: eight.float() * 0.003,
+        DOWN: unpacked * four_scales.float().repeat_interleave(16, 1) * 0.0003,
+    }
+    assert_scores(save(tensors, config=with_config(quantization)), weights)
+    # An algorithm that is not read may have stored any of them.
+    layers = layers | {DOWN: {"quant_algo": "NVFP4_AWQ", "group_size": 16}}
+    folder = save(tensors, folder="awq", config=with_config(quantization | {"quantized_layers": layers}))
+    reason = ("not_understood", "NVFP4_AWQ")
+    assert_refused(folder, {f"{UP}.weight": reason, f"{DOWN}.weight": reason})

@@ -132,9 +132,56 @@ def test_gpt_oss_original_has_the_scores_of_transformers(
     assert_same_from_hub(folder, monkeypatch, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "quantization", [{"quant_method": "quark"}, {"quant_method": "modelopt", "quant_algo": "MXFP4"}]
-)
+# The config that amd-quark 0.13 writes, `QConfig.to_dict`, with its `export`.
+QUARK = {
+    "quant_method": "quark",
+    "quant_mode": "eager_mode",
+    "algo_config": None,
+    "exclude": ["lm_head"],
+    "export": {
+        "kv_cache_group": [],
+        "min_kv_scale": 0.0,
+        "pack_method": "reorder",
+        "weight_format": "real_quantized",
+    },
+    "global_quant_config": {
+        "input_tensors": {
+            "dtype": "fp4",
+            "is_dynamic": True,
+            "qscheme": "per_group",
+            "ch_axis": -1,
+            "group_size": 32,
+        },
+        "output_tensors": None,
+        "bias": None,
+        "target_device": None,
+        "weight": {
+            "dtype": "fp4",
+            "is_dynamic": False,
+            "qscheme": "per_group",
+            "ch_axis": -1,
+            "group_size": 32,
+            "block_size": None,
+            "symmetric": None,
+            "round_method": "half_even",
+            "scale_type": "float",
+            "scale_format": "e8m0",
+            "scale_calculation_mode": "even",
+            "mx_element_dtype": None,
+            "observer_cls": "PerBlockMXObserver",
+            "is_scale_quant": False,
+        },
+    },
+    "layer_quant_config": {},
+    "layer_type_quant_config": {},
+    "kv_cache_quant_config": {},
+    "kv_cache_post_rope": False,
+    "softmax_quant_spec": None,
+    "version": "0.13",
+}
+
+
+@pytest.mark.parametrize("quantization", [QUARK, {"quant_method": "modelopt", "quant_algo": "MXFP4"}])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e8m0fnu])
 def test_bytes_of_quark_and_modelopt_have_the_scores_of_transformers(
     save: Save, quantization: dict[str, Any], dtype: torch.dtype
@@ -144,3 +191,13 @@ def test_bytes_of_quark_and_modelopt_have_the_scores_of_transformers(
     tensors = {f"{name}.weight": weight.view(torch.uint8), f"{name}.weight_scale": scales.view(dtype)}
     folder = save(tensors, config={"model_type": "llama", "quantization_config": quantization})
     assert_scores(folder, {name: dequantize(weight, scales)}, "mxfp4")
+
+
+def test_other_settings_of_quark_are_refused(save: Save) -> None:
+    weight, scales = packed(64, 256)
+    name = "model.layers.0.mlp.up_proj"
+    tensors = {f"{name}.weight": weight.view(torch.uint8), f"{name}.weight_scale": scales}
+    for key, value in (("algo_config", [{"name": "rotation"}]), ("layer_quant_config", {"*.q_proj": {}})):
+        config = {"model_type": "llama", "quantization_config": QUARK | {key: value}}
+        folder = save(tensors, folder=key, config=config)
+        assert_refused(folder, {f"{name}.weight": ("not_understood", key)})

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from spectrum_stream import scan
 
+from ...support.formats import nvfp4
 from ...support.hub_server import REPO, HubServer, use
 from ...support.quantized import assert_refused, assert_same_from_hub, assert_scores
 
@@ -186,3 +187,9 @@ def test_tensors_that_do_not_fit_the_marker_are_refused(tmp_path: Path) -> None:
     # torch would broadcast them along the rows.
     flat = integers | marker({"format": "int8_tensorwise"}) | {f"{UP}.weight_scale": torch.ones(40)}
     assert_refused(write(tmp_path / "e.safetensors", flat), {weight: ("bad_scales", "weight_scale")})
+
+
+def test_same_names_without_a_marker_are_those_of_modelopt(tmp_path: Path) -> None:
+    example = nvfp4()
+    path = write(tmp_path / "x.safetensors", dict(example.tensors))
+    assert_scores(path, example.weights, "nvfp4")

@@ -5,7 +5,7 @@
     ├── SourceError                    MODEL does not lead to a checkpoint
     ├── CheckpointError                the checkpoint is broken, or has nothing to score
     │   ├── BadHeader                  a shard breaks a rule of the safetensors format
-    │   └── BadIndex                   the index and the shards disagree
+    │   └── BadIndex                   the index is malformed, or shards are missing
     ├── ComputeError                   singular values could not be computed
     ├── ResultError                    a result file cannot be used, or belongs to another model
     └── FreezeError                    a selection does not fit the model it is applied to
@@ -49,7 +49,7 @@ class BadHeader(CheckpointError):
 
 
 class BadIndex(CheckpointError):
-    """The index is malformed, or names missing shards or tensors."""
+    """The index is malformed, or names missing shards."""
 
 
 class ComputeError(SpectrumStreamError):

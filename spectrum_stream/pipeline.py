@@ -15,10 +15,9 @@ import numpy as np
 
 from .checkpoint import LocalShard
 from .errors import CheckpointError, ComputeError, ResultError, UsageError
-from .model import quantization
+from .model import schemes
 from .model.config import ModelConfig
 from .model.matrix import Matrix
-from .model.names import is_head, module_of
 from .model.no_score import NoScore
 from .model.parameters import Names
 from .numerics import costs
@@ -37,7 +36,7 @@ from .streaming.prefetch import Prefetcher
 from .trainers import DEFAULT, spectrum
 
 # A part of a record's identity. Raise it with any change that can change a number.
-_ERROR_MODEL = 3
+_ERROR_MODEL = 4
 _FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
@@ -245,19 +244,18 @@ def _find_parameters(plan: Plan) -> tuple[str, ...]:
 
     A tied head is not a separate parameter.
     """
-    parameters = plan.inventory.parameters
-    tied = {w.parameter for w in plan.matrices if w.tied_to}
+    tied = {w.parameter for w in plan.inventory.matrices if w.tied_to}
+    # A tensor without a parameter is a buffer, or not in the model.
     skipped = {
-        quantization.parameter_of(s.tensor): s.no_score
+        s.parameter: s.no_score
         for s in plan.skipped
-        if not quantization.is_companion(s.tensor)
+        if s.parameter is not None and not schemes.is_companion(s.tensor)
     }
-    asked = {w.module for w in plan.matrices}
-    if not any(is_head(module_of(name)) for name in skipped):
-        # A stored head that was not asked for is among the skipped tensors, so this one is tied.
-        tied |= {name for module, name in parameters.items() if is_head(module) and module not in asked}
     absent = (NoScore.NOT_CHOSEN, NoScore.NOT_LOADED, NoScore.MISSING_EXPERTS)
-    found = {*parameters.values(), *(name for name, why in skipped.items() if why not in absent)}
+    found = {
+        *plan.inventory.parameters.values(),
+        *(name for name, why in skipped.items() if why not in absent),
+    }
     return tuple(sorted(found - tied))
 
 
@@ -294,7 +292,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Only shards on this machine have a version. The commit stands for the content of the others.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": ModelConfig(source.config).quantization.settings,
+        "quantization": ModelConfig(source.config).quantization.data,
         "engine": _ERROR_MODEL,
         "names": inventory.names,
         "names_sha256": inventory.names_sha256,

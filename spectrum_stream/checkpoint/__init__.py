@@ -15,17 +15,18 @@ def open_source(model: str) -> Source:
     This reads the index and the config; for a repo also the first bytes of each shard.
 
     Args:
-        model: a folder, a `.safetensors` file, `org/name` or `name` with or without `@revision`, `hf://…`, or the
-            address of a repo's page.
+        model: a folder, a safetensors file or index, `org/name`, `name` or `org/name/folder` with or without
+            `@revision`, `hf://…`, or the address of a page of a repo.
 
     Raises:
-        SourceError: no_such_path, no_safetensors, no_index, unreadable; for a repo also what `open_hub` raises.
+        SourceError: no_such_path, no_safetensors, no_index, no_snapshot, unreadable; for a repo also what `open_hub`
+            raises.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
         CheckpointError: not_a_file, file_too_large.
     """
     try:
         path = Path(model).expanduser()
-        exists = path.exists()
+        exists = path.exists() or path.is_symlink()
     # `~someone` without such a user is a RuntimeError. The others mean that it is too long for a path, or not one.
     except (OSError, ValueError, RuntimeError):
         exists = False
@@ -34,7 +35,7 @@ def open_source(model: str) -> Source:
     # This import takes a third of a second, and a local scan does not need it.
     from .hub import open_hub, parse_address
 
-    address = parse_address(model)
+    address = None if _is_below_a_folder(model) else parse_address(model)
     if address is None:
         raise SourceError(
             f"{model} is not a folder, a file or the name of a repo on the Hub",
@@ -46,7 +47,23 @@ def open_source(model: str) -> Source:
     except SourceError as error:
         if "://" in model:
             raise
+        if address.path and error.reason in ("no_such_repo", "no_such_path", "unreachable", "offline"):
+            # A path with three or more parts is rarely a folder of a repo.
+            raise SourceError(
+                f"there is no folder or file {model} here, and as a folder of a repo: {error}",
+                reason="no_such_path",
+                hint=error.hint if error.reason == "no_such_path" else f"for a folder of a repo give hf://{model}",
+            ) from error
         # Otherwise a user who mistyped a path would search for the error in the network.
         raise SourceError(
             f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint
         ) from error
+
+
+def _is_below_a_folder(model: str) -> bool:
+    """Whether MODEL is a missing path: it begins with a folder that is here, and is longer than a repo's name."""
+    first, *others = model.split("/")
+    try:
+        return "://" not in model and len(others) > 1 and Path(first or "/").is_dir()
+    except (OSError, ValueError):
+        return False

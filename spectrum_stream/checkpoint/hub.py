@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import (
@@ -26,6 +26,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    FileMetadataError,
     HfHubHTTPError,
     HfUriError,
     HFValidationError,
@@ -35,20 +36,24 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate_repo_id
 
 from ..errors import BadIndex, CheckpointError, SourceError, UsageError
-from ..text import VERSION
+from ..text import VERSION, listed
+from .formats import explain_files
 from .hub_errors import BadResponse, explain_offline, explaining
 from .index import (
-    CONFIG_FILE,
-    INDEX_FILE,
     MAX_JSON_NBYTES,
-    Choice,
+    SMALL_FILES,
     check_json_size,
-    choose_shards,
+    choose_for,
+    is_one_of_several,
+    is_safe_path,
     is_safe_shard_name,
+    is_safetensors,
+    missing_shards,
     parse_json,
+    read_adapter_config,
     read_config,
 )
-from .local import open_local
+from .local import is_lone_file, open_local
 from .ranges import RemoteFile, with_retries
 from .source import PROBE_NBYTES, LocalShard, RangesIgnored, Shard, Source
 
@@ -56,43 +61,66 @@ _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
 # huggingface_hub itself tries the body of a file five times. These tries are for the requests before it.
 _DOWNLOAD_TRIES = 2
+# A machine without a network gets its answer soon. A scan that runs can wait for the network to come back.
+_CONNECT_TRIES = 2
+# Hosts that people copy without `https://`.
+_WEB_HOST = re.compile(r"([\w-]+\.)+(com|co|cn|org|net|io|ai)", re.IGNORECASE)
+_OTHER_SCHEMES = {
+    "modelscope": "download it with `modelscope download`, and give the folder",
+    "ms": "download it with `modelscope download`, and give the folder",
+    "file": "give the path, without file://",
+    "s3": "copy it with `aws s3 cp --recursive`, and give the folder",
+    "gs": "copy it with `gcloud storage cp --recursive`, and give the folder",
+    "ollama": "give the repo on the Hub that it was made from",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A repo as a user names it; the revision is a branch, a tag or a commit."""
+    """A repo, or a folder or file in it, as a user names it.
+
+    Attributes:
+        revision: a branch, a tag or a commit.
+        path: the folder or file; "" for the top of the repo.
+    """
 
     repo: str
     revision: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in file names: Spectrum's, with the revision if it is not main."""
-        return self.repo if self.revision in (None, "main") else f"{self.repo}@{self.revision}"
+    path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repo:
     """A repo at a commit.
 
     Attributes:
         revision: the name that was resolved to the commit.
-        small: the names of index and config, if the repo has them.
+        folder: the folder of the checkpoint in the repo; "" for the top. Names of files are relative to it.
+        small: the names of the index and of the configs, if the repo has them.
     """
 
     endpoint: str
     id: str
     commit: str
     revision: str
+    folder: str
     small: tuple[str, ...]
+
+    def path(self, name: str) -> str:
+        """Return the path of a file in the repo."""
+        return f"{self.folder}/{name}" if self.folder else name
+
+    def url(self, name: str) -> str:
+        """Return the address of a file at the commit."""
+        return hf_hub_url(self.id, self.path(name), revision=self.commit, endpoint=self.endpoint)
 
     def file(self, name: str) -> RemoteFile:
         """Return a file of the repo at the commit."""
         return RemoteFile(
-            hf_hub_url(self.id, name, revision=self.commit, endpoint=self.endpoint),
+            self.url(name),
             self.commit,
             build_hf_headers(library_name=_LIBRARY, library_version=VERSION),
-            f"{self.id}/{name}",
+            f"{self.id}/{self.path(name)}",
         )
 
 
@@ -153,12 +181,12 @@ class HubShard:
             def update(self, n: float | None = 1) -> None:
                 on_bytes(int(n or 0))
 
-        def attempt(name: str) -> Path:
+        def attempt(path: str) -> Path:
             try:
                 return Path(
                     hf_hub_download(
                         self.repo.id,
-                        name,
+                        path,
                         revision=self.repo.commit,
                         local_dir=folder,
                         endpoint=self.repo.endpoint,
@@ -172,11 +200,23 @@ class HubShard:
                 raise error.__cause__ or error from None
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
-            path = with_retries(self.where, lambda: attempt(self.name), tries=_DOWNLOAD_TRIES)
+            try:
+                path = with_retries(self.where, lambda: attempt(self.repo.path(self.name)), tries=_DOWNLOAD_TRIES)
+            except FileMetadataError as error:
+                # huggingface_hub rejects a mirror that does not send the commit with a file.
+                if folder is None:
+                    raise SourceError(
+                        f"{self.repo.endpoint} does not send the commit of {self.where} (X-Repo-Commit), which the "
+                        "cache needs",
+                        reason="bad_response",
+                        hint="use --fetch range or --fetch download",
+                    ) from error
+                path = folder / PurePosixPath(self.name).name
+                self.file.save(path, self.nbytes, on_bytes, ranged=self.is_ranged)
             # A cached model needs its index and config to be used offline.
             for name in self.repo.small if folder is None else ():
                 if _find_in_cache(self.repo, name) is None:
-                    with_retries(self.where, functools.partial(attempt, name))
+                    with_retries(self.where, functools.partial(attempt, self.repo.path(name)))
             if folder is None:
                 _write_ref(self.repo, path)
         local = LocalShard.at(self.name, path)
@@ -186,38 +226,95 @@ class HubShard:
 
 
 def parse_address(model: str) -> Address | None:
-    """Parse MODEL as the name of a repo; return None if it cannot be one.
+    """Parse MODEL as the name of a repo, or of a folder or file in it; return None if it cannot be one.
 
     Raises:
-        UsageError: bad_address, an address that does not belong to a model.
+        UsageError: bad_address, an address that does not belong to a model on the Hub.
     """
-    if "://" in model and "/" in (body := model.removeprefix("hf://")):
-        try:
-            uri = parse_hf_uri(model, endpoint=_read_endpoint())
-        except HfUriError as error:
-            raise UsageError(
-                f"{model} is not the address of a repo on {_read_endpoint()}",
-                reason="bad_address",
-                hint="give org/name, and set HF_ENDPOINT for another server",
-            ) from error
-        # The page of a file stands for its repo. A folder in a repo can be another checkpoint.
-        path = uri.path_in_repo
-        if uri.type != "model" or "/" in path or (path and "." not in path):
-            raise UsageError(
-                f"{model} is not the address of a model's repo",
-                reason="bad_address",
-                hint=f"give {uri.id}" if uri.type == "model" else None,
-            )
-        return Address(uri.id, uri.revision)
-    body = model.removeprefix("hf://")
-    repo, at, revision = body.partition("@")
+    text = model
+    if model.startswith(("datasets/", "spaces/")) and model.count("/") > 1:
+        text = f"hf://{model}"
+    elif "://" not in model:
+        if not _is_web_address(model):
+            return _parse_name(model)
+        text = f"https://{model}"
+    scheme, _, body = text.partition("://")
+    if scheme == "hf" and "/" not in body:
+        return _parse_name(body)
+    if scheme != "hf":
+        # A page can have an anchor, `?library=` or `?show_file_info=`.
+        text = re.split("[?#]", text, maxsplit=1)[0].rstrip("/")
+    try:
+        uri = parse_hf_uri(text, endpoint=_read_endpoint())
+    except HfUriError as error:
+        raise UsageError(
+            f"{model} is not the address of a repo on {_read_endpoint()}", reason="bad_address", hint=_advise(text)
+        ) from error
+    if uri.type != "model":
+        raise UsageError(
+            f"{model} is a {uri.type}, not a model", reason="bad_address", hint="give the repo of a model"
+        )
+    path, revision = uri.path_in_repo.strip("/"), uri.revision
+    if revision is None and "@" in path:
+        path, _, revision = path.rpartition("@")
+    if path and not is_safe_path(path):
+        raise UsageError(f"{model} is not the address of a folder of {uri.id}", reason="bad_address")
+    return Address(uri.id, revision, path)
+
+
+def _parse_name(name: str) -> Address | None:
+    """Parse `org/name`, `name` or `org/name/folder`, each with or without `@revision`.
+
+    Raises:
+        UsageError: bad_address.
+    """
+    name = name.removeprefix("models/") if name.count("/") > 1 else name
+    before, at, revision = name.partition("@")
+    if (at and not revision) or before.endswith("/"):
+        return None
+    parts = before.split("/")
+    repo, path = "/".join(parts[:2]), "/".join(parts[2:])
+    if (tagged := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", repo)) is not None:
+        raise UsageError(
+            f"{name} is not the name of a repo",
+            reason="bad_address",
+            hint=f"give {tagged[1]}@{tagged[2]} for the revision {tagged[2]}",
+        )
     try:
         validate_repo_id(repo)
     except HFValidationError:
         return None
-    if repo.endswith(".safetensors") or (at and not revision):
+    # A repo can have such a name, but a missing file is more likely.
+    if is_safetensors(repo) or repo.endswith(".json") or (path and not is_safe_path(path)):
         return None
-    return Address(repo, revision or None)
+    return Address(repo, revision or None, path)
+
+
+def _is_web_address(name: str) -> bool:
+    """Whether a name begins with a host, as an address that was copied without `https://`."""
+    host, _, rest = name.partition("/")
+    return "/" in rest and (
+        _WEB_HOST.fullmatch(host) is not None or host == _read_endpoint().partition("://")[2].partition("/")[0]
+    )
+
+
+def _advise(address: str) -> str:
+    """Return the hint for an address that is not of the Hub."""
+    scheme, _, rest = address.partition("://")
+    if scheme not in ("http", "https", "hf"):
+        return _OTHER_SCHEMES.get(scheme, "download it, and give the folder; or give org/name for a repo on the Hub")
+    host, *parts = rest.split("/") if scheme != "hf" else ("", *rest.split("/"))
+    if "modelscope" in host:
+        return _OTHER_SCHEMES["modelscope"]
+    parts = parts[1:] if parts[:1] == ["models"] else parts
+    name = "/".join(parts[:2]) if len(parts) > 1 else "org/name"
+    if (tagged := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", name)) is not None:
+        return f"give {tagged[1]}@{tagged[2]} for the revision {tagged[2]}"
+    if parts[2:3] == ["commit"] and len(parts) > 3:
+        return f"give {name}@{parts[3]}"
+    if not host or host in constants.HF_URL_HOSTS or host in _read_endpoint():
+        return f"give {name}"
+    return f"give {name}, and set HF_ENDPOINT={scheme}://{host} if that server speaks the protocol of the Hub"
 
 
 def open_hub(model: str, address: Address) -> Source:
@@ -227,7 +324,8 @@ def open_hub(model: str, address: Address) -> Source:
 
     Raises:
         SourceError: no_such_repo, gated_repo, bad_token, forbidden, no_such_revision, repo_disabled, offline,
-            unreachable, timeout, rate_limited, server_error, redirect_loop, bad_response; no_safetensors, no_index.
+            unreachable, timeout, rate_limited, server_error, redirect_loop, bad_response; no_such_path,
+            no_safetensors, no_index.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
         CheckpointError: changed, file_too_large.
     """
@@ -235,61 +333,118 @@ def open_hub(model: str, address: Address) -> Source:
     if constants.is_offline_mode():
         return _open_cached(model, address)
     with explaining(endpoint, address.repo, address.revision):
-        repo, files = with_retries(address.repo, lambda: _resolve_revision(endpoint, address))
-        where = f"hf://{repo.id}"
+        commit, every = with_retries(
+            address.repo, lambda: _resolve_revision(endpoint, address), connect_tries=_CONNECT_TRIES
+        )
+        folder, file = _locate(address, every)
+        repo = Repo(
+            endpoint=endpoint,
+            id=address.repo,
+            commit=commit,
+            revision=address.revision or "main",
+            folder=folder,
+            small=(),
+        )
+        files = [f.removeprefix(f"{folder}/") for f in every if not folder or f.startswith(f"{folder}/")]
+        where = _write_where(address.repo, folder)
 
         def read_json(name: str) -> Any:
             return parse_json(_read_small(repo, name))
 
-        choice = choose_shards(files, read_json, where)
         config, warnings = read_config(files, read_json, where)
-        shards = _open_shards(repo, choice, files)
+        adapter_config = read_adapter_config(files, read_json)
+        choice = choose_for(file, files, read_json, where, config)
+        if choice is None:
+            raise explain_files(files if file is None else [file], where)
+        if missing := sorted({*choice.names} - {*files}):
+            raise missing_shards(where, choice.index, missing, files)
+        if unsafe := [name for name in choice.names if not is_safe_shard_name(name)]:
+            raise BadIndex(f"{repo.id} has a shard with an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
+        is_part = choice.file is not None and is_one_of_several(choice.names[0], files, read_json)
+        if is_part:
+            warnings.append(f"{file} is one shard of a model: give {where} to score the whole model")
+        repo = replace(repo, small=tuple(name for name in files if name in (*SMALL_FILES, choice.index)))
+        shards = _open_shards(repo, choice.names)
+    path = repo.path(choice.file) if choice.file is not None else folder
     return Source(
         model=model,
-        name=address.name,
-        where=where,
+        name=_write_name(address, path),
+        where=_write_where(address.repo, path),
         commit=repo.commit,
         shards=shards,
         weight_map=choice.weight_map,
         config=config,
+        is_part=is_part,
+        adapter_config=adapter_config,
+        ignored=choice.ignored,
+        other_index=None if choice.other_index is None else f"{where}/{choice.other_index}",
         warnings=(*warnings, *choice.warnings),
     )
 
 
-def _resolve_revision(endpoint: str, address: Address) -> tuple[Repo, list[str]]:
+def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
     """Ask for the commit of a revision and for its files."""
     api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=VERSION)
+    wrong = "does not answer as the Hub does"
     try:
-        revision = address.revision or "main"
-        info = api.model_info(address.repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
+        info = api.model_info(
+            address.repo, revision=address.revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+        commit = info.sha or ""
+        if not re.fullmatch("[0-9a-f]{40,64}", commit):
+            wrong = "does not send the commit (sha)"
             raise ValueError(info.sha)
-        files = [sibling.rfilename for sibling in info.siblings or () if isinstance(sibling.rfilename, str)]
+        if info.siblings is None:
+            wrong = "does not send the list of files (siblings)"
+            raise ValueError(info.siblings)
+        return commit, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
     except (HfHubHTTPError, HFValidationError):
         raise
     # The answer may be the login page of a hotel's network, or another API; ModelInfo then raises any of these.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceError(
-            f"{endpoint} does not answer as the Hub does for {address.repo}",
+            f"{endpoint} {wrong} for {address.repo}",
             reason="bad_response",
             hint="check HF_ENDPOINT, and whether the network asks for a login",
         ) from error
-    small = tuple(name for name in (INDEX_FILE, CONFIG_FILE) if name in files)
-    return Repo(endpoint, address.repo, str(info.sha), revision, small), files
 
 
-def _open_shards(repo: Repo, choice: Choice, files: Sequence[str]) -> tuple[Shard, ...]:
-    if missing := [name for name in choice.names if name not in set(files)]:
-        raise BadIndex(
-            f"the index of {repo.id} names {missing[0]}, which is not in the repo ({len(missing)} missing in all)",
-            reason="missing_shard",
-        )
-    if unsafe := [name for name in choice.names if not is_safe_shard_name(name)]:
-        raise BadIndex(f"{repo.id} has a shard with an unsafe name: {unsafe[0]!r}", reason="unsafe_shard_name")
+def _locate(address: Address, files: Sequence[str]) -> tuple[str, str | None]:
+    """Return the folder that an address names, and the file in it or None.
+
+    Raises:
+        SourceError: no_such_path.
+    """
+    path = address.path
+    if path in files:
+        folder, _, name = path.rpartition("/")
+        return folder, name
+    if not path or any(f.startswith(f"{path}/") for f in files):
+        return path, None
+    folders = sorted({f.rpartition("/")[0] for f in files if is_safetensors(f)})
+    places = [f"{_write_where(address.repo, folder)}" for folder in folders]
+    raise SourceError(
+        f"{_write_where(address.repo, '')} has no folder or file {path}",
+        reason="no_such_path",
+        hint=f"its weights are in {listed(places, 6)}" if places else None,
+    )
+
+
+def _write_where(repo: str, path: str) -> str:
+    return f"hf://{repo}/{path}" if path else f"hf://{repo}"
+
+
+def _write_name(address: Address, path: str) -> str:
+    """Return the name in file names: Spectrum's, with the folder, and with the revision if it is not main."""
+    name = f"{address.repo}/{path}" if path else address.repo
+    return name if address.revision in (None, "main") else f"{name}@{address.revision}"
+
+
+def _open_shards(repo: Repo, names: Sequence[str]) -> tuple[Shard, ...]:
     halt = threading.Event()
     with ThreadPoolExecutor(_PROBES_AT_ONCE, "probe") as pool:
         try:
-            return tuple(pool.map(lambda name: _open_shard(repo, name, halt), choice.names))
+            return tuple(pool.map(lambda name: _open_shard(repo, name, halt), names))
         except BaseException:
             # Without this, the pool would wait for probes that wait for the server.
             halt.set()
@@ -303,9 +458,8 @@ def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
     file = repo.file(name)
     head, nbytes, is_ranged = file.probe(PROBE_NBYTES, halt)
     if nbytes is None:
-        url = hf_hub_url(repo.id, name, revision=repo.commit, endpoint=repo.endpoint)
         nbytes = with_retries(
-            file.where, lambda: get_hf_file_metadata(url, token=get_token(), endpoint=repo.endpoint).size
+            file.where, lambda: get_hf_file_metadata(repo.url(name), token=get_token(), endpoint=repo.endpoint).size
         )
     if nbytes is None:
         raise BadResponse(f"{repo.endpoint} does not give the size of {name}")
@@ -323,16 +477,27 @@ def _read_small(repo: Repo, name: str) -> bytes:
 
 
 def _find_in_cache(repo: Repo, name: str) -> Path | None:
-    path = try_to_load_from_cache(repo.id, name, revision=repo.commit)
+    path = try_to_load_from_cache(repo.id, repo.path(name), revision=repo.commit)
     return Path(path) if isinstance(path, str) else None
 
 
 def _open_cached(model: str, address: Address) -> Source:
     try:
-        folder = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
+        root = Path(snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise explain_offline(address.repo) from error
-    return replace(open_local(model, folder), name=address.name, where=f"hf://{address.repo}", commit=folder.name)
+    path = root / address.path
+    if not path.exists():
+        raise explain_offline(f"{address.repo}/{address.path}")
+    if path.is_file() and not is_lone_file(path):
+        path = path.parent
+    inside = "" if path == root else path.relative_to(root).as_posix()
+    return replace(
+        open_local(model, path),
+        name=_write_name(address, inside),
+        where=_write_where(address.repo, inside),
+        commit=root.name,
+    )
 
 
 def _write_ref(repo: Repo, file: Path) -> None:

@@ -138,7 +138,7 @@ _ROWS = (
     _Row(
         _is_hidden,
         "no_such_repo",
-        "there is no folder {f.repo} here, and no repo of that name on {f.endpoint} that you may see",
+        "{f.endpoint} has no repo {f.repo} that you may see",
         "check the name; for a private repo set HF_TOKEN or run `hf auth login`",
     ),
     _Row(_is(DisabledRepoError), "repo_disabled", "{f.repo} was disabled by {f.endpoint}"),

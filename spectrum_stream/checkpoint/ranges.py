@@ -13,7 +13,8 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import constants
@@ -98,20 +99,44 @@ class RemoteFile:
         """
 
         def attempt() -> bytes:
-            with get_session().stream(
-                "GET",
-                self._url,
-                headers=self._headers | {"Accept-Encoding": "identity"},
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            ) as response:
-                if response.status_code != 200:
-                    hf_raise_for_status(_read_body(response))
-                    raise BadResponse(f"the server answered {response.status_code}")
-                _check_commit(response, self._commit, self.where)
-                _check_encoding(response)
+            with self._get_whole() as response:
                 return _read(response, nbytes)
 
         return with_retries(self.where, attempt)
+
+    def save(self, path: Path, nbytes: int, on_bytes: Callable[[int], object], *, ranged: bool) -> None:
+        """Write the whole file to a path.
+
+        Args:
+            nbytes: its size.
+            on_bytes: called with the number of bytes that came since the last call.
+            ranged: whether to continue a body that breaks off; without byte ranges it is requested again.
+
+        Raises:
+            OSError; SourceError: bad_response; CheckpointError: changed; HfHubHTTPError and httpx's errors, for
+            `explaining`.
+        """
+        with path.open("wb") as file:
+
+            def write(_: int, chunk: bytes) -> None:
+                file.write(chunk)
+                on_bytes(len(chunk))
+
+            def attempt() -> None:
+                file.seek(0)
+                file.truncate()
+                with self._get_whole() as response:
+                    for chunk in response.iter_raw():
+                        if file.tell() + len(chunk) > nbytes:
+                            raise CheckpointError(f"{self.where} became longer than {nbytes} bytes", reason="changed")
+                        write(0, chunk)
+                if file.tell() < nbytes:
+                    raise httpx.RemoteProtocolError("the body is short")
+
+            if ranged:
+                with suppress(RangesIgnored):
+                    return self.stream(0, nbytes, nbytes, write)
+            with_retries(self.where, attempt)
 
     def stream(
         self,
@@ -154,6 +179,22 @@ class RemoteFile:
 
         if start < stop:
             with_retries(self.where, attempt, progress=lambda: position, halt=halt)
+
+    @contextmanager
+    def _get_whole(self) -> Iterator[httpx.Response]:
+        """Request the file without a range, and check the answer."""
+        with get_session().stream(
+            "GET",
+            self._url,
+            headers=self._headers | {"Accept-Encoding": "identity"},
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        ) as response:
+            if response.status_code != 200:
+                hf_raise_for_status(_read_body(response))
+                raise BadResponse(f"the server answered {response.status_code}")
+            _check_commit(response, self._commit, self.where)
+            _check_encoding(response)
+            yield response
 
     @contextmanager
     def _request(self, start: int, stop: int) -> Iterator[httpx.Response]:
@@ -204,6 +245,7 @@ def with_retries(
     progress: Callable[[], int] = lambda: 0,
     halt: threading.Event | None = None,
     tries: int = TRIES,
+    connect_tries: int = TRIES,
 ) -> T:
     """Call `attempt` until it succeeds, and return its result.
 
@@ -212,6 +254,7 @@ def with_retries(
         progress: the position that was reached. An attempt that advances it is not counted.
         halt: set it to stop the waiting.
         tries: the limit of attempts in a row without progress.
+        connect_tries: the limit of those that reach no server.
 
     Raises:
         Halted; SourceError: rate_limited, bad_response; else the error of the last attempt.
@@ -237,7 +280,7 @@ def with_retries(
                 reason="rate_limited",
                 hint="the same command resumes; a token in HF_TOKEN raises the Hub's limits",
             ) from last
-        if failed >= tries:
+        if failed >= (min(tries, connect_tries) if isinstance(last, httpx.ConnectError) else tries):
             raise last
         wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)

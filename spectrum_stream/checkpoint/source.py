@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import SourceError
+from ..text import listed
 
 # The first read of a shard. Many headers are smaller: their median in published shards is 100 kB.
 PROBE_NBYTES = 100_000
@@ -139,7 +140,11 @@ class Source:
         commit: the commit of a repo; every request is for this commit. None for a path.
         shards: the files to read, in the order of their names.
         weight_map: tensor name to shard name, from the index; None without one.
-        config: config.json, or {}.
+        config: config.json, or {}. If it lacks the quantization, that of `quantize_config.json` is added.
+        is_part: whether this is one shard of several, so that the config describes more than it holds.
+        adapter_config: adapter_config.json; None without one.
+        ignored: other safetensors files that lie beside the shards.
+        other_index: an index that lists another copy of the weights, as it can be given for MODEL; None without one.
         warnings: one sentence for each oddity, and for what was ignored.
     """
 
@@ -150,7 +155,18 @@ class Source:
     shards: tuple[Shard, ...]
     weight_map: Mapping[str, str] | None
     config: Mapping[str, Any]
+    is_part: bool = False
+    adapter_config: Mapping[str, Any] | None = None
+    ignored: tuple[str, ...] = ()
+    other_index: str | None = None
     warnings: tuple[str, ...]
+
+    @property
+    def other_copy(self) -> str | None:
+        """How to read another copy of the weights, as a hint; None if there is none."""
+        if self.other_index is not None:
+            return f"give {self.other_index} to read the shards that it lists"
+        return f"the weights may be in {listed(self.ignored)}, beside it" if self.ignored else None
 
     def __str__(self) -> str:
         return self.where if self.commit is None else f"{self.where}@{self.commit}"

@@ -1,22 +1,15 @@
 """The tensors of a checkpoint: the headers of its shards, checked against its index. Reads no weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import BadHeader, BadIndex
-from ..text import listed
-from . import Shard, Source
+from ..errors import BadHeader, CheckpointError
+from ..text import counted, listed, printable
+from . import LocalShard, Shard, Source
+from .adapters import base_of, find_adapter
+from .formats import describe_bytes
 from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
 from .source import PROBE_NBYTES
-
-_OTHER_FORMATS = {
-    b"PK\x03\x04": "it is a zip archive, most likely a PyTorch pickle",
-    b"\x80\x02": "it is a Python pickle",
-    b"GGUF": "it is a GGUF file",
-    b"version https://git-lfs": "it is a Git LFS pointer: run `git lfs pull`",
-    b"<!DOCTYPE": "it is an HTML page, most likely an error page saved by a download",
-    b"<html": "it is an HTML page, most likely an error page saved by a download",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +32,42 @@ class Checkpoint:
 def read_checkpoint(source: Source) -> Checkpoint:
     """Read the headers of all shards.
 
+    As in transformers, every tensor of each shard counts, whether the index lists it or not, and the last of two
+    tensors with one name (`modeling_utils.py`, `_load_pretrained_model`, version 5.24).
+
     Raises:
         BadHeader: a shard is malformed or truncated; the message names it.
-        BadIndex: tensor_missing, the index places a tensor in a shard that lacks it.
+        CheckpointError: adapter, there are no weights but those of an adapter; empty_weights, all tensors are empty
+            and another copy is there.
     """
     warnings = list(source.warnings)
     tensors: dict[str, tuple[Shard, TensorInfo]] = {}
-    unlisted: list[str] = []
-    doubled: list[str] = []
+    doubled: dict[str, str] = {}
     metadata: dict[str, Mapping[str, str]] = {}
     for shard in source.shards:
         header = read_header(shard)
         metadata[shard.name] = header.metadata
         for tensor in header.tensors:
-            if source.weight_map is not None:
-                owner = source.weight_map.get(tensor.name)
-                if owner is None:
-                    unlisted.append(tensor.name)
-                elif owner != shard.name:
-                    doubled.append(tensor.name)
-                if owner != shard.name:
-                    continue
+            # The place of the last one keeps the order of the file.
+            if (earlier := tensors.pop(tensor.name, None)) is not None:
+                doubled[tensor.name] = f"{tensor.name} (in {earlier[0].name} and {shard.name})"
             tensors[tensor.name] = (shard, tensor)
+    if doubled:
+        warnings.append(
+            f"{counted(len(doubled), 'tensor is', 'tensors are')} in two shards; the last one is read, as in "
+            f"transformers: {listed(list(doubled.values()))}"
+        )
     if source.weight_map is not None:
-        _check_index(source, tensors)
-    for what, names in (
-        ("tensors that are in a shard but not in the index, ignored", unlisted),
-        ("tensors that are also in another shard than the one in the index, ignored there", doubled),
-    ):
-        if names:
-            warnings.append(f"{what}: {listed(names, 5)}")
-    return Checkpoint(source, tuple(tensors.values()), metadata, tuple(warnings))
+        warnings += _compare_with_index(source.weight_map, tensors)
+    _check_not_empty(source, [tensor for _, tensor in tensors.values()])
+    left_out = _check_adapter(source, tensors, metadata)
+    if left_out:
+        warnings.append(
+            f"{counted(len(left_out), 'tensor', 'tensors')} of an adapter beside the weights, ignored as in "
+            f"transformers: the scores are those of the weights without it ({listed(sorted(left_out))})"
+        )
+    kept = tuple(pair for name, pair in tensors.items() if name not in left_out)
+    return Checkpoint(source, kept, metadata, tuple(warnings))
 
 
 def read_header(shard: Shard) -> Header:
@@ -86,20 +84,70 @@ def read_header(shard: Shard) -> Header:
         header = probe[PREFIX_NBYTES:stop] if stop <= len(probe) else shard.read(PREFIX_NBYTES, stop)
         return parse_header(header, shard.nbytes)
     except BadHeader as error:
-        foreign = next((what for start, what in _OTHER_FORMATS.items() if probe.startswith(start)), None)
-        raise BadHeader(
-            f"{shard.where}: {foreign or error}",
-            reason=error.reason,
-            hint=None if foreign else "download it again: the shard is damaged or incomplete",
-        ) from error
+        foreign = describe_bytes(probe, shard.nbytes)
+        if foreign is None:
+            raise BadHeader(
+                f"{shard.where}: {error}",
+                reason=error.reason,
+                hint="download it again: the shard is damaged or incomplete",
+            ) from error
+        hint = foreign.hint
+        if foreign.is_pointer and not isinstance(shard, LocalShard):
+            hint = "the server has the pointer only: use another server (HF_ENDPOINT), or tell the owner of the repo"
+        raise BadHeader(f"{shard.where} {foreign.what}", reason=error.reason, hint=hint) from error
 
 
-def _check_index(source: Source, tensors: dict[str, tuple[Shard, TensorInfo]]) -> None:
-    assert source.weight_map is not None
-    if missing := [name for name in source.weight_map if name not in tensors]:
-        raise BadIndex(
-            f"the index of {source.where} places {missing[0]!r} in {source.weight_map[missing[0]]}, "
-            f"which does not hold it ({len(missing)} missing in all)",
-            reason="tensor_missing",
-            hint="download index and shards again: they are of different versions",
+def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tuple[Shard, TensorInfo]]) -> list[str]:
+    """Return a sentence for each way in which the index and the shards disagree."""
+    unlisted = [name for name in tensors if name not in weight_map]
+    missing = [name for name in weight_map if name not in tensors]
+    moved = [name for name, (shard, _) in tensors.items() if weight_map.get(name, shard.name) != shard.name]
+    return [
+        f"{what}: {listed([printable(name) for name in names], 5)} ({len(names)} in all)"
+        for what, names in (
+            ("the shards hold tensors that the index does not list, and they are read", unlisted),
+            ("the index lists tensors that no shard holds, and they have no score", missing),
+            ("the index lists tensors in another shard than the one that is read", moved),
         )
+        if names
+    ]
+
+
+def _check_not_empty(source: Source, tensors: Sequence[TensorInfo]) -> None:
+    """Check that a file is not the stub that a sharded run saves beside the shards with the weights.
+
+    Raises:
+        CheckpointError: empty_weights.
+    """
+    if source.ignored and tensors and not any(tensor.nbytes for tensor in tensors):
+        beside = listed(source.ignored, 4)
+        raise CheckpointError(
+            f"{source.shards[0].where} holds only empty tensors, as a sharded run saves them if it does not gather "
+            f"the weights; {beside} {'lies' if len(source.ignored) == 1 else 'lie'} beside it",
+            reason="empty_weights",
+            hint=source.other_copy,
+        )
+
+
+def _check_adapter(
+    source: Source,
+    tensors: Mapping[str, tuple[Shard, TensorInfo]],
+    metadata: Mapping[str, Mapping[str, str]],
+) -> frozenset[str]:
+    """Return the names of an adapter's tensors that lie beside weights.
+
+    Raises:
+        CheckpointError: adapter.
+    """
+    adapter = find_adapter(list(tensors), source.shards[0].name, source.adapter_config)
+    if adapter is None or not adapter.is_alone:
+        return frozenset() if adapter is None else adapter.names
+    base = base_of(source.adapter_config, metadata.values())
+    for_base = "" if base is None else f" for {base}"
+    scan_base = "scan its base model" if base is None else f"scan {base}"
+    raise CheckpointError(
+        f"{source.where} is an adapter ({adapter.kind}){for_base}, not a model: "
+        f"{len(adapter.names)} of {counted(len(tensors), 'tensor belongs', 'tensors belong')} to it",
+        reason="adapter",
+        hint=f"{scan_base}, or merge the adapter into it (PEFT: `merge_and_unload()`) and scan the result",
+    )

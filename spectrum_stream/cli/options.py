@@ -22,7 +22,7 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A folder of safetensors shards, one .safetensors file, or a Hub repo: org/name, org/name@revision",
+        help="A folder of safetensors shards, one file, or a Hub repo: org/name, org/name@revision, hf://org/name/folder",
     ),
 ]
 ModelNameOption = Annotated[str | None, typer.Option("--model-name", hidden=True, help="MODEL, as Spectrum's flag")]

@@ -10,9 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..model.names import is_head, is_single_expert
+from ..model.names import is_fused_experts, is_head, is_single_expert
+from ..model.no_score import NoScore
 from ..model.parameters import GIVEN, Names
 from ..numerics.metrics import SPECTRUM, Metric
+from ..results.record import Record
 from ..results.result import Module
 from ..selection.budget import Needs, Recipe, needs
 from ..selection.compare import Comparison
@@ -27,9 +29,8 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
-_MAX_FAILED = 10
 _NAMES = {
-    Names.CHECKPOINT: "as in the checkpoint",
+    Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",
     Names.V5: "as in transformers 5",
     Names.INSTALLED: "as in the installed transformers",
@@ -44,7 +45,10 @@ def escape(text: str) -> Text:
 
 def names_words(plan: Plan) -> str:
     """Return the words for the names of a plan."""
-    return _NAMES[plan.names]
+    inventory = plan.inventory
+    model_class = "" if inventory.model_class is None else f" ({inventory.model_class})"
+    is_whole = inventory.is_established or plan.names == Names.CHECKPOINT
+    return f"{_NAMES[plan.names]}{model_class}{'' if is_whole else ', except those in the warning'}"
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -85,12 +89,16 @@ def _facts(plan: Plan) -> Table:
         f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
-    skipped: dict[str, list[str]] = {}
+    skipped: dict[NoScore, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(entry.no_score.sentence, []).append(entry.tensor)
-    for sentence, tensors in skipped.items():
-        each = "" if len(tensors) == 1 else "each "
-        facts.add_row("skipped", escape(f"{listed(tensors)}: {each}{sentence}"))
+        skipped.setdefault(entry.no_score, []).append(entry.tensor)
+    for why, tensors in skipped.items():
+        each = "" if len(tensors) == 1 else f"{len(tensors)} tensors, each "
+        hint = f"; {why.hint}" if why.hint else ""
+        title = "no score" if why.is_failure else "skipped"
+        facts.add_row(title, escape(f"{listed(tensors)}: {each}{why.sentence}{hint}"))
+    if (sentence := unscored_sentence(plan)) is not None:
+        facts.add_row("not scored", escape(sentence))
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", escape(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
@@ -98,6 +106,17 @@ def _facts(plan: Plan) -> Table:
     for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
         facts.add_row("writes", escape(str(path)))
     return facts
+
+
+def unscored_sentence(plan: Plan) -> str | None:
+    """Return the share of the model that Spectrum's rule leaves out, None if it is below the limit."""
+    unscored = plan.inventory.unscored
+    if not unscored.is_notable:
+        return None
+    are = "is not a weight" if len(unscored.tensors) == 1 else "are not weights"
+    count = counted(len(unscored.tensors), "tensor", "tensors")
+    some = listed([s.tensor for s in unscored.tensors])
+    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} by Spectrum's rule: {some}"
 
 
 def score_table(
@@ -197,7 +216,7 @@ def scan_warnings(result: "ScanResult") -> list[str]:
     kinds: dict[str, list[str]] = {}
     for record in result.records:
         if record.score is not None and record.score.is_degenerate and record.score.degeneracy is not None:
-            kinds.setdefault(record.score.degeneracy.sentence, []).append(record.module)
+            kinds.setdefault(record.score.degeneracy.sentence, []).append(_name_of(record))
     for sentence, modules in kinds.items():
         each = "the matrix" if len(modules) == 1 else "each matrix"
         warnings.append(
@@ -208,22 +227,31 @@ def scan_warnings(result: "ScanResult") -> list[str]:
         worst = max(r.score.error for r in inexact if r.score)
         warnings.append(
             f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
-            f"{listed([r.module for r in inexact])}"
+            f"{listed([_name_of(r) for r in inexact])}"
         )
-    for record in result.failed[:_MAX_FAILED]:
-        warnings.append(f"{record.module} has no score: {record.detail}")
-    if len(result.failed) > _MAX_FAILED:
-        warnings.append(f"{len(result.failed) - _MAX_FAILED} more matrices have no score")
-    reasons: dict[str, list[str]] = {}
-    for skipped in result.plan.failures:
-        reasons.setdefault(skipped.no_score.sentence, []).append(
-            f"{skipped.tensor} ({skipped.detail or skipped.dtype})"
-        )
-    for sentence, tensors in reasons.items():
-        each = "it" if len(tensors) == 1 else "each"
+    failed: dict[NoScore, list[str]] = {}
+    for record in result.failed:
+        if record.no_score is not None:
+            detail = "" if record.detail == record.no_score.sentence else f" ({record.detail})"
+            failed.setdefault(record.no_score, []).append(f"{_name_of(record)}{detail}")
+    for why, modules in failed.items():
+        each = "it" if len(modules) == 1 else "each"
         warnings.append(
-            f"{counted(len(tensors), 'weight was', 'weights were')} not scored, because {each} {sentence}: "
-            f"{listed(tensors)}"
+            f"{counted(len(modules), 'matrix has', 'matrices have')} no score, because {each} {why.sentence}: "
+            f"{listed(modules)}"
+        )
+    if (unscored := unscored_sentence(result.plan)) is not None:
+        warnings.append(unscored)
+    reasons: dict[NoScore, list[str]] = {}
+    for skipped in result.plan.failures:
+        detail = skipped.detail or f"{skipped.dtype}{list(skipped.shape)}"
+        reasons.setdefault(skipped.no_score, []).append(f"{skipped.tensor} ({detail})")
+    for why, tensors in reasons.items():
+        each = "it" if len(tensors) == 1 else "each"
+        hint = f"; {why.hint}" if why.hint else ""
+        warnings.append(
+            f"{counted(len(tensors), 'weight was', 'weights were')} not scored, because {each} {why.sentence}: "
+            f"{listed(tensors)}{hint}"
         )
     return warnings
 
@@ -283,15 +311,19 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "model": result.plan.source.model,
         "complete": result.complete,
         "names": result.plan.names,
+        "names_are_established": result.plan.inventory.is_established,
         "trainable_weights": None if need is None else need.trainable,
         "trainable_share": None if need is None else need.share,
         "matrices": len(result.modules),
-        "failed": [{"module": r.module, "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
-        "unsupported": [{"tensor": s.tensor, "dtype": s.dtype} for s in result.plan.failures],
+        "failed": [{"module": _name_of(r), "reason": str(r.no_score), "detail": r.detail} for r in result.failed],
+        "unsupported": [
+            {"tensor": s.tensor, "dtype": s.dtype, "reason": str(s.no_score)} for s in result.plan.failures
+        ],
+        "unscored": result.plan.inventory.unscored.to_dict(),
         "degenerate": {
-            r.module: str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
+            _name_of(r): str(r.score.degeneracy) for r in result.records if r.score and r.score.is_degenerate
         },
-        "inexact": {r.module: r.score.error for r in result.inexact if r.score},
+        "inexact": {_name_of(r): r.score.error for r in result.inexact if r.score},
         "precisions": {
             str(precision): sum(r.precision == precision for r in result.records)
             for precision in dict.fromkeys(r.precision for r in result.records if r.precision)
@@ -307,6 +339,11 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
         "files": [str(path) for path in result.written],
         "record": str(result.plan.outputs.record) if result.records else None,
     }
+
+
+def _name_of(record: Record) -> str:
+    """Return the name of a matrix in results; for one of fused experts, the name with its number."""
+    return record.module if is_fused_experts(record.result_name) else record.result_name
 
 
 def _group(name: str) -> Text:

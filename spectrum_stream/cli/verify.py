@@ -40,16 +40,17 @@ def verify_command(
     quiet: QuietOption = False,
 ) -> None:
     output = open_output(as_json, quiet)
-    parameters = parameters_of(model, names_of(names))
+    loads_causal = format_name in TRAINERS and TRAINERS[format_name].loads_causal
+    parameters = parameters_of(model, names_of(names), loads_causal=loads_causal)
     verdict = verify(file, parameters, format_name)
-    if parameters.warning is not None:
-        output.warn(parameters.warning)
+    for warning in parameters.warnings:
+        output.warn(warning)
     output.data(
         {
             "schema_version": 1,
             "good": verdict.is_good,
             "names": verdict.origin,
-            "names_are_established": parameters.warning is None,
+            "names_are_established": parameters.is_established,
             "parameters": verdict.parameters,
             "trained": list(verdict.trained),
             "findings": [

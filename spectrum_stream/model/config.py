@@ -3,7 +3,7 @@
     model_type        the family                              text_config       the language model of a larger model
     architectures     the classes of the model                vision_config     its vision tower
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
-    quantization_config, compression_config                   at the top, or in the language model
+    quantization_config, compression_config, quantization     at the top, or in the language model
 
 A value of the wrong type counts as missing.
 """
@@ -16,9 +16,8 @@ from typing import Any
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
-_QUANTIZATION = ("quantization_config", "compression_config")
-# The settings that change the meaning of stored values.
-_SETTINGS = ("weight_block_size", "bits", "group_size", "checkpoint_format", "version", "config_groups")
+# MLX has its own name.
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 _DEFAULT_BLOCK = (128, 128)
 
 
@@ -35,46 +34,58 @@ class QuantizationConfig:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a packed integer, 1 to 8, if they are the same for all weights."""
-        bits = _integer(self._find_common("bits", "num_bits"))
-        return bits if bits is not None and bits <= 8 else None
+        """Bits of a packed integer, 1 to 8, for all weights."""
+        # AutoAWQ has other names in its own file.
+        return _bits(self.data.get("bits", self.data.get("w_bit")))
 
     @property
     def group_size(self) -> int | None:
-        """The number of columns that share a scale, if it is the same for all weights."""
-        return _integer(self._find_common("group_size", "group_size"))
+        """The number of columns that share a scale, for all weights."""
+        return _integer(self.data.get("group_size", self.data.get("q_group_size")))
 
     @property
-    def block_size(self) -> tuple[int, int]:
-        """(rows, columns) that share a scale, if float8 has a scale for each block."""
-        # compressed-tensors has it in the groups of layers. A wrong block does not fit the scales.
+    def symmetric(self) -> bool | None:
+        """Whether all zero points of GPTQ or AWQ are half of the range; None if the config does not say."""
+        sym, zero_point = self.data.get("sym"), self.data.get("zero_point")
+        if isinstance(sym, bool):
+            return sym
+        return not zero_point if isinstance(zero_point, bool) else None
+
+    @property
+    def packed_integers(self) -> tuple[tuple[int, int | None], ...]:
+        """(bits, group size) of the integers of all weights, or of each group of layers; None for whole rows."""
+        found = [(self.bits, self.group_size)]
+        found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self._groups()]
+        return tuple(dict.fromkeys((bits, size) for bits, size in found if bits is not None))
+
+    @property
+    def block_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) that share a scale of float8 or int8; default: 128 x 128."""
+        found: list[tuple[int, int]] = []
         for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
             match [_integer(side) for side in block] if isinstance(block, list) else []:
                 case [int(rows), int(columns)]:
-                    return rows, columns
-        return _DEFAULT_BLOCK
+                    found.append((rows, columns))
+        sizes = [_integer(w.get("group_size")) for w in self._groups()]
+        found += [(1, size) for size in sizes if size is not None]
+        return tuple(dict.fromkeys(found)) or (_DEFAULT_BLOCK,)
 
     @property
-    def version(self) -> str:
-        """The layout of AWQ in lower case; default: "gemm"."""
-        return (_text(self.data.get("version", "gemm")) or "").lower()
+    def has_zeros(self) -> bool:
+        """Whether weights of all groups of layers have zero points."""
+        said = [group.get("symmetric") for group in self._groups()] or [self.symmetric]
+        return all(symmetric is False for symmetric in said)
 
     @property
-    def checkpoint_format(self) -> str | None:
-        """The format of GPTQ."""
-        return _text(self.data.get("checkpoint_format"))
+    def has_order(self) -> bool:
+        """Whether weights of all groups of layers have columns in another order than that of the scales."""
+        said = [group.get("actorder") for group in self._groups()]
+        return bool(said) and all(order in ("group", "dynamic") for order in said)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that change the meaning of stored values, as they are in the file."""
-        return {name: self.data[name] for name in _SETTINGS if name in self.data}
-
-    def _find_common(self, name: str, name_in_group: str) -> Any:
-        if name in self.data:
-            return self.data[name]
-        # A checkpoint with several schemes is rejected, because the scheme of a layer is not known here.
-        schemes = [{key: group.get(key) for key in ("num_bits", "group_size")} for group in self._groups()]
-        return schemes[0][name_in_group] if schemes and all(s == schemes[0] for s in schemes) else None
+    def is_dense(self) -> bool:
+        """Whether stored weights are plain numbers, which a program rounds when it uses them."""
+        return self.data.get("format") == "dense"
 
     def _groups(self) -> Iterator[Mapping[str, Any]]:
         """The weights of each group of layers, as compressed-tensors describes them."""
@@ -120,7 +131,7 @@ class ModelConfig:
     @property
     def is_causal(self) -> bool:
         """Whether the model is a causal language model by its class."""
-        return any(_CAUSAL_LM.search(name) for name in self.architectures)
+        return any(map(is_causal_class, self.architectures))
 
     @property
     def is_multimodal(self) -> bool:
@@ -142,7 +153,16 @@ class ModelConfig:
     def quantization(self) -> QuantizationConfig:
         """The quantization of the model, or of the language model in it."""
         parts = (part.get(name) for part in (self.data, self.text) for name in _QUANTIZATION)
-        return QuantizationConfig(next((part for part in parts if isinstance(part, Mapping)), {}))
+        data = next((part for part in parts if isinstance(part, Mapping)), {})
+        if isinstance(inner := data.get("quantization"), Mapping):
+            # ModelOpt's own file, hf_quant_config.json, has two parts.
+            data = {"quant_method": "modelopt"} | {k: v for k, v in data.items() if k != "quantization"} | dict(inner)
+        return QuantizationConfig(data)
+
+
+def is_causal_class(name: str) -> bool:
+    """Whether a class is a causal language model by its name: `LlamaForCausalLM`."""
+    return _CAUSAL_LM.search(name) is not None
 
 
 def _first(numbers: Iterator[int | None]) -> int | None:
@@ -152,6 +172,11 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 def _integer(value: Any) -> int | None:
     """Return the value if it is an integer above 0 and not a bool."""
     return value if type(value) is int and value > 0 else None
+
+
+def _bits(value: Any) -> int | None:
+    bits = _integer(value)
+    return bits if bits is not None and bits <= 8 else None
 
 
 def _text(value: Any) -> str | None:

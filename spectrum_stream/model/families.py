@@ -12,6 +12,15 @@ from functools import cache
 
 Rules = tuple[tuple[str, str], ...]
 
+# Both versions rename these for every family. The last two are the norm and the direction of a weight under
+# weight_norm. (transformers 5.24, conversion_mapping.py, "legacy"; 4.57, _fix_state_dict_key_on_load)
+_OLD_NAMES: Rules = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+)
+
 # The matrices of an expert become parts of the two parameters of the layer.
 _EXPERTS: Rules = (
     (r"\.experts\.\d+\.(gate_proj|up_proj)\.weight$", ".experts.gate_up_proj"),
@@ -87,6 +96,9 @@ _SAME_NAMES = (
     "gptj", "falcon", "bloom", "mpt", "opt", "persimmon", "jetmoe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
     "bert", "roberta", "modernbert", "t5", "mamba", "mamba2", "falcon_mamba", "bamba", "falcon_h1",
     "clip", "siglip", "idefics3", "smolvlm", "llama4",
+    "xlm-roberta", "distilbert", "electra", "camembert", "mpnet", "albert", "deberta-v2", "bart", "mbart", "mt5",
+    "umt5", "gpt_neo", "codegen", "arcee", "apertus", "ernie4_5", "helium", "hunyuan_v1_dense", "lfm2", "nemotron",
+    "seed_oss",
 )
 _SEPARATE_EXPERTS = (
     "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe", "olmoe", "flex_olmo", "qwen3_next",
@@ -125,8 +137,11 @@ V4: Mapping[str, Rules] = (
 
 
 def compile_rules(rules: Rules) -> Callable[[str], str]:
-    """Make a function from the stored name of a parameter to its name after loading."""
-    compiled = [(re.compile(pattern), instead) for pattern, instead in rules]
+    """Make a function from the stored name of a parameter to its name after loading.
+
+    Without rules, it renames what transformers renames for every family.
+    """
+    compiled = [(re.compile(pattern), instead) for pattern, instead in (*rules, *_OLD_NAMES)]
 
     @cache
     def rename(parameter: str) -> str:

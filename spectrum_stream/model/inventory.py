@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
+from .families import compile_rules
 from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
 from .names import (
     find_tied_head,
@@ -15,6 +16,8 @@ from .names import (
     group_of,
     is_extra_layer,
     is_fused_experts,
+    is_head,
+    is_norm,
     is_stacked_experts,
     is_weight,
     model_order,
@@ -23,9 +26,10 @@ from .names import (
 )
 from .no_score import NoScore
 from .parameters import Names, name_parameters
-from .quantization import Quantization, Unreadable, is_companion, parameter_of
-from .schemes import find_quantization
-from .schemes.companions import Companions
+from .quantization import Quantization, Unreadable
+from .schemes import Reader, is_companion, parameter_of
+from .ties import find_stored_ties
+from .unscored import Unscored, find_unscored, mark_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +39,11 @@ class Inventory:
     Attributes:
         matrices: in file order.
         skipped: every other tensor, with the reason.
-        names: the names that were established, one of `Names` or "given"; "checkpoint" for an unknown family.
+        names: the names that were established, one of `Names` or "given"; "checkpoint" if none were.
+        model_class: the class of transformers that has the names; None if it is not known.
+        is_established: whether all names are those that were asked for.
         names_sha256: a hash of a given list, or of the answer of the installed transformers; None for the others.
+        unscored: the tensors that Spectrum's rule leaves out.
         warnings: one sentence for each oddity of the checkpoint and of the names.
     """
 
@@ -44,6 +51,9 @@ class Inventory:
     skipped: tuple[Skipped, ...]
     names: str
     names_sha256: str | None
+    unscored: Unscored
+    model_class: str | None
+    is_established: bool
     warnings: tuple[str, ...]
 
     @property
@@ -82,7 +92,10 @@ def take_inventory(
     Raises:
         UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
     """
-    matrices, skipped = _find_matrices(checkpoint, config)
+    ties = find_stored_ties(checkpoint, config)
+    matrices, skipped = _find_matrices(checkpoint, config, ties.owners, keeps_old_names=names is Names.CHECKPOINT)
+    total_nbytes = sum(tensor.nbytes for _, tensor in checkpoint.tensors)
+    skipped = mark_weights(skipped, total_nbytes)
     named = name_parameters(matrices, skipped, config, names)
     matrices = list(named.matrices)
     skipped = [replace(s, parameter=named.find_parameter(s)) for s in skipped]
@@ -92,44 +105,69 @@ def take_inventory(
     return Inventory(
         matrices=tuple(matrices),
         skipped=tuple(skipped),
-        names=named.names,
+        names=named.naming.names,
         names_sha256=named.names_sha256,
-        warnings=(*checkpoint.warnings, *named.warnings),
+        unscored=find_unscored(skipped, total_nbytes),
+        model_class=named.naming.model_class,
+        is_established=named.naming.is_established,
+        warnings=(*checkpoint.warnings, *ties.warnings, *named.warnings),
     )
 
 
-def _find_matrices(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Matrix], list[Skipped]]:
+def _find_matrices(
+    checkpoint: Checkpoint, config: ModelConfig, owners: Mapping[str, str], *, keeps_old_names: bool
+) -> tuple[list[Matrix], list[Skipped]]:
     """Find the matrices in file order, and all other tensors in model order.
 
     Both have the names of the checkpoint.
+
+    Args:
+        owners: the tensor that the model has instead of each stored copy of a tied weight.
+        keeps_old_names: whether `LayerNorm.gamma` keeps its name, which is not that of a weight.
     """
-    companions = Companions(checkpoint)
-    tied = find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
+    reader = Reader(checkpoint, config.quantization)
+    rename = str if keeps_old_names else compile_rules(())
+    # The head and the experts that one shard lacks can be in the others.
+    is_part = checkpoint.source.is_part
+    has_head = config.is_causal or config.is_multimodal
+    tied: dict[str, list[str]] = {}
+    for copy, owner in owners.items():
+        # Spectrum's results have the tied head of a language model, and no other copies.
+        if has_head and is_head(module_of(copy)):
+            tied.setdefault(owner, []).append(module_of(copy))
+    head = None if is_part else find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)
+    if head is not None:
+        tied.setdefault(head[1], []).append(head[0])
     matrices: list[Matrix] = []
     skipped: list[Skipped] = []
     for shard, tensor in checkpoint.tensors:
-        found = _read_tensor(tensor, shard.name, companions, config)
-        if isinstance(found, Skipped):
-            skipped.append(found)
+        if tensor.name in owners:
+            if module_of(tensor.name) not in tied.get(owners[tensor.name], ()):
+                skipped.append(_skip_tensor(tensor, NoScore.NOT_LOADED))
             continue
+        found = _read_tensor(replace(tensor, name=rename(tensor.name)), shard.name, reader, config)
+        if isinstance(found, Skipped):
+            skipped.append(replace(found, tensor=tensor.name))
+            continue
+        found = [replace(w, tensor=tensor.name) for w in found]
         matrices += found
-        if tied is not None and tied[1] == tensor.name:
-            # The head comes right after its tensor, so that the tensor is read once.
-            matrices.append(_share_tensor(found[-1], tied[0]))
+        # The modules that share a tensor come right after it, so that it is read once.
+        matrices += [_share_tensor(found[-1], module) for module in tied.get(tensor.name, ())]
     matrices, stored_twice = _drop_stored_twice(matrices)
+    if any(s.no_score is NoScore.EMPTY for s in skipped):
+        matrices, flattened = _drop_flattened(matrices, checkpoint)
+        skipped += flattened
     matrices = _prefix_groups(matrices, config.layer_count)
-    missing = _find_missing_experts(matrices, skipped, config.expert_count)
+    missing = [] if is_part else _find_missing_experts(matrices, skipped, config.expert_count)
     # If the number of fused experts differs from the config, they are not its experts, and none has a score.
     incomplete = {s.tensor for s in missing}
     matrices = [w for w in matrices if w.expert is None or _fused_name_of(w) not in incomplete]
     return matrices, sorted([*skipped, *stored_twice, *missing], key=lambda s: model_order(s.tensor))
 
 
-def _read_tensor(
-    tensor: TensorInfo, shard: str, companions: Companions, config: ModelConfig
-) -> list[Matrix] | Skipped:
+def _read_tensor(tensor: TensorInfo, shard: str, reader: Reader, config: ModelConfig) -> list[Matrix] | Skipped:
     """Read a tensor as a matrix, as one matrix for each of its experts, or as skipped."""
-    found = find_quantization(tensor, companions, config.quantization)
+    found = reader.find_quantization(tensor)
     if isinstance(found, Unreadable):
         return _skip_tensor(tensor, found.no_score, found.detail)
     if isinstance(found, Quantization):
@@ -166,17 +204,29 @@ def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
 
 def _find_reason(tensor: TensorInfo) -> NoScore | None:
     """Find the reason why a plain tensor has no score; return None if it has one."""
+    is_empty = 0 in tensor.shape
     if not is_weight(tensor.name):
-        return NoScore.NOT_A_WEIGHT
+        # Packed values and fused experts are weights too.
+        module = parameter_of(tensor.name)
+        is_hidden = module != tensor.name or is_fused_experts(module) or is_stacked_experts(module)
+        is_other = is_companion(tensor.name) or tensor.name.endswith("bias")
+        return NoScore.EMPTY if is_empty and is_hidden and not is_other else NoScore.NOT_A_WEIGHT
+    if is_empty:
+        return NoScore.EMPTY
     if len(tensor.shape) not in (1, 2):
         return NoScore.NOT_A_MATRIX
-    if 0 in tensor.shape:
-        return NoScore.EMPTY
     return None if tensor.dtype in FLOAT_DTYPES else NoScore.UNSUPPORTED_DTYPE
 
 
 def _skip_tensor(tensor: TensorInfo, no_score: NoScore, detail: str = "") -> Skipped:
-    return Skipped(tensor=tensor.name, dtype=tensor.dtype, shape=tensor.shape, no_score=no_score, detail=detail)
+    return Skipped(
+        tensor=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        no_score=no_score,
+        nbytes=tensor.nbytes,
+        detail=detail,
+    )
 
 
 def _make_matrix(
@@ -211,9 +261,9 @@ def _make_expert(
     return replace(whole, module=f"{whole.module}.{expert}", start=start, nbytes=nbytes, expert=expert)
 
 
-def _share_tensor(matrix: Matrix, head: str) -> Matrix:
-    """Return the tied head of an embedding."""
-    return replace(matrix, module=head, parameter=f"{head}.weight", group=group_of(head), tied_to=matrix.module)
+def _share_tensor(matrix: Matrix, module: str) -> Matrix:
+    """Return a module that shares the tensor of an embedding, such as a tied head."""
+    return replace(matrix, module=module, parameter=f"{module}.weight", group=group_of(module), tied_to=matrix.module)
 
 
 def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Skipped]]:
@@ -227,6 +277,16 @@ def _drop_stored_twice(matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[S
     dropped = {w.tensor: w for w in matrices if len(tensors[w.module]) > 1}
     skipped = [replace(w.skip(NoScore.STORED_TWICE), tensor=tensor) for tensor, w in dropped.items()]
     return [w for w in matrices if w.tensor not in dropped], skipped
+
+
+def _drop_flattened(matrices: Sequence[Matrix], checkpoint: Checkpoint) -> tuple[list[Matrix], list[Skipped]]:
+    """Drop vectors that are not norms from a checkpoint with empty weights.
+
+    FSDP flattens weights before it shards them, so a process has some of them whole, one in part, and others empty.
+    """
+    vectors = {tensor.name for _, tensor in checkpoint.tensors if len(tensor.shape) == 1}
+    flat = {w.tensor: w for w in matrices if w.tensor in vectors and not is_norm(module_of(w.tensor))}
+    return [w for w in matrices if w.tensor not in flat], [w.skip(NoScore.FLATTENED) for w in flat.values()]
 
 
 def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matrix]:

@@ -25,7 +25,7 @@ class Skipped:
 
     Attributes:
         tensor: the name in the checkpoint; for missing experts, the name that they would have as fused experts.
-        dtype, shape: as stored.
+        dtype, shape, nbytes: as stored.
         detail: a few words about the reason.
         parameter: the parameter that it is, or is a part of, by the names of results; None if it is not known.
     """
@@ -34,6 +34,7 @@ class Skipped:
     dtype: str
     shape: tuple[int, ...]
     no_score: NoScore
+    nbytes: int = 0
     detail: str = ""
     parameter: str | None = None
 
@@ -113,5 +114,6 @@ class Matrix:
             dtype=self.dtype,
             shape=(self.n, self.m),
             no_score=no_score,
+            nbytes=self.nbytes,
             parameter=self.parameter,
         )

@@ -71,12 +71,12 @@ def is_fused_experts(module: str) -> bool:
     """Whether a 3-D tensor with this name holds one matrix for each expert.
 
     Examples are `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
-    `output_linear` of Granite and JetMoE, and `moe.gate_proj` (Step3).
+    `output_linear` of Granite and JetMoE, `moe.gate_proj` (Step3), and `mlp.switch_mlp.gate_proj` (MLX).
     """
     parts = module.split(".")
     if "conv" in parts[-1]:
         return False
-    owner = next((i for i, part in enumerate(parts[:-1]) if part in ("experts", "local_experts")), None)
+    owner = next((i for i, part in enumerate(parts[:-1]) if part in ("experts", "local_experts", "switch_mlp")), None)
     # `experts.7` is one expert.
     is_owned = owner is not None and not parts[owner + 1].isdecimal()
     is_step3 = parts[-2:-1] == ["moe"] and parts[-1] in ("gate_proj", "up_proj", "down_proj")

@@ -1,29 +1,31 @@
 """Name matrices as the trainer names its parameters.
 
-transformers renames tensors when it loads them: version 5 fuses the experts of a layer and moves the parts of
-vision-language models. A pattern with the name from the checkpoint then trains nothing. The renamings of known
-families are data (`families`), so that results do not depend on the installed packages. Only `Names.INSTALLED` uses
-the installed transformers. It needs the extra `verify` and runs no code from a repo.
+transformers renames tensors when it loads them: it adds or removes the prefix of the base model, version 5 fuses the
+experts of a layer and moves the parts of vision-language models. A pattern with the name from the checkpoint then
+trains nothing. The renamings of known families (`families`) and the names of their parameters (`family_names`) are
+data, so that results do not depend on the installed packages. Names count as established only if the family has them.
+Only `Names.INSTALLED` uses the installed transformers. It needs the extra `verify` and runs no code from a repo.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 from ..errors import UsageError
-from ..text import listed
+from ..text import counted, listed
 from . import families
 from .config import ModelConfig
+from .family_names import Family, ModelClass, find_family, shape_of
 from .matrix import Matrix, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, module_of
+from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_weight, module_of
 from .no_score import NoScore
-from .quantization import parameter_of
-from .transformers_names import find_parameter_names
+from .schemes import parameter_of
+from .transformers_names import InstalledModel
+from .wrappers import find_change, remove_wrappers, without_components
 
 
 class Names(StrEnum):
@@ -41,32 +43,59 @@ _TABLES: Mapping[Names, Mapping[str, families.Rules]] = {Names.V4: families.V4, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """The parameters that the tensors of a checkpoint become.
+
+    Attributes:
+        names: the names that were established, one of `Names` or GIVEN; CHECKPOINT if none were.
+        parameters: the parameter that each stored name becomes, or becomes a part of.
+        not_loaded: stored names that the model leaves out.
+        unknown: stored names of weights that the model does not have; they keep the checkpoint's names.
+        model_class: the class of transformers that has the names; None if it is not known.
+        is_established: whether every weight has the name that was asked for.
+        plain: the names of parameters in a trainer without its wrappers; empty for other names.
+        warnings: one sentence for each oddity of the names.
+    """
+
+    names: str
+    parameters: Mapping[str, str]
+    not_loaded: frozenset[str] = frozenset()
+    unknown: tuple[str, ...] = ()
+    model_class: str | None = None
+    is_established: bool = True
+    plain: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def find_group(self, parameter: str) -> str:
+        """Find the group of a parameter. In `0.auto_model.layers.3.mlp`, the first number is not a layer."""
+        plain = module_of(self.plain.get(parameter, parameter))
+        return group if (group := group_of(plain)) != plain else group_of(module_of(parameter))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamedMatrices:
     """Matrices by the names of their parameters.
 
     Attributes:
-        names: the names that were established, one of `Names` or GIVEN.
-        names_sha256: a hash of a given list, or of the names in the installed transformers; None if `names`
+        naming: the names of all stored tensors.
+        names_sha256: a hash of a given list, or of the names in the installed transformers; None if `naming.names`
             determines them.
         not_loaded: matrices that the model leaves out.
         warnings: one sentence for each oddity of the names.
-        parameters: the parameter that each stored name becomes, or becomes a part of; None for the names of the
-            checkpoint.
     """
 
     matrices: tuple[Matrix, ...]
-    names: str
+    naming: Naming
     names_sha256: str | None = None
     not_loaded: tuple[Matrix, ...] = ()
     warnings: tuple[str, ...] = ()
-    parameters: Mapping[str, str] | None = None
 
     def find_parameter(self, s: Skipped) -> str | None:
         """Find the parameter that a skipped tensor is, or is a part of.
 
         The result is None if the model does not have it.
         """
-        return parameter_of(s.tensor) if self.parameters is None else self.parameters.get(_stored_name_of(s))
+        return self.naming.parameters.get(_stored_name_of(s))
 
 
 def parse_names(names: Names | str | Sequence[str]) -> Names | tuple[str, ...]:
@@ -104,23 +133,221 @@ def name_parameters(
         UsageError: no_such_name, no given name belongs to the checkpoint; missing_extra, unknown_architecture, the
             installed transformers does not have the names.
     """
-    family, layers = config.model_type, config.layer_count
-    stored = list(dict.fromkeys([*(w.parameter for w in matrices), *map(_stored_name_of, skipped)]))
+    weights = list(dict.fromkeys(w.parameter for w in matrices if w.tied_to is None))
+    shared = [w.parameter for w in matrices if w.tied_to is not None]
+    others = map(_stored_name_of, skipped)
+    naming = find_naming(config, names, [*weights, *shared, *others], weights, shared)
+    found = _rename_matrices(matrices, skipped, naming)
     if not isinstance(names, Names):
-        found = _rename_matrices(matrices, skipped, _match_names(names, stored, family), GIVEN, layers)
         return replace(found, names_sha256=_hash_names(names))
-    if names is Names.CHECKPOINT:
-        return NamedMatrices(matrices=tuple(matrices), names=names)
     if names is Names.INSTALLED:
-        parameters = find_parameter_names(config, stored)
-        found = _rename_matrices(matrices, skipped, parameters, names, layers)
-        return replace(found, names_sha256=_hash_names(parameters.values()))
-    rename = _find_rules(family, names)
-    if rename is None:
-        return NamedMatrices(
-            matrices=tuple(matrices), names=Names.CHECKPOINT, warnings=(_warn_of_family(family, names),)
+        return replace(found, names_sha256=_hash_names(naming.parameters.values()))
+    return found
+
+
+def find_naming(
+    config: ModelConfig,
+    names: Names | Sequence[str],
+    stored: Iterable[str],
+    weights: Sequence[str] | None = None,
+    shared: Collection[str] = (),
+) -> Naming:
+    """Find the parameters that the tensors of a checkpoint become.
+
+    Args:
+        names: a member of `Names`, or the names of all parameters in a trainer.
+        stored: the names of the tensors, in the order of the checkpoint; packed weights by `parameter_of`.
+        weights: those of them that must be parameters of the model; default: all that end in `.weight`.
+        shared: those of them that share a parameter, such as a tied head; they get a name if the model has one.
+
+    Raises:
+        UsageError: as `name_parameters`.
+    """
+    stored = list(dict.fromkeys(stored))
+    if weights is None:
+        weights = [name for name in stored if is_weight(name) and name not in shared]
+    if not isinstance(names, Names):
+        return _match_names(names, stored, weights, config.model_type)
+    if names is Names.CHECKPOINT:
+        return Naming(names=names, parameters=dict(zip(stored, stored, strict=True)))
+    kind, family = config.model_type, find_family(config)
+    if names is Names.INSTALLED:
+        model = InstalledModel(config, len(stored))
+        model_class = None if family is None else family.classes.get(model.class_name)
+        naming = _load(stored, weights, config.layer_count, model.find, _Unloaded(family, model_class, shared))
+        return replace(naming, names=names, model_class=model.class_name)
+    table = _TABLES[names]
+    if family is None or kind is None or kind not in table:
+        return _keep_names(stored, _warn_of_family(kind, names))
+    model_class, warnings = _find_class(family, config, weights)
+    rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
+
+    def find(tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for name in tensors:
+            parameter = model_class.find(renamed := rename(name))
+            if parameter is not None:
+                found[name] = renamed, _move_prefix(renamed, parameter, rename_in_v4(name))
+        return found
+
+    naming = _load(stored, weights, config.layer_count, find, _Unloaded(family, model_class, shared, rename))
+    if 2 * len(naming.unknown) > len(weights):
+        return _keep_names(
+            stored,
+            f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')} are not in {model_class.name} of "
+            f"{names}, so the names of the checkpoint are used: {listed(naming.unknown)}",
         )
-    return _rename_matrices(matrices, skipped, {name: rename(name) for name in stored}, names, layers)
+    return replace(naming, names=names, model_class=model_class.name, warnings=(*warnings, *naming.warnings))
+
+
+def _find_class(family: Family, config: ModelConfig, weights: Iterable[str]) -> tuple[ModelClass, list[str]]:
+    """Find the class that a trainer loads, and warn where another one is as likely."""
+    found = family.find_class(config)
+    if found is None:
+        rename = families.compile_rules(families.V5[config.model_type or ""])
+        guessed = family.guess_class(rename(without_components(name)) for name in weights)
+        what = f"names {listed(config.architectures)[:100]}" if config.architectures else "has no architectures"
+        return guessed, [f"config.json {what}, so the names are those of {guessed.name}"]
+    if (base := find_base_model(config)) is not None:
+        return found, [
+            f"config.json names {found.name}; in a trainer that loads {base.causal}, as Axolotl does, the names have "
+            f"the prefix `{base.prefix}`, and --names FILE takes its names"
+        ]
+    return found, []
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A config.json that names a base model, `Qwen3Model`, in a family of causal models.
+
+    `prefix` begins the names of its parameters in the class `causal`.
+    """
+
+    name: str
+    causal: str
+    prefix: str
+
+
+def find_base_model(config: ModelConfig) -> BaseModel | None:
+    """Find the causal class of a config.json that names a base model; None for all others."""
+    family = find_family(config)
+    found = None if family is None else family.find_class(config)
+    if family is None or found is None or found.at or family.causal is None or not family.causal.at:
+        return None
+    return BaseModel(found.name, family.causal.name, family.causal.at)
+
+
+def _move_prefix(renamed: str, parameter: str, name: str) -> str:
+    """Change the beginning of a name as `renamed` changed to `parameter`."""
+    if parameter.endswith(renamed):
+        return parameter.removesuffix(renamed) + name
+    return name.removeprefix(renamed.removesuffix(parameter))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unloaded:
+    """The stored names that transformers knows and leaves out of a class, by the table."""
+
+    family: Family | None
+    model_class: ModelClass | None
+    shared: Collection[str]
+    rename: Callable[[str], str] = str
+
+    def has(self, name: str) -> bool:
+        if self.family is None or self.model_class is None or name in self.shared:
+            return False
+        return self.family.leaves_out(self.rename(name), self.model_class)
+
+    def merge_tied(self, parameters: Mapping[str, str]) -> dict[str, str]:
+        """Leave out tensors that share the parameter of another one, and name alone ones by their owner."""
+        tied = {} if self.model_class is None else self.model_class.tied
+        stored = set(parameters.values())
+        merged: dict[str, str] = {}
+        for name, parameter in parameters.items():
+            owner = tied.get(shape_of(parameter)) if is_weight(parameter) and name not in self.shared else None
+            # An owner has no number in its name.
+            there = parameter if owner is None else f"{owner}weight"
+            if there == parameter or there not in stored:
+                merged[name] = there
+                stored.add(there)
+        return merged
+
+
+def _load(
+    stored: Sequence[str],
+    weights: Collection[str],
+    layers: int | None,
+    find: Callable[[Iterable[str]], Mapping[str, tuple[str, str]]],
+    unloaded: _Unloaded,
+) -> Naming:
+    """Find the parameters of all stored names, as transformers loads them.
+
+    Args:
+        find: finds the parameters of stored names, each with the stored name as the family renames it.
+    """
+
+    def is_known(name: str) -> bool:
+        return is_extra_layer(module_of(name), layers) or bool(find([name])) or unloaded.has(name)
+
+    plain, prefixes = remove_wrappers(stored, weights, cache(is_known))
+    # transformers does not load layers for multi-token prediction.
+    extra = {name for name in stored if is_extra_layer(module_of(plain[name]), layers)}
+    found = find([plain[name] for name in stored if name not in extra])
+    parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found}, plain)
+    merged = unloaded.merge_tied(parameters)
+    left_out = extra | (parameters.keys() - merged.keys())
+    # A tensor whose parameter another one has is not left out, but in doubt.
+    left_out |= {name for name in stored if plain[name] not in found and unloaded.has(plain[name])}
+    not_loaded = left_out - merged.keys()
+    unknown = tuple(name for name in weights if name not in merged and name not in not_loaded)
+    warnings = []
+    if prefixes:
+        what = "the prefix of a wrapper was" if len(prefixes) == 1 else "the prefixes of wrappers were"
+        warnings.append(f"{what} removed from the names of the checkpoint: {listed(prefixes)}")
+    if unknown:
+        warnings.append(_warn_of_unknown([module_of(name) for name in unknown]))
+    return Naming(
+        names=Names.CHECKPOINT,
+        parameters=merged,
+        not_loaded=frozenset(not_loaded),
+        unknown=unknown,
+        is_established=not unknown,
+        warnings=tuple(warnings),
+    )
+
+
+def _tell_apart(found: Mapping[str, tuple[str, str]], plain: Mapping[str, str]) -> dict[str, str]:
+    """Leave out tensors that would share a parameter, unless the family fuses them into its experts.
+
+    A tensor that has the name of the parameter already keeps it.
+    """
+    names: dict[str, set[str]] = {}
+    for name, (renamed, parameter) in found.items():
+        names.setdefault(parameter, set()).add(renamed if _is_fused(parameter) else plain[name])
+    return {
+        name: parameter
+        for name, (renamed, parameter) in found.items()
+        if len(names[parameter]) == 1 or parameter == (renamed if _is_fused(parameter) else plain[name])
+    }
+
+
+def _is_fused(parameter: str) -> bool:
+    return is_fused_experts(module_of(parameter))
+
+
+def _warn_of_unknown(modules: Sequence[str]) -> str:
+    some = listed(list(dict.fromkeys(modules)), 5)
+    return f"these modules have no parameter in the model, so they keep the checkpoint's names: {some}"
+
+
+def _keep_names(stored: Sequence[str], warning: str) -> Naming:
+    rename = families.compile_rules(())
+    return Naming(
+        names=Names.CHECKPOINT,
+        parameters={name: rename(name) for name in stored},
+        is_established=False,
+        warnings=(warning,),
+    )
 
 
 def _warn_of_family(family: str | None, names: Names) -> str:
@@ -135,78 +362,45 @@ def _hash_names(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(names))).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Renaming:
-    """A function from names in the checkpoint to names of parameters.
-
-    `origin` is the origin of the names in words, a noun phrase. `warning` is a sentence for an unknown family, which
-    keeps the names of the checkpoint.
-    """
-
-    of: Callable[[str], str]
-    origin: str
-    warning: str | None = None
-
-
-def renaming(config: ModelConfig, names: Names) -> Renaming:
-    """Return the renaming of a known family, or the identity."""
-    rename = _find_rules(config.model_type, names)
-    if rename is None:
-        is_asked = names is Names.CHECKPOINT
-        return Renaming(str, "the checkpoint", None if is_asked else _warn_of_family(config.model_type, names))
-    return Renaming(rename, f"the checkpoint, as {names.replace('-v', ' ')} renames them")
-
-
-def _find_rules(family: str | None, names: Names) -> Callable[[str], str] | None:
-    """Return the renaming of a known family, or None."""
-    table = _TABLES.get(names, {})
-    return families.compile_rules(table[family]) if family is not None and family in table else None
-
-
-def _rename_matrices(
-    matrices: Sequence[Matrix],
-    skipped: Sequence[Skipped],
-    parameters: Mapping[str, str],
-    names: str,
-    layers: int | None,
-) -> NamedMatrices:
-    """Give each matrix its parameter, unless a part of that parameter has no score.
-
-    Args:
-        parameters: the parameter that each stored name becomes, or becomes a part of.
-    """
+def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], naming: Naming) -> NamedMatrices:
+    """Give each matrix its parameter, unless a part of that parameter has no score."""
+    if naming.names == Names.CHECKPOINT:
+        return NamedMatrices(matrices=tuple(matrices), naming=naming, warnings=naming.warnings)
+    parameters = naming.parameters
     incomplete = {parameters.get(_stored_name_of(s)) for s in skipped if s.no_score.is_failure}
     missing = {s.tensor for s in skipped if s.no_score is NoScore.MISSING_EXPERTS}
     incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in missing}
     kept: list[Matrix] = []
     not_loaded: list[Matrix] = []
-    unknown: dict[str, None] = {}
+    partial: list[str] = []
     for w in matrices:
         parameter = parameters.get(w.parameter)
-        if is_extra_layer(w.module, layers) and names != GIVEN:
+        if w.tied_to is not None:
+            # A class can have another head, and a list has a tied parameter once.
+            if parameter == w.parameter or naming.names == GIVEN:
+                kept.append(w)
+        elif w.parameter in naming.not_loaded:
             not_loaded.append(w)
-        elif w.tied_to is not None:
+        elif parameter is None or parameter == w.parameter:
             kept.append(w)
-        elif parameter is None or parameter in incomplete:
+        elif parameter in incomplete:
             kept.append(w)
-            unknown[w.result_name] = None
-        elif parameter == w.parameter:
-            kept.append(w)
+            partial.append(w.result_name)
         else:
             # The group of another tower or of an extra layer keeps its prefix.
             prefix = w.group.removesuffix(group_of(w.result_name))
-            kept.append(replace(w, group=prefix + group_of(module_of(parameter)), parameter=parameter))
-    warnings = []
-    if unknown:
-        some = listed(list(unknown), 5)
-        warnings.append(f"these modules have no parameter in the model, so they keep the checkpoint's names: {some}")
+            kept.append(replace(w, group=prefix + naming.find_group(parameter), parameter=parameter))
     return NamedMatrices(
         matrices=tuple(kept),
-        names=names,
+        naming=naming,
         not_loaded=tuple(not_loaded),
-        warnings=tuple(warnings),
-        parameters=parameters,
+        warnings=(*naming.warnings, *([_warn_of_partial(partial)] if partial else [])),
     )
+
+
+def _warn_of_partial(modules: Sequence[str]) -> str:
+    some = listed(list(dict.fromkeys(modules)), 5)
+    return f"other parts of these modules have no score, so they keep the checkpoint's names: {some}"
 
 
 def _stored_name_of(s: Skipped) -> str:
@@ -215,55 +409,38 @@ def _stored_name_of(s: Skipped) -> str:
     return f"{owner}.0.{projection}.weight" if s.no_score is NoScore.MISSING_EXPERTS else parameter_of(s.tensor)
 
 
-# The components that wrappers add to the names of the parameters that they wrap.
-_WRAPPERS = re.compile(
-    r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)(?=\.)|^module\.|^base_model\.model\."
-)
-_PREFIXES = ("model.", "transformer.", "language_model.")
-
-
-def _match_names(names: Sequence[str], stored: Sequence[str], family: str | None) -> dict[str, str]:
+def _match_names(names: Sequence[str], stored: Sequence[str], weights: Sequence[str], family: str | None) -> Naming:
     """Find each stored name among the names in a trainer.
 
-    A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So every renaming of
-    the family is tried with every prefix added or removed, and the combination that finds the most names wins. All
-    names get the same one, because two tensors must not become one parameter unless the family fuses them.
+    A trainer's model can be wrapped, and can be a part of the checkpoint's model or contain it. So one prefix of all
+    names can be removed, and another one added. With each renaming of the family, the change that finds the most
+    names is tried, and the best combination wins. All names get the same one, because two tensors must not become one
+    parameter unless the family fuses them.
 
     Raises:
         UsageError: no_such_name, nothing is found.
     """
-    given = {_unwrap(name): name for name in names}
-    rules = [(), *(t[family] for t in (families.V5, families.V4) if family is not None and family in t)]
-    changes: list[Callable[[str], str]] = [lambda name: name]
-    for prefix in _PREFIXES:
-        changes += [partial(_add_prefix, prefix), partial(_remove_prefix, prefix)]
+    given = {without_components(name): name for name in reversed(names)}
+    unwrapped = {name: without_components(name) for name in stored}
     best: dict[str, str] = {}
-    for rename in map(families.compile_rules, rules):
-        for change in changes:
-            found = {name: given[there] for name in stored if (there := change(rename(name))) in given}
-            best = found if len(found) > len(best) else best
+    plain: dict[str, str] = {}
+    for rules in dict.fromkeys(((), *(t[family] for t in (families.V5, families.V4) if family and family in t))):
+        rename = families.compile_rules(rules)
+        renamed = {name: rename(there) for name, there in unwrapped.items()}
+        change = find_change(list(dict.fromkeys(renamed.values())), given)
+        changed = change.apply_to_all(dict.fromkeys(renamed.values()))
+        found = {name: given[there] for name in stored if (there := changed.get(renamed[name], "")) in given}
+        if len(found) > len(best):
+            best, plain = found, {parameter: renamed[name] for name, parameter in found.items()}
     if not best:
         raise UsageError(
             "no name in the list belongs to a weight of the checkpoint",
             reason="no_such_name",
             hint="print the names with: for name, _ in model.named_parameters(): print(name)",
         )
-    return best
-
-
-def _unwrap(name: str) -> str:
-    """Remove the components of wrappers from a name, however deep they are nested."""
-    while (shorter := _WRAPPERS.sub("", name).lstrip(".")) != name:
-        name = shorter
-    return name
-
-
-def _add_prefix(prefix: str, name: str) -> str:
-    return prefix + name
-
-
-def _remove_prefix(prefix: str, name: str) -> str:
-    return name.removeprefix(prefix)
+    unknown = tuple(name for name in weights if name not in best)
+    warnings = (_warn_of_unknown([module_of(name) for name in unknown]),) if unknown else ()
+    return Naming(names=GIVEN, parameters=best, unknown=unknown, plain=plain, warnings=warnings)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

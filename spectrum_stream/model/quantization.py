@@ -3,16 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .names import WEIGHT_SUFFIX
 from .no_score import NoScore
-
-_COMPANION_SUFFIXES = (
-    *("_scale_inv", "_scale", "_scales", "_global_scale", "_scale_2", "_zero_point", "_g_idx", "_shape"),
-    *(".qzeros", ".scales", ".g_idx", ".SCB", ".absmax", ".quant_state.bitsandbytes__nf4"),
-    ".quant_state.bitsandbytes__fp4",
-)
-# Endings of the names of stored values other than `.weight`, and the ending of the parameter.
-_PACKED = {".qweight": WEIGHT_SUFFIX, ".weight_packed": WEIGHT_SUFFIX, "_blocks": ""}
 
 
 class Packing(StrEnum):
@@ -20,7 +11,9 @@ class Packing(StrEnum):
 
     NONE = "none"  # one value an element
     FP4 = "fp4"  # two E2M1 values a byte, the even column in the low bits
-    ROWS = "rows"  # along a row, bit after bit, in words of 32 bits, as in compressed-tensors
+    FP4_HIGH_FIRST = "fp4_high_first"  # the same with the even column in the high bits, as in comfy-kitchen
+    FLOAT8 = "float8"  # four E4M3 values in a word of 32 bits, the first in the low bits, as in MLX
+    ROWS = "rows"  # along a row, bit after bit, in words of 32 bits, as in compressed-tensors and MLX
     COLUMNS = "columns"  # the same down a column, as in GPTQ
     AWQ = "awq"  # along a row, eight values of four bits a word, in AWQ's own order
 
@@ -30,8 +23,8 @@ class Part:
     """A stored tensor that is needed to read a weight, or one expert's part of it.
 
     Attributes:
-        role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `groups`, the group of each column;
-            `shape`.
+        role: `scales`; `factor` or `divisor`, of the whole weight; `zeros`; `offsets`, which are added to the
+            product; `groups`, the group of each column; `shape`; `marker`, which names the format.
         start, nbytes: its place in the shard.
         shape: the shape of the values to read.
     """
@@ -53,11 +46,14 @@ class Quantization:
         scheme: the name of the format in a record.
         packing: how values are packed in the stored tensor.
         stored_shape: (rows, columns) of the stored tensor.
-        shape: (n, m) of the weight.
+        shape: (n, m) of the weight. What is stored may be padded to more.
         block: (rows, columns) of the weight that share a scale.
         parts: the other tensors that are needed to read it.
         bits: the number of bits of a packed integer.
         zeros_offset: the number to add to a packed zero point; 1 in GPTQ's first format.
+        symmetric: whether the config says that all zero points are half of the range; None if it does not say.
+        tiled: whether the scales lie in tiles of 128 x 4, as cuBLAS reads them.
+        marker: the format that the part `marker` must name, if there is one.
     """
 
     scheme: str
@@ -68,6 +64,9 @@ class Quantization:
     parts: tuple[Part, ...]
     bits: int = 0
     zeros_offset: int = 0
+    symmetric: bool | None = None
+    tiled: bool = False
+    marker: str = ""
 
     @property
     def parts_nbytes(self) -> int:
@@ -75,8 +74,14 @@ class Quantization:
 
     @property
     def scales(self) -> int:
-        """The number of scales."""
-        return -(-self.shape[0] // self.block[0]) * -(-self.shape[1] // self.block[1])
+        """The number of scales, with the padding of tiles."""
+        rows, columns = self.grid_shape
+        return -(-rows // 128) * 128 * -(-columns // 4) * 4 if self.tiled else rows * columns
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """The shape of the scales without padding."""
+        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +89,9 @@ class Unreadable:
     """A quantized weight that cannot be read.
 
     Attributes:
-        no_score: MISSING_SCALES, BAD_SCALES or UNSUPPORTED_DTYPE.
+        no_score: MISSING_SCALES, BAD_SCALES, UNSUPPORTED_DTYPE, NOT_UNDERSTOOD, STORED_TWICE or NOT_A_MATRIX.
         detail: a few words about it.
     """
 
     no_score: NoScore
     detail: str = ""
-
-
-def parameter_of(tensor: str) -> str:
-    """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
-    for suffix, instead in _PACKED.items():
-        if tensor.endswith(suffix):
-            return tensor.removesuffix(suffix) + instead
-    return tensor
-
-
-def is_companion(tensor: str) -> bool:
-    """Whether a tensor holds scales, zero points or the like, by its name."""
-    return tensor.endswith(_COMPANION_SUFFIXES)

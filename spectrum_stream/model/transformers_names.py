@@ -13,41 +13,59 @@ from ..errors import UsageError
 from .config import ModelConfig
 
 
-def find_parameter_names(config: ModelConfig, tensors: Iterable[str]) -> dict[str, str]:
-    """Find the parameter that each tensor becomes, or becomes a part of.
+class InstalledModel:
+    """A model of the installed transformers, built without weights, and its renaming of stored names.
 
     Args:
-        tensors: names in the checkpoint, in its order, because some renamings depend on it.
-
-    Returns:
-        the parameter by tensor, without tensors that become no parameter or several.
+        count: the number of weights in the checkpoint.
 
     Raises:
         UsageError: missing_extra; unknown_architecture, transformers does not include the model.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError as error:
-        raise _missing() from error
-    tensors = list(tensors)
-    # A model takes memory and time for each layer, and the config is untrusted.
-    if (config.layer_count or 0) > len(tensors):
-        raise _unknown(f"{config.layer_count} layers, and {len(tensors)} weights")
-    model = _model(config)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    state, shapes = model.state_dict(), {name: parameter.shape for name, parameter in model.named_parameters()}
-    found: dict[str, str] = {}
-    for tensor in tensors:
-        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
-        # If a tensor is split into several parameters, it has no single name.
-        if name in shapes and (converter is None or _becomes_one(converters, converter)):
-            found[tensor] = name
-    # Each part of fused experts is an expert with a score. A part of a matrix is not a matrix to score.
-    parts = Counter(found.values())
-    return {tensor: name for tensor, name in found.items() if parts[name] == 1 or len(shapes[name]) == 3}
+
+    def __init__(self, config: ModelConfig, count: int) -> None:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import WeightConverter, WeightRenaming
+        except ImportError as error:
+            raise _missing() from error
+        # A model takes memory and time for each layer, and the config is untrusted.
+        if (config.layer_count or 0) > count:
+            raise _unknown(f"{config.layer_count} layers, and {count} weights")
+        model = _model(config)
+        transforms = get_model_conversion_mapping(model)
+        self.class_name = type(model).__name__
+        self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        self._prefix, self._state = model.base_model_prefix, model.state_dict()
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+    def find(self, tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Find the parameter that each tensor becomes, or becomes a part of.
+
+        Args:
+            tensors: names in the checkpoint, in its order, because some renamings depend on it.
+
+        Returns:
+            by tensor, its name before the prefix of the base model is added or removed, and the parameter. Tensors
+            that become no parameter or several are left out.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        found: dict[str, tuple[str, str]] = {}
+        for tensor in tensors:
+            arguments = tensor, self._renamings, self._converters
+            name, converter = rename_source_key(*arguments, self._prefix, self._state)
+            # If a tensor is split into several parameters, it has no single name.
+            if name in self._shapes and (converter is None or _becomes_one(self._converters, converter)):
+                found[tensor] = rename_source_key(*arguments)[0], name
+        # Each part of fused experts is an expert with a score. A part of a matrix is not a matrix to score.
+        parts = Counter(found.values())
+        return {
+            tensor: (renamed, name)
+            for tensor, (renamed, name) in found.items()
+            if parts[renamed, name] == 1 or len(self._shapes[name]) == 3
+        }
 
 
 def find_model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

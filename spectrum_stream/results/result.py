@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from ..errors import ResultError
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
-from ..model.quantization import parameter_of
+from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import open_regular, write_atomically
 from .record import Record, Records, open_records, record_path

@@ -72,12 +72,14 @@ class PartReader:
     def _read_batch(self) -> dict[str, dict[str, bytes]]:
         """Read the parts of the next matrices: bytes by matrix key and role."""
         batch: list[tuple[str, Part]] = []
+        # A weight that needs no other tensor has no parts.
+        found: dict[str, dict[str, bytes]] = {}
         nbytes = 0
-        while self._left and (not batch or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _BATCH_NBYTES):
+        while self._left and (not found or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _BATCH_NBYTES):
             key, parts = self._left.popleft()
+            found[key] = {}
             batch += [(key, part) for part in parts]
             nbytes += sum(part.nbytes for part in parts)
-        found: dict[str, dict[str, bytes]] = {}
         for name in sorted({part.shard for _, part in batch}):
             shard = self._shards[name]
             wanted = [(key, part) for key, part in batch if part.shard == name]
@@ -89,7 +91,7 @@ class PartReader:
                 body = _cut(chunks, part.start, part.start + part.nbytes)
                 if len(body) != part.nbytes:
                     raise CheckpointError(f"{shard.where} was cut after it was planned", reason="changed")
-                found.setdefault(key, {})[part.role] = body
+                found[key][part.role] = body
         return found
 
 

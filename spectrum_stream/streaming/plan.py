@@ -6,7 +6,6 @@ is computed when the plan is made, so a plan does not change.
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..model.no_score import NoScore
 from ..model.parameters import Names, parse_names
 from ..numerics import costs
 from ..numerics.precision import Precision
-from ..text import si_bytes
+from ..text import listed, printable, si_bytes
 from .fetch import (
     Fetch,
     Transfer,
@@ -268,6 +267,7 @@ class Plan:
             "path": self.source.where,
             "commit": self.source.commit,
             "names": self.names,
+            "names_are_established": self.inventory.is_established,
             "shards": len(self.source.shards),
             "fetches": {fetch: fetches.count(fetch) for fetch in Fetch if fetch in fetches},
             "fetch_nbytes": self.fetched_nbytes,
@@ -283,11 +283,13 @@ class Plan:
                     "tensor": s.tensor,
                     "dtype": s.dtype,
                     "shape": list(s.shape),
+                    "nbytes": s.nbytes,
                     "reason": str(s.no_score),
                     "detail": s.detail,
                 }
                 for s in self.skipped
             ],
+            "unscored": self.inventory.unscored.to_dict(),
             "read_nbytes": self.read_nbytes,
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
@@ -307,8 +309,9 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
     """Plan the scan of MODEL from its headers.
 
     Args:
-        model: a folder of safetensors shards, a safetensors file, or a repo of the Hugging Face Hub: `org/name` with
-            or without `@revision`, `hf://…`, or the address of its page. A path that exists wins.
+        model: a folder of safetensors shards, a safetensors file or index, or a repo of the Hugging Face Hub:
+            `org/name` with or without `@revision`, `hf://…` with or without a folder, or the address of its page. A
+            path that exists wins.
         options: see `PlanOptions`.
 
     Raises:
@@ -350,7 +353,9 @@ def _make_plan(
 ) -> Plan:
     matrices, skipped = _choose_groups(inventory, groups)
     if not matrices:
-        raise _nothing_to_score(source.model, skipped)
+        error = _nothing_to_score(source.model, skipped)
+        error.hint = source.other_copy or error.hint
+        raise error
     extents, free_nbytes = find_extents(matrices), _free_nbytes(outputs.folder)
     fetches = choose_fetches(source.shards, extents, fetch, free_nbytes, max_disk_nbytes)
     warnings = list(inventory.warnings)
@@ -413,9 +418,22 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
 
 
 def _nothing_to_score(model: str, skipped: Sequence[Skipped]) -> CheckpointError:
-    counts = Counter(s.no_score for s in skipped)
-    found = ", ".join(f"{n} tensors {why}" for why, n in counts.items()) or "it holds no tensors"
-    return CheckpointError(f"{model} has nothing to score: {found}", reason="nothing_to_score")
+    tensors: dict[NoScore, list[str]] = {}
+    for s in sorted(skipped, key=lambda s: (not s.no_score.is_failure, -s.nbytes)):
+        tensors.setdefault(s.no_score, []).append(s.tensor)
+    found = [
+        f"{len(names)} tensors ({listed(names, 2)}): each {why.sentence}"
+        if names[1:]
+        else f"{names[0]} {why.sentence}"
+        for why, names in tensors.items()
+    ] or ["it holds no tensors"]
+    if len(skipped) == 1:
+        found = [f"its only tensor, {skipped[0].tensor}, {skipped[0].no_score.sentence}"]
+    return CheckpointError(
+        f"{model} has nothing to score: {printable('; '.join(found[:3]))}",
+        reason="nothing_to_score",
+        hint=next((why.hint for why in tensors if why.hint), None),
+    )
 
 
 def _free_nbytes(folder: Path) -> int:

@@ -5,13 +5,20 @@ expression that must match from the start of the name, not to its end. A dot in 
 and `[a:b]` at its end selects rows. (axolotl 0.19.0, utils/freeze.py, freeze_layers_except and LayerNamePattern)
 
 An entry is the name of a module, as Spectrum writes it, so Axolotl trains the bias of a module with its weight.
+
+Axolotl freezes nothing if the list is empty (train.py, `if cfg.unfrozen_parameters`), and rejects a config with
+anything but a list of texts (utils/schemas/config.py). With an adapter it freezes the model of PEFT, in which every
+name begins with `base_model.model.`. Its SpectrumPlugin replaces the list when the training starts
+(integrations/spectrum/__init__.py).
 """
 
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -21,7 +28,7 @@ from ..selection.select import ALWAYS, Selection
 from ..text import counted
 from .parameters import Parameters
 from .targets import Target, Targets, targets_of
-from .trainer import Entry, Finding, Reason, Trainer, find_matches, strings
+from .trainer import Entry, Finding, Reason, Trainer, find_matches
 
 ALWAYS_PATTERNS = tuple(f"^{module}.weight$" for module in ALWAYS)
 
@@ -31,6 +38,22 @@ _ROWS = re.compile(r"^(.+)\[[0-9]*(?::[0-9]*)?\]$")
 _ROW_NUMBERS = re.compile(r"\[([0-9]{0,15})(?:(:)([0-9]{0,15}))?\]$")
 _DOT = re.compile(r"\.(?!\+)")
 
+_KEY = "unfrozen_parameters"
+_KEY_LINE = re.compile(rf"""^["']?{_KEY}["']?[ ]*:""", re.MULTILINE)
+_PLUGIN = "axolotl.integrations.spectrum.SpectrumPlugin"
+# Components of names below which `freeze_mm_modules` freezes everything. (utils/freeze.py, _MM_MODULE_PREFIXES)
+_TOWERS = frozenset({
+    "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual",
+    "audio_tower", "audio_model", "embed_audio",
+})  # fmt: skip
+# Entries that YAML does not read as texts, and how to mend them.
+_NOT_TEXT: tuple[tuple[type | tuple[type, ...], tuple[str, str]], ...] = (
+    (dict, ("a mapping", "remove the colon, or quote the entry")),
+    (list, ("a list", "write one `- ` before each entry, and quote an entry that begins with `[`")),
+    (type(None), ("empty", "remove it")),
+    (object, ("not a text", "quote it")),
+)
+
 
 class Axolotl(Trainer):
     """Axolotl, by a list of patterns in its config."""
@@ -39,6 +62,8 @@ class Axolotl(Trainer):
     suffix = "yaml"
     advice = "copy the list into your Axolotl config; Axolotl trains the bias of a module with its weight"
     always_by_pattern = True
+    dot = "."
+    loads_causal = True
 
     @property
     def label(self) -> str:
@@ -62,42 +87,52 @@ class Axolotl(Trainer):
         return "\n".join(lines) + "\n"
 
     def entries(self, text: str) -> list[Entry]:
-        return [entry_of(pattern) for pattern in strings(yaml.safe_load(text)["unfrozen_parameters"])]
+        """Read the texts of the list.
+
+        Raises:
+            ResultError: not_a_selection, there is no list; chosen_by_plugin, the SpectrumPlugin will make it.
+        """
+        return [entry_of(pattern) for pattern in _patterns_in(_load(text)) if isinstance(pattern, str)]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        # Axolotl reads an empty list as no list, and trains everything. (train.py, `if cfg.unfrozen_parameters`)
+        config, names = _load(text), list(names)
         entries = self.entries(text)
-        return find_matches(entries, names) if entries else set(names)
+        found = find_matches(entries, names) if entries else set(names)
+        # Axolotl freezes the towers after it has read the list.
+        return {name for name in found if not _is_in_tower(name)} if config.get("freeze_mm_modules") else found
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
-        """Find settings that frozen weights exclude: sharding, checkpointing, adapters."""
-        config = yaml.safe_load(text)
-        given = config.get("fsdp_config")
-        fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
-        is_fsdp = bool(config.get("fsdp") or given)
-        original = fsdp.get("use_orig_params", fsdp.get("fsdp_use_orig_params"))
-        version = config.get("fsdp_version", fsdp.get("fsdp_version", fsdp.get("version", 1)))
-        findings = []
-        if is_fsdp and version != 2 and original is False:
-            detail = "FSDP 1 flattens frozen and trained weights into one parameter; set use_orig_params: true"
-            findings.append(Finding(Reason.FSDP, "fsdp_config.use_orig_params", detail))
-        is_sharded = is_fsdp or _is_zero3(config.get("deepspeed"))
-        for entry in strings(config["unfrozen_parameters"]):
+        """Find settings that frozen weights exclude, and a list that Axolotl rejects or replaces."""
+        config = _load(text)
+        findings = [*_list_findings(config, text), *_plugin_findings(config), *_training_findings(config)]
+        is_sharded = _is_fsdp(config) or _is_zero3(config.get("deepspeed"))
+        for entry in _patterns_in(config):
+            if not isinstance(entry, str):
+                continue
             if (wrong := _wrong_rows(entry, parameters.shapes, is_sharded)) is not None:
                 findings.append(Finding(Reason.ROW_RANGE, entry, wrong))
-        kwargs = config.get("gradient_checkpointing_kwargs")
-        if config.get("gradient_checkpointing") and isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True:
-            detail = "gradients stop at a frozen layer that is recomputed; set use_reentrant: false"
-            findings.append(Finding(Reason.CHECKPOINTING, "gradient_checkpointing_kwargs.use_reentrant", detail))
-        if config.get("adapter"):
-            detail = "trains an adapter instead of the weights; Axolotl rejects it with peft_layers_to_transform"
-            findings.append(Finding(Reason.ADAPTER, "adapter", detail))
+            if config.get("freeze_mm_modules") and _names_only_towers(entry, parameters.shapes):
+                detail = "freeze_mm_modules freezes the tower that this entry names: remove one of the two"
+                findings.append(Finding(Reason.TOWER, entry, detail))
         return findings
 
     def advise(self, entry: str) -> str | None:
+        mended = entry.replace("\\.", ".").replace(".*", ".+")
+        mended = mended.removesuffix(".+") if mended.endswith("..+") else mended
+        if (rows := re.search(r"(\[[0-9]*:?[0-9]*\])\$$", entry)) is not None:
+            fixed = f"{entry[: rows.start()]}${rows[1]}"
+            return f"Axolotl reads a range of rows only at the end of an entry: write `{fixed}`"
         if "\\." in entry:
-            return r"Axolotl treats `.` literally and never matches `\.`; --format lines reads escaped patterns"
-        return "Axolotl reads `.+` as any characters, and `.*` as dots" if ".*" in entry else None
+            return (
+                r"Axolotl treats `.` literally and never matches `\.`: "
+                f"write `{mended}`, or check it with --format lines, which reads escaped patterns"
+            )
+        return f"Axolotl reads `.*` as dots and `.+` as any characters: write `{mended}`" if ".*" in entry else None
+
+    def advise_all(self, text: str) -> str:
+        if self.entries(text):
+            return "choose fewer"
+        return f"{_KEY} is empty, and Axolotl then freezes nothing, so add an entry"
 
     def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
         sentences = super().explain(selection, parameters)
@@ -203,19 +238,181 @@ def _always(selection: Selection) -> list[str]:
     return [f"^{module}.weight$" for module in selection.always]
 
 
+@lru_cache(maxsize=1)
+def _load(text: str) -> dict[str, Any]:
+    """Read a config, which must not be changed.
+
+    Raises:
+        yaml.YAMLError, RecursionError: it is not YAML.
+        ResultError: not_a_selection, it is not a mapping.
+    """
+    config = yaml.safe_load(text)
+    if isinstance(config, list):
+        raise ResultError(
+            "the file is a list without a key", reason="not_a_selection", hint=f"put the line `{_KEY}:` above it"
+        )
+    if not isinstance(config, dict):
+        if config is None:
+            raise ResultError("the file is empty", reason="not_a_selection", hint=f"add {_KEY} with a list")
+        raise ResultError("the file is not a config of Axolotl", reason="not_a_selection")
+    return config
+
+
+def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
+    """Return the entries of the list, of any type; a text is one entry.
+
+    Raises:
+        ResultError: not_a_selection, there is no list; chosen_by_plugin, the SpectrumPlugin will make it.
+    """
+    if _KEY not in config:
+        if _has_plugin(config):
+            # With a wrong fraction there is something to correct first.
+            return [] if _plugin_findings(config) else _raise_chosen_by_plugin(config)
+        outer = next((key for key, part in config.items() if isinstance(part, dict) and _KEY in part), None)
+        where = "" if outer is None else f" at the top level, only inside {_show(outer)}"
+        raise ResultError(
+            f"the config has no {_KEY}{where}, so Axolotl trains all parameters",
+            reason="not_a_selection",
+            hint=_hint_of(config) if outer is None else f"move {_KEY} to the top level",
+        )
+    value = config[_KEY]
+    if value is None or isinstance(value, list):
+        return value or []
+    if isinstance(value, (str, dict)):
+        # A text can have several names, and a mapping has those that end in a colon.
+        names = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else [_show(name) for name in value]
+        hint = f"write a list: `{_KEY}: [{', '.join(names)[:200]}]`"
+    else:
+        hint = "begin each entry with `- `"
+    raise ResultError(f"{_KEY} is not a list, and Axolotl accepts only a list", reason="not_a_selection", hint=hint)
+
+
+def _hint_of(config: Mapping[str, Any]) -> str | None:
+    if "spectrum_top_fraction" in config:
+        return f"add {_PLUGIN} to plugins, because spectrum_top_fraction has no effect without it"
+    # With these keys it is a config of Axolotl, and not a file of another trainer.
+    return f"add {_KEY} with a list" if config.keys() & {"base_model", "adapter", "datasets"} else None
+
+
+def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
+    """Find a list that Axolotl rejects, or reads only in part."""
+    findings = []
+    if len(_KEY_LINE.findall(text)) > 1:
+        detail = "is in the file more than once, and Axolotl reads only the last one: merge the lists"
+        findings.append(Finding(Reason.DUPLICATE, _KEY, detail))
+    for entry in config.get(_KEY) or ():
+        if not isinstance(entry, str):
+            kind, mend = next(words for types, words in _NOT_TEXT if isinstance(entry, types))
+            detail = f"is {kind}, and Axolotl accepts only texts: {mend}"
+            findings.append(Finding(Reason.REJECTED, _show(entry), detail))
+    return findings
+
+
+def _plugin_findings(config: Mapping[str, Any]) -> list[Finding]:
+    """Find settings with which the SpectrumPlugin does not train what they say."""
+    if not _has_plugin(config):
+        return []
+    fraction = config.get("spectrum_top_fraction", 0.5)
+    findings = []
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        detail = "is not a number, and Axolotl rejects it: write a fraction such as 0.5"
+        findings.append(Finding(Reason.FRACTION, f"spectrum_top_fraction: {_show(fraction)}", detail))
+    elif not 0 < fraction <= 1:
+        does = "trains every module of the result" if fraction > 1 else "does not choose the best modules"
+        mend = f"write {fraction / 100:g}" if 1 < fraction <= 100 else "write a number such as 0.5"
+        detail = f"is not a fraction, so the plugin {does}: {mend}"
+        findings.append(Finding(Reason.FRACTION, f"spectrum_top_fraction: {fraction}", detail))
+    if config.get(_KEY):
+        detail = f"is replaced by the SpectrumPlugin if it finds {_result_of(config)}: remove the list or the plugin"
+        findings.append(Finding(Reason.PLUGIN, _KEY, detail))
+    return findings
+
+
+def _training_findings(config: Mapping[str, Any]) -> list[Finding]:
+    """Find settings of the training that frozen weights exclude: sharding, checkpointing, adapters, integers."""
+    given = config.get("fsdp_config")
+    fsdp: dict[str, Any] = given if isinstance(given, dict) else {}
+    original = fsdp.get("use_orig_params", fsdp.get("fsdp_use_orig_params"))
+    version = config.get("fsdp_version", fsdp.get("fsdp_version", fsdp.get("version", 1)))
+    findings = []
+    if _is_fsdp(config) and version != 2 and original is False:
+        detail = "FSDP 1 flattens frozen and trained weights into one parameter; set use_orig_params: true"
+        findings.append(Finding(Reason.FSDP, "fsdp_config.use_orig_params", detail))
+    kwargs = config.get("gradient_checkpointing_kwargs")
+    if config.get("gradient_checkpointing") and isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True:
+        detail = "gradients stop at a frozen layer that is recomputed; set use_reentrant: false"
+        findings.append(Finding(Reason.CHECKPOINTING, "gradient_checkpointing_kwargs.use_reentrant", detail))
+    if config.get("adapter") and not config.get(_KEY):
+        detail = "trains the adapter, and none of the weights: remove adapter"
+        findings.append(Finding(Reason.ADAPTER, f"adapter: {_show(config['adapter'])}", detail))
+    elif config.get("adapter"):
+        detail = (
+            "gives every name the prefix base_model.model., so that entries for the model match nothing and Axolotl "
+            f"freezes the adapter too: remove adapter to train weights, or {_KEY} to train the adapter"
+        )
+        findings.append(Finding(Reason.ADAPTER, f"adapter: {_show(config['adapter'])}", detail))
+    else:
+        for setting in ("load_in_4bit", "load_in_8bit"):
+            if config.get(setting):
+                detail = "Axolotl rejects it without an adapter, because integers have no gradients: remove it"
+                findings.append(Finding(Reason.REJECTED, setting, detail))
+    return findings
+
+
+def _has_plugin(config: Mapping[str, Any]) -> bool:
+    plugins = config.get("plugins")
+    names = plugins if isinstance(plugins, list) else ()
+    return any(isinstance(name, str) and "SpectrumPlugin" in name for name in names)
+
+
+def _result_of(config: Mapping[str, Any]) -> str:
+    """Return the path of the result that the plugin reads."""
+    model = _show(config.get("spectrum_model_name") or config.get("base_model") or "MODEL")
+    return f"./model_snr_results/snr_results_{model.replace('/', '-').replace('_', '-')}.json"
+
+
+def _raise_chosen_by_plugin(config: Mapping[str, Any]) -> NoReturn:
+    result = _result_of(config)
+    raise ResultError(
+        f"the config has no list to check: when the training starts, the SpectrumPlugin chooses the best "
+        f"{config.get('spectrum_top_fraction', 0.5)} of each group of {result}, or of the file of this name in "
+        "Spectrum's repository, and without either it freezes nothing",
+        reason="chosen_by_plugin",
+        hint=f"check the names in that file: spectrum-stream verify {result} --model MODEL",
+    )
+
+
+def _names_only_towers(entry: str, names: Iterable[str]) -> bool:
+    found = find_matches([entry_of(entry)], names)
+    return bool(found) and all(map(_is_in_tower, found))
+
+
+def _show(value: Any) -> str:
+    """Return a value of YAML as a short text; a part that is repeated by name would make it endless."""
+    return value[:200] if isinstance(value, str) else reprlib.repr(value)[:200]
+
+
+def _is_in_tower(name: str) -> bool:
+    return any(part in _TOWERS for part in name.split("."))
+
+
 def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sharded: bool) -> str | None:
     """Return the problem with the rows that an entry selects, or None."""
     rows = _ROW_NUMBERS.search(entry)
     if rows is None:
         return None
     if is_sharded:
-        return "selects rows of a parameter, but a sharded parameter has no rows"
+        return "selects rows of a parameter, but a sharded parameter has no rows: train the whole parameter"
     pattern = Pattern(entry)
     counts = [shape[0] for name, shape in shapes.items() if shape and pattern.matches(name)]
     first = int(rows[1] or 0)
     last = int(rows[3]) if rows[3] else None if rows[2] else first + 1
     wrong = [count for count in counts if not first < (count if last is None else last) <= count]
-    return f"the parameter has {wrong[0]} rows" if wrong else None
+    return f"the parameter has {wrong[0]} rows: write a range within [0:{wrong[0]}]" if wrong else None
+
+
+def _is_fsdp(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("fsdp") or config.get("fsdp_config"))
 
 
 def _is_zero3(deepspeed: Any) -> bool:
@@ -223,4 +420,4 @@ def _is_zero3(deepspeed: Any) -> bool:
     if isinstance(deepspeed, dict):
         zero = deepspeed.get("zero_optimization")
         return isinstance(zero, dict) and zero.get("stage") == 3
-    return "zero3" in str(deepspeed).lower()
+    return isinstance(deepspeed, str) and "zero3" in deepspeed.lower()

@@ -27,6 +27,7 @@ class AxolotlPlugin(Trainer):
     takes = "JSON"
     has_result_schema = True
     always_by_pattern = True
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the JSON.
@@ -58,7 +59,10 @@ class AxolotlPlugin(Trainer):
         return json.dumps(scores, indent=4, allow_nan=False)
 
     def entries(self, text: str) -> list[Entry]:
-        return [axolotl.entry_of(pattern) for pattern in json.loads(text)]
+        scores = json.loads(text)
+        if not all(isinstance(score, dict) and "type" in score for score in scores.values()):
+            raise TypeError("a module has no group")
+        return [axolotl.entry_of(pattern) for pattern in scores]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         """Return the names that Axolotl trains, given this file and a fraction of 1."""

@@ -22,6 +22,7 @@ class DistillKit(Trainer):
     name = "distillkit"
     suffix = "yaml"
     advice = "copy the list into your DistillKit config"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

@@ -1,12 +1,15 @@
 """Apply a selection to a torch model by Axolotl's rules: train the selected parameters, freeze the rest."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import FreezeError, ResultError
+from ..model.names import module_of
+from ..model.wrappers import find_change, without_components
 from ..selection.select import Selection
 from . import axolotl
 
@@ -36,6 +39,9 @@ class Frozen:
 def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     """Set `requires_grad` of every parameter: True only if the selection names it.
 
+    A wrapped model is found by its inner names: torch.compile, DistributedDataParallel, FSDP with its original
+    parameters, PEFT, or any other prefix that all names share.
+
     Args:
         model: a torch module.
         selection: a `Selection`, or the path of a YAML file with `unfrozen_parameters`.
@@ -47,15 +53,16 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     """
     # With duplicates, `^lm_head.weight$` finds a tied head, which the model lists under the embedding only.
     parameters = list(model.named_parameters(remove_duplicate=False))
-    texts = _patterns(selection, [name for name, _ in parameters])
+    inner = _unwrap([name for name, _ in parameters], selection)
+    texts = _patterns(selection, list(inner.values()))
     chosen: dict[str, Any] = {}
     for text in texts:
-        matched = _match(text, parameters)
+        matched = _match(text, parameters, inner)
         if not matched and text not in axolotl.ALWAYS_PATTERNS:
             raise FreezeError(
                 f"{text!r} matches no parameter of the model",
                 reason="no_match",
-                hint="check that the selection is for this model, and that no wrapper prefixes its names",
+                hint="check that the selection is for this model",
             )
         chosen |= matched
     unique = {id(p): p for _, p in parameters}
@@ -85,7 +92,23 @@ def _patterns(selection: Selection | str | Path, names: list[str]) -> tuple[str,
         raise FreezeError(str(error), reason=reasons[error.reason], hint=error.hint) from error
 
 
-def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unwrap(names: list[str], selection: Selection | str | Path) -> dict[str, str]:
+    """Return the name that the selection has for each parameter."""
+    plain = {name: without_components(name) for name in names}
+    if isinstance(selection, Selection):
+        wanted = {*selection.result.parameters, *(m.parameter_name for m in selection.result.modules)}
+    else:
+        # Most entries are names of modules or parameters. The others do not show a prefix.
+        wanted = {text.removeprefix("^").removesuffix("$") for text in axolotl.read_patterns(Path(selection))}
+    own = dict.fromkeys([*plain.values(), *map(module_of, plain.values())])
+    changed = find_change(own, wanted).apply_to_all(plain.values())
+    inner = {name: changed.get(there, there) for name, there in plain.items()}
+    taken = Counter(inner.values())
+    # Two parameters never get one name.
+    return {name: there if taken[there] == 1 else name for name, there in inner.items()}
+
+
+def _match(text: str, parameters: list[tuple[str, Any]], inner: Mapping[str, str]) -> dict[str, Any]:
     pattern = axolotl.Pattern(text)
     if pattern.names_rows:
         raise FreezeError(
@@ -93,6 +116,6 @@ def _match(text: str, parameters: list[tuple[str, Any]]) -> dict[str, Any]:
             reason="row_range",
         )
     try:
-        return {name: parameter for name, parameter in parameters if pattern.matches(name)}
+        return {name: parameter for name, parameter in parameters if pattern.matches(inner[name])}
     except (re.error, OverflowError, RecursionError) as error:
         raise FreezeError(f"{text!r} is not a regular expression: {error}", reason="bad_pattern") from error

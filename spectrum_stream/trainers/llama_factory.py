@@ -2,14 +2,16 @@
 
 `freeze_trainable_layers` is n, negative for the first layers. LLaMA-Factory trains a parameter if its name contains
 `.{layer}.{module}` for one of those layers and an entry of `freeze_trainable_modules`, the first component after the
-layer; or if its name contains an entry of `freeze_extra_modules`, a module outside of the layers.
+layer, or `all`; or if its name contains an entry of `freeze_extra_modules`, a module outside of the layers. Without
+these keys it trains all modules of the last two layers.
 (llamafactory 0.9.5, model/adapter.py, _setup_freeze_tuning)
 
 This can express few selections, and no single matrices.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -17,7 +19,7 @@ from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
 from .targets import needs_names, targets_of
-from .trainer import Entry, Finding, Trainer, adapter_findings
+from .trainer import Entry, Finding, Trainer, adapter_findings, strings
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.([^.]+)")
 
@@ -28,6 +30,7 @@ class LlamaFactory(Trainer):
     name = "llama-factory"
     suffix = "yaml"
     advice = "copy the keys into your LLaMA-Factory config"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.
@@ -62,29 +65,49 @@ class LlamaFactory(Trainer):
         )
 
     def entries(self, text: str) -> list[Entry]:
-        config = yaml.safe_load(text)
-        kinds = [kind for kind in config["freeze_trainable_modules"].split(",") if kind != "all"]
+        config = _load(text)
+        kinds = [kind for kind in _names_in(config, "freeze_trainable_modules", "all") if kind != "all"]
         return [
             *(Entry(kind, re.compile(rf"\.[0-9]+\.{re.escape(kind)}"), False) for kind in kinds),
             *(Entry(kind, re.compile(re.escape(kind)), False) for kind in _extra_modules(config)),
         ]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        config, names = yaml.safe_load(text), list(names)
+        config, names = _load(text), list(names)
         if config.get("finetuning_type", "lora") != "freeze":
             return set(names) if config.get("finetuning_type") == "full" else set()
-        count, n = _layer_count(names) or 0, config["freeze_trainable_layers"]
+        count, n = _layer_count(names) or 0, config.get("freeze_trainable_layers", 2)
         layers = range(max(0, count - n), count) if n > 0 else range(min(-n, count))
-        parts = [f".{layer}.{kind}" for kind in config["freeze_trainable_modules"].split(",") for layer in layers]
+        kinds = ["" if kind == "all" else kind for kind in _names_in(config, "freeze_trainable_modules", "all")]
+        parts = [f".{layer}.{kind}" for kind in kinds for layer in layers]
         parts += _extra_modules(config)
         return {name for name in names if any(part in name for part in parts)}
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
-        return adapter_findings("finetuning_type", yaml.safe_load(text).get("finetuning_type", "lora"))
+        return adapter_findings("finetuning_type", _load(text).get("finetuning_type", "lora"))
 
 
-def _extra_modules(config: dict[str, str]) -> list[str]:
-    return [kind for kind in config.get("freeze_extra_modules", "").split(",") if kind]
+def _load(text: str) -> dict[str, Any]:
+    """Read a config.
+
+    Raises:
+        KeyError: it does not have a key about freezing. All of these keys have a default.
+    """
+    config: dict[str, Any] = yaml.safe_load(text)
+    if not config.keys() & {"finetuning_type", "freeze_trainable_layers", "freeze_trainable_modules"}:
+        raise KeyError("finetuning_type")
+    return config
+
+
+def _extra_modules(config: Mapping[str, Any]) -> list[str]:
+    return _names_in(config, "freeze_extra_modules", "")
+
+
+def _names_in(config: Mapping[str, Any], key: str, default: str) -> list[str]:
+    """Return the names in a text with commas, or in a list."""
+    value = config.get(key) or default
+    names = value.split(",") if isinstance(value, str) else strings(value)
+    return [name.strip() for name in names if name.strip()]
 
 
 def _layer_count(names: Sequence[str]) -> int | None:

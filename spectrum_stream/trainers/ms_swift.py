@@ -33,6 +33,7 @@ class MsSwift(Trainer):
     name = "ms-swift"
     suffix = "yaml"
     advice = "use it for full-parameter training; `swift sft` has options of the same names"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the config.
@@ -68,6 +69,9 @@ class MsSwift(Trainer):
         # The expression counts as a whole, because a flag or a group of one alternative can affect another one.
         whole = [Entry(config[_REGEX], re.compile(config[_REGEX]), False)] if config.get(_REGEX) else []
         return find_matches([*_starts(config), *whole], names)
+
+    def advise_all(self, text: str) -> str:
+        return "choose fewer" if _freezes_all(yaml.safe_load(text)) else "set freeze_parameters_ratio: 1"
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         config = yaml.safe_load(text)

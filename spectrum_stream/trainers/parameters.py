@@ -1,19 +1,20 @@
 """The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
 from ..model.config import ModelConfig
-from ..model.names import is_extra_layer, module_of
-from ..model.parameters import Names, renaming
-from ..model.quantization import is_companion, parameter_of
+from ..model.names import find_tied_head, is_fused_experts, module_of
+from ..model.parameters import Names, Naming, find_base_model, find_naming
+from ..model.schemes import is_companion, parameter_of
+from ..model.ties import find_stored_ties
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """The parameters of a model, by the trainer's names.
 
@@ -21,21 +22,38 @@ class Parameters:
         shapes: the shapes by name, in the model's order; None for an unknown shape.
         origin: the origin of the names, a noun phrase.
         tied: names that share another parameter, each with the name of that one.
-        warning: a sentence if these are not the names that were asked for.
+        stored: the name of each parameter, or of the one that it is a part of, by the name in the checkpoint.
+        base_model: a sentence if config.json names a base model, and the trainer loads another class.
+        naming: the origin of each name, if they come from the checkpoint.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     origin: str
-    tied: Mapping[str, str]
-    warning: str | None = None
+    tied: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    base_model: str | None = None
+    naming: Naming | None = None
+
+    @property
+    def is_established(self) -> bool:
+        """Whether all of these are the names that were asked for."""
+        return self.naming is None or self.naming.is_established
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each oddity of the names."""
+        return () if self.naming is None else self.naming.warnings
 
 
-def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) -> Parameters:
+def parameters_of(
+    model: str | None, names: Names | Sequence[str] = Names.V5, *, loads_causal: bool = False
+) -> Parameters:
     """Find the parameters of MODEL, by a list, transformers, or the checkpoint.
 
     Args:
         names: all names in the trainer, and MODEL is then not read; or a member of `Names`. Only `Names.INSTALLED`
             needs transformers.
+        loads_causal: whether the trainer loads a causal model even if config.json names its base model.
 
     Raises:
         UsageError: no_model; conflicting_options; missing_extra, unknown_architecture, for names of transformers.
@@ -44,27 +62,47 @@ def parameters_of(model: str | None, names: Names | Sequence[str] = Names.V5) ->
     if not isinstance(names, Names):
         if model is not None:
             raise UsageError("--model and --names FILE exclude each other", reason="conflicting_options")
-        return Parameters(dict.fromkeys(names), "the given list", {})
+        return Parameters(shapes=dict.fromkeys(names), origin="the given list")
     if model is None:
         raise UsageError("missing --model", reason="no_model", hint="pass --model MODEL, or --names FILE")
     source = open_source(model)
-    config = ModelConfig(source.config)
+    config, sentence = ModelConfig(source.config), None
+    if loads_causal and names is not Names.CHECKPOINT and (base := find_base_model(config)) is not None:
+        config = ModelConfig({**config.data, "architectures": [base.causal]})
+        sentence = (
+            f"config.json names {base.name}, but the trainer loads {base.causal}: the names of its parameters have "
+            f"the prefix `{base.prefix}`"
+        )
     if names is Names.INSTALLED:
-        shapes, tied = transformers_names.find_model_parameters(config)
-        return Parameters(shapes, "the model that transformers builds from config.json", tied)
+        whole, tied = transformers_names.find_model_parameters(config)
+        origin = "the model that transformers builds from config.json"
+        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence)
     checkpoint = read_checkpoint(source)
-    rename = renaming(config, names)
-    # transformers does not load layers for multi-token prediction.
-    drops_extra = names is not Names.CHECKPOINT and rename.warning is None
-    stored = [
-        (parameter_of(tensor.name), tensor.shape if parameter_of(tensor.name) == tensor.name else None)
+    stored = {
+        parameter_of(tensor.name): tensor.shape if parameter_of(tensor.name) == tensor.name else None
         for _, tensor in checkpoint.tensors
         if not is_companion(tensor.name)
-        and not (drops_extra and is_extra_layer(module_of(tensor.name), config.layer_count))
-    ]
-    renamed: dict[str, tuple[int, ...] | None] = {}
-    for name, shape in stored:
-        there = rename.of(name)
-        # A stored tensor that is only a part of a parameter does not have its shape.
-        renamed[there] = shape if there not in renamed and there == name else renamed.get(there)
-    return Parameters(renamed, rename.origin, {}, warning=rename.warning)
+    }
+    ties = find_stored_ties(checkpoint, config).owners
+    owners = {parameter_of(name): parameter_of(owner) for name, owner in ties.items()}
+    if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
+        owners[f"{head[0]}.weight"] = parameter_of(head[1])
+    naming = find_naming(config, names, [*stored, *owners], shared=owners)
+    is_renamed = naming.names != Names.CHECKPOINT
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for name, shape in stored.items():
+        # A weight that transformers does not know can be a parameter in the trainer. Other such tensors are buffers.
+        there = naming.parameters.get(name, name if name in naming.unknown else None)
+        if there is not None:
+            # A stored tensor that is only a part of a parameter does not have its shape.
+            is_part = is_renamed and is_fused_experts(module_of(there)) and there != name
+            shapes[there] = None if is_part or there in shapes else shape
+    parameter = {name: naming.parameters.get(name, name) for name in (*stored, *owners)}
+    return Parameters(
+        shapes=shapes,
+        origin=f"the checkpoint, as {names.replace('-v', ' ')} renames them" if is_renamed else "the checkpoint",
+        tied={parameter[name]: parameter[owner] for name, owner in owners.items()},
+        stored={name: parameter[name] for name in stored},
+        base_model=sentence,
+        naming=naming,
+    )

@@ -23,6 +23,7 @@ class SftRecipes(Trainer):
     name = "lines"
     suffix = "yaml"
     advice = "pass it as spectrum_config_path"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the lines, which are YAML too.

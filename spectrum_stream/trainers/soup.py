@@ -25,6 +25,7 @@ class Soup(Trainer):
     name = "soup"
     suffix = "yaml"
     advice = "copy the list into your soup.yaml"
+    loads_causal = True
 
     def render(self, selection: Selection, parameters: Collection[str] | None = None) -> str:
         """Write the part of the config.

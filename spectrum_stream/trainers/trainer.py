@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
 from .patterns import SortedNames
@@ -22,6 +23,12 @@ class Reason(StrEnum):
     NO_MATCH = "no_match"  # the entry matches no parameter
     TOO_MANY = "too_many"  # it also matches parameters that it does not name: layers.10 for layers.1
     BAD_PATTERN = "bad_pattern"  # the trainer cannot compile it
+    DIGIT_RANGE = "digit_range"  # a class of characters that looks like a range of numbers: [10-20]
+    DUPLICATE = "duplicate"  # the list is in the file twice, and the trainer reads one
+    REJECTED = "rejected"  # the trainer rejects the config
+    PLUGIN = "plugin"  # a plugin replaces the list when the training starts
+    FRACTION = "fraction"  # a fraction that is not between 0 and 1
+    TOWER = "tower"  # the config freezes the towers, which the entry names
     ALL_FROZEN = "all_frozen"  # nothing would be trained
     NOTHING_FROZEN = "nothing_frozen"  # everything would be trained
     TIED_HEAD = "tied_head"  # the head shares the parameter of the embedding
@@ -29,12 +36,13 @@ class Reason(StrEnum):
     ROW_RANGE = "row_range"  # a range of rows that the parameter does not have, or that is sharded
     FSDP = "fsdp"  # sharding that cannot freeze a part of a flattened parameter
     CHECKPOINTING = "checkpointing"  # gradients would stop at the first frozen layer
+    BASE_MODEL = "base_model"  # config.json names a base model, and the trainer loads another class
     ADAPTER = "adapter"  # the config trains an adapter instead of the weights
 
     @property
     def is_note(self) -> bool:
         """Whether the training works as selected in spite of the finding."""
-        return self is Reason.TIED_HEAD
+        return self in (Reason.TIED_HEAD, Reason.BASE_MODEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,10 @@ class Entry:
 class Trainer(ABC):
     """A trainer, or one of the files that it reads.
 
-    The methods that read a file may raise a YAMLError, SyntaxError or RecursionError for text in another language,
-    a ValueError, KeyError, TypeError, AttributeError, IndexError or OverflowError for a text that is not a selection,
-    and re.error for an entry that is not a regular expression. `verify` turns all of them into sentences.
+    The methods that read a file raise ResultError for a problem that they can explain. They may also raise a
+    YAMLError, SyntaxError or RecursionError for text in another language, a ValueError, KeyError, TypeError,
+    AttributeError, IndexError or OverflowError for a text that is not a selection, and re.error for an entry that is
+    not a regular expression. `verify` turns all of them into sentences.
 
     Attributes:
         name: the value of `--format`.
@@ -82,7 +91,9 @@ class Trainer(ABC):
         has_result_schema: whether the file has the schema of a result, so that `verify` must not read it as one.
         always_by_pattern: whether head and embedding are named by Spectrum's two patterns only. These do not match a
             head that is tied to an embedding of another name.
+        loads_causal: whether it loads a causal model even if config.json names the base model of one.
         label: the word for the trainer in the name of the file; default: `name`.
+        dot: an expression of the trainer for a dot, which ends an entry before a longer name; "" if there is none.
     """
 
     name: ClassVar[str]
@@ -92,6 +103,8 @@ class Trainer(ABC):
     trains_adapters: ClassVar[bool] = False
     has_result_schema: ClassVar[bool] = False
     always_by_pattern: ClassVar[bool] = False
+    dot: ClassVar[str] = ""
+    loads_causal: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -124,8 +137,12 @@ class Trainer(ABC):
         return []
 
     def advise(self, entry: str) -> str | None:
-        """Explain why an entry matches nothing, if its spelling shows it."""
+        """Explain why an entry matches nothing, if its spelling shows it, and how to write it."""
         return None
+
+    def advise_all(self, text: str) -> str:
+        """Explain why a file trains all parameters, and how to change it."""
+        return "choose fewer"
 
     def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
         """Return sentences about the file: its use, and its contents beyond the choice."""
@@ -154,10 +171,15 @@ def strings(value: Any) -> list[str]:
     """Return a list of strings unchanged.
 
     Raises:
-        TypeError: `value` is something else. A string is not a list of its letters.
+        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters.
     """
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"{value!r} is not a list of strings")
+        # The message leaves out the value. It can take all memory, because YAML repeats a part of it by name.
+        raise ResultError(
+            "the parameters are not a list of texts",
+            reason="not_a_selection",
+            hint="write a list with one name an entry, and quote names with a colon",
+        )
     return value
 
 

@@ -303,7 +303,7 @@ def test_hub_changed_shard_is_rejected(hub: HubServer, working_folder: Path) -> 
         (f"{REPO}@v9", "no_such_revision"),
         ("missing", "no_such_repo"),
         ("hf://datasets/org/model", "bad_address"),
-        ("hf://org/model/unet", "bad_address"),
+        ("hf://org/model/unet", "no_such_path"),
         ("https://elsewhere.example/org/model", "bad_address"),
         ("org/model/unet", "no_such_path"),
         ("./org/model", "no_such_path"),

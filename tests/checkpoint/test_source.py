@@ -8,8 +8,9 @@ import torch
 from spectrum_stream.checkpoint import open_source
 from spectrum_stream.checkpoint.index import is_safe_shard_name
 from spectrum_stream.errors import BadIndex, CheckpointError, SourceError, SpectrumStreamError
+from spectrum_stream.streaming.plan import plan
 
-from ..support.checkpoints import Save, llama_tensors
+from ..support.checkpoints import Save, llama_tensors, single_experts
 
 WEIGHTS = {f"layers.{i}.weight": torch.ones(2, 3) for i in range(4)}
 
@@ -41,6 +42,7 @@ def test_open_source_warns_about_a_stray_shard(save: Save) -> None:
     (folder / "consolidated.safetensors").write_bytes(b"never opened")
     source = open_source(str(folder))
     assert len(source.shards) == 2
+    assert source.ignored == ("consolidated.safetensors",)
     assert any("consolidated.safetensors" in w for w in source.warnings)
 
 
@@ -50,6 +52,8 @@ def test_open_source_prefers_the_single_file_to_the_index(save: Save) -> None:
     assert source.weight_map is None
     assert len(source.shards) == 1
     assert any("both" in w for w in source.warnings)
+    index = open_source(source.other_index or "")
+    assert len(index.shards) == 2
 
 
 def test_open_source_follows_links_of_the_hub_cache(save: Save, tmp_path: Path) -> None:
@@ -79,9 +83,10 @@ def test_open_source_rejects_a_dangling_link(save: Save) -> None:
     shard = folder / "model-00001-of-00002.safetensors"
     shard.unlink()
     shard.symlink_to(folder / "gone")
-    error = refused(folder)
-    assert isinstance(error, BadIndex)
-    assert error.reason == "missing_shard"
+    for path in (folder, shard):
+        error = refused(path)
+        assert isinstance(error, BadIndex)
+        assert error.reason == "missing_shard"
 
 
 def test_open_source_rejects_a_missing_path() -> None:
@@ -115,10 +120,16 @@ def test_open_source_rejects_a_file_of_another_format(tmp_path: Path) -> None:
     assert refused(tmp_path / "model.gguf").reason == "no_safetensors"
 
 
-def test_open_source_rejects_shards_without_an_index(save: Save) -> None:
-    folder = save(WEIGHTS, shards=2)
+def test_open_source_reads_numbered_shards_without_an_index(save: Save) -> None:
+    folder = save(WEIGHTS, shards=3)
     (folder / "model.safetensors.index.json").unlink()
-    assert refused(folder).reason == "no_index"
+    source = open_source(str(folder))
+    assert [s.name for s in source.shards] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert any("without an index" in w for w in source.warnings)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    error = refused(folder)
+    assert error.reason == "missing_shard"
+    assert "model-00002-of-00003" in str(error)
 
 
 def test_open_source_rejects_a_missing_shard(save: Save) -> None:
@@ -152,7 +163,6 @@ UNSAFE = [
     "%2e%2e/model.safetensors",
     "model.safetensors?download=1",
     "",
-    "model.bin",
 ]
 
 
@@ -184,16 +194,26 @@ def test_open_source_warns_about_a_bad_config(save: Save, config: str) -> None:
     assert any("config.json" in w for w in source.warnings)
 
 
-def test_open_source_ignores_the_config_of_a_single_shard(save: Save) -> None:
-    folder = save(llama_tensors(1), shards=2, config={"architectures": ["LlamaForCausalLM"]})
-    assert open_source(str(folder / "model-00001-of-00002.safetensors")).config == {}
-    assert open_source(str(folder)).config != {}
-
-
 def test_open_source_warns_about_one_shard_of_many(save: Save) -> None:
     folder = save(llama_tensors(1), shards=2)
-    assert any("one shard" in w for w in open_source(str(folder / "model-00001-of-00002.safetensors")).warnings)
-    assert str(folder) in (refused(folder / "model.safetensors.index.json").hint or "")
+    shard = open_source(str(folder / "model-00001-of-00002.safetensors"))
+    assert shard.is_part
+    assert any("one shard" in w and str(folder) in w for w in shard.warnings)
+    (folder / "model-00002-of-00002.safetensors").rename(folder / "b.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text().replace("model-00002-of-00002", "b"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_source(str(folder / "b.safetensors")).is_part, "by the index"
+
+
+def test_one_shard_claims_no_tied_head_and_no_missing_experts(save: Save) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "num_local_experts": 4}
+    tensors = {"model.embed_tokens.weight": torch.randn(8, 4)} | single_experts(layers=1)
+    folder = save(tensors, shards=2, config=config)
+    first = plan(str(folder / "model-00001-of-00002.safetensors"))
+    assert first.source.config == config
+    assert not [w for w in first.matrices if w.tied_to]
+    assert not first.failures
+    assert [w for w in plan(str(folder)).matrices if w.tied_to]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
@@ -203,3 +223,9 @@ def test_open_source_rejects_pipes_and_devices(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to("/dev/zero")
     assert refused(tmp_path).reason == "not_a_file"
+    (tmp_path / "model.safetensors").unlink()
+    for small in ("config.json", "quantize_config.json", "adapter_config.json", "x.safetensors.index.json"):
+        (tmp_path / small).symlink_to("/dev/zero")
+        (tmp_path / "a.safetensors").touch()
+        assert refused(tmp_path / "a.safetensors").reason == "not_a_file"
+        (tmp_path / small).unlink()

@@ -195,7 +195,7 @@ def test_path_that_is_too_long_is_one_sentence(cli: Cli, save: Save, args: list[
 
 @pytest.mark.parametrize("names", ["checkpoint", "transformers-v4", "transformers-v5"])
 def test_select_suggests_to_verify_by_the_names_of_the_result(cli: Cli, save: Save, names: str) -> None:
-    model = save(single_experts() | llama_tensors(2), config={"model_type": "mixtral", "num_local_experts": 4})
+    model = save(single_experts() | llama_tensors(2), config={"model_type": "qwen3_moe", "num_local_experts": 4})
     cli("scan", model, "--name", "x", "--names", names)
     done = cli("select", RESULT, "--top-percent", "50")
     words = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: spectrum-stream "))

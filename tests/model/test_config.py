@@ -49,11 +49,12 @@ def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: di
         assert config.quant_method is None or isinstance(config.quant_method, str)
         assert config.bits is None or (type(config.bits) is int and 1 <= config.bits <= 8)
         assert config.group_size is None or (type(config.group_size) is int and config.group_size > 0)
-        assert len(config.block_size) == 2
-        assert all(type(side) is int and side > 0 for side in config.block_size)
-        assert isinstance(config.version, str)
-        assert config.checkpoint_format is None or isinstance(config.checkpoint_format, str)
-        assert isinstance(config.settings, dict)
+        assert config.block_sizes and all(len(block) == 2 for block in config.block_sizes)
+        assert all(type(side) is int and side > 0 for block in config.block_sizes for side in block)
+        assert all(type(bits) is int and 1 <= bits <= 8 for bits, _ in config.packed_integers)
+        assert all(size is None or (type(size) is int and size > 0) for _, size in config.packed_integers)
+        assert config.symmetric in (None, True, False)
+        assert {type(config.is_dense), type(config.has_zeros), type(config.has_order)} == {bool}
 
 
 @pytest.mark.parametrize("value", [None, True, -1, 0, 2.0, "2", [2], {"a": 2}])
@@ -77,6 +78,14 @@ def test_config_finds_quantization_at_the_top_or_in_the_language_model() -> None
     assert ModelConfig({"quantization_config": "fp8"}).quantization.data == {}
 
 
+def test_config_of_modelopt_in_its_own_file_is_read() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": inner}
+    config = ModelConfig({"quantization_config": said}).quantization
+    assert config.quant_method == "modelopt" and config.group_size == 16
+    assert config.data == {"quant_method": "modelopt", "producer": said["producer"], **inner}
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [((), None), ((None,), None), (("yes",), None), ((True,), True), ((False,), False), ((False, True), True)],
@@ -86,10 +95,13 @@ def test_config_ties_embeddings_if_any_part_does(flags: tuple[Any, ...], expecte
     assert ModelConfig({**parts[0], "text_config": parts[1]}).ties_embeddings is expected
 
 
-def test_quantization_config_of_groups_that_differ_has_no_bits() -> None:
-    def groups(*bits: int) -> dict[str, Any]:
-        return {"config_groups": {str(i): {"weights": {"num_bits": b, "group_size": 32}} for i, b in enumerate(bits)}}
+def test_quantization_config_has_the_bits_of_each_group_of_layers() -> None:
+    def groups(*bits: int) -> QuantizationConfig:
+        weights = [{"num_bits": b, "group_size": 32} for b in bits]
+        return QuantizationConfig({"config_groups": {str(i): {"weights": w} for i, w in enumerate(weights)}})
 
-    assert QuantizationConfig(groups(4, 4)).bits == 4
-    assert QuantizationConfig(groups(4, 8)).bits is None
-    assert QuantizationConfig(groups(4, 8)).group_size is None
+    assert groups(4, 4).packed_integers == ((4, 32),)
+    assert groups(4, 8).packed_integers == ((4, 32), (8, 32))
+    assert groups(4, 16).packed_integers == ((4, 32),)
+    assert groups(4, 8).bits is None
+    assert QuantizationConfig({"bits": 3, "group_size": -1}).packed_integers == ((3, None),)

@@ -16,15 +16,18 @@ from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import ResultError, UsageError
 from spectrum_stream.model import families
 from spectrum_stream.model.config import ModelConfig
+from spectrum_stream.model.family_names import _entries
 from spectrum_stream.model.names import is_extra_layer
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.model.parameters import Names, read_names
-from spectrum_stream.model.transformers_names import find_parameter_names
+from spectrum_stream.model.transformers_names import InstalledModel
 from spectrum_stream.results.record import open_records
 from spectrum_stream.results.result import Result
+from spectrum_stream.trainers.parameters import parameters_of
 
 from ..support.checkpoints import Save, llama_tensors, reference_score
-from ..support.families import BEGIN, END, NOT_BUILT, README, TABLE, tiny
+from ..support.families import BEGIN, END, NOT_BUILT, PUBLISHED, README, TABLE, publish, tiny
+from ..support.family_names import PARTS, describe
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -45,10 +48,18 @@ def check_family(family: str, folder: Path) -> None:
     # A trainer trains the loaded model.
     loaded, report = type(tiny(family)).from_pretrained(folder / "saved", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+    check_names(loaded, folder / "saved")
+
+
+def check_names(loaded: Any, folder: Path) -> None:
+    """Assert that the names of a scan are parameters of a model that transformers loaded, with their scores."""
     parameters = dict(loaded.named_parameters())
-    result = scan(str(folder / "saved"), name="x", out=folder, top_percent=50)
-    assert result.complete and not result.plan.failures
+    result = scan(str(folder), name="x", out=folder / "out", top_percent=50)
+    # In a tiny model the bare weights of a projector or a pooling head are a large share.
+    assert not result.failed and {s.no_score for s in result.plan.failures} <= {NoScore.BARE_WEIGHT}
+    assert not result.plan.warnings
     assert result.plan.names == Names.V5
+    assert result.plan.inventory.is_established and result.plan.inventory.model_class == type(loaded).__name__
     scores: dict[str, list[float]] = {}
     for record in result.records:
         if record.parameter not in parameters and record.module == "lm_head":
@@ -66,6 +77,21 @@ def check_family(family: str, folder: Path) -> None:
     weights = {name for name, w in parameters.items() if name.endswith(".weight") and w.ndim <= 2}
     assert weights <= scores.keys(), weights - scores.keys()
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_result_names_are_parameters_of_a_file_as_published(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    how = PUBLISHED[family]
+    publish(family, tmp_path)
+    loaded, report = getattr(transformers, how.class_name).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and set(report["unexpected_keys"]) <= how.extra.keys()
+    check_names(loaded, tmp_path)
+    # A scan does not score the rest, and verify knows it too.
+    known = {name for name, _ in loaded.named_parameters()}
+    assert parameters_of(str(tmp_path)).shapes.keys() - known <= {"lm_head.weight"}
+    asked = plan(str(tmp_path), names="transformers").matrices
+    assert {w.parameter for w in asked} == {w.parameter for w in plan(str(tmp_path)).matrices}
 
 
 # Models of all families take a minute. These few show the ways in which families differ.
@@ -86,10 +112,16 @@ def test_table_of_families_renames_like_transformers(family: str, tmp_path: Path
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    asked = find_parameter_names(ModelConfig(config), stored)
+    found = InstalledModel(ModelConfig(config), len(stored)).find(stored)
+    asked = {name: parameter for name, (_, parameter) in found.items()}
     rename = families.compile_rules(families.V5[family])
     assert {name: rename(name) for name in stored if name in asked} == asked
     assert {name for name in stored if name not in asked} <= NOT_FOUND.get(family, set())
+
+
+@pytest.mark.parametrize("family", by_family((*TABLE, *PARTS)))
+def test_file_of_names_is_what_transformers_has(family: str) -> None:
+    assert _entries()[family] == describe(family), "run: python -m tests.support.families"
 
 
 def test_readme_lists_every_family() -> None:
@@ -336,7 +368,7 @@ def test_result_leaves_out_fused_experts_with_an_unreadable_part(tmp_path: Path)
     path = tmp_path / "saved" / "model.safetensors"
     tensors = load_file(path)
     broken = "model.layers.0.mlp.experts.2.up_proj.weight"
-    tensors[broken] = tensors[broken].to(torch.float8_e4m3fn)
+    tensors[broken] = tensors[broken].to(torch.uint8)
     save_file(tensors, path)
     result = scan(str(tmp_path / "saved"), name="x", names="transformers-v5")
     names = {module.name for module in result.modules}

@@ -315,12 +315,22 @@ def test_mxfp4_agrees_with_compressed_tensors(save: Save) -> None:
     assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
-def test_int8_of_compressed_tensors_is_scored(save: Save) -> None:
-    stored = torch.randint(-128, 128, (60, 96), generator=torch.Generator().manual_seed(0)).to(torch.int8)
-    scale = torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) * 0.001 + 0.0001
-    tensors = {"layers.0.up.weight": stored, "layers.0.up.weight_scale": scale}
-    snr = one_score(save, tensors, {"quant_method": "compressed-tensors"}, "int8 by row")
-    assert snr == pytest.approx(reference_score(stored.float() * scale), rel=1e-5)
+@pytest.mark.parametrize("strategy", ["tensor", "channel"])
+def test_int8_agrees_with_compressed_tensors(save: Save, strategy: str) -> None:
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    arguments = {"num_bits": 8, "type": "int", "strategy": strategy, "symmetric": True}
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**arguments))
+    compressor = compressors.BaseCompressor.get_value_from_registry("int-quantized")
+    largest = weight.abs().amax(1, keepdim=True) if strategy == "channel" else weight.abs().amax().reshape(1)
+    state = compressor.compress({"weight": weight, "weight_scale": largest / 127.5}, scheme)
+    theirs = compressor.decompress(dict(state), scheme)["weight"]
+    assert state["weight"].dtype == torch.int8
+    tensors = {f"layers.0.up.{name}": tensor for name, tensor in state.items()}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": arguments}}}
+    snr = one_score(save, tensors, config, f"int8 by {'row' if strategy == 'channel' else 'tensor'}")
+    assert snr == pytest.approx(reference_score(theirs.float()), rel=1e-5)
 
 
 def gptq(
@@ -435,7 +445,7 @@ WORDS = torch.zeros(12, 64, dtype=torch.int32)
          NoScore.BAD_SCALES),
         ({**gptq(4, None, True)[0], "layers.0.up.qzeros": torch.ones(3, 9).int()}, {"bits": 4, "group_size": 32},
          NoScore.BAD_SCALES),
-        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
+        (gptq(4, None, True)[0], {"bits": 3, "group_size": 32}, NoScore.BAD_SCALES),
         (gptq(4, None, True)[0], {"group_size": 32}, NoScore.UNSUPPORTED_DTYPE),
         ({"a.weight": NIBBLES, "a.weight.absmax": torch.ones(9)}, {"quant_method": "bitsandbytes"},
          NoScore.UNSUPPORTED_DTYPE),

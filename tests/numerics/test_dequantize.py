@@ -2,17 +2,42 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.dequantize import Fp4, QuantizedMatrix, Scaled, unpack, unpack_awq
+from spectrum_stream.model.quantization import Packing
+from spectrum_stream.numerics.dequantize import (
+    Fp4,
+    Integers,
+    QuantizedMatrix,
+    Scaled,
+    ScaleGrid,
+    unpack,
+    unpack_awq,
+    untile,
+)
 
 from ..support.checkpoints import mxfp4
 
+mx = pytest.importorskip("mlx.core")
+comfy_kitchen = pytest.importorskip("comfy_kitchen")
 transformers_mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
 packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+
+
+def assert_any_block_is_the_same(w: QuantizedMatrix, whole: torch.Tensor, turned: bool, data: st.DataObject) -> None:
+    if turned:
+        w, whole = w.T, whole.T
+    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
+    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
+    assert w.shape == whole.shape
+    assert w.any() == bool(whole.any())
+    if rows.start < rows.stop and columns.start < columns.stop:
+        assert torch.equal(w[rows, columns], whole[rows, columns])
+        assert torch.equal(w[rows], whole[rows])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,15 +49,7 @@ def test_scaled_block_is_the_block_of_the_product(
     scales = torch.arange(1, 1 + -(-n // height) * -(-m // width), dtype=torch.float32).reshape(-(-n // height), -1)
     whole = stored * scales.repeat_interleave(height, 0)[:n].repeat_interleave(width, 1)[:, :m]
     w: QuantizedMatrix = Scaled(stored, scales, (height, width))
-    if turned:
-        w, whole = w.T, whole.T
-    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
-    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        assert torch.equal(w[rows, columns], whole[rows, columns])
-        assert torch.equal(w[rows], whole[rows])
-    assert w.any() == bool(whole.any())
-    assert w.shape == whole.shape
+    assert_any_block_is_the_same(w, whole, turned, data)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,15 +58,70 @@ def test_fp4_block_is_the_block_of_transformers(n: int, groups: int, turned: boo
     blocks, scales = mxfp4(1, n, 32 * groups)
     whole = transformers_mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)[0].T
     w: Any = Fp4(blocks[0].flatten(1), scales[0].view(torch.float8_e8m0fnu), 32)
-    if turned:
-        w, whole = w.T, whole.T
-    rows = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[0])] * 2))))
-    columns = slice(*sorted(data.draw(st.tuples(*[st.integers(0, w.shape[1])] * 2))))
-    assert w.shape == whole.shape
-    assert w.any() == bool(whole.any())
-    if rows.start < rows.stop and columns.start < columns.stop:
-        assert torch.equal(w[rows, columns], whole[rows, columns])
-        assert torch.equal(w[rows], whole[rows])
+    assert_any_block_is_the_same(w, whole, turned, data)
+
+
+def from_mlx(array: Any) -> torch.Tensor:
+    """Return an array of MLX as safetensors reads it."""
+    return torch.from_numpy(np.array(array))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 4), st.sampled_from([32, 64, 128]), st.booleans(), st.data())
+def test_integers_with_offsets_block_is_the_block_of_mlx(
+    bits: int, n: int, groups: int, size: int, turned: bool, data: st.DataObject
+) -> None:
+    mx.random.seed(groups)
+    stored = mx.quantize(mx.random.normal((n, groups * size)), group_size=size, bits=bits)
+    whole = from_mlx(mx.dequantize(*stored, group_size=size, bits=bits))
+    words, scales, offsets = map(from_mlx, stored)
+    grid = ScaleGrid(scales, None, offsets, torch.arange(n), torch.arange(groups * size) // size)
+    w = Integers(words.view(torch.int32), (n, groups * size), Packing.ROWS, bits, grid)
+    assert_any_block_is_the_same(w, whole, turned, data)
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 4), st.booleans(), st.data())
+def test_floats_of_mlx_block_is_the_block_of_mlx(
+    mode: str, n: int, groups: int, turned: bool, data: st.DataObject
+) -> None:
+    mx.random.seed(groups)
+    stored = mx.quantize(mx.random.normal((n, 32 * groups)), mode=mode)
+    whole = from_mlx(mx.dequantize(*stored, mode=mode, dtype=mx.float32))
+    words, scales = map(from_mlx, stored)
+    powers = scales.view(torch.float8_e8m0fnu)
+    w: QuantizedMatrix
+    if mode == "mxfp8":
+        w = Scaled(words.view(torch.float8_e4m3fn), powers.float(), (1, 32))
+    elif mode == "mxfp4":
+        w = Fp4(words.view(torch.uint8), powers, 32)
+    else:
+        w = Fp4(words.view(torch.uint8), scales.view(torch.float8_e4m3fn), 16)
+    assert_any_block_is_the_same(w, whole, turned, data)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(st.integers(1, 20), st.integers(1, 9), st.booleans(), st.data())
+def test_fp4_high_first_with_tiles_is_the_block_of_comfy_kitchen(
+    rows: int, groups: int, turned: bool, data: st.DataObject
+) -> None:
+    n, m = 16 * rows, 16 * groups
+    layout = comfy_kitchen.tensor.TensorCoreNVFP4Layout
+    stored, how = layout.quantize(torch.randn(n, m, generator=torch.Generator().manual_seed(groups)))
+    whole = comfy_kitchen.dequantize_nvfp4(stored, how.scale, how.block_scale, torch.float32)
+    w = Fp4(stored, untile(how.block_scale, n, groups), 16, float(how.scale), high_first=True)
+    assert_any_block_is_the_same(w, whole, turned, data)
+
+
+@given(st.integers(1, 300), st.integers(1, 20))
+def test_untile_returns_what_comfy_kitchen_tiled(rows: int, columns: int) -> None:
+    scales = (torch.arange(rows * columns) % 251).to(torch.uint8).reshape(rows, columns)
+    tiles = comfy_kitchen.float_utils.to_blocked(scales, flatten=False)
+    assert torch.equal(untile(tiles, rows, columns), scales)
+    powers = untile(tiles.view(torch.float8_e8m0fnu), rows, columns)
+    assert powers.dtype is torch.float8_e8m0fnu and torch.equal(powers.view(torch.uint8), scales)
 
 
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 70), st.integers(0, 1), st.data())

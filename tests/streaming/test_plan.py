@@ -71,6 +71,7 @@ def test_plan_skipped_tensors_have_reasons(save: Save) -> None:
         "empty.weight": torch.ones(0, 4),
         "packed.weight": torch.ones(2, 3, dtype=torch.uint8),
         "fp8.weight": torch.ones(2, 3).to(torch.float8_e4m3fn),
+        "fp8.input_scale": torch.tensor(1.0),
         "gptq.qweight": torch.ones(2, 3, dtype=torch.int32),
     }
     a_plan = plan(str(save({"a.weight": torch.ones(2, 3), **odd})))
@@ -84,10 +85,11 @@ def test_plan_skipped_tensors_have_reasons(save: Save) -> None:
         "empty.weight": NoScore.EMPTY,
         "packed.weight": NoScore.UNSUPPORTED_DTYPE,
         "fp8.weight": NoScore.MISSING_SCALES,
+        "fp8.input_scale": NoScore.NOT_A_WEIGHT,
         "gptq.qweight": NoScore.MISSING_SCALES,
     }
     assert not plan(str(save({"a.weight": torch.ones(2, 3), **odd})), groups=["a"]).failures
-    assert [s.tensor for s in a_plan.failures] == ["fp8.weight", "gptq.qweight", "packed.weight"]
+    assert [s.tensor for s in a_plan.failures] == ["empty.weight", "fp8.weight", "gptq.qweight", "packed.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

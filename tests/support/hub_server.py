@@ -270,10 +270,13 @@ class HubServer:
         ranges: bool = True,
         rate_nbytes_s: float | None = None,
         elsewhere: Callable[[str], str] | None = None,
+        names_commit: bool = True,
     ) -> None:
         self.repos = {id: _files(content) if isinstance(content, Path) else content for id, content in repos.items()}
         self.ranges = ranges
         self.elsewhere = elsewhere
+        # Some mirrors do not name the commit of a file.
+        self.names_commit = names_commit
         # The commits by revision; a test may move a branch.
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
         self.requests: list[Request] = []
@@ -388,10 +391,9 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 start, stop = wanted or (0, blob.nbytes)
                 return fault(Turn(self, blob, start, min(stop, blob.nbytes)))
             headers = {
-                "X-Repo-Commit": commit,
                 "ETag": f'"{zlib.crc32(f"{id}/{name}".encode()):08x}"',
                 "Accept-Ranges": "bytes",
-            }
+            } | ({"X-Repo-Commit": commit} if server.names_commit else {})
             if server.elsewhere is not None and name.endswith(".safetensors"):
                 # The Hub does this for large files.
                 headers |= {"X-Linked-Size": str(blob.nbytes), "X-Linked-Etag": headers.pop("ETag")}

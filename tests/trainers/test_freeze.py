@@ -1,6 +1,8 @@
 """`freeze` on small torch models: the selected parameters are trainable, or the model is unchanged."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from spectrum_stream import freeze, select
 from spectrum_stream.errors import FreezeError, ResultError
 from spectrum_stream.results.result import Module
+from spectrum_stream.trainers import axolotl
 
 
 class Attention(nn.Module):
@@ -143,3 +146,54 @@ def test_freeze_does_not_train_an_unscanned_module_with_a_chosen_prefix() -> Non
     modules = [Module(f"model.layers.{i}.gate", "gate", float(i)) for i in range(12)]
     report = freeze(model, select(modules, 10))
     assert {name for name in report.trainable if "layers" in name} == {"model.layers.11.gate.weight"}
+
+
+def peft_model(model: nn.Module) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    model.prepare_inputs_for_generation = None  # type: ignore[assignment]
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
+    wrapped: nn.Module = peft.get_peft_model(model, config)
+    return wrapped
+
+
+class Lightning(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": lambda model: cast(nn.Module, torch.compile(model, backend="eager")),
+    "distributed": lambda model: nn.parallel.DistributedDataParallel(model),
+    "adapted": peft_model,
+    "both": lambda model: cast(nn.Module, torch.compile(nn.parallel.DistributedDataParallel(model), backend="eager")),
+    "lightning": Lightning,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.usefixtures("process_group")
+def test_freeze_finds_the_parameters_of_a_wrapped_model(tmp_path: Path, wrapper: str, as_file: bool) -> None:
+    model = Model(tied=False)
+    names = [name for name, _ in model.named_parameters()]
+    modules = [Module(f"model.layers.{i}.{kind}", kind, float(i)) for i in range(12) for kind in ("q_proj", "gate")]
+    selection = select(modules, 10)
+    chosen = {model.get_parameter(name) for name in ("model.layers.11.q_proj.weight", "model.layers.11.gate.weight")}
+    wrapped = WRAPPERS[wrapper](model)
+    assert not {name for name, _ in wrapped.named_parameters()} & set(names)
+    path = tmp_path / "s.yaml"
+    path.write_text(axolotl.Axolotl().render(selection, names))
+    report = freeze(wrapped, path if as_file else selection)
+    trained = {p for _, p in wrapped.named_parameters() if p.requires_grad}
+    assert {p for p in trained if p.shape == (4, 4)} == chosen
+    assert set(report.trainable) == {name for name, p in wrapped.named_parameters() if p.requires_grad}
+    with pytest.raises(FreezeError):
+        freeze(wrapped, write_yaml(tmp_path, "model.layers.99.q_proj"))

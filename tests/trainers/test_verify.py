@@ -33,7 +33,7 @@ NAMES = (
     *(f"model.layers.{i}.self_attn.q_proj.{kind}" for i in range(12) for kind in ("weight", "bias")),
     "lm_head.weight",
 )
-PARAMETERS = Parameters(dict.fromkeys(NAMES, (64, 32)), "given", {})
+PARAMETERS = Parameters(shapes=dict.fromkeys(NAMES, (64, 32)), origin="given")
 
 
 def write(path: Path, *entries: str, **config: Any) -> Path:
@@ -100,7 +100,7 @@ def test_verify_finds_if_no_or_every_parameter_is_trained(
 
 
 def test_verify_finds_if_a_model_lacks_both_head_and_embedding(tmp_path: Path) -> None:
-    other = Parameters({"a.weight": (3, 4), "b.weight": (3, 4)}, "given", {})
+    other = Parameters(shapes={"a.weight": (3, 4), "b.weight": (3, 4)}, origin="given")
     path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     assert reasons(path, parameters=other) == [Reason.ALL_FROZEN]
 
@@ -122,7 +122,7 @@ def test_verify_explains_an_entry_without_a_match(tmp_path: Path, trainer: str, 
 
 
 def test_verify_notes_a_tied_head_without_a_mismatch(tmp_path: Path) -> None:
-    tied = Parameters(PARAMETERS.shapes, "given", {"lm_head.weight": "model.embed_tokens.weight"})
+    tied = Parameters(shapes=PARAMETERS.shapes, origin="given", tied={"lm_head.weight": "model.embed_tokens.weight"})
     path = write(tmp_path / "a.yaml", "^lm_head.weight$", "^model.embed_tokens.weight$")
     verdict = verify(path, tied)
     assert [finding.reason for finding in verdict.findings] == [Reason.TIED_HEAD]
@@ -170,6 +170,179 @@ def test_verify_finds_rows_that_a_parameter_does_not_have(
 ) -> None:
     path = write(tmp_path / "a.yaml", f"model.layers.3.mlp.up_proj.weight${rows}", **config)
     assert reasons(path) == found
+
+
+def findings_of(path: Path, parameters: Parameters = PARAMETERS) -> list[tuple[Reason, str]]:
+    return [(finding.reason, finding.detail) for finding in verify(path, parameters).findings]
+
+
+KEY = "unfrozen_parameters:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        # All entries are commented out, and Axolotl then trains everything.
+        (KEY + "# - model.layers.1.mlp\n", [Reason.NOTHING_FROZEN]),
+        ("unfrozen_parameters: []", [Reason.NOTHING_FROZEN]),
+        ("unfrozen_parameters: []\nadapter: lora", [Reason.ADAPTER]),
+        (KEY + "- model.layers.3.mlp.up_proj:\n- lm_head\n", [Reason.REJECTED]),
+        (KEY + "- - model.layers.3.mlp.up_proj\n- lm_head\n", [Reason.REJECTED]),
+        (KEY + "- 1\n-\n- true\n- lm_head\n", [Reason.REJECTED] * 3),
+        (KEY + "- lm_head\n" + KEY + "- model.layers.3.mlp.up_proj\n", [Reason.DUPLICATE]),
+        (KEY + "- lm_head\nload_in_4bit: true\n", [Reason.REJECTED]),
+        (KEY + "- lm_head\nload_in_8bit: true\nadapter: lora\n", [Reason.ADAPTER]),
+        (KEY + "- model.layers.[10-11].mlp.up_proj\n", [Reason.DIGIT_RANGE]),
+        (KEY + "- model.layers.[0-3].mlp.up_proj\n", []),
+        (KEY + "- model.layers.[0-11].mlp.up_proj\n", [Reason.DIGIT_RANGE]),
+        (KEY + "- &a model.layers.3.mlp.up_proj\n- *a\n", []),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 50", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 50%", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 0", [Reason.FRACTION]),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\n" + KEY + "- lm_head\n", [Reason.PLUGIN]),
+    ],
+)
+def test_verify_finds_lists_that_axolotl_rejects_replaces_or_ignores(
+    tmp_path: Path, text: str, found: list[Reason]
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    # One kind a file; the fraction of 50 also trains everything.
+    assert [r for r in reasons(path) if r is not Reason.NOTHING_FROZEN or r in found] == found
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("^lm_head.weights$", "lm_head.weight"),
+        ("model.layer.1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.{0..2}.mlp.up_proj", "model.layers.0.mlp.up_proj.weight"),
+        ("up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("embed_tokens", "model.embed_tokens.weight"),
+        ("base_model.model.model.layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.30.mlp.up_proj", "up to model.layers.11.mlp.up_proj.weight"),
+        ("model.layers.1.mlp.up_proj,", "write model.layers.1.mlp.up_proj"),
+        ('"model.layers.1.mlp.up_proj"', "write model.layers.1.mlp.up_proj"),
+        ("transformer.h.0.attn.c_attn", "no similar name"),
+        ("lm_head.weight[0:5]$", "write `lm_head.weight$[0:5]`"),
+        (r"^model\.layers\..*", "write `^model.layers.`"),
+    ],
+)
+def test_verify_says_what_to_write_for_an_entry_without_a_match(tmp_path: Path, entry: str, words: str) -> None:
+    (reason, detail), *_ = findings_of(write(tmp_path / "a.yaml", entry, "lm_head.weight"))
+    assert reason is Reason.NO_MATCH and words in detail
+
+
+def test_verify_takes_a_second_for_many_entries_of_another_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", *(f"transformer.h.{i}.x{i}.c_fc" for i in range(5_000)))
+    assert len(verify(path, PARAMETERS).findings) == 5_001
+
+
+def test_verify_says_that_a_loose_head_is_tied(tmp_path: Path) -> None:
+    shapes = {name: shape for name, shape in PARAMETERS.shapes.items() if name != "lm_head.weight"}
+    tied = Parameters(shapes=shapes, origin="given", tied={"lm_head.weight": "model.embed_tokens.weight"})
+    for entry in ("lm_head", "lm_head.*"):
+        # The embedding is trained by another entry, so both are.
+        path = write(tmp_path / "a.yaml", entry, "model.embed_tokens")
+        assert verify(path, tied).is_good and reasons(path, parameters=tied) == [Reason.TIED_HEAD]
+        (reason, detail), *_ = findings_of(write(tmp_path / "a.yaml", entry, "model.layers.3.mlp.up_proj"), tied)
+        assert reason is Reason.NO_MATCH and "tied to model.embed_tokens.weight" in detail
+
+
+@pytest.mark.parametrize("names", [Names.V5, Names.INSTALLED])
+def test_verify_of_a_tied_multimodal_model_is_the_same_with_and_without_transformers(
+    tmp_path: Path, names: Names
+) -> None:
+    tiny("gemma3").save_pretrained(tmp_path / "m")
+    parameters = parameters_of(str(tmp_path / "m"), names)
+    escaped = write(tmp_path / "a.yaml", r"^model\.language_model\..*", r"^lm_head\..*")
+    assert reasons(escaped, parameters=parameters) == [Reason.NO_MATCH, Reason.NO_MATCH, Reason.ALL_FROZEN]
+    mended = write(tmp_path / "a.yaml", "model.language_model.*", "lm_head.*")
+    verdict = verify(mended, parameters)
+    assert verdict.is_good and [f.reason for f in verdict.findings] == [Reason.TIED_HEAD]
+    assert all(name.startswith("model.language_model.") for name in verdict.trained) and verdict.trained
+    loose = write(tmp_path / "a.yaml", "model.language_model.*", "lm_head", "embed_tokens")
+    assert reasons(loose, parameters=parameters) == [Reason.TIED_HEAD, Reason.NO_MATCH]
+    assert "model.language_model.embed_tokens.weight" in findings_of(loose, parameters)[1][1]
+
+
+def test_verify_finds_towers_that_the_config_freezes(tmp_path: Path) -> None:
+    names = ("model.vision_tower.layers.0.q.weight", "model.language_model.layers.0.q.weight", "lm_head.weight")
+    parameters = Parameters(shapes=dict.fromkeys(names, (4, 4)), origin="given")
+    path = write(tmp_path / "a.yaml", "model.vision_tower", "lm_head", freeze_mm_modules=True)
+    verdict = verify(path, parameters)
+    assert [f.reason for f in verdict.findings] == [Reason.TOWER] and verdict.trained == ("lm_head.weight",)
+    path = write(tmp_path / "a.yaml", "model.", freeze_mm_modules=True)
+    assert verify(path, parameters).trained == ("model.language_model.layers.0.q.weight",)
+
+
+def test_verify_translates_old_names_of_a_family(tmp_path: Path) -> None:
+    tiny("mixtral").save_pretrained(tmp_path / "m")
+    parameters = parameters_of(str(tmp_path / "m"))
+    entries = ("model.layers.[0-1]+.block_sparse_moe.gate", "model.layers.0.block_sparse_moe.experts")
+    found = findings_of(write(tmp_path / "a.yaml", *entries, "lm_head"), parameters)
+    assert [reason for reason, _ in found] == [Reason.NO_MATCH] * 2
+    assert "write model.layers.0.mlp.gate.weight" in found[0][1]
+    assert "write model.layers.0.mlp.experts.gate_up_proj" in found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        (KEY + "- *.mlp.down_proj\n", "not_a_selection", "line 2"),
+        (KEY + "\t- model.layers.1.mlp\n", "not_a_selection", "spaces instead of tabs"),
+        ("---\na: 1\n---\n" + KEY + "- lm_head\n", "not_a_selection", "one document"),
+        (KEY + "- [a-z]+.mlp\n", "not_a_selection", "quote entries"),
+        (KEY + "- 'lm_head\n", "not_a_selection", "close the quotes"),
+        ("- lm_head\n", "not_a_selection", "put the line `unfrozen_parameters:` above it"),
+        ("unfrozen_parameters: a.b", "not_a_selection", "write a list: `unfrozen_parameters: [a.b]`"),
+        ("unfrozen_parameters: a.b, c.d", "not_a_selection", "[a.b, c.d]"),
+        ("unfrozen_parameters: |\n  a.b\n  c.d\n", "not_a_selection", "[a.b, c.d]"),
+        (KEY + "  a.b:\n  c.d: true\n", "not_a_selection", "[a.b, c.d]"),
+        ("unfrozen_parameters: 3", "not_a_selection", "begin each entry with `- `"),
+        ("training:\n  unfrozen_parameters: [lm_head]\n", "not_a_selection", "top level"),
+        ("base_model: x\nadapter: lora\n", "not_a_selection", "trains all parameters"),
+        ("spectrum_top_fraction: 0.5\n", "not_a_selection", "SpectrumPlugin"),
+        ("", "not_a_selection", "is empty"),
+        ('{"target_modules": ["q_proj"]}', "not_a_selection", "--format peft"),
+        ('{"frozen_res": ["^(?!(?:a)$)"]}', "not_a_selection", "--format distillkit"),
+        ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nbase_model: a/b_c\n", "chosen_by_plugin",
+         "model_snr_results/snr_results_a-b-c.json"),
+    ],
+)  # fmt: skip
+def test_verify_says_how_to_mend_a_file_that_it_cannot_check(
+    tmp_path: Path, text: str, reason: str, words: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(path, PARAMETERS)
+    assert error.value.reason == reason and words in f"{error.value} {error.value.hint}"
+
+
+BOMB = "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "unfrozen_parameters: [lm_head, *a29]\n",
+        "unfrozen_parameters: *a29\n",
+        "unfrozen_parameters: [lm_head]\nadapter: *a29\ndeepspeed: *a29\nfsdp: *a29\nplugins: *a29\n",
+        "plugins: [SpectrumPlugin, *a29]\nspectrum_top_fraction: *a29\n",
+        "plugins: [SpectrumPlugin]\nbase_model: *a29\n",
+        "training: {unfrozen_parameters: [*a29]}\n",
+        "trainable_parameters: *a29\nfrozen_res: *a29\n",
+    ],
+)
+@pytest.mark.parametrize("trainer", ["axolotl", "soup", "ms-swift", "distillkit"])
+def test_verify_does_not_expand_a_config_that_repeats_its_parts(tmp_path: Path, config: str, trainer: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(BOMB + config)
+    try:
+        assert not verify(path, PARAMETERS, trainer).is_good
+    except SpectrumStreamError as error:
+        assert error.reason in ("not_a_selection", "chosen_by_plugin")
 
 
 PLANT: dict[str, Callable[[str], str]] = {
@@ -235,6 +408,10 @@ def test_verify_finds_a_name_that_is_a_prefix_of_another(
                            "freeze_trainable_modules": "mlp,nonsense"}, [Reason.NO_MATCH]),
         ("llama-factory", {"finetuning_type": "lora", "freeze_trainable_layers": 2,
                            "freeze_trainable_modules": "mlp"}, [Reason.ALL_FROZEN, Reason.ADAPTER]),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_modules": "all"}, []),
+        ("llama-factory", {"finetuning_type": "freeze"}, []),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_modules": ["mlp", "self_attn"]}, []),
+        ("llama-factory", {"finetuning_type": "full"}, [Reason.NOTHING_FROZEN]),
         ("peft", {"target_modules": r"model\.layers\.(?:3|7)\.mlp\.down_proj"}, []),
         ("peft", {"target_modules": ["q_proj", "up_proj"]}, []),
         ("peft", {"target_modules": "all-linear"}, []),
@@ -269,7 +446,7 @@ def test_verify_passes_the_files_that_formats_write(save: Save, tmp_path: Path, 
     selection = select([module for module in result.modules if "norm" not in module.name], 50)
     path = tmp_path / f"selection.{TRAINERS[trainer].suffix}"
     path.write_text(TRAINERS[trainer].render(selection, names))
-    verdict = verify(path, Parameters(dict.fromkeys(names), "given", {}), trainer)
+    verdict = verify(path, Parameters(shapes=dict.fromkeys(names), origin="given"), trainer)
     assert verdict.findings == ()
     assert 0 < len(verdict.trained) < len(names)
 
@@ -379,7 +556,9 @@ def test_verify_fails_for_a_string_instead_of_a_list(tmp_path: Path, trainer: st
 
 def test_verify_finds_a_string_of_targets_for_a_mixture_of_experts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    mixture = Parameters({"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, "", {})
+    mixture = Parameters(
+        shapes={"layers.0.q.weight": None, "layers.0.mlp.experts.up_proj": None, "b.weight": None}, origin=""
+    )
     path.write_text(json.dumps({"target_modules": r"layers\.0\.q"}))
     assert reasons(path, "peft", mixture) == [Reason.TOO_MANY]
     path.write_text(json.dumps({"target_modules": ["layers.0.q"]}))

@@ -1,66 +1,142 @@
 """The formats of quantized weights, told apart by the names, dtypes and shapes of tensors.
 
-    float8       X.weight F8 (n, m)             X.weight_scale_inv or X.weight_scale: one, one a row, one a block
+    comfyui      X.weight                       X.weight_scale, X.comfy_quant or metadata: the format
+    mlx          X.weight U32 (n, mb/32)        X.scales (n, m/g), X.biases
+    float8       X.weight F8 (n, m)             X.weight_scale_inv and other names: one, one a row, one a block
     int8         X.weight I8 (n, m)             X.weight_scale
     mxfp4        X_blocks U8 (e, n, m/32, 16)   X_scales U8 (e, n, m/32); the experts of gpt-oss
                  X.weight_packed U8 (n, m/2)    X.weight_scale U8 (n, m/32); compressed-tensors
+                 X.weight I8 (n, m/2)           X.scale F8_E8M0 (n, m/32); DeepSeek-V4
     nvfp4        X.weight_packed U8 (n, m/2)    X.weight_scale F8_E4M3 (n, m/16), X.weight_global_scale: divides
                  X.weight U8 (n, m/2)           X.weight_scale F8_E4M3 (n, m/16), X.weight_scale_2; ModelOpt
     int4, int8   X.weight_packed I32 (n, mb/32) X.weight_scale, _zero_point, _g_idx; compressed-tensors
     gptq         X.qweight I32 (mb/32, n)       X.scales (g, n), X.qzeros I32 (g, nb/32), X.g_idx (m,)
     awq          X.qweight I32 (m, n/8)         X.scales (g, n), X.qzeros I32 (g, n/8)
 
-A format is one function in one file. It gets a tensor that may hold a weight, its scales and zero points by name
+A format is one `Format` in one file. Its reader gets a tensor that may hold a weight, the tensors beside it by name
 (`Companions`) and the config, and returns how the weight is stored, why it cannot be read, or None if the tensor is
-not in this format. To add a format, write such a function and add it to `SCHEMES`.
+not in this format. To add a format, write such a file and add its `Format` to `SCHEMES`.
+
+Nothing is scored on a guess. A weight is rejected if a tensor beside it, a setting of the config, an entry of the
+metadata or a marker is neither read by its format nor harmless by the lists of `harmless.py`.
 
 The scales of a weight can be in another shard. GPTQ and AWQ store the transpose, and such a matrix has its stored
 shape. Every other format is rejected by name, because its stored values are not the weights.
 """
 
-from collections.abc import Callable
-
 from ...checkpoint.header import TensorInfo
+from ...checkpoint.tensors import Checkpoint
 from ..config import QuantizationConfig
-from ..quantization import Quantization, Unreadable, is_companion
-from .awq import awq
-from .companions import Companions
-from .float8 import float8
-from .gptq import gptq
-from .int8 import int8
-from .mxfp4 import mxfp4
-from .nvfp4 import nvfp4
-from .packed_integers import packed_integers
-from .unknown import unknown
+from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
+from ..no_score import NoScore
+from ..quantization import Quantization, Unreadable
+from . import companions, harmless
+from .awq import AWQ
+from .comfyui import COMFYUI
+from .companions import FLOAT_DTYPES, Companions
+from .float8 import FLOAT8, PLAIN_FLOAT8
+from .format import Format, Found
+from .gptq import GPTQ
+from .int8 import INT8
+from .layers import Layers
+from .mlx import MLX
+from .mxfp4 import DEEPSEEK_FP4, MXFP4
+from .nvfp4 import NVFP4
+from .packed_integers import PACKED_INTEGERS
+from .unknown import COMPANIONS as UNKNOWN_COMPANIONS
+from .unknown import reject_unknown
+from .unread import find_unread_beside, find_unread_elsewhere
 
-# One `Quantization` for a weight, a list with one for each fused expert, or the reason why it cannot be read.
-Found = Quantization | list[Quantization] | Unreadable
+# The first answer counts. The order matters in four places. A marker of `COMFYUI` counts more than names and shapes.
+# `FLOAT8` rejects weights that lack their scales, so that `PLAIN_FLOAT8` does not read them. `NVFP4` leaves weights
+# with other scales to `MXFP4`, and `GPTQ` leaves weights with packed columns to `AWQ`, so that only one of each pair
+# reports an error.
+SCHEMES: tuple[Format, ...] = (
+    COMFYUI,
+    MLX,
+    GPTQ,
+    AWQ,
+    PACKED_INTEGERS,
+    NVFP4,
+    MXFP4,
+    DEEPSEEK_FP4,
+    FLOAT8,
+    PLAIN_FLOAT8,
+    INT8,
+)
 
-# The first answer counts. The order matters in three places. `nvfp4` leaves weights with other scales to `mxfp4`, and
-# `gptq` leaves weights with packed columns to `awq`, so that only one of each pair reports an error. `unknown` comes
-# last because it rejects all weights that the others did not read.
-SCHEMES: tuple[Callable[[TensorInfo, Companions, QuantizationConfig], Found | None], ...] = (
-    gptq,
-    awq,
-    packed_integers,
-    nvfp4,
-    mxfp4,
-    float8,
-    int8,
-    unknown,
+_VALUES = {ending: instead for scheme in SCHEMES for ending, instead in scheme.values.items()}
+# The endings of scales and zero points, as opposed to those of activations.
+_SCALES = tuple({ending: None for scheme in SCHEMES for ending in scheme.companions})
+_COMPANIONS = (
+    *(*_SCALES, *UNKNOWN_COMPANIONS),
+    *(marker for scheme in SCHEMES for marker in scheme.markers if marker.startswith(".")),
+    *(ending for ending in harmless.COMPANIONS if not ending.endswith("bias")),
 )
 
 
-def find_quantization(tensor: TensorInfo, companions: Companions, config: QuantizationConfig) -> Found | None:
-    """Find how a tensor that may hold a weight is stored.
+def parameter_of(tensor: str) -> str:
+    """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
+    return companions.parameter_of(tensor, _VALUES)
 
-    Returns:
-        one `Quantization` for a weight, or a list with one for each expert of fused experts; `Unreadable` if the
-        format is not supported or its scales are missing or wrong; None if the tensor is not quantized.
-    """
-    if is_companion(tensor.name) or 0 in tensor.shape:
-        return None
-    for scheme in SCHEMES:
-        if (found := scheme(tensor, companions, config)) is not None:
+
+def is_companion(tensor: str) -> bool:
+    """Whether a tensor holds scales, zero points or the like, by its name."""
+    return tensor.endswith(_COMPANIONS)
+
+
+class Reader:
+    """Finds how the weights of a checkpoint are stored."""
+
+    def __init__(self, checkpoint: Checkpoint, config: QuantizationConfig) -> None:
+        self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS)
+        self._config = config
+        self._layers = Layers(config)
+        self._unread = {scheme.name: find_unread_elsewhere(scheme, self._companions, config) for scheme in SCHEMES}
+
+    def find_quantization(self, tensor: TensorInfo) -> Found | None:
+        """Find how a tensor that may hold a weight is stored.
+
+        Returns:
+            one `Quantization` for a weight, or a list with one for each expert of fused experts; `Unreadable` if the
+            format is not supported, its scales are missing or wrong, or something about it is not understood; None if
+            the tensor is not quantized.
+        """
+        if is_companion(tensor.name) or 0 in tensor.shape:
+            return None
+        if self._companions.twin_of(tensor.name) is not None:
+            return Unreadable(NoScore.STORED_TWICE)
+        config = self._layers.config_of(module_of(parameter_of(tensor.name)))
+        for scheme in SCHEMES:
+            found = scheme.read(tensor, self._companions, self._config if isinstance(config, Unreadable) else config)
+            if found is not None:
+                return config if isinstance(config, Unreadable) else self._check(scheme, tensor, found)
+        return self._check_plain(tensor) or reject_unknown(tensor, self._companions, self._config)
+
+    def _check(self, scheme: Format, tensor: TensorInfo, found: Found) -> Found:
+        """Reject a weight if its format does not read everything about it."""
+        if isinstance(found, Unreadable):
             return found
-    return None
+        parts = [found] if isinstance(found, Quantization) else found
+        unread = self._unread[scheme.name] or find_unread_beside(scheme, tensor, parts, self._companions)
+        if unread is not None:
+            return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
+        roles = {part.role for one in parts for part in one.parts}
+        if self._config.has_zeros and "zeros" not in roles:
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its zero points")
+        if self._config.has_order and "groups" not in roles:
+            return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
+        return found
+
+    def _check_plain(self, tensor: TensorInfo) -> Unreadable | None:
+        """Reject a weight of plain numbers with scales beside it, unless the config says that the numbers count."""
+        is_matrix = len(tensor.shape) == 2 and tensor.name.endswith(WEIGHT_SUFFIX)
+        is_fused = len(tensor.shape) == 3 and is_fused_experts(tensor.name.removesuffix(WEIGHT_SUFFIX))
+        if tensor.dtype not in FLOAT_DTYPES or not (is_matrix or is_fused) or self._config.is_dense:
+            return None
+        owner = tensor.name.removesuffix(WEIGHT_SUFFIX)
+        scales = self._companions.get(*(f"{owner}{ending}" for ending in _SCALES))
+        if scales is None:
+            return None
+        name = scales.info.name.removeprefix(owner)
+        return Unreadable(NoScore.NOT_UNDERSTOOD, f"plain {tensor.dtype} with an unused tensor beside it, {name}")

@@ -1,42 +1,131 @@
-"""Float8 (E4M3, E5M2) with its scales, as DeepSeek, compressed-tensors and transformers store it."""
+"""Float8 (E4M3, E5M2) with its scales by the names of many writers, and without any.
+
+    X.weight_scale_inv        DeepSeek-V3, transformers 5.24 (integrations/finegrained_fp8.py)
+    X.weight_scale            compressed-tensors, ModelOpt, fbgemm, Quark
+    X.scale, X.qscale_weight  DeepSeek-V4, Mistral (transformers 5.24, quantizers/quantizer_finegrained_fp8.py)
+    X.scale_weight            ComfyUI before its markers (comfy/utils.py, convert_old_quants)
+    X.weights_scaling_factor  TensorRT-LLM; ModelOpt 0.47 (torch/export/quant_utils.py, from_quantized_weight)
+
+All of them are factors, in spite of `_inv`.
+"""
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
-from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
-from ..quantization import Quantization, Unreadable
-from .companions import MISSING_SCALES, Companions
-from .grid import find_scales, quantize_by_grid
+from ..names import is_fused_experts, is_weight, module_of
+from ..no_score import NoScore
+from ..quantization import Packing, Quantization, Unreadable
+from . import compressed_tensors, modelopt, quark
+from .companions import MISSING_SCALES, Companion, Companions
+from .format import ANY, Format
+from .grid import describe_grid, quantize_by_grid
 from .unknown import reject
 
 _DTYPES = ("F8_E4M3", "F8_E5M2")
+# These have another bias, and another value for NaN.
+_OTHER_DTYPES = ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# The endings of scales, after the name of the module or of the parameter.
+_OF_MODULE = (
+    *(".weight_scale_inv", ".weight_scale", ".scale"),
+    *(".qscale_weight", ".scale_weight", ".weights_scaling_factor"),
+)
+_OF_PARAMETER = ("_scale_inv", "_scale")
+# Methods in which scales (n,) are those of the rows.
+_FLAT_BY_ROW = (modelopt.METHOD, quark.METHOD)
+_FBGEMM = "fbgemm_fp8"
+# ComfyUI's sign that weights have scales.
+_MARKERS = ("scaled_fp8",)
 
 
-def float8(
+def _read(
     weight: TensorInfo, companions: Companions, config: QuantizationConfig
 ) -> Quantization | list[Quantization] | Unreadable | None:
     """Read a weight (n, m), or fused experts (experts, n, m).
 
-    There is one scale for the whole weight, for each row, or for each block.
+    There is one scale for the whole weight, for each row, for each group of a row, or for each block.
     """
     is_fused = len(weight.shape) == 3 and is_fused_experts(module_of(weight.name))
-    is_weight = len(weight.shape) == 2 and weight.name.endswith(WEIGHT_SUFFIX)
-    if weight.dtype not in _DTYPES or not (is_fused or is_weight):
+    is_plain_weight = len(weight.shape) in (1, 2) and is_weight(weight.name)
+    if not (is_fused or is_plain_weight):
         return None
-    if is_weight and companions.get(f"{weight.name}_zero_point"):
-        return reject(weight, companions, config)
-    scales = find_scales(weight, companions)
+    if weight.dtype in _OTHER_DTYPES:
+        return Unreadable(NoScore.UNSUPPORTED_DTYPE, weight.dtype)
+    if weight.dtype not in _DTYPES:
+        return None
+    owner, endings = module_of(weight.name), _OF_MODULE if is_weight(weight.name) else _OF_PARAMETER
+    scales = companions.get(*(f"{owner}{ending}" for ending in endings))
     if scales is None:
-        return MISSING_SCALES
-    n, m = weight.shape[-2:]
-    if is_weight:
-        return quantize_by_grid("float8", scales, (n, m), config.block_size)
-    experts = weight.shape[0]
+        return MISSING_SCALES if is_fused or _has_scales(companions, config) else None
+    if len(weight.shape) == 1 or companions.get(f"{weight.name}_zero_point"):
+        return reject(weight, companions, config)
+    if is_fused:
+        return _read_experts(weight, scales, config)
+    n, m = weight.shape
+    flat_is_by_row = config.quant_method in _FLAT_BY_ROW
+    return quantize_by_grid("float8", scales, (n, m), config.block_sizes, flat_is_by_row=flat_is_by_row)
+
+
+def _read_experts(
+    weight: TensorInfo, scales: Companion, config: QuantizationConfig
+) -> list[Quantization] | Unreadable:
+    experts, n, m = weight.shape
     if scales.info.shape[:1] != (experts,):
+        return scales.misfit(weight.shape)
+    # transformers transposes the experts of Llama-4 before it finds their scales by row.
+    is_transposed = config.quant_method == _FBGEMM
+    if is_transposed and scales.info.shape[1:] not in ((1, m), (m, 1)):
         return scales.misfit(weight.shape)
     found: list[Quantization] = []
     for e in range(experts):
-        one = quantize_by_grid("float8", scales, (n, m), config.block_size, (e, experts))
+        expert = (e, experts)
+        if is_transposed:
+            found.append(describe_grid("float8", "column", scales, (n, m), (n, 1), expert))
+            continue
+        one = quantize_by_grid("float8", scales, (n, m), config.block_sizes, expert)
         if isinstance(one, Unreadable):
             return one
         found.append(one)
     return found
+
+
+def _has_scales(companions: Companions, config: QuantizationConfig) -> bool:
+    """Whether anything in a checkpoint says that its float8 has scales."""
+    is_marked = any(name.rpartition(".")[2] in _MARKERS for name in companions.markers)
+    return is_marked or companions.has_scaled_float8 or config.quant_method in FLOAT8.methods[1:]
+
+
+def _read_plain(
+    weight: TensorInfo, companions: Companions, config: QuantizationConfig
+) -> Quantization | Unreadable | None:
+    """Read a weight without scales as the numbers that it holds.
+
+    Some programs store float8 only to save space, as they would store float16. `FLOAT8` rejects the weights that lack
+    their scales.
+    """
+    if weight.dtype not in _DTYPES or not is_weight(weight.name):
+        return None
+    if len(weight.shape) not in (1, 2):
+        return Unreadable(NoScore.NOT_A_MATRIX)
+    n, m = weight.shape if len(weight.shape) == 2 else (1, *weight.shape)
+    return Quantization(
+        scheme="float8", packing=Packing.NONE, stored_shape=(n, m), shape=(n, m), block=(n, m), parts=()
+    )
+
+
+FLOAT8 = Format(
+    name="float8",
+    read=_read,
+    companions=(*_OF_MODULE, *_OF_PARAMETER),
+    methods=(None, "fp8", "mxfp8", _FBGEMM, modelopt.METHOD, quark.METHOD, compressed_tensors.METHOD),
+    settings={
+        **compressed_tensors.SETTINGS,
+        **modelopt.settings("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8"),
+        **quark.settings(("fp8_e4m3", "fp8_e5m2"), axis=0),
+        "weight_block_size": ANY,
+        "fmt": ("e4m3", "e5m2"),
+        "scale_fmt": ("float", "ue8m0"),
+        "expert_dtype": ("fp8", "fp4"),
+    },
+    markers=_MARKERS,
+)
+
+PLAIN_FLOAT8 = Format(name="plain float8", read=_read_plain, companions=(), methods=(None,))

@@ -6,8 +6,10 @@ from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
-from ..quantization import Packing, Quantization, Unreadable, parameter_of
+from ..quantization import Packing, Quantization, Unreadable
+from . import compressed_tensors, modelopt
 from .companions import FLOAT_DTYPES, MISSING_SCALES, Companions
+from .format import Format
 
 _COLUMNS = 16
 
@@ -23,11 +25,11 @@ def is_packed_fp4(weight: TensorInfo, companions: Companions) -> bool:
     return is_modelopt or weight.name.endswith(".weight_packed")
 
 
-def nvfp4(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
+def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Quantization | Unreadable | None:
     """Read a weight of (n, m / 2) bytes with scales (n, m / 16) and a global scale."""
     if not is_packed_fp4(weight, companions):
         return None
-    name = parameter_of(weight.name)
+    name = companions.parameter_of(weight.name)
     scales = companions.get(f"{name}_scale")
     if scales is None:
         return MISSING_SCALES
@@ -51,3 +53,13 @@ def nvfp4(weight: TensorInfo, companions: Companions, config: QuantizationConfig
         block=(1, _COLUMNS),
         parts=(scales.part("scales"), whole.part("divisor" if divisor else "factor", (1,))),
     )
+
+
+NVFP4 = Format(
+    name="nvfp4",
+    read=_read,
+    companions=(".weight_scale", ".weight_global_scale", ".weight_scale_2"),
+    values={".weight_packed": WEIGHT_SUFFIX},
+    methods=(None, compressed_tensors.METHOD, modelopt.METHOD),
+    settings={**compressed_tensors.SETTINGS, **modelopt.settings("NVFP4", "W4A16_NVFP4")},
+)

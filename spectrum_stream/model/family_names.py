@@ -1,0 +1,164 @@
+"""The names that transformers 5 gives the parameters of each family, read from `families.json`.
+
+The file has the classes of each family:
+
+    base      the parameters of its base model, `LlamaModel`
+    classes   each class, the one that most trainers load first:
+                at      the attribute that holds the base model: `model` in `LlamaForCausalLM`
+                prefix  the base_model_prefix of transformers, if it is not `at`
+                adds    parameters beyond the base model: `lm_head.`
+                lacks   parameters of the base model that the class leaves out
+                tied    parameters that share another one, each with the one that named_parameters lists
+                tied_by_default  the same, unless config.json unties the head
+                ignored regular expressions of stored names that transformers leaves out silently
+    parts     settings of the config that are configs of other families, each with its default family
+
+A name in it has `*` for a number. A dot at its end stands for the weight and the bias of a module. `{q,v}_proj.`
+stands for two names, and `vision_tower.<vision_config>` for all parameters of another family.
+`python -m tests.support.families` writes the file, from transformers 5.24.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .config import ModelConfig, is_causal_class
+
+DATA = Path(__file__).parent / "families.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelClass:
+    """A class of models and its parameters.
+
+    Attributes:
+        name: `LlamaForCausalLM`.
+        at: the beginning of the names of its base model: `model.`; "" for the base model itself.
+        prefix: the prefix that transformers adds or removes to make a stored name fit: `model.`.
+        shapes: the names of all parameters, as in the file.
+        tied: parameters that share another one, each with the one that named_parameters lists.
+        ignored: expressions for stored names that transformers leaves out silently.
+    """
+
+    name: str
+    at: str
+    prefix: str
+    shapes: frozenset[str]
+    tied: Mapping[str, str]
+    ignored: tuple[re.Pattern[str], ...]
+
+    def find(self, name: str) -> str | None:
+        """Find the parameter that a stored name becomes; None if the class has none.
+
+        The prefix of the base model is added or removed as needed. (transformers 5.24, core_model_loading.py,
+        rename_source_key)
+        """
+        stripped = name.removeprefix(self.prefix)
+        if self.prefix and stripped != name and self.owns(stripped):
+            return stripped
+        if self.prefix and self.owns(self.prefix + name):
+            return self.prefix + name
+        return name if self.owns(name) else None
+
+    def owns(self, name: str) -> bool:
+        """Whether a parameter has this name."""
+        return shape_of(name) in self.shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The classes of a family, the one that most trainers load first.
+
+    `known` has the parameters of all classes, without the prefix of the base model.
+    """
+
+    classes: Mapping[str, ModelClass]
+    known: frozenset[str]
+
+    @property
+    def causal(self) -> ModelClass | None:
+        """The class that AutoModelForCausalLM loads, if the family is one of decoders."""
+        first = next(iter(self.classes.values()))
+        return first if is_causal_class(first.name) else None
+
+    def find_class(self, config: ModelConfig) -> ModelClass | None:
+        """Find the class that config.json names."""
+        return next((self.classes[name] for name in config.architectures if name in self.classes), None)
+
+    def guess_class(self, weights: Iterable[str]) -> ModelClass:
+        """Guess the class of weights under a config.json that names none.
+
+        Decoders are loaded as causal models. Of other families, it is the first class that has all of the names.
+        """
+        every = list(weights)
+        fitting = (c for c in self.classes.values() if all(map(c.owns, every)))
+        return self.causal or next(fitting, next(iter(self.classes.values())))
+
+    def leaves_out(self, name: str, model_class: ModelClass) -> bool:
+        """Whether transformers knows a stored name, and leaves it out of a class."""
+        shape, prefixes = shape_of(name), {c.at for c in self.classes.values()}
+        is_known = any(shape.startswith(at) and shape.removeprefix(at) in self.known for at in prefixes)
+        return is_known or any(pattern.search(name) for pattern in model_class.ignored)
+
+
+def find_family(config: ModelConfig) -> Family | None:
+    """Find the family of a config.json, and of the parts that it names."""
+    entry = _entries().get(config.model_type or "")
+    if entry is None:
+        return None
+    parts: dict[str, frozenset[str]] = {}
+    for setting, default in entry.get("parts", {}).items():
+        part = config.data.get(setting)
+        family = part.get("model_type", default) if isinstance(part, Mapping) else default
+        inner = _entries().get(family) if isinstance(family, str) else None
+        parts[setting] = frozenset(_expand(inner["base"], {})) if inner is not None else frozenset()
+    base = frozenset(_expand(entry["base"], parts))
+    is_tied = config.ties_embeddings is not False
+    classes = {name: _read_class(name, about, base, parts, is_tied) for name, about in entry["classes"].items()}
+    known = {shape.removeprefix(c.at) for c in classes.values() for shape in c.shapes} | base
+    return Family(classes, frozenset(known))
+
+
+def shape_of(name: str) -> str:
+    """Return the name of a parameter as the file has it: `layers.*.mlp.up_proj.`."""
+    owner, _, last = name.rpartition(".")
+    parts = [*owner.split("."), ""] if owner and last in ("weight", "bias") else name.split(".")
+    return ".".join("*" if part.isdecimal() else part for part in parts)
+
+
+@cache
+def _entries() -> Mapping[str, Any]:
+    entries: Mapping[str, Any] = json.loads(DATA.read_text("utf-8"))
+    return entries
+
+
+def _read_class(
+    name: str, about: Mapping[str, Any], base: frozenset[str], parts: Mapping[str, frozenset[str]], is_tied: bool
+) -> ModelClass:
+    at = f"{about['at']}." if about.get("at") else ""
+    inner = base - frozenset(_expand(about.get("lacks", ()), parts))
+    prefix = about.get("prefix", about.get("at"))
+    return ModelClass(
+        name=name,
+        at=at,
+        prefix=f"{prefix}." if prefix else "",
+        shapes=frozenset(_expand(about.get("adds", ()), parts)) | {at + shape for shape in inner},
+        tied=about.get("tied", {}) | (about.get("tied_by_default", {}) if is_tied else {}),
+        ignored=tuple(re.compile(pattern) for pattern in about.get("ignored", ())),
+    )
+
+
+def _expand(lines: Iterable[str], parts: Mapping[str, frozenset[str]]) -> Iterable[str]:
+    """Yield the names that lines with braces and parts stand for."""
+    for line in lines:
+        if line.endswith(">"):
+            owner, _, setting = line[:-1].partition("<")
+            yield from (owner + shape for shape in parts[setting])
+            continue
+        before, brace, rest = line.partition("{")
+        choices, _, after = rest.partition("}")
+        yield from (before + choice + after for choice in choices.split(",")) if brace else (line,)

@@ -1,0 +1,258 @@
+"""Anything about a quantized weight that its format does not understand is rejected by name, for every format."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import spectrum_stream
+from spectrum_stream import Plan, plan, scan
+from spectrum_stream.errors import SpectrumStreamError
+from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.model.schemes import SCHEMES, harmless, is_companion, unknown
+
+from ...support.checkpoints import reference_score
+from ...support.formats import EXAMPLES, Example
+
+BUILDERS = [(name, build) for name, builders in EXAMPLES.items() for build in builders]
+every_format = pytest.mark.parametrize(("name", "build"), BUILDERS, ids=[build.__name__ for _, build in BUILDERS])
+
+# A plain weight beside the quantized one, so that a plan is never empty.
+OTHER = {"model.layers.0.mlp.plain.weight": torch.ones(4, 6)}
+
+
+def write(folder: Path, example: Example) -> str:
+    folder.mkdir(exist_ok=True)
+    save_file(dict(example.tensors) | OTHER, folder / "model.safetensors", metadata=dict(example.metadata))
+    (folder / "config.json").write_text(json.dumps({"quantization_config": example.quantization}))
+    return str(folder)
+
+
+def owner_of(example: Example) -> str:
+    """Return the module or the bare parameter of an example, with the separator of the tensors beside it."""
+    (parameter,) = {w.parameter for w in example_plan(example).matrices if w.quantization is not None}
+    return parameter.removesuffix("weight") if parameter.endswith(".weight") else f"{parameter}_"
+
+
+def example_plan(example: Example, folder: Path = Path("example")) -> Plan:
+    return plan(write(folder, example), names="checkpoint")
+
+
+def merge(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Add settings to nested settings."""
+    nested = {k: merge(settings[k], v) for k, v in extra.items() if isinstance(settings.get(k), Mapping)}
+    return {**settings, **extra, **nested}
+
+
+def rejected(example: Example) -> str:
+    """Check that the quantized weight, and only that, is rejected as not understood; return the detail."""
+    a_plan = example_plan(example)
+    (failure,) = a_plan.failures
+    assert failure.no_score is NoScore.NOT_UNDERSTOOD
+    assert all(w.quantization is None for w in a_plan.matrices)
+    return failure.detail
+
+
+def test_every_format_has_an_example() -> None:
+    assert set(EXAMPLES) == {scheme.name for scheme in SCHEMES}
+    assert len({scheme.name for scheme in SCHEMES}) == len(SCHEMES)
+
+
+def test_table_of_the_readme_has_every_format_and_its_test() -> None:
+    readme = Path(spectrum_stream.__file__).parent / "model/README.md"
+    table = readme.read_text().split("<!-- formats -->")[1].split("<!-- /formats -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {row[0] for row in rows if row[2] == "read"} == {scheme.name for scheme in SCHEMES}
+    rejected = ", ".join(row[0] for row in rows if row[2] == "rejected")
+    assert all(name in rejected for name in (*unknown.LIBRARIES.values(), "bitsandbytes"))
+    for row in rows:
+        assert all((Path(__file__).parent / name.strip("`")).is_file() for name in row[4].split(", "))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+def test_example_has_the_scores_of_its_weights(name: str, build: Callable[[], Example]) -> None:
+    example = build()
+    result = scan(write(Path("example"), example), name="x", names="checkpoint")
+    scores = {r.module: r.score.snr for r in result.records if r.quantized is not None and r.score is not None}
+    assert result.complete and scores == {
+        module: pytest.approx(reference_score(weight), rel=1e-5) for module, weight in example.weights.items()
+    }
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+def test_parts_are_listed_as_companions_of_the_format(name: str, build: Callable[[], Example]) -> None:
+    example = build()
+    (scheme,) = [scheme for scheme in SCHEMES if scheme.name == name]
+    owner = owner_of(example)[:-1]
+    for w in example_plan(example).matrices:
+        for part in w.quantization.parts if w.quantization else ():
+            assert part.tensor.removeprefix(owner) in scheme.companions and is_companion(part.tensor)
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize("shape", [(), (3,), (64, 96)])
+def test_unknown_tensor_beside_a_weight_is_rejected(
+    name: str, build: Callable[[], Example], shape: tuple[int, ...]
+) -> None:
+    example = build()
+    extra = {f"{owner_of(example)}mystery": torch.ones(shape)}
+    assert "mystery" in rejected(replace(example, tensors={**example.tensors, **extra}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"mystery": True},
+        {"mystery": {"a": 1}},
+        {"quant_method": "mystery"},
+        {"quant_method": 1},
+        {"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        {"config_groups": {"group_0": {"mystery": 1}}},
+        {"config_groups": {"group_0": {"weights": {"mystery": 1}}}},
+        {"config_groups": {"group_0": {"weights": {"type": "mystery"}}}},
+        {"config_groups": {"group_0": {"format": "mystery"}}},
+        {"fmt": "mystery"},
+        {"rotation_config": {"type": "hadamard"}},
+        {"is_marlin_format": True},
+        {"version": "mystery"},
+        {"checkpoint_format": "marlin"},
+        {"quant_algo": "mystery"},
+        {"dynamic": {"+:mystery": {"bits": 2}}} | {"extra_config": {"mystery": {"data_type": "mx_fp"}}},
+    ],
+    ids=str,
+)
+def test_unknown_setting_is_rejected(name: str, build: Callable[[], Example], extra: dict[str, Any]) -> None:
+    example = build()
+    detail = rejected(replace(example, quantization=merge(example.quantization, extra)))
+    assert next(iter(extra)) in detail or "mystery" in detail
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+def test_unknown_metadata_is_rejected(name: str, build: Callable[[], Example]) -> None:
+    example = build()
+    for extra in ({"mystery": "1"}, {"format": "mystery"}, {"_quantization_metadata": "mystery"}):
+        assert "mystery" in rejected(replace(example, metadata={**example.metadata, **extra}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize("marker", ["mystery", "model.mystery_fp8", "scaled_mystery"])
+def test_unknown_marker_is_rejected(name: str, build: Callable[[], Example], marker: str) -> None:
+    example = build()
+    for value in (torch.tensor(1.0), torch.empty(2, dtype=torch.float8_e4m3fn), torch.empty(0)):
+        assert "mystery" in rejected(replace(example, tensors={**example.tensors, marker: value}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+def test_harmless_tensors_settings_and_metadata_are_accepted(name: str, build: Callable[[], Example]) -> None:
+    example = build()
+    owner = owner_of(example)
+    # Scales of activations show that a weight without scales lacks them.
+    beside = (".bias",) if name == "plain float8" else harmless.COMPANIONS
+    tensors = {f"{owner[:-1]}{ending}": torch.ones(2) for ending in beside if ending[0] == owner[-1]}
+    metadata = {"format": "pt", "total_size": "12", "modelspec.title": "x", "ss_epoch": "3"}
+    added = {
+        "modules_to_not_convert": ["x"],
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": {"num_bits": 8},
+        "x": None,
+    }
+    changed = replace(
+        example,
+        tensors={**tensors, **{name: torch.tensor(2.0) for name in harmless.TOP_TENSORS}, **example.tensors},
+        metadata={**metadata, **example.metadata},
+        quantization={**added, **example.quantization},
+    )
+    assert not example_plan(changed).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_config_of_modelopt_in_its_own_file_is_understood() -> None:
+    inner = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    said = {"producer": {"name": "modelopt"}, "quantization": inner}
+    (build, *_) = EXAMPLES["nvfp4"]
+    assert not example_plan(replace(build(), quantization=said)).failures
+    assert "mystery" in rejected(replace(build(), quantization=said | {"quantization": inner | {"mystery": 1}}))
+    assert "NVFP4_SVD" in rejected(replace(build(), quantization={"quantization": {"quant_algo": "NVFP4_SVD"}}))
+
+
+KNOWN = {key for scheme in SCHEMES for key in scheme.settings} | set(harmless.SETTINGS)
+NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="_"), min_size=1, max_size=20)
+VALUES = st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
+
+
+@pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
+@given(st.sampled_from(BUILDERS), NAMES, VALUES)
+def test_setting_of_any_other_name_is_rejected(
+    format: tuple[str, Callable[[], Example]], key: str, value: Any
+) -> None:
+    if any(known.split(".")[0] == key for known in KNOWN):
+        return
+    example = format[1]()
+    assert key in rejected(replace(example, quantization={**example.quantization, key: value}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@settings(max_examples=50)
+@given(st.sampled_from(BUILDERS), NAMES)
+def test_tensor_of_any_other_name_is_rejected(format: tuple[str, Callable[[], Example]], ending: str) -> None:
+    example = format[1]()
+    owner = owner_of(example)
+    name = f"{owner}{ending}"
+    known = {*harmless.COMPANIONS, *(e for scheme in SCHEMES for e in (*scheme.companions, *scheme.values))}
+    if name in example.tensors or name[len(owner) - 1 :] in known or ending == "weight":
+        return
+    assert ending in rejected(replace(example, tensors={**example.tensors, name: torch.ones(2)}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize("ending", sorted({e for scheme in SCHEMES for e in scheme.companions if e.startswith(".")}))
+def test_plain_weight_with_scales_beside_it_is_rejected(ending: str) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    tensors = {f"{name}.weight": torch.ones(4, 6), f"{name}{ending}": torch.ones(4, 1)}
+    assert ending in rejected(Example(tensors=tensors, quantization={}, weights={}))
+    assert not example_plan(Example(tensors=tensors, quantization={"format": "dense"}, weights={})).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
+    ("weights", "role", "word"),
+    [({"symmetric": False}, "zeros", "zero points"), ({"actorder": "group"}, "groups", "column order")],
+    ids=["zeros", "groups"],
+)
+def test_part_that_the_config_promises_must_be_there(
+    name: str, build: Callable[[], Example], weights: dict[str, Any], role: str, word: str
+) -> None:
+    example = build()
+    a_plan = example_plan(example)
+    has_part = any(p.role == role for w in a_plan.matrices if w.quantization for p in w.quantization.parts)
+    if has_part or "config_groups" not in example.quantization:
+        return
+    changed = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
+    (failure,) = example_plan(replace(example, quantization=changed)).failures
+    assert failure.no_score is NoScore.MISSING_SCALES and word in failure.detail
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_plan_without_any_readable_weight_is_an_error(tmp_path: Path) -> None:
+    example = EXAMPLES["float8"][0]()
+    save_file({**example.tensors, "mystery": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(SpectrumStreamError):
+        plan(str(tmp_path))

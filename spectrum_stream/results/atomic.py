@@ -130,6 +130,18 @@ def _check_alone(path: Path, status: os.stat_result) -> None:
         raise _in_the_way(path, "a hard link to another file")
 
 
+def read_regular(path: Path, max_nbytes: int) -> bytes | None:
+    """Read an untrusted file, or return None if it is larger than a limit.
+
+    Raises:
+        ResultError: as `open_regular`. OSError.
+    """
+    with open_regular(path) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        # A file can grow while it is read.
+        return None if nbytes > max_nbytes else file.read(nbytes)
+
+
 def _in_the_way(path: Path, what: str) -> ResultError:
     return ResultError(f"{path} is {what}", reason="unwritable", hint="move it away, or use another name")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultError, UsageError
-from .atomic import open_regular, write_atomically
+from .atomic import open_regular, read_regular, write_atomically
 from .provenance import is_provenance
 from .result import MAX_RESULT_NBYTES, is_result
 
@@ -82,9 +82,9 @@ def _is_of_a_scan(path: Path) -> bool:
             begin = file.read(len(_SQLITE))
             if begin == _SQLITE:
                 return True
-            if not begin.lstrip().startswith(b"{"):
+            if begin.lstrip()[:1] not in (b"", b"{"):
                 return False
-            text = begin + file.read(MAX_RESULT_NBYTES)
+        text = read_regular(path, MAX_RESULT_NBYTES) or b""
     except (OSError, ResultError):
         return False
     try:

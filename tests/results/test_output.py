@@ -137,7 +137,7 @@ def test_output_never_replaces_a_result_or_what_belongs_to_it(result: Path, tmp_
     provenance = folder / "p.txt"
     provenance.write_text(json.dumps({"schema_version": 1, "result_sha256": "0"}))
     (folder / "renamed.yaml").write_bytes(result.read_bytes())
-    (folder / "spaces.yaml").write_bytes(b" \n" * 5 + result.read_bytes())
+    (folder / "spaces.yaml").write_bytes(b" \n" * 50 + result.read_bytes())
     (folder / "database.html").write_bytes(result.with_suffix(".sqlite").read_bytes())
     (folder / "hard.yaml").hardlink_to(result)
     (folder / "link.yaml").symlink_to(result.with_suffix(".sqlite"))

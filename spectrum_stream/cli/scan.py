@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import UsageError
+from ..errors import ComputeError, UsageError
 from ..model.matrix import Experts
 from ..model.parameters import Names
 from ..numerics.precision import Precision
@@ -117,8 +117,11 @@ def run_plan(
     started = time.monotonic()
     for warning in plan.warnings:
         output.warn(warning)
-    from ..numerics.device import open_device
-    from ..pipeline import ScanFinished, run
+    try:
+        from ..numerics.device import open_device
+        from ..pipeline import ScanFinished, run
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ComputeError(f"torch cannot be loaded: {error}", reason="no_torch") from error
 
     device = open_device(device_name)
     output.note(

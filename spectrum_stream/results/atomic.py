@@ -61,15 +61,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def temporary_file(path: Path) -> Iterator[Path]:
+def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Make an empty file next to `path`, which is to be renamed to it, and remove what is left of it.
+
+    Args:
+        suffix: the end of its name, which begins with `.tmp`.
 
     Raises:
         ResultError: unwritable, a FIFO, a device or a folder has the name `path`. OSError: it cannot be made.
     """
     check_replaceable(path)
     remove_leftovers(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -125,6 +128,18 @@ def _check_alone(path: Path, status: os.stat_result) -> None:
         raise _in_the_way(path, "not a regular file")
     if status.st_nlink > 1:
         raise _in_the_way(path, "a hard link to another file")
+
+
+def read_regular(path: Path, max_nbytes: int) -> bytes | None:
+    """Read an untrusted file, or return None if it is larger than a limit.
+
+    Raises:
+        ResultError: as `open_regular`. OSError.
+    """
+    with open_regular(path) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        # A file can grow while it is read.
+        return None if nbytes > max_nbytes else file.read(nbytes)
 
 
 def _in_the_way(path: Path, what: str) -> ResultError:

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import ResultError
 from ..model.names import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
 from ..numerics.snr import TOLERANCE, score
-from .atomic import open_regular
+from .atomic import read_regular
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
 from .record import FLOAT32_STEP, Record, Records, open_records, record_path
 from .result import MAX_RESULT_NBYTES, modules_of
@@ -107,9 +107,7 @@ def check(result: Path) -> list[Finding]:
 
 
 def _read(path: Path, max_nbytes: int) -> str:
-    with open_regular(path) as file:
-        data = file.read(max_nbytes + 1)
-    if len(data) > max_nbytes:
+    if (data := read_regular(path, max_nbytes)) is None:
         raise ValueError("it is too large")
     return data.decode("utf-8")
 

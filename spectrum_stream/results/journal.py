@@ -121,7 +121,7 @@ class Journal:
 
     def _create(self, identity: Mapping[str, Any], names: str, records: Iterable[Record]) -> None:
         """Put a new record in place of the old one, which is not opened."""
-        with atomic.temporary_file(self.path) as temporary:
+        with atomic.temporary_file(self.path, ".tmp.sqlite") as temporary:
             with contextlib.closing(self._connect(temporary)) as db:
                 # The file is not in its place yet, so it needs no journal.
                 db.execute("PRAGMA journal_mode = MEMORY")

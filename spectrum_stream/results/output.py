@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultError, UsageError
-from .atomic import open_regular, write_atomically
+from .atomic import open_regular, read_regular, write_atomically
 from .provenance import is_provenance
 from .result import MAX_RESULT_NBYTES, is_result
 
@@ -52,7 +52,7 @@ def write_output(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
         elif not stat.S_ISFIFO(status.st_mode) and not stat.S_ISCHR(status.st_mode):
             raise ResultError(f"{path} is not a file that can be written", reason="unwritable")
         # A deleted file is still there for a process that has it open, as /dev/fd/3.
-        _write_into(path, text)
+        _write_into(path, text, _READER_WAIT_S if stat.S_ISFIFO(status.st_mode) else 0)
     except OSError as error:
         raise ResultError(f"{path} cannot be written: {error.strerror}", reason="unwritable") from error
 
@@ -82,9 +82,9 @@ def _is_of_a_scan(path: Path) -> bool:
             begin = file.read(len(_SQLITE))
             if begin == _SQLITE:
                 return True
-            if not begin.lstrip().startswith(b"{"):
+            if begin.lstrip()[:1] not in (b"", b"{"):
                 return False
-            text = begin + file.read(MAX_RESULT_NBYTES)
+        text = read_regular(path, MAX_RESULT_NBYTES) or b""
     except (OSError, ResultError):
         return False
     try:
@@ -94,17 +94,21 @@ def _is_of_a_scan(path: Path) -> bool:
     return is_result(data) or is_provenance(data)
 
 
-def _write_into(path: Path, text: str) -> None:
-    """Write to a FIFO, to a device, or to an open file that has no name."""
+def _write_into(path: Path, text: str, wait_s: float) -> None:
+    """Write to a FIFO, to a device, or to an open file that has no name.
+
+    Args:
+        wait_s: seconds to wait for a reader.
+    """
     # A FIFO without a reader would block, and a terminal could become the one that controls this process.
     flags = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-    deadline = time.monotonic() + _READER_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             handle = os.open(path, flags)
             break
         except OSError as error:
-            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+            if error.errno != errno.ENXIO or time.monotonic() >= deadline:
                 raise
             time.sleep(_ASK_AGAIN_S)
     if hasattr(os, "set_blocking"):

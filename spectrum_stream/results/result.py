@@ -22,7 +22,7 @@ from ..errors import ResultError
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
-from .atomic import open_regular, write_atomically
+from .atomic import read_regular, write_atomically
 from .record import Record, Records, open_records, record_path
 
 # The largest published result (28,800 modules) is 3 MB, and a selection is smaller than its result.
@@ -350,10 +350,8 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
         ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
     """
     try:
-        with open_regular(path) as file:
-            # A file can grow while it is read, so its size is not asked for.
-            data = file.read(MAX_RESULT_NBYTES + 1)
-        if len(data) > MAX_RESULT_NBYTES:
+        data = read_regular(path, MAX_RESULT_NBYTES)
+        if data is None:
             raise ResultError(f"{path} is too large for a {what}", reason="too_large")
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:

@@ -17,7 +17,7 @@ import torch
 import spectrum_stream
 
 from ..support.checkpoints import Save, llama_tensors
-from ..support.cli import COMMAND, Cli, reason
+from ..support.cli import COMMAND, Cli, reason, run_process
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -227,3 +227,14 @@ def test_full_file_system_gives_one_sentence_and_the_scan_resumes(cli: Cli, save
     assert not list(Path().rglob("*.json"))
     assert not list(Path().rglob("*.tmp"))
     assert "resuming" in cli("scan", folder, "--name", "x").stderr
+
+
+def test_torch_that_cannot_be_loaded_is_one_sentence(save: Save, working_folder: Path, tmp_path: Path) -> None:
+    # As torch does where there is no /dev/urandom.
+    (tmp_path / "path" / "torch").mkdir(parents=True)
+    (tmp_path / "path" / "torch" / "__init__.py").write_text("raise RuntimeError('Unable to open /dev/urandom')")
+    paths = os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])
+    done = run_process("scan", save(llama_tensors(1)), PYTHONPATH=paths)
+    assert done.returncode == 1
+    assert reason(done) == "no_torch"
+    assert "Traceback" not in done.stderr

@@ -511,7 +511,7 @@ def test_journal_without_its_record_is_deleted(tmp_path: Path) -> None:
 
 def test_journal_removes_the_temporary_files_of_killed_processes(tmp_path: Path) -> None:
     path = write(tmp_path)
-    for suffix in ("", "-wal", "-journal"):
+    for suffix in ("", ".sqlite", ".sqlite-wal", ".sqlite-journal"):
         (tmp_path / f".{path.name}.99999999-abc.tmp{suffix}").write_bytes(b"half")
     (tmp_path / f".{path.name}.99999998-abc.tmp").mkdir()
     replaced(path)

@@ -80,6 +80,16 @@ def test_output_to_what_cannot_be_written_is_an_error(
 
 
 @posix_only
+@pytest.mark.parametrize("path", ["", ".", "/", "x" * 300, "/proc/self/mem", "/proc/version", "/dev/fd/99"])
+def test_output_to_a_name_that_cannot_be_a_file_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(Path(path)) == "unwritable"
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_only
 def test_output_is_written_into_a_fifo_that_has_a_reader(tmp_path: Path) -> None:
     path, read = tmp_path / "fifo", []
     os.mkfifo(path)
@@ -127,7 +137,7 @@ def test_output_never_replaces_a_result_or_what_belongs_to_it(result: Path, tmp_
     provenance = folder / "p.txt"
     provenance.write_text(json.dumps({"schema_version": 1, "result_sha256": "0"}))
     (folder / "renamed.yaml").write_bytes(result.read_bytes())
-    (folder / "spaces.yaml").write_bytes(b" \n" * 5 + result.read_bytes())
+    (folder / "spaces.yaml").write_bytes(b" \n" * 50 + result.read_bytes())
     (folder / "database.html").write_bytes(result.with_suffix(".sqlite").read_bytes())
     (folder / "hard.yaml").hardlink_to(result)
     (folder / "link.yaml").symlink_to(result.with_suffix(".sqlite"))

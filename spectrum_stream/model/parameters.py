@@ -178,7 +178,7 @@ def find_naming(
         return replace(naming, names=names, model_class=model.class_name)
     table = _TABLES[names]
     if family is None or kind is None or kind not in table:
-        return _keep_names(stored, _warn_of_family(kind, names))
+        return _keep_names(stored, _warn_of_family(kind, names, has_config=bool(config.data)))
     model_class, warnings = _find_class(family, config, weights)
     rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
 
@@ -350,7 +350,12 @@ def _keep_names(stored: Sequence[str], warning: str) -> Naming:
     )
 
 
-def _warn_of_family(family: str | None, names: Names) -> str:
+def _warn_of_family(family: str | None, names: Names, *, has_config: bool) -> str:
+    if not has_config:
+        return (
+            f"there is no config.json, so the names of {names} are not known and the names of the checkpoint are "
+            "used; put the config.json of the model beside the weights"
+        )
     what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
     return (
         f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "

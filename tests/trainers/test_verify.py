@@ -538,6 +538,12 @@ def test_verify_says_when_the_names_of_a_family_are_not_known(cli: Cli, save: Sa
     assert json.loads(done.stdout)["names_are_established"]
 
 
+def test_parameters_of_asks_for_a_config_if_there_is_none(save: Save) -> None:
+    (warning,) = parameters_of(str(save(llama_tensors(2)))).warnings
+    assert "beside the weights" in warning
+    assert "--names" not in warning
+
+
 def test_parameters_of_needs_a_model_or_names() -> None:
     with pytest.raises(SpectrumStreamError) as error:
         parameters_of(None, Names.V5)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import SourceError
 from ..text import listed, printable
 from .header import MAX_HEADER_NBYTES, PREFIX_NBYTES
-from .partial import find_unfinished
+from .partial import find_unfinished, hint_unfinished
 
 _QUOTE_LENGTH = 120
 
@@ -279,7 +279,7 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
     steps = sorted((p for p in nested if re.fullmatch(r"(checkpoint|step|epoch)[-_]\d+", p)), key=_last_number)
     if unfinished := find_unfinished(files):
         message = f"{where} holds a download that was interrupted ({printable(unfinished[0].rpartition('/')[2])})"
-        hint = "run the same download again; it continues"
+        hint = hint_unfinished(unfinished[0])
     elif "model_index.json" in files and nested:
         message = f"{where} is a pipeline of several models: {listed(nested, 8)}"
         hint = f"give one of them, {where}/{_largest_part(nested)}"

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import BadIndex, CheckpointError, SourceError
 from ..text import counted, listed, printable, si_bytes
 from .formats import is_foreign
-from .partial import find_slices, find_unfinished
+from .partial import find_slices, find_unfinished, hint_unfinished
 
 SUFFIX = ".safetensors"
 CONFIG_FILE = "config.json"
@@ -266,7 +266,7 @@ def missing_shards(where: str, index: str | None, missing: Sequence[str], files:
     there = f"; {listed(tops, 4)} {'is' if len(tops) == 1 else 'are'} there" if tops else ""
     hint = "the download may be incomplete: run it again"
     if unfinished := find_unfinished(files):
-        hint = f"the download was interrupted ({printable(unfinished[0])}): run it again; it continues"
+        hint = f"the download was interrupted: {hint_unfinished(unfinished[0])}"
     elif others:
         hint = f"{others[0]} is complete: to read it, move the index away, which belongs to another upload"
     return BadIndex(

@@ -107,6 +107,12 @@ def find_unfinished(files: Iterable[str]) -> list[str]:
     return [file for file in files if file.lower().endswith(UNFINISHED)]
 
 
+def hint_unfinished(file: str) -> str:
+    """Return how to continue an unfinished download."""
+    download = "`hf download`" if file.endswith(".incomplete") else "download"
+    return f"run the same {download} again; it continues"
+
+
 def _rank_count(config: Mapping[str, Any] | None) -> int:
     """Return the number of ranks by the config of TensorRT-LLM, or 1."""
     mapping = (config or {}).get("mapping")

@@ -114,10 +114,10 @@ def unscored_sentence(plan: Plan) -> str | None:
     unscored = plan.inventory.unscored
     if not unscored.is_notable:
         return None
-    are = "is not a weight" if len(unscored.tensors) == 1 else "are not weights"
+    are = "is" if len(unscored.tensors) == 1 else "are"
     count = counted(len(unscored.tensors), "tensor", "tensors")
     some = listed([s.tensor for s in unscored.tensors])
-    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} by Spectrum's rule: {some}"
+    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} left out by Spectrum's rule: {some}"
 
 
 def score_table(

@@ -465,7 +465,7 @@ def _parse_index(index: Any, where: str) -> Mapping[str, str]:
         raise BadIndex(f"{where} has no weight_map from tensors to shards", reason="bad_index")
     if not weight_map:
         raise BadIndex(f"{where} lists no tensors", reason="bad_index")
-    return {name: shard.removeprefix("./") for name, shard in weight_map.items()}
+    return weight_map
 
 
 def _lists_only(index: Any, shard: str) -> bool:
@@ -477,4 +477,9 @@ def _lists_only(index: Any, shard: str) -> bool:
 def _check_names(weight_map: Mapping[str, str], where: str) -> None:
     for name in set(weight_map.values()):
         if not is_safe_shard_name(name):
-            raise BadIndex(f"{where} names a shard outside the checkpoint: {name!r}", reason="unsafe_shard_name")
+            plain = name.removeprefix("./")
+            raise BadIndex(
+                f"{where} names a shard by another path than one below the checkpoint, or by an unsafe one: {name!r}",
+                reason="unsafe_shard_name",
+                hint=f"write {plain} in the index" if is_safe_shard_name(plain) else None,
+            )

@@ -92,7 +92,7 @@ def test_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 def test_an_index_of_the_single_file_is_no_second_copy(tmp_path: Path) -> None:
     write(tmp_path, "model.safetensors")
-    index = {"weight_map": {"layers.0.weight": "./model.safetensors"}}
+    index = {"weight_map": {"layers.0.weight": "model.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert open_source(str(tmp_path)).warnings == ()
     assert reason_of(tmp_path, "model.safetensors.index.json") is None

@@ -19,10 +19,10 @@ def open_source(model: str) -> Source:
             `@revision`, `hf://…`, or the address of a page of a repo.
 
     Raises:
-        SourceError: no_such_path, no_safetensors, no_index, no_snapshot, unreadable; for a repo also what `open_hub`
-            raises.
+        SourceError: no_such_path, no_safetensors, no_index, slices, no_snapshot, unreadable; for a repo also what
+            `open_hub` raises.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
-        CheckpointError: not_a_file, file_too_large.
+        CheckpointError: not_a_file, file_too_large, unfinished.
     """
     try:
         path = Path(model).expanduser()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..errors import SourceError
 from ..text import listed, printable
 from .header import MAX_HEADER_NBYTES, PREFIX_NBYTES
+from .partial import find_unfinished, hint_unfinished
 
 _QUOTE_LENGTH = 120
 
@@ -239,7 +240,7 @@ _BY_NAMES = (
             "convert them with `convert_llama_weights_to_hf.py` of transformers"),
     _layout(r"(adapter_model|pytorch_lora_weights)\.(bin|pt)", "an adapter as a PyTorch pickle, not a model",
             "scan its base model, or merge the adapter into it (PEFT: `merge_and_unload()`)", "adapter"),
-    _layout(r"[^/]+\.sft", "safetensors files with the suffix .sft", "give one file by its path"),
+    _layout(r"[^/]+\.sft", ".sft files, which have the same format", "give one of them by its path"),
     _layout(r"(?!training_args|optimizer|scheduler)[^/]+\.bin(\.index\.json)?", "PyTorch pickles (.bin)",
             _FROM_PICKLE),
     _layout(r"(?!training_args|optimizer|scheduler|scaler|rng_state)[^/]+\.pth?", "PyTorch pickles (.pt)", _CONVERT),
@@ -276,9 +277,9 @@ def explain_files(files: Sequence[str], where: str) -> SourceError:
         hint = row.hint.format(where="/".join(filter(None, (top, below, path.rpartition("/")[0]))))
     nested = sorted({str(PurePosixPath(f).parent) for f in files if f.lower().endswith(".safetensors") and "/" in f})
     steps = sorted((p for p in nested if re.fullmatch(r"(checkpoint|step|epoch)[-_]\d+", p)), key=_last_number)
-    if any(file.endswith(".incomplete") for file in files):
-        message = f"{where} holds a download that was interrupted (.incomplete)"
-        hint = "run the same `hf download` again; it continues"
+    if unfinished := find_unfinished(files):
+        message = f"{where} holds a download that was interrupted ({printable(unfinished[0].rpartition('/')[2])})"
+        hint = hint_unfinished(unfinished[0])
     elif "model_index.json" in files and nested:
         message = f"{where} is a pipeline of several models: {listed(nested, 8)}"
         hint = f"give one of them, {where}/{_largest_part(nested)}"

@@ -193,6 +193,9 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict) or any(field not in entry for field in _FIELDS):
         _reject(HeaderFault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
     dtype, shape, offsets = (entry[field] for field in _FIELDS)
+    if dtype == "":
+        # The reader that a scan uses rejects the file for it.
+        _reject(HeaderFault.BAD_TENSOR, f"{name!r} has an empty dtype")
     if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         _reject(HeaderFault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
     try:

@@ -44,6 +44,7 @@ from .index import (
     SMALL_FILES,
     check_json_size,
     choose_for,
+    find_modules,
     is_one_of_several,
     is_safe_path,
     is_safe_shard_name,
@@ -363,6 +364,8 @@ def open_hub(model: str, address: Address) -> Source:
         is_part = choice.file is not None and is_one_of_several(choice.names[0], files, read_json)
         if is_part:
             warnings.append(f"{file} is one shard of a model: give {where} to score the whole model")
+        if choice.file is None:
+            warnings += find_modules(files, read_json)
         repo = replace(repo, small=tuple(name for name in files if name in (*SMALL_FILES, choice.index)))
         shards = _open_shards(repo, choice.names)
     path = repo.path(choice.file) if choice.file is not None else folder

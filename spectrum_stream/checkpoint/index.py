@@ -15,13 +15,17 @@ from typing import Any
 from ..errors import BadIndex, CheckpointError, SourceError
 from ..text import counted, listed, printable, si_bytes
 from .formats import is_foreign
+from .partial import find_slices, find_unfinished, hint_unfinished
 
 SUFFIX = ".safetensors"
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 # The quantization of GPTQ, AWQ and modelopt, if config.json does not have it. The first that is there counts.
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
-SMALL_FILES = (CONFIG_FILE, ADAPTER_CONFIG_FILE, *QUANTIZATION_FILES)
+# The parts of a model of sentence-transformers, each with its folder.
+MODULES_FILE = "modules.json"
+_MODULES_WITH_WEIGHTS = ("Dense", "CNN", "LSTM", "LayerNorm", "WeightedLayerPooling", "SparseStaticEmbedding")
+SMALL_FILES = (CONFIG_FILE, ADAPTER_CONFIG_FILE, MODULES_FILE, *QUANTIZATION_FILES)
 # The largest published index (45,000 matrices and their scales) has about 10 MB.
 MAX_JSON_NBYTES = 200_000_000
 
@@ -108,7 +112,7 @@ def choose_shards(
         None without safetensors files.
 
     Raises:
-        SourceError: no_index, there are several copies and no rule to choose one.
+        SourceError: no_index, there are several copies and no rule to choose one; slices, the files hold slices.
         BadIndex: bad_index, unsafe_shard_name; missing_shard, of numbered shards without an index.
     """
     tops = sorted(f for f in files if "/" not in f)
@@ -121,7 +125,11 @@ def choose_shards(
         only = named if is_index(named) else None
     copies = _group(tops)
     while True:
-        copy = _choose_copy(copies, where, only, adapters_first=ADAPTER_CONFIG_FILE in tops)
+        try:
+            copy = _choose_copy(copies, where, only, adapters_first=ADAPTER_CONFIG_FILE in tops)
+        except SourceError as error:
+            # The hint of the other error, to give one file, would lead to scores of half matrices.
+            raise find_slices(present, where, config) or error from None
         if copy is None:
             return None
         if copy.index is None or not (copy.prefers_index or only is not None):
@@ -140,6 +148,8 @@ def choose_shards(
         copy.index = None
     if copy.single is not None:
         if copy.index is None:
+            return _finish((copy.single,), present, warnings, f"{copy.single} is read")
+        if _lists_only(read_json(copy.index), copy.single):
             return _finish((copy.single,), present, warnings, f"{copy.single} is read")
         both = f"{copy.single} and {copy.index} are both there"
         read = f"{both}: the single file is read, as in transformers (for the shards, give the path of the index)"
@@ -225,6 +235,26 @@ def read_adapter_config(files: Sequence[str], read_json: Callable[[str], Any]) -
     return config if isinstance(config, dict) else {}
 
 
+def find_modules(files: Sequence[str], read_json: Callable[[str], Any]) -> list[str]:
+    """Return a warning about weights of sentence-transformers in other folders, as `modules.json` lists them."""
+    listed_modules = read_json(MODULES_FILE) if MODULES_FILE in files else None
+    entries = listed_modules if isinstance(listed_modules, list) else []
+    found = [
+        printable(entry["path"])
+        for entry in entries
+        if isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and entry["path"]
+        and str(entry.get("type")).rpartition(".")[2] in _MODULES_WITH_WEIGHTS
+    ]
+    if not found:
+        return []
+    return [
+        f"{MODULES_FILE} of sentence-transformers names more weights in other folders, and they are not scored: "
+        f"{listed(found)}"
+    ]
+
+
 def missing_shards(where: str, index: str | None, missing: Sequence[str], files: Sequence[str]) -> BadIndex:
     """Return the error for shards that an index lists and that are not there.
 
@@ -235,8 +265,8 @@ def missing_shards(where: str, index: str | None, missing: Sequence[str], files:
     others = [label for copy in _group(tops).values() for label in _complete(copy)]
     there = f"; {listed(tops, 4)} {'is' if len(tops) == 1 else 'are'} there" if tops else ""
     hint = "the download may be incomplete: run it again"
-    if any(f.endswith(".incomplete") for f in files):
-        hint = "the download was interrupted: run the same `hf download` again; it continues"
+    if unfinished := find_unfinished(files):
+        hint = f"the download was interrupted: {hint_unfinished(unfinished[0])}"
     elif others:
         hint = f"{others[0]} is complete: to read it, move the index away, which belongs to another upload"
     return BadIndex(
@@ -274,7 +304,8 @@ def is_one_of_several(name: str, files: Iterable[str], read_json: Callable[[str]
 def parse_json(data: bytes) -> Any:
     """Parse JSON; return None if the data is not JSON."""
     try:
-        return json.loads(data.decode("utf-8"))
+        # Editors on Windows write a byte order mark.
+        return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
 
@@ -437,7 +468,18 @@ def _parse_index(index: Any, where: str) -> Mapping[str, str]:
     return weight_map
 
 
+def _lists_only(index: Any, shard: str) -> bool:
+    """Whether an index lists one shard only, which is this one, so that both are the same copy."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    return isinstance(weight_map, dict) and {f"{name}".removeprefix("./") for name in weight_map.values()} == {shard}
+
+
 def _check_names(weight_map: Mapping[str, str], where: str) -> None:
     for name in set(weight_map.values()):
         if not is_safe_shard_name(name):
-            raise BadIndex(f"{where} names a shard outside the checkpoint: {name!r}", reason="unsafe_shard_name")
+            plain = name.removeprefix("./")
+            raise BadIndex(
+                f"{where} names a shard by another path than one below the checkpoint, or by an unsafe one: {name!r}",
+                reason="unsafe_shard_name",
+                hint=f"write {plain} in the index" if is_safe_shard_name(plain) else None,
+            )

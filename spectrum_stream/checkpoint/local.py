@@ -13,6 +13,7 @@ from .index import (
     check_json_size,
     choose_for,
     choose_shards,
+    find_modules,
     is_index,
     is_one_of_several,
     is_safetensors,
@@ -21,6 +22,7 @@ from .index import (
     read_adapter_config,
     read_config,
 )
+from .partial import check_finished
 from .source import LocalShard, Source
 
 # To explain a folder without weights, only so much of it is listed: MODEL may be `/`.
@@ -34,9 +36,9 @@ def open_local(model: str, path: Path) -> Source:
     Read only index and configs.
 
     Raises:
-        SourceError: no_safetensors, no_index, no_snapshot, unreadable.
+        SourceError: no_safetensors, no_index, slices, no_snapshot, unreadable.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
-        CheckpointError: not_a_file, file_too_large.
+        CheckpointError: not_a_file, file_too_large, unfinished.
     """
     try:
         if path.is_dir():
@@ -69,6 +71,7 @@ def _open_file(model: str, path: Path) -> Source:
     if not is_safetensors(path.name):
         _check_content(shard)
     files = _list_files(folder)
+    check_finished(files, [path.name], str(folder))
     config, warnings = read_config(files, read_json, str(folder))
     is_part = is_one_of_several(path.name, files, read_json)
     if is_part:
@@ -119,6 +122,7 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
     choice = choose_shards(files, read_json, str(folder), config=config, only=index)
     if choice is None:
         raise explain_files([*_list_below(folder)], str(folder))
+    check_finished(files, choice.names, str(folder))
     missing = [name for name in choice.names if not os.path.lexists(folder / name)]
     if missing:
         raise missing_shards(str(folder), choice.index, missing, [*_list_below(folder)])
@@ -134,7 +138,12 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         adapter_config=read_adapter_config(files, read_json),
         ignored=choice.ignored,
         other_index=None if choice.other_index is None else str(folder / choice.other_index),
-        warnings=(*warnings, *choice.warnings, *_find_escaping_links(folder, shards)),
+        warnings=(
+            *warnings,
+            *choice.warnings,
+            *find_modules(files, read_json),
+            *_find_escaping_links(folder, shards),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
 from .formats import describe_bytes
 from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
+from .partial import check_slices, find_slices
 from .source import PROBE_NBYTES
 
 
@@ -36,10 +37,13 @@ def read_checkpoint(source: Source) -> Checkpoint:
     tensors with one name (`modeling_utils.py`, `_load_pretrained_model`, version 5.24).
 
     Raises:
+        SourceError: slices, the shards hold slices of the matrices.
         BadHeader: a shard is malformed or truncated; the message names it.
         CheckpointError: adapter, there are no weights but those of an adapter; empty_weights, all tensors are empty
             and another copy is there.
     """
+    if (slices := find_slices([shard.name for shard in source.shards], source.where, source.config)) is not None:
+        raise slices
     warnings = list(source.warnings)
     tensors: dict[str, tuple[Shard, TensorInfo]] = {}
     doubled: dict[str, str] = {}
@@ -52,6 +56,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
             if (earlier := tensors.pop(tensor.name, None)) is not None:
                 doubled[tensor.name] = f"{tensor.name} (in {earlier[0].name} and {shard.name})"
             tensors[tensor.name] = (shard, tensor)
+    check_slices(source.where, metadata.values())
     if doubled:
         warnings.append(
             f"{counted(len(doubled), 'tensor is', 'tensors are')} in two shards; the last one is read, as in "

@@ -22,6 +22,7 @@ from ..selection.diagnose import Diagnostics
 from ..selection.select import Selection, rank
 from ..streaming.plan import Plan
 from ..text import counted, listed, printable, si_bytes, si_number
+from ..trainers.trainer import Reason
 from ..trainers.verify import Verdict
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ def unscored_sentence(plan: Plan) -> str | None:
     unscored = plan.inventory.unscored
     if not unscored.is_notable:
         return None
-    are = "is not a weight" if len(unscored.tensors) == 1 else "are not weights"
+    are = "is" if len(unscored.tensors) == 1 else "are"
     count = counted(len(unscored.tensors), "tensor", "tensors")
     some = listed([s.tensor for s in unscored.tensors])
-    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} by Spectrum's rule: {some}"
+    return f"{count}, {100 * unscored.share:.3g} % of the bytes, {are} left out by Spectrum's rule: {some}"
 
 
 def score_table(
@@ -204,7 +205,8 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
         parts.append(Text(f"and {more} more; --json lists all"))
     count = counted(verdict.parameters, "parameter", "parameters")
-    if verdict.trained:
+    # The names of an adapter are not known, so the number would not be that of the training.
+    if verdict.trained and all(finding.reason is not Reason.ADAPTER for finding in verdict.findings):
         parts.append(Text(f"trains {len(verdict.trained)} of {count}"))
     parts.append(Text(f"checked against {count} of {verdict.origin}: {'OK' if verdict.is_good else 'mismatch'}"))
     return Lines(*parts)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_COUNT = re.compile(r"layer|block|hidden_groups|depth")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 # MLX has its own name.
@@ -127,6 +128,17 @@ class ModelConfig:
     def layer_count(self) -> int | None:
         """The number of layers of the language model."""
         return _first(_integer(part.get("num_hidden_layers")) for part in (self.text, self.data))
+
+    @property
+    def other_counts(self) -> frozenset[int]:
+        """The other numbers of layers, blocks and groups of layers, such as `num_hidden_groups`."""
+        counts = {
+            number
+            for part in (self.text, self.data)
+            for key, value in part.items()
+            if _COUNT.search(str(key)) and (number := _integer(value)) is not None
+        }
+        return frozenset(counts - {self.layer_count})
 
     @property
     def expert_count(self) -> int | None:

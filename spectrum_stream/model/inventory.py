@@ -1,5 +1,6 @@
 """The inventory of a checkpoint: its matrices with names and groups, and the reason for every skipped tensor."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
+from ..text import counted
 from .config import ModelConfig
 from .families import compile_rules
 from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
@@ -33,6 +35,8 @@ from .unscored import Unscored, find_unscored, mark_weights
 
 # The reasons of quantized weights that cannot be read.
 _STORAGE = (NoScore.UNSUPPORTED_DTYPE, NoScore.NOT_UNDERSTOOD, NoScore.MISSING_SCALES, NoScore.BAD_SCALES)
+# The first number in a name is that of the layer: `model.layers.3.mlp.experts.7.up_proj.weight`.
+_LAYER = re.compile(r"(.*?)(?:^|\.)([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ def take_inventory(
         unscored=find_unscored(skipped, total_nbytes),
         model_class=named.naming.model_class,
         is_established=named.naming.is_established,
-        warnings=(*checkpoint.warnings, *ties.warnings, *named.warnings),
+        warnings=(*checkpoint.warnings, *_find_missing_layers(checkpoint, config), *ties.warnings, *named.warnings),
     )
 
 
@@ -315,6 +319,24 @@ def _drop_flattened(matrices: Sequence[Matrix], checkpoint: Checkpoint) -> tuple
     vectors = {tensor.name for _, tensor in checkpoint.tensors if len(tensor.shape) == 1}
     flat = {w.tensor: w for w in matrices if w.tensor in vectors and not is_norm(module_of(w.tensor))}
     return [w for w in matrices if w.tensor not in flat], [w.skip(NoScore.FLATTENED) for w in flat.values()]
+
+
+def _find_missing_layers(checkpoint: Checkpoint, config: ModelConfig) -> list[str]:
+    """Return a warning if config.json has more layers than the checkpoint."""
+    if checkpoint.source.is_part or config.layer_count is None:
+        return []
+    stacks: dict[str, set[str]] = {}
+    for _, tensor in checkpoint.tensors:
+        if (match := _LAYER.match(tensor.name)) is not None:
+            stacks.setdefault(match[1], set()).add(match[2])
+    found = max(map(len, stacks.values()), default=0)
+    # ALBERT shares the weights of all layers, and LongCat counts each layer twice.
+    if not 0 < found < config.layer_count or found in config.other_counts:
+        return []
+    return [
+        f"the checkpoint has {counted(found, 'layer', 'layers')}, and config.json has {config.layer_count}: the "
+        "scores are those of a part of the model"
+    ]
 
 
 def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matrix]:

@@ -178,7 +178,7 @@ def find_naming(
         return replace(naming, names=names, model_class=model.class_name)
     table = _TABLES[names]
     if family is None or kind is None or kind not in table:
-        return _keep_names(stored, _warn_of_family(kind, names))
+        return _keep_names(stored, _warn_of_family(kind, names, has_config=bool(config.data)))
     if config.has_own_code and family.find_class(config) is None:
         what = listed(config.architectures)[:100] or "no class"
         return _keep_names(
@@ -216,7 +216,7 @@ def _find_class(family: Family, config: ModelConfig, weights: Iterable[str]) -> 
     if (base := find_base_model(config)) is not None:
         return found, [
             f"config.json names {found.name}; in a trainer that loads {base.causal}, as Axolotl does, the names have "
-            f"the prefix `{base.prefix}`, and --names FILE takes its names"
+            f"the prefix `{base.prefix}`: give them with --names FILE"
         ]
     return found, []
 
@@ -355,11 +355,20 @@ def _keep_names(stored: Sequence[str], warning: str) -> Naming:
     )
 
 
-def _warn_of_family(family: str | None, names: Names) -> str:
-    what = f"the family {family[:100]!r}" if family is not None else "a config.json without a model_type"
+def _warn_of_family(family: str | None, names: Names, *, has_config: bool) -> str:
+    if not has_config:
+        return (
+            f"there is no config.json, so the names of {names} are not known and the names of the checkpoint are "
+            "used; put the config.json of the model beside the weights"
+        )
+    if family is None:
+        return (
+            f"config.json has no model_type, so the names of {names} are not known, and the names of the checkpoint "
+            "are used"
+        )
     return (
-        f"the names of {names} are not known for {what}, so the names of the checkpoint are used; "
-        f"--names {Names.INSTALLED} gets them from the installed transformers"
+        f"the names of {names} are not known for the family {family[:100]!r}, so the names of the checkpoint are "
+        f"used; --names {Names.INSTALLED} gets them from the installed transformers"
     )
 
 

@@ -82,7 +82,7 @@ class Axolotl(Trainer):
             by_group[target.group].append(target)
         lines = ["unfrozen_parameters:", *(f"- {pattern}" for pattern in _always(selection))]
         for group, chosen in by_group.items():
-            lines.append(f"# {plain(group)} layers")
+            lines.append(f"# {group if _LITERAL.fullmatch(group) else plain(group)} layers")
             lines += [f"- {pattern}" for target in chosen for pattern in patterns_of(target, targets)]
         return "\n".join(lines) + "\n"
 
@@ -100,6 +100,10 @@ class Axolotl(Trainer):
         found = find_matches(entries, names) if entries else set(names)
         # Axolotl freezes the towers after it has read the list.
         return {name for name in found if not _is_in_tower(name)} if config.get("freeze_mm_modules") else found
+
+    def loads_classifier(self, text: str) -> bool:
+        config = _load(text)
+        return bool(config.get("reward_model")) or config.get("model_type") == "AutoModelForSequenceClassification"
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find settings that frozen weights exclude, and a list that Axolotl rejects or replaces."""
@@ -193,6 +197,10 @@ def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
     One is enough: the name of the module, or of its parameter if other parameters start with the module's name. A
     tied head has a second one, since the pattern of Spectrum for it matches nothing.
     """
+    is_literal = _LITERAL.fullmatch(target.module) and _LITERAL.fullmatch(target.parameter)
+    if target.certain and is_literal and not _is_plain(target.module):
+        # YAML reads the name of the module as a number, `0.1`, but not with a `$`.
+        return (f"{target.parameter}$",)
     module = plain(target.module)
     if target.tied:
         # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs its own pattern.
@@ -228,10 +236,14 @@ def plain(name: str) -> str:
     Raises:
         ResultError: unsafe_name, the name is not literal.
     """
-    # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
-    if not _LITERAL.fullmatch(name) or (name and yaml.safe_load(name) != name):
+    if not _is_plain(name):
         raise ResultError(f"the name {name!r} cannot be written as a pattern for Axolotl", reason="unsafe_name")
     return name
+
+
+def _is_plain(name: str) -> bool:
+    # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
+    return _LITERAL.fullmatch(name) is not None and (not name or yaml.safe_load(name) == name)
 
 
 def _always(selection: Selection) -> list[str]:

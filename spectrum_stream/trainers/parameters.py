@@ -1,17 +1,19 @@
 """The parameters of a model, for `verify`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
 from ..model import transformers_names
 from ..model.config import ModelConfig
-from ..model.names import find_tied_head, is_fused_experts, module_of
+from ..model.names import find_tied_head, is_fused_experts, is_head, module_of
 from ..model.parameters import Names, Naming, find_base_model, find_naming
 from ..model.schemes import is_companion, parameter_of
 from ..model.ties import find_stored_ties
+
+_SCORE = "score.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class Parameters:
         stored: the name of each parameter, or of the one that it is a part of, by the name in the checkpoint.
         base_model: a sentence if config.json names a base model, and the trainer loads another class.
         naming: the origin of each name, if they come from the checkpoint.
+        config: config.json of the model; None for a list of names.
+        is_ordered: whether the names are in the order of the model in memory, with all shapes.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -33,6 +37,25 @@ class Parameters:
     stored: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     naming: Naming | None = None
+    config: ModelConfig | None = None
+    is_ordered: bool = False
+
+    @property
+    def own(self) -> list[str]:
+        """The names that are not tied to another parameter."""
+        return [name for name in self.shapes if name not in self.tied]
+
+    def with_classifier(self) -> "Parameters":
+        """Return the parameters of the model with a head `score`, as transformers loads a causal model for classes.
+
+        A list of names, and a model of another class, stay as they are.
+        (transformers 5.24, modeling_layers.py, GenericForSequenceClassification)
+        """
+        if self.config is None or not self.config.is_causal or _SCORE in self.shapes:
+            return self
+        shapes = {name: shape for name, shape in self.shapes.items() if not is_head(module_of(name))}
+        tied = {name: owner for name, owner in self.tied.items() if not is_head(module_of(name))}
+        return replace(self, shapes={**shapes, _SCORE: None}, tied=tied, is_ordered=False)
 
     @property
     def is_established(self) -> bool:
@@ -76,7 +99,7 @@ def parameters_of(
     if names is Names.INSTALLED:
         whole, tied = transformers_names.find_model_parameters(config)
         origin = "the model that transformers builds from config.json"
-        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence)
+        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence, config=config, is_ordered=True)
     checkpoint = read_checkpoint(source)
     stored = {
         parameter_of(tensor.name): tensor.shape if parameter_of(tensor.name) == tensor.name else None
@@ -105,4 +128,5 @@ def parameters_of(
         stored={name: parameter[name] for name in stored},
         base_model=sentence,
         naming=naming,
+        config=config,
     )

@@ -132,6 +132,14 @@ class Trainer(ABC):
         """Return the names that the trainer trains with this file and these parameters."""
         return find_matches(self.entries(text), names)
 
+    def trained(self, text: str, parameters: Parameters) -> set[str]:
+        """Return the parameters of a model that the trainer trains with this file, if its config or sizes matter."""
+        return self.matches(text, parameters.own)
+
+    def loads_classifier(self, text: str) -> bool:
+        """Whether the trainer loads the model with a head `score` for classes or rewards, instead of its own."""
+        return False
+
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find settings of the file that do not work with frozen parameters."""
         return []

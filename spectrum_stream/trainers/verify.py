@@ -77,14 +77,17 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
             f"unknown format {trainer!r}", reason="no_such_format", hint=f"choose one of {', '.join(TRAINERS)}"
         )
     reader = TRAINERS[trainer]
-    names = [name for name in parameters.shapes if name not in parameters.tied]
+    names = parameters.own
     sentence = parameters.base_model
     notes = () if sentence is None else (Finding(Reason.BASE_MODEL, "architectures", sentence),)
     if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
         return Verdict(parameters=len(names), origin=parameters.origin, findings=(*findings, *notes))
     text = read_text(path, "selection")
     try:
-        entries, trained = reader.entries(text), reader.matches(text, names)
+        if reader.loads_classifier(text):
+            parameters = parameters.with_classifier()
+            names = parameters.own
+        entries, trained = reader.entries(text), reader.trained(text, parameters)
         conflicts = reader.conflicts(text, parameters)
     except re.error as error:
         mend = "write `.+` for any characters" if "repeat" in error.msg else "correct it"
@@ -153,7 +156,7 @@ def _find_format(text: str) -> str:
 def _check_entries(
     entries: Iterable[Entry], trained: Collection[str], parameters: Parameters, trainer: Trainer
 ) -> list[Finding]:
-    own = SortedNames(name for name in parameters.shapes if name not in parameters.tied)
+    own = SortedNames(parameters.own)
     tied, nearest = SortedNames(parameters.tied), _Nearest(parameters)
     findings = []
     for entry in entries:

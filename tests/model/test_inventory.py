@@ -227,3 +227,25 @@ def test_inventory_of_fused_experts_at_the_top_names_every_module(save: Save) ->
     a_plan = plan(str(save(tensors)))
     assert {s.tensor for s in a_plan.failures} == {"output_linear", "layers.0.input_linear"}
     assert {s.no_score for s in a_plan.failures} == {NoScore.MISSING_EXPERTS}
+
+
+@pytest.mark.parametrize(
+    ("config", "is_warned"),
+    [
+        ({"num_hidden_layers": 4}, True),
+        ({"text_config": {"num_hidden_layers": 4}}, True),
+        ({"num_hidden_layers": 2}, False),
+        ({"num_hidden_layers": 1}, False),
+        # ALBERT shares the weights of its layers.
+        ({"num_hidden_layers": 4, "num_hidden_groups": 2}, False),
+        ({}, False),
+    ],
+)
+def test_layers_of_the_config_that_the_checkpoint_lacks_are_reported(
+    save: Save, config: dict[str, Any], is_warned: bool
+) -> None:
+    weights = {
+        f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": torch.ones(2, 3) for i in range(2) for e in range(4)
+    }
+    warnings = plan(str(save(weights, config=config))).warnings
+    assert any("2 layers" in w and "has 4" in w for w in warnings) == is_warned

@@ -124,6 +124,34 @@ def freeze_by_ms_swift(model: torch.nn.Module, text: str) -> None:
     swift.activate_parameters(model, config.get("trainable_parameters", []), config.get("trainable_parameters_regex"))
 
 
+def swift_parts(model_type: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the starts of the names of language model, tower and aligner, by the table of ms-swift."""
+    path = source_of("swift", "model", "model_arch.py")
+    names = {
+        "qwen2_5_vl": "qwen2_vl", "qwen3_5": "qwen2_vl", "glm4v": "glm4v", "qwen3_vl": "qwen3_vl",
+        "gemma3": "llava_hf", "llava": "llava_hf", "mllama": "llama3_2_vision",
+    }  # fmt: skip
+    spec = importlib.util.spec_from_file_location("model_arch", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arch = module.MODEL_ARCH_MAPPING[names[model_type]]
+    return arch.language_model, arch.vision_tower, arch.aligner
+
+
+def llama_factory_parts() -> dict[str, tuple[list[str], list[str], list[str]]]:
+    """Return parts of the names of projector, tower and language model, by the table of LLaMA-Factory."""
+    found: dict[str, tuple[list[str], list[str], list[str]]] = {}
+    defaults = (["multi_modal_projector"], ["vision_tower"], ["language_model", "lm_head"])
+    keys = ("projector_keys", "vision_model_keys", "language_model_keys")
+    for node in ast.walk(ast.parse(source_of("llamafactory", "model", "model_utils", "visual.py").read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_register_composite_model":
+            given = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+            projector, tower, text = (given.get(key, default) for key, default in zip(keys, defaults, strict=True))
+            found[given["model_type"]] = (projector, tower, text)
+    return found
+
+
 def freeze_by_soup(model: torch.nn.Module, text: str) -> None:
     entries = yaml.safe_load(text)["training"]["unfrozen_parameters"]
     soup = functions_of(

@@ -83,6 +83,12 @@ def test_pattern_recognizes_row_ranges(text: str, names_rows: bool) -> None:
     assert Pattern(text).names_rows is names_rows
 
 
+def test_render_writes_a_name_that_yaml_reads_as_a_number_with_its_parameter() -> None:
+    # Medusa heads are `0.1.weight` in a group that is called 1.
+    text = AXOLOTL.render(select([Module("0.1", "1", 1.0, "0.1.weight")], 100))
+    assert AXOLOTL.matches(text, ["0.1.weight", "0.12.weight", "1.1.weight"]) == {"0.1.weight"}
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -9,14 +9,16 @@ import yaml
 
 from spectrum_stream.errors import ResultError
 from spectrum_stream.selection.select import Rule, choose
-from spectrum_stream.trainers import TRAINERS
+from spectrum_stream.trainers import TRAINERS, llama_factory, ms_swift
 
 from ..support.families import tiny
 from ..support.trainers import (
     FREEZE_BY,
     freeze_by_llama_factory,
+    llama_factory_parts,
     modules_of,
     names_of,
+    swift_parts,
     trainable_parameters,
     wanted_parameters,
 )
@@ -82,6 +84,18 @@ def test_ms_swift_writes_the_list_where_it_is_exact_else_the_expression(make: Ma
     model = make()
     text = TRAINERS["ms-swift"].render(choose(modules_of(model), Rule(25)), names_of(model))
     assert set(yaml.safe_load(text)) == {"freeze_parameters_ratio", key}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_5", "glm4v", "qwen3_vl", "gemma3", "llava", "mllama"])
+def test_ms_swift_knows_the_parts_of_a_model_with_towers(model_type: str) -> None:
+    assert tuple(map(list, ms_swift.PARTS[model_type])) == swift_parts(model_type)
+
+
+def test_llama_factory_knows_the_parts_of_models_with_towers() -> None:
+    parts = llama_factory_parts()
+    assert {name: tuple(map(list, known)) for name, known in llama_factory.PARTS.items()} == {
+        name: parts[name] for name in llama_factory.PARTS
+    }
 
 
 def test_llama_factory_trains_whole_first_or_last_layers() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from spectrum_stream import scan, select
 from spectrum_stream.errors import SpectrumStreamError
+from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.parameters import Names
 from spectrum_stream.trainers import TRAINERS
 from spectrum_stream.trainers.parameters import Parameters, parameters_of
@@ -400,6 +402,13 @@ def test_verify_finds_a_name_that_is_a_prefix_of_another(
         ("ms-swift", {"trainable_parameters": ["model.layers.1."], "freeze_parameters_ratio": 1,
                       "tuner_type": "lora"}, [Reason.ADAPTER]),
         ("ms-swift", {"trainable_parameters_regex": r"layers\.1\."}, [Reason.NOTHING_FROZEN]),
+        ("ms-swift", {"freeze_parameters_ratio": 1}, [Reason.ALL_FROZEN]),
+        ("ms-swift", {"freeze_parameters_regex": ".*", "trainable_parameters": ["model.layers.1."]}, []),
+        ("ms-swift", {"freeze_parameters": ["model", "lm_head"], "trainable_parameters": ["model.layers.1."]}, []),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_modules": "mlp, self_attn",
+                           "freeze_extra_modules": None}, []),
+        ("llama-factory", {"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_layers": 5},
+         [Reason.REJECTED]),
         ("ms-swift", {"trainable_parameters": ["lm_head"], "trainable_parameters_regex": r"layers\.x\.",
                       "freeze_parameters_ratio": 1}, [Reason.NO_MATCH]),
         ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 2,
@@ -529,6 +538,12 @@ def test_verify_says_when_the_names_of_a_family_are_not_known(cli: Cli, save: Sa
     assert json.loads(done.stdout)["names_are_established"]
 
 
+def test_parameters_of_asks_for_a_config_if_there_is_none(save: Save) -> None:
+    (warning,) = parameters_of(str(save(llama_tensors(2)))).warnings
+    assert "beside the weights" in warning
+    assert "--names" not in warning
+
+
 def test_parameters_of_needs_a_model_or_names() -> None:
     with pytest.raises(SpectrumStreamError) as error:
         parameters_of(None, Names.V5)
@@ -541,7 +556,6 @@ def test_parameters_of_needs_a_model_or_names() -> None:
         ("axolotl", "unfrozen_parameters: model.layers"),
         ("soup", "training: {unfrozen_parameters: model.layers}"),
         ("ms-swift", "trainable_parameters: model.layers"),
-        ("ms-swift", "freeze_parameters_ratio: 1"),
         ("distillkit", "frozen_res: model.layers"),
         ("json", '{"parameters": "model.layers"}'),
     ],
@@ -575,3 +589,84 @@ def test_verify_searches_all_alternatives_of_a_pattern(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(r"- (?:lm_head\.weight|model\.layers\.0\.mlp\.up_proj\.weight)\Z")
     assert len(verify(path, PARAMETERS, "lines").trained) == 2
+
+
+TEXT = "model.language_model.layers"
+TOWERS = Parameters(
+    shapes=dict.fromkeys(
+        (*(f"{TEXT}.{i}.mlp.up_proj.weight" for i in range(3)), "model.visual.blocks.2.mlp.weight",
+         "model.visual.merger.mlp.0.weight", "lm_head.weight"), (4, 4),
+    ),
+    origin="given",
+    config=ModelConfig({
+        "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "vision_config": {}, "text_config": {"num_hidden_layers": 3},
+    }),
+)  # fmt: skip
+MERGER, LAST = "model.visual.merger.mlp.0.weight", f"{TEXT}.2.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "trained"),
+    [
+        ("ms-swift", {"freeze_parameters_ratio": 1, "trainable_parameters": [f"{TEXT}.2"]}, {LAST}),
+        ("ms-swift", {"freeze_parameters_ratio": 1, "freeze_aligner": False, "trainable_parameters": [f"{TEXT}.2"]},
+         {LAST, MERGER}),
+        ("ms-swift", {"freeze_llm": True, "freeze_aligner": False, "trainable_parameters": [f"{TEXT}.2"]},
+         {LAST, MERGER}),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 1}, {LAST}),
+        ("llama-factory", {"finetuning_type": "freeze", "freeze_trainable_layers": 1,
+                           "freeze_multi_modal_projector": False}, {LAST, MERGER}),
+    ],
+)  # fmt: skip
+def test_verify_knows_which_towers_a_trainer_freezes(
+    tmp_path: Path, trainer: str, config: dict[str, Any], trained: set[str]
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(config))
+    verdict = verify(path, TOWERS, trainer)
+    assert set(verdict.trained) == trained
+    assert verdict.is_good
+
+
+def test_verify_says_if_it_does_not_know_the_towers(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump({"trainable_parameters": [TEXT]}))
+    config = ModelConfig({**TOWERS.config.data, "model_type": "other"}) if TOWERS.config else None
+    assert Reason.TOWER in reasons(path, "ms-swift", replace(TOWERS, config=config))
+
+
+def test_verify_freezes_by_a_ratio_only_if_the_order_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("freeze_parameters_ratio: 0.5\ntrainable_parameters: [a]\n")
+    given = Parameters(shapes=dict.fromkeys(("a", "b", "c", "d"), (2, 2)), origin="given")
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(path, given, "ms-swift")
+    assert error.value.reason == "needs_sizes"
+    assert verify(path, replace(given, is_ordered=True), "ms-swift").trained == ("a", "c", "d")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config"),
+    [
+        ("axolotl", {"unfrozen_parameters": ["^score.weight$"], "reward_model": True}),
+        ("axolotl", {"unfrozen_parameters": ["score"], "model_type": "AutoModelForSequenceClassification"}),
+        ("ms-swift", {"trainable_parameters": ["score"], "freeze_parameters_ratio": 1, "num_labels": 2}),
+    ],
+)
+def test_verify_knows_the_head_of_a_classifier(tmp_path: Path, trainer: str, config: dict[str, Any]) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(config))
+    causal = replace(PARAMETERS, config=ModelConfig({"architectures": ["LlamaForCausalLM"]}))
+    verdict = verify(path, causal, trainer)
+    assert verdict.is_good
+    assert verdict.trained == ("score.weight",)
+
+
+def test_verify_says_that_a_script_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.sh"
+    path.write_text("swift sft \\\n    --model org/name \\\n    --trainable_parameters model.layers.1 \\\n")
+    with pytest.raises(SpectrumStreamError) as error:
+        verify(path, PARAMETERS, "ms-swift")
+    assert error.value.reason == "not_a_selection"
+    assert "trainable_parameters: [" in str(error.value.hint)

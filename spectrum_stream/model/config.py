@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
@@ -112,6 +113,11 @@ class ModelConfig:
         return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
     @property
+    def has_code(self) -> bool:
+        """Whether the repo has code of its own for the model, which some trainers run."""
+        return any(isinstance(name, str) and name.startswith("AutoModel") for name in _mapping(self.data.get("auto_map")))
+
+    @property
     def text(self) -> Mapping[str, Any]:
         """The config of the language model in a multimodal model; empty if there is none."""
         return _mapping(self.data.get("text_config"))
@@ -119,7 +125,7 @@ class ModelConfig:
     @property
     def layer_count(self) -> int | None:
         """The number of layers of the language model."""
-        return _first(_integer(part.get("num_hidden_layers")) for part in (self.text, self.data))
+        return _first(_integer(part.get(name)) for part in (self.text, self.data) for name in _LAYER_COUNTS)
 
     @property
     def expert_count(self) -> int | None:

@@ -19,11 +19,12 @@ from ..errors import UsageError
 from ..text import counted, listed
 from . import families
 from .config import ModelConfig
-from .family_names import Family, ModelClass, find_family, find_tie
+from .family_names import Family, ModelClass, find_family
 from .matrix import Matrix, Skipped
 from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_weight, module_of
 from .no_score import NoScore
 from .schemes import parameter_of
+from .ties import can_be_tied
 from .transformers_names import InstalledModel
 from .wrappers import find_change, remove_known_wrappers, remove_wrappers, without_components
 
@@ -174,7 +175,7 @@ def find_naming(
     if names is Names.INSTALLED:
         model = InstalledModel(config, len(stored))
         model_class = None if family is None else family.classes.get(model.class_name)
-        unloaded = _Unloaded(family, model_class, shared, model.tied.get, is_tied=find_tie(config) is not False)
+        unloaded = _Unloaded(family, model_class, shared, model.tied.get, is_tied=can_be_tied(config))
         naming = _load(stored, weights, config.layer_count, model.find, unloaded)
         if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
             return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model.class_name, names))
@@ -196,7 +197,7 @@ def find_naming(
         return found
 
     unloaded = _Unloaded(
-        family, model_class, shared, model_class.find_owner, rename, is_tied=find_tie(config) is not False
+        family, model_class, shared, model_class.find_owner, rename, is_tied=can_be_tied(config)
     )
     naming = _load(stored, weights, config.layer_count, find, unloaded)
     if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):

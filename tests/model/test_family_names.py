@@ -352,7 +352,10 @@ CODE = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X
 
 
 def test_names_are_unchecked_if_code_of_the_repo_can_name_parameters_otherwise(tmp_path: Path, cli: Cli) -> None:
-    folder = save_as(tmp_path, tiny("qwen3_moe"), config={"auto_map": CODE})
+    # transformers stores the experts separately, and loads them fused.
+    tiny("qwen3_moe").save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    save_config(folder, auto_map=CODE)
     a_plan = plan(folder)
     assert a_plan.names == Names.CHECKPOINT and not a_plan.inventory.is_established
     assert all(w.parameter == w.tensor for w in a_plan.matrices)
@@ -467,7 +470,7 @@ def test_parameters_that_only_some_models_of_a_family_have_are_known(
     model.save_pretrained(tmp_path)
     a_plan = plan(str(tmp_path))
     own = {name for name, _ in model.named_parameters()}
-    assert a_plan.inventory.is_established and not a_plan.inventory.unscored
+    assert a_plan.inventory.is_established
     assert weights_of(model) <= names_of(a_plan) <= own
 
 

@@ -115,7 +115,9 @@ class ModelConfig:
     @property
     def has_code(self) -> bool:
         """Whether the repo has code of its own for the model, which some trainers run."""
-        return any(isinstance(name, str) and name.startswith("AutoModel") for name in _mapping(self.data.get("auto_map")))
+        return any(
+            isinstance(name, str) and name.startswith("AutoModel") for name in _mapping(self.data.get("auto_map"))
+        )
 
     @property
     def text(self) -> Mapping[str, Any]:

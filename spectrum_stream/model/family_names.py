@@ -164,7 +164,7 @@ def shape_of(name: str, *, keeps_bias: bool = False) -> str:
         keeps_bias: whether a bias has its whole name, as where a module has no weight.
     """
     owner, _, last = name.rpartition(".")
-    is_module = owner and (last == "weight" or last == "bias" and not keeps_bias)
+    is_module = owner and (last == "weight" or (last == "bias" and not keeps_bias))
     parts = [*owner.split("."), ""] if is_module else name.split(".")
     return ".".join("*" if part.isdecimal() else part for part in parts)
 
@@ -180,7 +180,11 @@ def _entries() -> Mapping[str, Any]:
 
 
 def _read_class(
-    name: str, about: Mapping[str, Any], base: frozenset[str], parts: Mapping[str, frozenset[str]], is_tied: bool | None
+    name: str,
+    about: Mapping[str, Any],
+    base: frozenset[str],
+    parts: Mapping[str, frozenset[str]],
+    is_tied: bool | None,
 ) -> ModelClass:
     at = f"{about['at']}." if about.get("at") else ""
     inner = base - frozenset(_expand(about.get("lacks", ()), parts))

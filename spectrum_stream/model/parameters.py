@@ -196,9 +196,7 @@ def find_naming(
                 found[name] = renamed, _move_prefix(renamed, parameter, rename_in_v4(name))
         return found
 
-    unloaded = _Unloaded(
-        family, model_class, shared, model_class.find_owner, rename, is_tied=can_be_tied(config)
-    )
+    unloaded = _Unloaded(family, model_class, shared, model_class.find_owner, rename, is_tied=can_be_tied(config))
     naming = _load(stored, weights, config.layer_count, find, unloaded)
     if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
         return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model_class.name, names))
@@ -355,12 +353,16 @@ def _leave_out_unknown(naming: Naming, model_class: str) -> Naming:
     if not naming.unknown:
         return naming
     some = listed(list(dict.fromkeys(map(module_of, naming.unknown))), 5)
+    left_out = f"{model_class} has no parameter for these modules, so they are left out: {some}"
     return replace(
         naming,
         not_loaded=naming.not_loaded | set(naming.unknown),
         unknown=(),
         is_established=True,
-        warnings=(*naming.warnings[:-1], f"{model_class} has no parameter for these modules, so they are left out: {some}"),
+        warnings=(
+            *naming.warnings[:-1],
+            f"{model_class} has no parameter for these modules, so they are left out: {some}",
+        ),
     )
 
 
@@ -386,23 +388,21 @@ def _warn_of_wrappers(prefixes: Sequence[str]) -> list[str]:
 def _warn_of_misfit(naming: Naming, weights: Collection[str], model_class: str, names: Names) -> str:
     if not naming.unknown:
         return f"{model_class} of {names} loads none of the weights, so the names of the checkpoint are used"
-    return (
-        f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')} are not in {model_class} of {names}, so "
-        f"the names of the checkpoint are used: {listed(naming.unknown)}"
-    )
+    share = f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')}"
+    return f"{share} are not in {model_class} of {names}, so the names of the checkpoint are used: {listed(naming.unknown)}"
 
 
 def _warn_of_class(config: ModelConfig, names: Names) -> str:
     return (
         f"the names of {names} are not known for {listed(config.architectures)[:100]}, so the names of the checkpoint "
-        f"are used"
+        "are used"
     )
 
 
 def _warn_of_code(model_class: str) -> str:
     return (
-        "config.json names code of the repo for the model (auto_map), which is not run, so the names of the checkpoint "
-        f"are used; --names {Names.INSTALLED} has the names in a trainer that loads {model_class} instead"
+        "config.json names code of the repo for the model (auto_map), which is not run, so the names of the "
+        f"checkpoint are used; --names {Names.INSTALLED} has the names in a trainer that loads {model_class} instead"
     )
 
 

@@ -475,7 +475,9 @@ def test_parameters_that_only_some_models_of_a_family_have_are_known(
 
 
 def test_layer_beyond_the_config_is_not_loaded(tmp_path: Path) -> None:
-    folder = save_as(tmp_path, tiny("gpt2", settings={"n_layer": 3}), config={"n_layer": 2, "num_hidden_layers": None})
+    folder = save_as(
+        tmp_path, tiny("gpt2", settings={"n_layer": 3}), config={"n_layer": 2, "num_hidden_layers": None}
+    )
     left_out = {s.tensor for s in plan(folder).skipped if s.no_score is NoScore.NOT_LOADED}
     assert "transformer.h.2.mlp.c_fc.weight" in left_out
     assert all(name.startswith("transformer.h.2.") for name in left_out)

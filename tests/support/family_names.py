@@ -123,7 +123,7 @@ def parameters_of(model: Any) -> Parameters:
     for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         pair = shape_of(name, keeps_bias=True), shape_of(source, keeps_bias=True)
         # The embedding can belong to another family.
-        if pair[0] in shapes and pair[1] in names or pair[1] in shapes and pair[0] in names:
+        if (pair[0] in shapes and pair[1] in names) or (pair[1] in shapes and pair[0] in names):
             first, other = sorted(pair, key=names.index)
             tied[other] = first
     # A head shares the embedding only if config.json says so.

@@ -389,14 +389,13 @@ def _warn_of_misfit(naming: Naming, weights: Collection[str], model_class: str, 
     if not naming.unknown:
         return f"{model_class} of {names} loads none of the weights, so the names of the checkpoint are used"
     share = f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')}"
-    return f"{share} are not in {model_class} of {names}, so the names of the checkpoint are used: {listed(naming.unknown)}"
+    some = listed(naming.unknown)
+    return f"{share} are not in {model_class} of {names}, so the names of the checkpoint are used: {some}"
 
 
 def _warn_of_class(config: ModelConfig, names: Names) -> str:
-    return (
-        f"the names of {names} are not known for {listed(config.architectures)[:100]}, so the names of the checkpoint "
-        "are used"
-    )
+    classes = listed(config.architectures)[:100]
+    return f"the names of {names} are not known for {classes}, so the names of the checkpoint are used"
 
 
 def _warn_of_code(model_class: str) -> str:

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from spectrum_stream.model.family_names import shape_of
@@ -35,9 +35,9 @@ def _variants(family: str) -> Iterator[Callable[[], Any]]:
     config_class = _transformers().CONFIG_MAPPING[family]
     small = shrunk(config_class, TEXT) | MORE.get(family, {})
     default = config_class(**small)
-    yield lambda: config_class(**small)
+    yield partial(config_class, **small)
     for change in _changes(default.to_dict()):
-        yield lambda change=change: config_class(**small | change)
+        yield partial(config_class, **small | change)
 
 
 def _rare_variants(family: str) -> Iterator[Callable[[], Any]]:
@@ -53,7 +53,7 @@ def _rare_variants(family: str) -> Iterator[Callable[[], Any]]:
             whole += [{name: inner | change} for change in (*_changes(inner), *_sizes(inner))]
             whole.append({name: plain | _deepen(plain)})
     for change in whole:
-        yield lambda change=change: config_class(**small | change)
+        yield partial(config_class, **small | change)
 
 
 def _deepen(settings: Mapping[str, Any]) -> dict[str, Any]:

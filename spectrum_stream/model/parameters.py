@@ -359,10 +359,7 @@ def _leave_out_unknown(naming: Naming, model_class: str) -> Naming:
         not_loaded=naming.not_loaded | set(naming.unknown),
         unknown=(),
         is_established=True,
-        warnings=(
-            *naming.warnings[:-1],
-            f"{model_class} has no parameter for these modules, so they are left out: {some}",
-        ),
+        warnings=(*naming.warnings[:-1], left_out),
     )
 
 

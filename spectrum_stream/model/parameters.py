@@ -175,7 +175,13 @@ def find_naming(
     if names is Names.INSTALLED:
         model = InstalledModel(config, len(stored))
         model_class = None if family is None else family.classes.get(model.class_name)
-        unloaded = _Unloaded(family, model_class, shared, model.tied.get, is_tied=can_be_tied(config))
+        unloaded = _Unloaded(
+            family=family,
+            model_class=model_class,
+            shared=shared,
+            find_owner=model.tied.get,
+            is_tied=can_be_tied(config),
+        )
         naming = _load(stored, weights, config.layer_count, model.find, unloaded)
         if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
             return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model.class_name, names))
@@ -196,7 +202,14 @@ def find_naming(
                 found[name] = renamed, _move_prefix(renamed, parameter, rename_in_v4(name))
         return found
 
-    unloaded = _Unloaded(family, model_class, shared, model_class.find_owner, rename, is_tied=can_be_tied(config))
+    unloaded = _Unloaded(
+        family=family,
+        model_class=model_class,
+        shared=shared,
+        find_owner=model_class.find_owner,
+        rename=rename,
+        is_tied=can_be_tied(config),
+    )
     naming = _load(stored, weights, config.layer_count, find, unloaded)
     if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
         return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model_class.name, names))
@@ -249,7 +262,7 @@ def _move_prefix(renamed: str, parameter: str, name: str) -> str:
     return name.removeprefix(renamed.removesuffix(parameter))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Unloaded:
     """The stored names that transformers knows and leaves out of a class, by the table."""
 

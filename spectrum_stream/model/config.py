@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _COUNT = re.compile(r"layer|block|hidden_groups|depth")
 _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
@@ -115,9 +116,11 @@ class ModelConfig:
         return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
     @property
-    def has_own_code(self) -> bool:
-        """Whether the code of the model may be in its repo. A trainer runs it if its user allows that."""
-        return bool(_mapping(self.data.get("auto_map")))
+    def has_code(self) -> bool:
+        """Whether the repo has code of its own for the model, which some trainers run."""
+        return any(
+            isinstance(name, str) and name.startswith("AutoModel") for name in _mapping(self.data.get("auto_map"))
+        )
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -127,7 +130,7 @@ class ModelConfig:
     @property
     def layer_count(self) -> int | None:
         """The number of layers of the language model."""
-        return _first(_integer(part.get("num_hidden_layers")) for part in (self.text, self.data))
+        return _first(_integer(part.get(name)) for part in (self.text, self.data) for name in _LAYER_COUNTS)
 
     @property
     def other_counts(self) -> frozenset[int]:

@@ -123,6 +123,9 @@ V5: Mapping[str, Rules] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN2_VL),
     "gpt_neox": ((r"^embed_out\.", "lm_head."),),
     "vit": _VIT,
+    # The class with a projection keeps the prefix, which `find` adds.
+    "clip_text_model": ((r"^text_model\.", ""),),
+    **dict.fromkeys(("clip_vision_model", "siglip_vision_model"), ((r"^vision_model\.", ""),)),
     "deepseek_v4": _DEEPSEEK_V4,
 }
 # The rules of transformers 4 from 4.52 on, which keeps experts and towers as they are stored.

@@ -10,17 +10,20 @@ The file has the classes of each family:
                 lacks   parameters of the base model that the class leaves out
                 tied    parameters that share another one, each with the one that named_parameters lists
                 tied_by_default  the same, unless config.json unties the head
+                heads   heads of a language model that share the embedding, if config.json ties them
                 ignored regular expressions of stored names that transformers leaves out silently
+    ties      whether the family ties the head if config.json does not say
     parts     settings of the config that are configs of other families, each with its default family
 
-A name in it has `*` for a number. A dot at its end stands for the weight and the bias of a module. `{q,v}_proj.`
+A name in it has `*` for a number. A dot at its end stands for the weight and the bias of a module; a module with only
+a bias has the whole name. `{q,v}_proj.`
 stands for two names, and `vision_tower.<vision_config>` for all parameters of another family.
 `python -m tests.support.families` writes the file, from transformers 5.24.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +44,7 @@ class ModelClass:
         prefix: the prefix that transformers adds or removes to make a stored name fit: `model.`.
         shapes: the names of all parameters, as in the file.
         tied: parameters that share another one, each with the one that named_parameters lists.
+        heads: those of them that are the head of a language model.
         ignored: expressions for stored names that transformers leaves out silently.
     """
 
@@ -49,6 +53,7 @@ class ModelClass:
     prefix: str
     shapes: frozenset[str]
     tied: Mapping[str, str]
+    heads: Collection[str]
     ignored: tuple[re.Pattern[str], ...]
 
     def find(self, name: str) -> str | None:
@@ -66,7 +71,15 @@ class ModelClass:
 
     def owns(self, name: str) -> bool:
         """Whether a parameter has this name."""
-        return shape_of(name) in self.shapes
+        return _has(self.shapes, name)
+
+    def find_owner(self, parameter: str) -> str | None:
+        """Find the parameter that another one shares; None if it is a parameter of its own.
+
+        That one has no number in its name.
+        """
+        owner = self.tied.get(shape_of(parameter) if parameter.endswith(".weight") else parameter)
+        return f"{owner}weight" if owner is not None and owner.endswith(".") else owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,10 @@ class Family:
         return first if is_causal_class(first.name) else None
 
     def find_class(self, config: ModelConfig) -> ModelClass | None:
-        """Find the class that config.json names."""
-        return next((self.classes[name] for name in config.architectures if name in self.classes), None)
+        """Find the class that config.json names. Old files have other capital letters: `LLaMAForCausalLM`."""
+        by_name = {name.casefold(): found for name, found in self.classes.items()}
+        names = (name.casefold() for name in config.architectures)
+        return next((by_name[name] for name in names if name in by_name), None)
 
     def guess_class(self, weights: Iterable[str]) -> ModelClass:
         """Guess the class of weights under a config.json that names none.
@@ -100,8 +115,8 @@ class Family:
 
     def leaves_out(self, name: str, model_class: ModelClass) -> bool:
         """Whether transformers knows a stored name, and leaves it out of a class."""
-        shape, prefixes = shape_of(name), {c.at for c in self.classes.values()}
-        is_known = any(shape.startswith(at) and shape.removeprefix(at) in self.known for at in prefixes)
+        prefixes = {c.at for c in self.classes.values()}
+        is_known = any(name.startswith(at) and _has(self.known, name.removeprefix(at)) for at in prefixes)
         return is_known or any(pattern.search(name) for pattern in model_class.ignored)
 
 
@@ -117,17 +132,45 @@ def find_family(config: ModelConfig) -> Family | None:
         inner = _entries().get(family) if isinstance(family, str) else None
         parts[setting] = frozenset(_expand(inner["base"], {})) if inner is not None else frozenset()
     base = frozenset(_expand(entry["base"], parts))
-    is_tied = config.ties_embeddings is not False
+    is_tied = find_tie(config)
     classes = {name: _read_class(name, about, base, parts, is_tied) for name, about in entry["classes"].items()}
     known = {shape.removeprefix(c.at) for c in classes.values() for shape in c.shapes} | base
     return Family(classes, frozenset(known))
 
 
-def shape_of(name: str) -> str:
-    """Return the name of a parameter as the file has it: `layers.*.mlp.up_proj.`."""
+def can_list_head(config: ModelConfig) -> bool:
+    """Whether a head that is not stored can be the embedding: False if the class has no such head."""
+    family = find_family(config)
+    found = None if family is None else family.find_class(config)
+    return found is None or "lm_head." in found.heads
+
+
+def find_tie(config: ModelConfig) -> bool | None:
+    """Whether the head of a model is its embedding: by config.json, or the default of the family.
+
+    None if neither says so. transformers reads the settings of a known family at the top only.
+    """
+    said = config.data.get("tie_word_embeddings")
+    entry = _entries().get(config.model_type or "")
+    if entry is None:
+        return config.ties_embeddings
+    return bool(said) if isinstance(said, (bool, int, float)) else bool(entry.get("ties"))
+
+
+def shape_of(name: str, *, keeps_bias: bool = False) -> str:
+    """Return the name of a parameter as the file has it: `layers.*.mlp.up_proj.`.
+
+    Args:
+        keeps_bias: whether a bias has its whole name, as where a module has no weight.
+    """
     owner, _, last = name.rpartition(".")
-    parts = [*owner.split("."), ""] if owner and last in ("weight", "bias") else name.split(".")
+    is_module = owner and (last == "weight" or (last == "bias" and not keeps_bias))
+    parts = [*owner.split("."), ""] if is_module else name.split(".")
     return ".".join("*" if part.isdecimal() else part for part in parts)
+
+
+def _has(shapes: Collection[str], name: str) -> bool:
+    return shape_of(name) in shapes or shape_of(name, keeps_bias=True) in shapes
 
 
 @cache
@@ -137,17 +180,23 @@ def _entries() -> Mapping[str, Any]:
 
 
 def _read_class(
-    name: str, about: Mapping[str, Any], base: frozenset[str], parts: Mapping[str, frozenset[str]], is_tied: bool
+    name: str,
+    about: Mapping[str, Any],
+    base: frozenset[str],
+    parts: Mapping[str, frozenset[str]],
+    is_tied: bool | None,
 ) -> ModelClass:
     at = f"{about['at']}." if about.get("at") else ""
     inner = base - frozenset(_expand(about.get("lacks", ()), parts))
     prefix = about.get("prefix", about.get("at"))
+    heads = about.get("heads", {}) if is_tied else {}
     return ModelClass(
         name=name,
         at=at,
         prefix=f"{prefix}." if prefix else "",
         shapes=frozenset(_expand(about.get("adds", ()), parts)) | {at + shape for shape in inner},
-        tied=about.get("tied", {}) | (about.get("tied_by_default", {}) if is_tied else {}),
+        tied=about.get("tied", {}) | (about.get("tied_by_default", {}) if is_tied else {}) | heads,
+        heads=frozenset(heads),
         ignored=tuple(re.compile(pattern) for pattern in about.get("ignored", ())),
     )
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from ..errors import UsageError
 from ..text import listed
 from .config import ModelConfig
+from .family_names import can_list_head
 
 WEIGHT_SUFFIX = ".weight"
 
@@ -22,7 +23,8 @@ _HEAD_NAMES = ("lm_head", "embed_out", "output")
 _EXPERT = re.compile(r"(^|\.)((?:local_)?experts)\.[0-9]+\.")
 # Only layers of the language model: a tower can have more layers.
 _LAYER = re.compile(
-    r"(?:model\.|language_model\.|model\.language_model\.|language_model\.model\.)?layers\.([0-9]{1,9})\."
+    r"(?:model\.|language_model\.|model\.language_model\.|language_model\.model\.|transformer\.)?"
+    r"(?:layers|h|blocks)\.([0-9]{1,9})\."
 )
 _TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
 _NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
@@ -216,6 +218,8 @@ def find_tied_head(tensors: Iterable[str], config: ModelConfig) -> tuple[str, st
     modules = {module_of(t): t for t in tensors if is_weight(t)}
     # If the language model is a part of a larger model, its head has a prefix.
     if any(is_head(m) and not tower_of(m) for m in modules):
+        return None
+    if not can_list_head(config):
         return None
     embeddings = sorted((m for m in modules if m.rsplit(".", 1)[-1] in _EMBEDDING_NAMES), key=model_order)
     # A model with the embedding of an encoder, such as BLIP, has another head.

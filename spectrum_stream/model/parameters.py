@@ -19,13 +19,14 @@ from ..errors import UsageError
 from ..text import counted, listed
 from . import families
 from .config import ModelConfig
-from .family_names import Family, ModelClass, find_family, shape_of
+from .family_names import Family, ModelClass, find_family
 from .matrix import Matrix, Skipped
 from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_weight, module_of
 from .no_score import NoScore
 from .schemes import parameter_of
+from .ties import can_be_tied
 from .transformers_names import InstalledModel
-from .wrappers import find_change, remove_wrappers, without_components
+from .wrappers import find_change, remove_known_wrappers, remove_wrappers, without_components
 
 
 class Names(StrEnum):
@@ -174,16 +175,22 @@ def find_naming(
     if names is Names.INSTALLED:
         model = InstalledModel(config, len(stored))
         model_class = None if family is None else family.classes.get(model.class_name)
-        naming = _load(stored, weights, config.layer_count, model.find, _Unloaded(family, model_class, shared))
-        return replace(naming, names=names, model_class=model.class_name)
+        unloaded = _Unloaded(
+            family=family,
+            model_class=model_class,
+            shared=shared,
+            find_owner=model.tied.get,
+            is_tied=can_be_tied(config),
+        )
+        naming = _load(stored, weights, config.layer_count, model.find, unloaded)
+        if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
+            return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model.class_name, names))
+        return replace(_leave_out_unknown(naming, model.class_name), names=names, model_class=model.class_name)
     table = _TABLES[names]
     if family is None or kind is None or kind not in table:
-        return _keep_names(stored, _warn_of_family(kind, names, has_config=bool(config.data)))
-    if config.has_own_code and family.find_class(config) is None:
-        what = listed(config.architectures)[:100] or "no class"
-        return _keep_names(
-            stored, f"config.json names {what} and code of its own, so the names of the checkpoint are used"
-        )
+        return _keep_names(stored, weights, _warn_of_family(kind, names, has_config=bool(config.data)))
+    if config.architectures and family.find_class(config) is None:
+        return _keep_names(stored, weights, _warn_of_class(config, names))
     model_class, warnings = _find_class(family, config, weights)
     rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
 
@@ -195,13 +202,20 @@ def find_naming(
                 found[name] = renamed, _move_prefix(renamed, parameter, rename_in_v4(name))
         return found
 
-    naming = _load(stored, weights, config.layer_count, find, _Unloaded(family, model_class, shared, rename))
-    if 2 * len(naming.unknown) > len(weights):
-        return _keep_names(
-            stored,
-            f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')} are not in {model_class.name} of "
-            f"{names}, so the names of the checkpoint are used: {listed(naming.unknown)}",
-        )
+    unloaded = _Unloaded(
+        family=family,
+        model_class=model_class,
+        shared=shared,
+        find_owner=model_class.find_owner,
+        rename=rename,
+        is_tied=can_be_tied(config),
+    )
+    naming = _load(stored, weights, config.layer_count, find, unloaded)
+    if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
+        return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model_class.name, names))
+    # Code of the repo can name its parameters as it stores them, or as transformers does.
+    if config.has_code and any(naming.parameters.get(name) != name for name in weights):
+        return _keep_names(stored, weights, _warn_of_code(model_class.name))
     return replace(naming, names=names, model_class=model_class.name, warnings=(*warnings, *naming.warnings))
 
 
@@ -211,8 +225,7 @@ def _find_class(family: Family, config: ModelConfig, weights: Iterable[str]) -> 
     if found is None:
         rename = families.compile_rules(families.V5[config.model_type or ""])
         guessed = family.guess_class(rename(without_components(name)) for name in weights)
-        what = f"names {listed(config.architectures)[:100]}" if config.architectures else "has no architectures"
-        return guessed, [f"config.json {what}, so the names are those of {guessed.name}"]
+        return guessed, [f"config.json has no architectures, so the names are those of {guessed.name}"]
     if (base := find_base_model(config)) is not None:
         return found, [
             f"config.json names {found.name}; in a trainer that loads {base.causal}, as Axolotl does, the names have "
@@ -249,14 +262,16 @@ def _move_prefix(renamed: str, parameter: str, name: str) -> str:
     return name.removeprefix(renamed.removesuffix(parameter))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Unloaded:
     """The stored names that transformers knows and leaves out of a class, by the table."""
 
     family: Family | None
     model_class: ModelClass | None
     shared: Collection[str]
+    find_owner: Callable[[str], str | None]
     rename: Callable[[str], str] = str
+    is_tied: bool = True
 
     def has(self, name: str) -> bool:
         if self.family is None or self.model_class is None or name in self.shared:
@@ -265,16 +280,16 @@ class _Unloaded:
 
     def merge_tied(self, parameters: Mapping[str, str]) -> dict[str, str]:
         """Leave out tensors that share the parameter of another one, and name alone ones by their owner."""
-        tied = {} if self.model_class is None else self.model_class.tied
         stored = set(parameters.values())
         merged: dict[str, str] = {}
         for name, parameter in parameters.items():
-            owner = tied.get(shape_of(parameter)) if is_weight(parameter) and name not in self.shared else None
-            # An owner has no number in its name.
-            there = parameter if owner is None else f"{owner}weight"
-            if there == parameter or there not in stored:
-                merged[name] = there
+            owner = self.find_owner(parameter) if name not in self.shared else None
+            if owner is None or owner not in stored:
+                merged[name] = there = owner or parameter
                 stored.add(there)
+            # The values of weights were compared. transformers keeps both if they differ.
+            elif self.is_tied and is_weight(parameter):
+                merged[name] = parameter
         return merged
 
 
@@ -305,10 +320,7 @@ def _load(
     left_out |= {name for name in stored if plain[name] not in found and unloaded.has(plain[name])}
     not_loaded = left_out - merged.keys()
     unknown = tuple(name for name in weights if name not in merged and name not in not_loaded)
-    warnings = []
-    if prefixes:
-        what = "the prefix of a wrapper was" if len(prefixes) == 1 else "the prefixes of wrappers were"
-        warnings.append(f"{what} removed from the names of the checkpoint: {listed(prefixes)}")
+    warnings = _warn_of_wrappers(prefixes)
     if unknown:
         warnings.append(_warn_of_unknown([module_of(name) for name in unknown]))
     return Naming(
@@ -345,13 +357,61 @@ def _warn_of_unknown(modules: Sequence[str]) -> str:
     return f"these modules have no parameter in the model, so they keep the checkpoint's names: {some}"
 
 
-def _keep_names(stored: Sequence[str], warning: str) -> Naming:
+def _loads_nothing(naming: Naming, weights: Collection[str]) -> bool:
+    return bool(weights) and not any(name in naming.parameters for name in weights)
+
+
+def _leave_out_unknown(naming: Naming, model_class: str) -> Naming:
+    """Leave out the weights that a model of the installed transformers does not have."""
+    if not naming.unknown:
+        return naming
+    some = listed(list(dict.fromkeys(map(module_of, naming.unknown))), 5)
+    left_out = f"{model_class} has no parameter for these modules, so they are left out: {some}"
+    return replace(
+        naming,
+        not_loaded=naming.not_loaded | set(naming.unknown),
+        unknown=(),
+        is_established=True,
+        warnings=(*naming.warnings[:-1], left_out),
+    )
+
+
+def _keep_names(stored: Sequence[str], weights: Collection[str], warning: str) -> Naming:
+    """Keep the names of the checkpoint, without the prefixes that only wrappers have."""
     rename = families.compile_rules(())
+    plain, prefixes = remove_known_wrappers(stored, weights)
     return Naming(
         names=Names.CHECKPOINT,
-        parameters={name: rename(name) for name in stored},
+        parameters={name: rename(plain[name]) for name in stored},
         is_established=False,
-        warnings=(warning,),
+        warnings=(warning, *_warn_of_wrappers(prefixes)),
+    )
+
+
+def _warn_of_wrappers(prefixes: Sequence[str]) -> list[str]:
+    if not prefixes:
+        return []
+    what = "the prefix of a wrapper was" if len(prefixes) == 1 else "the prefixes of wrappers were"
+    return [f"{what} removed from the names of the checkpoint: {listed(prefixes)}"]
+
+
+def _warn_of_misfit(naming: Naming, weights: Collection[str], model_class: str, names: Names) -> str:
+    if not naming.unknown:
+        return f"{model_class} of {names} loads none of the weights, so the names of the checkpoint are used"
+    share = f"{len(naming.unknown)} of {counted(len(weights), 'weight', 'weights')}"
+    some = listed(naming.unknown)
+    return f"{share} are not in {model_class} of {names}, so the names of the checkpoint are used: {some}"
+
+
+def _warn_of_class(config: ModelConfig, names: Names) -> str:
+    classes = listed(config.architectures)[:100]
+    return f"the names of {names} are not known for {classes}, so the names of the checkpoint are used"
+
+
+def _warn_of_code(model_class: str) -> str:
+    return (
+        "config.json names code of the repo for the model (auto_map), which is not run, so the names of the "
+        f"checkpoint are used; --names {Names.INSTALLED} has the names in a trainer that loads {model_class} instead"
     )
 
 
@@ -378,7 +438,7 @@ def _hash_names(names: Iterable[str]) -> str:
 
 def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], naming: Naming) -> NamedMatrices:
     """Give each matrix its parameter, unless a part of that parameter has no score."""
-    if naming.names == Names.CHECKPOINT:
+    if naming.names == Names.CHECKPOINT and naming.is_established:
         return NamedMatrices(matrices=tuple(matrices), naming=naming, warnings=naming.warnings)
     parameters = naming.parameters
     incomplete = {parameters.get(_stored_name_of(s)) for s in skipped if s.no_score.is_failure}

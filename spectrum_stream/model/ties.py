@@ -13,6 +13,7 @@ from ..checkpoint import LocalShard, Shard
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
 from .config import ModelConfig
+from .family_names import find_tie
 from .matrix import FLOAT_DTYPES
 from .names import is_head, is_weight, model_order, module_of, tower_of
 
@@ -61,14 +62,19 @@ class StoredTies:
     warnings: tuple[str, ...]
 
 
+def can_be_tied(config: ModelConfig) -> bool:
+    """Whether transformers ties stored weights of this model if their values are equal."""
+    ties = find_tie(config)
+    is_tied = config.model_type in _TIED_BY_DEFAULT if ties is None else ties
+    return is_tied or config.model_type in _ALWAYS_TIED
+
+
 def find_stored_ties(checkpoint: Checkpoint, config: ModelConfig) -> StoredTies:
     """Find the weights that the model ties to another stored one.
 
     Values are compared whole on this machine. Those of a repo are compared in part, and a warning says so.
     """
-    ties = config.ties_embeddings
-    is_tied = config.model_type in _TIED_BY_DEFAULT if ties is None else ties
-    if not is_tied and config.model_type not in _ALWAYS_TIED:
+    if not can_be_tied(config):
         return StoredTies({}, ())
     owners: dict[str, str] = {}
     assumed, differing = [], []

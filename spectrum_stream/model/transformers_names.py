@@ -6,7 +6,7 @@ imports private modules of transformers.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import UsageError
@@ -39,6 +39,8 @@ class InstalledModel:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+        # By name, the parameter that it shares: the one that named_parameters() lists.
+        self.tied = _find_tied(model, list(self._shapes))
 
     def find(self, tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Find the parameter that each tensor becomes, or becomes a part of.
@@ -80,12 +82,18 @@ def find_model_parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...
     model = _model(config)
     every = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     own = dict(model.named_parameters())
-    # On the meta device no parameters are tied yet. The model has a list of those that will be.
-    tied = {
-        k: v for k, v in (getattr(model, "all_tied_weights_keys", None) or {}).items() if k in every and v in every
-    }
+    tied = _find_tied(model, list(every))
     tied |= {name: name for name in every.keys() - own.keys() - tied.keys()}
     return every, tied
+
+
+def _find_tied(model: Any, names: Sequence[str]) -> dict[str, str]:
+    """Find the names that will share a parameter, each with the first one, which named_parameters() lists."""
+    # On the meta device no parameters are tied yet. The model has a list of those that will be.
+    pairs = (getattr(model, "all_tied_weights_keys", None) or {}).items()
+    order = {name: i for i, name in enumerate(names)}
+    found = (sorted(pair, key=order.__getitem__) for pair in pairs if set(pair) <= order.keys())
+    return {other: first for first, other in found}
 
 
 def _model(config: ModelConfig) -> Any:

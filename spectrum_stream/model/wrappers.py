@@ -10,6 +10,11 @@ _COMPONENTS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
     r"|base_layer|modules_to_save\.[^.]+)\."
 )
+# The first four are never names of modules. The others can be, and count only if all names have them.
+_UNAMBIGUOUS = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+_SHARED = ("module.", "pretrained_model.", "base_model.model.", "_model.")
 # A prefix has at most this many components.
 _MAX_COMPONENTS = 8
 # The number of changes that are tried on all names.
@@ -21,6 +26,27 @@ _MAX_OWNERS = 4
 def without_components(name: str) -> str:
     """Remove the components that wrappers add anywhere in a name: `layers._orig_mod.0` is `layers.0`."""
     return _COMPONENTS.sub("", name)
+
+
+def remove_known_wrappers(names: Collection[str], weights: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Remove the prefixes that only wrappers have from the names of a model that is not known.
+
+    Args:
+        names: all names.
+        weights: those of them that must share a prefix that a module could have too: `module.`.
+
+    Returns:
+        as `remove_wrappers`.
+    """
+    plain = _injective({name: _UNAMBIGUOUS.sub("", name) for name in names})
+    removed = Counter(part for name in names if plain[name] != name for part in _UNAMBIGUOUS.findall(name))
+    for _ in range(_MAX_COMPONENTS):
+        shared = next((p for p in _SHARED if weights and all(plain[name].startswith(p) for name in weights)), None)
+        if shared is None:
+            break
+        plain = _injective({name: there.removeprefix(shared) for name, there in plain.items()})
+        removed[shared] += len(weights)
+    return plain, tuple(prefix for prefix, _ in removed.most_common())
 
 
 @dataclass(frozen=True, slots=True)

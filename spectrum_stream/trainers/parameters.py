@@ -96,10 +96,6 @@ def parameters_of(
             f"config.json names {base.name}, but the trainer loads {base.causal}: the names of its parameters have "
             f"the prefix `{base.prefix}`"
         )
-    if names is Names.INSTALLED:
-        whole, tied = transformers_names.find_model_parameters(config)
-        origin = "the model that transformers builds from config.json"
-        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence, config=config, is_ordered=True)
     checkpoint = read_checkpoint(source)
     stored = {
         parameter_of(tensor.name): tensor.shape if parameter_of(tensor.name) == tensor.name else None
@@ -111,6 +107,13 @@ def parameters_of(
     if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
         owners[f"{head[0]}.weight"] = parameter_of(head[1])
     naming = find_naming(config, names, [*stored, *owners], shared=owners)
+    if names is Names.INSTALLED:
+        whole, tied = transformers_names.find_model_parameters(config)
+        # transformers keeps two parameters apart if they are stored with different values.
+        own = {parameter for name, parameter in naming.parameters.items() if name not in owners}
+        tied = {name: owner for name, owner in tied.items() if name not in own}
+        origin = "the model that transformers builds from config.json"
+        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence, config=config, is_ordered=True)
     is_renamed = naming.names != Names.CHECKPOINT
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored.items():

@@ -350,3 +350,165 @@ def test_shape_of_a_name_has_no_numbers(name: str, shape: str) -> None:
 def test_family_of_a_hostile_config_is_found(config: dict[str, Any]) -> None:
     family = find_family(ModelConfig(config))
     assert family is not None and family.classes
+
+
+def save_config(folder: str, **settings: Any) -> None:
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+CODE = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+
+
+def test_names_are_unchecked_if_code_of_the_repo_can_name_parameters_otherwise(tmp_path: Path, cli: Cli) -> None:
+    # transformers stores the experts separately, and loads them fused.
+    tiny("qwen3_moe").save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    save_config(folder, auto_map=CODE)
+    a_plan = plan(folder)
+    assert a_plan.names == Names.CHECKPOINT and not a_plan.inventory.is_established
+    assert all(w.parameter == w.tensor for w in a_plan.matrices)
+    assert any("auto_map" in warning for warning in a_plan.warnings)
+    assert "as in the checkpoint, unchecked" in cli("plan", folder).stdout
+    assert not parameters_of(folder).is_established
+    # The code that is asked for is that of transformers.
+    asked = plan(folder, names="transformers")
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names_of(asked) and asked.inventory.is_established
+    # A tokenizer's code does not matter.
+    save_config(folder, auto_map={"AutoTokenizer": [None, "x.X"]})
+    assert plan(folder).inventory.is_established
+
+
+def test_names_are_established_if_they_are_the_same_with_code_of_the_repo(tmp_path: Path) -> None:
+    a_plan = plan(save_as(tmp_path, tiny("llama"), config={"auto_map": CODE}))
+    assert a_plan.names == Names.V5 and a_plan.inventory.is_established
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLMEagle3", "LlavaLlamaForCausalLM", "MistralForCausalLM"])
+def test_class_that_the_family_lacks_is_named_and_its_names_are_unchecked(tmp_path: Path, name: str) -> None:
+    folder = save_as(tmp_path, tiny("llama"), lambda n: n.removeprefix("model."), {"architectures": [name]})
+    a_plan = plan(folder)
+    assert a_plan.names == Names.CHECKPOINT and not a_plan.inventory.is_established
+    assert "layers.0.mlp.up_proj.weight" in names_of(a_plan)
+    assert any(name in warning for warning in a_plan.warnings)
+    assert not parameters_of(folder).is_established
+
+
+def test_class_in_other_capital_letters_is_the_same(tmp_path: Path) -> None:
+    a_plan = plan(save_as(tmp_path, tiny("llama"), config={"architectures": ["LLaMAForCausalLM"]}))
+    assert a_plan.inventory.model_class == "LlamaForCausalLM" and a_plan.inventory.is_established
+
+
+@pytest.mark.parametrize("names", ["transformers-v5", "transformers"])
+def test_class_that_loads_none_of_the_weights_is_named(tmp_path: Path, names: str) -> None:
+    folder = save_as(tmp_path, tiny("llama"), config={"architectures": ["LlamaForQuestionAnswering"]})
+    a_plan = plan(folder, names=names)
+    assert a_plan.names == Names.CHECKPOINT and not a_plan.inventory.is_established and a_plan.matrices
+    assert any("LlamaForQuestionAnswering" in warning for warning in a_plan.warnings)
+
+
+def test_installed_transformers_leaves_out_tensors_that_its_model_lacks(tmp_path: Path) -> None:
+    model = tiny("llama")
+    folder = save_as(tmp_path, model, more={"v_head.summary.weight": torch.randn(1, 64)})
+    asked = plan(folder, names="transformers")
+    assert names_of(asked) == weights_of(model) and asked.inventory.is_established
+    assert any("v_head.summary" in warning for warning in asked.warnings)
+    assert {s.tensor for s in asked.skipped if s.no_score is NoScore.NOT_LOADED} == {"v_head.summary.weight"}
+    # The table can lack a parameter of a newer version.
+    kept = plan(folder)
+    assert not kept.inventory.is_established and any("v_head.summary" in warning for warning in kept.warnings)
+
+
+@pytest.mark.parametrize("names", ["transformers-v5", "transformers"])
+@pytest.mark.parametrize(
+    ("family", "kept", "dropped"),
+    [
+        ("llama", "lm_head.weight", "model.embed_tokens.weight"),
+        ("roberta", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        ("bloom", "lm_head.weight", "transformer.word_embeddings.weight"),
+    ],
+)
+def test_head_without_its_embedding_is_the_embedding(
+    tmp_path: Path, names: str, family: str, kept: str, dropped: str
+) -> None:
+    # safetensors.torch.save_model keeps the first of two names.
+    model = tiny(family, settings={"tie_word_embeddings": True})
+    a_plan = plan(save_as(tmp_path, model, lambda name: None if name == dropped else name), names=names)
+    assert names_of(a_plan) == weights_of(model) and a_plan.inventory.is_established
+    assert [w.parameter for w in a_plan.matrices if w.tensor == kept and w.tied_to is None] == [dropped]
+
+
+@pytest.mark.parametrize("names", ["transformers-v5", "transformers"])
+def test_tied_head_with_other_values_is_a_parameter_of_its_own(tmp_path: Path, names: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = tiny("llama", settings={"tie_word_embeddings": True})
+    folder = save_as(tmp_path, model, more={"lm_head.weight": torch.randn(128, 64)})
+    own = {name for name, _ in transformers.AutoModelForCausalLM.from_pretrained(folder).named_parameters()}
+    assert "lm_head.weight" in own and names_of(plan(folder, names=names)) == own
+    found = parameters_of(folder, Names(names))
+    assert not found.tied and found.shapes.keys() == own
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"tie_word_embeddings": None}),
+        ("mistral3", {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}),
+    ],
+)
+def test_missing_head_that_is_not_tied_is_not_listed(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    model = tiny(family, settings={"tie_word_embeddings": True})
+    text = model.config.to_dict().get("text_config", {})
+    parts = {key: text | value for key, value in settings.items() if isinstance(value, dict)}
+    folder = save_as(tmp_path, model, lambda name: None if name == "lm_head.weight" else name, settings | parts)
+    assert "lm_head" not in {w.module for w in plan(folder).matrices}
+
+
+@pytest.mark.parametrize(
+    ("family", "class_name", "settings"),
+    [
+        ("qwen3_next", None, {"num_hidden_layers": 5}),
+        ("opt", None, {"word_embed_proj_dim": 16}),
+        ("roberta", "RobertaForCausalLM", {}),
+    ],
+)
+def test_parameters_that_only_some_models_of_a_family_have_are_known(
+    tmp_path: Path, family: str, class_name: str | None, settings: dict[str, Any]
+) -> None:
+    model = tiny(family, class_name, settings)
+    model.save_pretrained(tmp_path)
+    a_plan = plan(str(tmp_path))
+    own = {name for name, _ in model.named_parameters()}
+    assert a_plan.inventory.is_established
+    assert weights_of(model) <= names_of(a_plan) <= own
+
+
+def test_layer_beyond_the_config_is_not_loaded(tmp_path: Path) -> None:
+    folder = save_as(
+        tmp_path, tiny("gpt2", settings={"n_layer": 3}), config={"n_layer": 2, "num_hidden_layers": None}
+    )
+    left_out = {s.tensor for s in plan(folder).skipped if s.no_score is NoScore.NOT_LOADED}
+    assert "transformer.h.2.mlp.c_fc.weight" in left_out
+    assert all(name.startswith("transformer.h.2.") for name in left_out)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "pretrained_model.", "module._orig_mod."])
+def test_prefix_of_a_wrapper_is_removed_in_an_unknown_family(save: Save, prefix: str) -> None:
+    tensors = llama_tensors(2)
+    folder = save({prefix + name: w for name, w in tensors.items()}, config={"model_type": "no_such_family"})
+    a_plan = plan(str(folder))
+    assert names_of(a_plan) == {name for name in tensors if name.endswith(".weight")}
+    assert not a_plan.inventory.is_established
+    assert any("prefix" in warning and prefix.split(".")[0] in warning for warning in a_plan.warnings)
+    assert names_of(plan(str(folder), names="checkpoint")) == {prefix + name for name in names_of(a_plan)}
+
+
+def test_gamma_of_a_layer_scale_keeps_its_name(save: Save) -> None:
+    folder = save({"blocks.0.ls1.gamma": torch.ones(8), "blocks.0.attn.proj.weight": torch.randn(8, 8)})
+    assert {s.tensor for s in plan(str(folder)).skipped} == {"blocks.0.ls1.gamma"}
+
+
+def test_bias_of_a_tied_decoder_is_not_a_parameter(tmp_path: Path) -> None:
+    model = tiny("bert", "BertForMaskedLM")
+    folder = save_as(tmp_path, model, lambda name: None if name == "cls.predictions.decoder.weight" else name)
+    assert parameters_of(folder).shapes.keys() == {name for name, _ in model.named_parameters()}

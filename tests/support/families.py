@@ -51,7 +51,7 @@ MORE: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "moe"], "num_hidden_layers": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16},
-    "vit": VISION,
+    **dict.fromkeys(("vit", "clip_vision_model", "siglip_vision_model"), VISION),
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -86,7 +86,7 @@ TABLE = (
     *("cohere", "falcon_mamba", "gemma3_text", "glm", "gptj", "granite", "olmo"),
     *("xlm-roberta", "distilbert", "electra", "camembert", "mpnet", "albert", "deberta-v2", "bart", "mbart", "mt5"),
     *("umt5", "gpt_neo", "codegen", "arcee", "apertus", "ernie4_5", "helium", "hunyuan_v1_dense", "lfm2", "nemotron"),
-    "seed_oss",
+    *("seed_oss", "clip_text_model", "clip_vision_model", "siglip_vision_model"),
 )
 # Families that cannot be compared with transformers here, with the reason.
 NOT_BUILT = {

@@ -8,18 +8,20 @@ all variants are put together.
 import importlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 from spectrum_stream.model.family_names import shape_of
-from spectrum_stream.model.names import is_head, is_weight
+from spectrum_stream.model.names import is_head
 
 from .families import MORE, TABLE, TEXT, shrunk
 
+# The names of the number of layers.
+_LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 # Language models and towers that multimodal models are made of.
-PARTS = ("idefics3_vision", "clip_vision_model", "clip_text_model", "siglip_vision_model", "pixtral")
+PARTS = ("idefics3_vision", "pixtral")
 
 
 def _transformers() -> Any:
@@ -28,22 +30,57 @@ def _transformers() -> Any:
     return transformers
 
 
-def _variants(family: str) -> Iterator[Any]:
+def _variants(family: str) -> Iterator[Callable[[], Any]]:
     """Yield configs of a family: tiny, and with one setting changed."""
     config_class = _transformers().CONFIG_MAPPING[family]
     small = shrunk(config_class, TEXT) | MORE.get(family, {})
     default = config_class(**small)
-    yield default
-    for name, value in default.to_dict().items():
+    yield partial(config_class, **small)
+    for change in _changes(default.to_dict()):
+        yield partial(config_class, **small | change)
+
+
+def _rare_variants(family: str) -> Iterator[Callable[[], Any]]:
+    """Yield configs that rarely have other modules: with more layers, other sizes, or a changed part."""
+    config_class = _transformers().CONFIG_MAPPING[family]
+    small = shrunk(config_class, TEXT) | MORE.get(family, {})
+    default = config_class(**small).to_dict()
+    # Some layers have another kind, such as every fourth of Qwen3.5.
+    whole: list[dict[str, Any]] = [_deepen(small), *_sizes(default)]
+    for name in config_class.sub_configs or {}:
+        if isinstance(inner := small.get(name), dict):
+            plain = {key: value for key, value in inner.items() if key != "layer_types"}
+            whole += [{name: inner | change} for change in (*_changes(inner), *_sizes(inner))]
+            whole.append({name: plain | _deepen(plain)})
+    for change in whole:
+        yield partial(config_class, **small | change)
+
+
+def _deepen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(_LAYERS & settings.keys(), 8)
+
+
+def _changes(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield changes of one setting that often change the modules."""
+    for name, value in settings.items():
         # These make another kind of model of it.
         if name in ("is_decoder", "is_encoder_decoder", "add_cross_attention"):
             continue
         if isinstance(value, bool):
-            yield lambda name=name, value=value: config_class(**small | {name: not value})
+            yield {name: not value}
         elif name in ("q_lora_rank", "hidden_act", "feed_forward_proj", "shared_expert_intermediate_size"):
-            yield lambda name=name: config_class(**small | {name: "gated-gelu" if name[0] == "f" else None})
+            yield {name: "gated-gelu" if name[0] == "f" else None}
         elif name in ("first_k_dense_replace", "num_dense_layers", "mlp_only_layers", "moe_layer_start_index"):
-            yield lambda name=name: config_class(**small | {name: [0] if name[0] == "m" else 0})
+            yield {name: [0] if name[0] == "m" else 0}
+
+
+def _sizes(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield changes of one size, such as that of an embedding with a projection."""
+    for name, value in settings.items():
+        if type(value) is int and value > 1 and name.endswith(("_dim", "_size", "_rank")):
+            yield {name: 2 * value}
+        elif value is None and name.endswith(("_dim", "_size", "_rank")):
+            yield {name: 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +91,13 @@ class Parameters:
         shapes: all names.
         tied: names that share another parameter, each with the one that `named_parameters` lists.
         tied_by_default: the same with the default settings.
+        heads: heads of language models that share the embedding if config.json ties them.
     """
 
     shapes: frozenset[str]
     tied: Mapping[str, str]
     tied_by_default: Mapping[str, str]
+    heads: Mapping[str, str]
 
 
 def parameters_of(model: Any) -> Parameters:
@@ -75,19 +114,22 @@ def parameters_of(model: Any) -> Parameters:
         if is_model and is_other and setting and not any(path.startswith(f"{p}.") for p in parts.values()):
             parts.setdefault(setting, path)
     shapes: list[str] = []
+    names: list[str] = []
     for name, _ in model.named_parameters(remove_duplicate=False):
         part = next(((s, p) for s, p in parts.items() if name.startswith(f"{p}.")), None)
-        shapes.append(shape_of(name) if part is None else f"{part[1]}.<{part[0]}>")
+        names.append(shape_of(name, keeps_bias=True))
+        shapes.append(names[-1] if part is None else f"{part[1]}.<{part[0]}>")
     tied: dict[str, str] = {}
     for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        pair = shape_of(name), shape_of(source)
-        # The bias of a module can be tied too, to another parameter.
-        if set(pair) <= set(shapes) and is_weight(name):
-            first, other = sorted(pair, key=shapes.index)
+        pair = shape_of(name, keeps_bias=True), shape_of(source, keeps_bias=True)
+        # The embedding can belong to another family.
+        if (pair[0] in shapes and pair[1] in names) or (pair[1] in shapes and pair[0] in names):
+            first, other = sorted(pair, key=names.index)
             tied[other] = first
-    # A head that shares the embedding is found by the config.
-    tied = {name: first for name, first in tied.items() if not is_head(name.removesuffix("."))}
-    return Parameters(frozenset(shapes), tied, tied)
+    # A head shares the embedding only if config.json says so.
+    heads = {name: first for name, first in tied.items() if is_head(name.removesuffix("."))}
+    tied = {name: first for name, first in tied.items() if name not in heads}
+    return Parameters(frozenset(shapes), tied, tied, heads)
 
 
 def _setting_of(model: Any, inner: Any) -> str | None:
@@ -99,8 +141,6 @@ def _setting_of(model: Any, inner: Any) -> str | None:
 @cache
 def classes_of(family: str) -> Mapping[str, Parameters]:
     """Return the parameters of all classes of a family, by the name of the class."""
-    import torch
-
     transformers = _transformers()
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     config_class = transformers.CONFIG_MAPPING[family]
@@ -108,6 +148,7 @@ def classes_of(family: str) -> Mapping[str, Parameters]:
     base = base if isinstance(base, str) else base[0]
     module = importlib.import_module(getattr(transformers, base).__module__)
     classes: dict[str, Parameters] = {}
+    rare = _find_rare(family, getattr(transformers, base))
     for name in module.__all__:
         model_class: Any = getattr(module, name)
         if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
@@ -117,19 +158,46 @@ def classes_of(family: str) -> Mapping[str, Parameters]:
             or "pretrained" in model_class.__name__.lower()
         ):
             continue
-        for variant in _variants(family):
-            try:
-                with torch.device("meta"), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    model = model_class(variant() if callable(variant) else variant)
-            # A setting can be impossible for a class.
-            except Exception:
+        for variant in (*_variants(family), *rare):
+            if (found := _try(model_class, variant)) is None:
                 continue
-            found = parameters_of(model)
             before = classes.get(model_class.__name__, found)
             tied = {name: first for name, first in found.tied.items() if before.tied.get(name) == first}
-            classes[model_class.__name__] = Parameters(before.shapes | found.shapes, tied, before.tied_by_default)
-    return classes
+            shapes, heads = before.shapes | found.shapes, {**before.heads, **found.heads}
+            classes[model_class.__name__] = Parameters(shapes, tied, before.tied_by_default, heads)
+    # The name of a module stands for its bias too.
+    return {name: replace(found, shapes=_without_biases(found.shapes)) for name, found in classes.items()}
+
+
+def _without_biases(shapes: frozenset[str]) -> frozenset[str]:
+    return frozenset(s for s in shapes if not s.endswith(".bias") or s.removesuffix("bias") not in shapes)
+
+
+def _find_rare(family: str, base: Any) -> list[Callable[[], Any]]:
+    """Find the rare configs that give the base model of a family other parameters."""
+    known: set[str] = set()
+    for variant in _variants(family):
+        known |= found.shapes if (found := _try(base, variant)) is not None else set()
+    rare = []
+    for variant in _rare_variants(family):
+        found = _try(base, variant)
+        if found is not None and not found.shapes <= known:
+            known |= found.shapes
+            rare.append(variant)
+    return rare
+
+
+def _try(model_class: Any, variant: Callable[[], Any]) -> Parameters | None:
+    """Find the parameters of a class with a config; None if the config is impossible for it."""
+    import torch
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = model_class(variant())
+    except Exception:
+        return None
+    return parameters_of(model)
 
 
 def describe(family: str) -> dict[str, Any]:
@@ -148,7 +216,10 @@ def describe(family: str) -> dict[str, Any]:
             auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         )
     ]
+    config = transformers.CONFIG_MAPPING[family]()
     entry: dict[str, Any] = {"base": _fold(base), "classes": {}}
+    if getattr(config, "tie_word_embeddings", False):
+        entry["ties"] = True
     for name in dict.fromkeys(name for name in (*first, base_name, *classes) if name in classes):
         prefix, own = getattr(transformers, name).base_model_prefix, classes[name].shapes
         has_base = any(shape.startswith(f"{prefix}.") for shape in own) and not own & base
@@ -160,6 +231,7 @@ def describe(family: str) -> dict[str, Any]:
             "adds": _fold(own - inner),
             "lacks": _fold(shape.removeprefix(at) for shape in inner - own),
             "ignored": sorted(getattr(transformers, name)._keys_to_ignore_on_load_unexpected or ()),
+            "heads": dict(classes[name].heads),
             "tied": dict(classes[name].tied),
             "tied_by_default": {
                 key: value for key, value in classes[name].tied_by_default.items() if key not in classes[name].tied
@@ -168,7 +240,6 @@ def describe(family: str) -> dict[str, Any]:
         entry["classes"][name] = {key: value for key, value in about.items() if value}
     settings = sorted({shape[shape.index("<") + 1 : -1] for shape in base if shape.endswith(">")})
     if settings:
-        config = transformers.CONFIG_MAPPING[family]()
         entry["parts"] = {setting: getattr(config, setting).model_type for setting in settings}
     return entry
 

@@ -21,7 +21,7 @@ from . import families
 from .config import ModelConfig
 from .family_names import Family, ModelClass, find_family
 from .matrix import Matrix, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_weight, module_of
+from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_head, is_weight, module_of
 from .no_score import NoScore
 from .schemes import parameter_of
 from .ties import can_be_tied
@@ -453,6 +453,8 @@ def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], nam
             # A class can have another head, and a list has a tied parameter once.
             if parameter == w.parameter or naming.names == GIVEN:
                 kept.append(w)
+            elif parameter is not None and is_head(module_of(parameter)):
+                kept.append(replace(w, group=group_of(module_of(parameter)), parameter=parameter))
         elif w.parameter in naming.not_loaded:
             not_loaded.append(w)
         elif parameter is None or parameter == w.parameter:

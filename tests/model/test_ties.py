@@ -86,6 +86,14 @@ def test_stored_head_has_the_score_of_its_embedding(save: Save) -> None:
     assert twice.complete and not twice.plan.skipped
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_stored_head_of_a_wrapped_model_keeps_its_entry(save: Save, prefix: str) -> None:
+    config = {**TIED, "model_type": "llama", "num_hidden_layers": 2}
+    tensors = {prefix + name: w for name, w in stored_twice().items()}
+    heads = [w for w in plan(str(save(tensors, config=config))).matrices if w.tied_to is not None]
+    assert [(w.result_name, w.group) for w in heads] == [("lm_head", "lm_head")]
+
+
 def test_stored_head_is_read_once(save: Save) -> None:
     folder = str(save(stored_twice(), config=TIED))
     embedding = stored_twice()["model.embed_tokens.weight"]

@@ -203,7 +203,8 @@ _FROM_PICKLE = "convert it with `from_pretrained(...)` and `save_pretrained(...,
 _BY_NAMES = (
     _layout(r"(.*/)?(zero_to_fp32\.py|\w*zero_pp_rank_\d+_\w+\.pt|mp_rank_\d+_model_states\.pt|\w+_optim_states\.pt)",
             "a DeepSpeed ZeRO checkpoint",
-            "convert it with `python zero_to_fp32.py . OUTPUT --safe_serialization` in {where}"),
+            "convert it with `python zero_to_fp32.py . OUTPUT --safe_serialization` in the folder with the file "
+            "`latest`; DeepSpeed saves the script there"),
     _layout(r"(.*/)?(mp_rank_\d+(_\d+)*/.*\.pt|latest_checkpointed_iteration\.txt|iter_\d+/.*)",
             "a Megatron-LM checkpoint",
             "convert it with the script of the training framework (Megatron-Bridge, or `mcore export` of ms-swift)"),

@@ -111,7 +111,7 @@ def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tup
         f"{what}: {listed([printable(name) for name in names], 5)} ({len(names)} in all)"
         for what, names in (
             ("the shards hold tensors that the index does not list, and they are read", unlisted),
-            ("the index lists tensors that no shard holds, and they have no score", missing),
+            ("the index lists tensors that no shard holds, ignored", missing),
             ("the index lists tensors in another shard than the one that is read", moved),
         )
         if names

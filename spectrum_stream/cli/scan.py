@@ -143,6 +143,8 @@ def run_plan(
     output.note(f"done in {duration(time.monotonic() - started)}")
     # After a selection, the suggestion is another percentage.
     share = "25" if top_percent == 50 else "50"
+    if result.selection is not None and not result.selection.chosen_names:
+        share = "100"
     words = ("--groups", ",".join(groups)) if groups else ()
     output.next("select", str(plan.outputs.results), "--top-percent", share, *words)
     if not result.complete:

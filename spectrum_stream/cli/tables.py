@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from ..model.names import is_fused_experts, is_head, is_single_expert
 from ..model.no_score import NoScore
 from ..model.parameters import GIVEN, Names
+from ..model.schemes import is_companion
 from ..numerics.metrics import SPECTRUM, Metric
 from ..results.record import Record
 from ..results.result import Module
@@ -90,16 +92,22 @@ def _facts(plan: Plan) -> Table:
         f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
+    if (sentence := quantized_sentence(plan)) is not None:
+        facts.add_row("quantized", escape(sentence))
+    unscored = unscored_sentence(plan)
     skipped: dict[NoScore, list[str]] = {}
     for entry in plan.skipped:
-        skipped.setdefault(entry.no_score, []).append(entry.tensor)
+        # Scales belong to a weight that is scored, and the row "not scored" has what Spectrum's rule leaves out.
+        is_shown = unscored is not None and entry.no_score.is_by_rule and not entry.no_score.is_failure
+        if not is_shown and not is_companion(entry.tensor):
+            skipped.setdefault(entry.no_score, []).append(entry.tensor)
     for why, tensors in skipped.items():
         each = "" if len(tensors) == 1 else f"{len(tensors)} tensors, each "
         hint = f"; {why.hint}" if why.hint else ""
         title = "no score" if why.is_failure else "skipped"
         facts.add_row(title, escape(f"{listed(tensors)}: {each}{why.sentence}{hint}"))
-    if (sentence := unscored_sentence(plan)) is not None:
-        facts.add_row("not scored", escape(sentence))
+    if unscored is not None:
+        facts.add_row("not scored", escape(unscored))
     for matrix in plan.matrices:
         if matrix.tied_to:
             facts.add_row("tied", escape(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
@@ -107,6 +115,19 @@ def _facts(plan: Plan) -> Table:
     for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
         facts.add_row("writes", escape(str(path)))
     return facts
+
+
+def quantized_sentence(plan: Plan) -> str | None:
+    """Return the formats of the quantized matrices, None if there are none."""
+    schemes = Counter(w.quantization.scheme for w in plan.matrices if w.quantization is not None)
+    if not schemes:
+        return None
+    formats = listed([scheme for scheme, _ in schemes.most_common()])
+    share = f"{schemes.total()} of {counted(len(plan.matrices), 'matrix', 'matrices')}"
+    return (
+        f"{share} are dequantized ({formats}), so their scores include the noise of quantization; to train, select "
+        "on the original weights"
+    )
 
 
 def unscored_sentence(plan: Plan) -> str | None:
@@ -242,8 +263,7 @@ def scan_warnings(result: "ScanResult") -> list[str]:
             f"{counted(len(modules), 'matrix has', 'matrices have')} no score, because {each} {why.sentence}: "
             f"{listed(modules)}"
         )
-    if (unscored := unscored_sentence(result.plan)) is not None:
-        warnings.append(unscored)
+    warnings += filter(None, (unscored_sentence(result.plan), quantized_sentence(result.plan)))
     reasons: dict[NoScore, list[str]] = {}
     for skipped in result.plan.failures:
         detail = skipped.detail or f"{skipped.dtype}{list(skipped.shape)}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
-from ..text import counted
+from ..text import counted, listed
 from .config import ModelConfig
 from .families import compile_rules
 from .matrix import FLOAT_DTYPES, Experts, Matrix, Skipped
@@ -35,6 +35,8 @@ from .unscored import Unscored, find_unscored, mark_weights
 
 # The reasons of quantized weights that cannot be read.
 _STORAGE = (NoScore.UNSUPPORTED_DTYPE, NoScore.NOT_UNDERSTOOD, NoScore.MISSING_SCALES, NoScore.BAD_SCALES)
+# A part of the weights that is worth a word if the model of config.json lacks it.
+_LARGE_PART = 0.35
 # The first number in a name is that of the layer: `model.layers.3.mlp.experts.7.up_proj.weight`.
 _LAYER = re.compile(r"(.*?)(?:^|\.)([0-9]{1,6})\.")
 
@@ -117,7 +119,13 @@ def take_inventory(
         unscored=find_unscored(skipped, total_nbytes),
         model_class=named.naming.model_class,
         is_established=named.naming.is_established,
-        warnings=(*checkpoint.warnings, *_find_missing_layers(checkpoint, config), *ties.warnings, *named.warnings),
+        warnings=(
+            *checkpoint.warnings,
+            *_find_missing_layers(checkpoint, config),
+            *_find_left_out(named.not_loaded, total_nbytes),
+            *ties.warnings,
+            *named.warnings,
+        ),
     )
 
 
@@ -336,6 +344,19 @@ def _find_missing_layers(checkpoint: Checkpoint, config: ModelConfig) -> list[st
     return [
         f"the checkpoint has {counted(found, 'layer', 'layers')}, and config.json has {config.layer_count}: the "
         "scores are those of a part of the model"
+    ]
+
+
+def _find_left_out(not_loaded: Sequence[Matrix], total_nbytes: int) -> list[str]:
+    """Return a warning if the model of config.json lacks a large part of the weights."""
+    nbytes = sum(w.nbytes for w in not_loaded)
+    # The layers for multi-token prediction, a pooler or another head are less, also in small models.
+    if nbytes <= _LARGE_PART * total_nbytes:
+        return []
+    some = listed([w.module for w in not_loaded], 3)
+    return [
+        f"{len(not_loaded)} weights, {100 * nbytes / total_nbytes:.3g} % of the bytes, are not in the model that "
+        f"config.json describes, and have no score: {some}"
     ]
 
 

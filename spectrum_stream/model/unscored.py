@@ -70,9 +70,16 @@ class Unscored:
 def find_unscored(skipped: Iterable[Skipped], total_nbytes: int) -> Unscored:
     """Find the tensors that Spectrum's rule leaves out.
 
-    Scales and zero points belong to a weight, so they do not count.
+    Scales and zero points belong to a weight, so they do not count, and neither do other tensors beside a weight that
+    cannot be read.
     """
-    found = [s for s in skipped if s.no_score.is_by_rule and not is_companion(s.tensor)]
+    skipped = list(skipped)
+    unreadable = _find_unreadable(skipped)
+    found = [
+        s
+        for s in skipped
+        if s.no_score.is_by_rule and not is_companion(s.tensor) and not unreadable.intersection(_owners_of(s.tensor))
+    ]
     found.sort(key=lambda s: s.nbytes, reverse=True)
     return Unscored(tuple(found), sum(s.nbytes for s in found), total_nbytes)
 
@@ -83,12 +90,18 @@ def mark_weights(skipped: Sequence[Skipped], total_nbytes: int) -> list[Skipped]
     All of them keep their reason if together they are at most `LIMIT` of the bytes.
     """
     # The tensors beside a weight that cannot be read belong to it.
-    unreadable = {owner for s in skipped if s.no_score.is_failure for owner in owners_of(s.tensor)}
+    unreadable = _find_unreadable(skipped)
     others = [s for s in skipped if not unreadable.intersection(_owners_of(s.tensor))]
     marked = {s.tensor: why for s in others if (why := _find_weight(s)) is not None}
     if sum(s.nbytes for s in skipped if s.tensor in marked) <= LIMIT * total_nbytes:
         return list(skipped)
     return [replace(s, no_score=marked.get(s.tensor, s.no_score)) for s in skipped]
+
+
+def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
+    """Find the names of weights that cannot be read, and of their modules."""
+    failures = (s for s in skipped if s.no_score.is_failure and not s.no_score.is_by_rule)
+    return {owner for s in failures for owner in owners_of(s.tensor)}
 
 
 def _owners_of(tensor: str) -> list[str]:

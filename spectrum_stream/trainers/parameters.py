@@ -117,8 +117,8 @@ def parameters_of(
     is_renamed = naming.names != Names.CHECKPOINT
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored.items():
-        # A weight that transformers does not know can be a parameter in the trainer. Other such tensors are buffers.
-        there = naming.parameters.get(name, name if name in naming.unknown else None)
+        # Without established names, a weight is a parameter under its stored name. Other tensors are buffers.
+        there = naming.parameters.get(name, name if name in naming.unknown and not is_renamed else None)
         if there is not None:
             # A stored tensor that is only a part of a parameter does not have its shape.
             is_part = is_renamed and is_fused_experts(module_of(there)) and there != name

@@ -81,7 +81,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
     sentence = parameters.base_model
     notes = () if sentence is None else (Finding(Reason.BASE_MODEL, "architectures", sentence),)
     if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
-        return Verdict(parameters=len(names), origin=parameters.origin, findings=(*findings, *notes))
+        return Verdict(parameters=len(names), origin=parameters.origin, findings=(*notes, *findings))
     text = read_text(path, "selection")
     try:
         if reader.loads_classifier(text):
@@ -120,7 +120,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         parameters=len(names),
         origin=parameters.origin,
         trained=tuple(name for name in names if name in trained),
-        findings=(*findings, *conflicts, *notes),
+        findings=(*notes, *findings, *conflicts),
     )
 
 

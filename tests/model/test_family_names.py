@@ -214,7 +214,8 @@ def test_unknown_module_in_a_known_family_is_not_established(save: Save, cli: Cl
     assert any("model.layers.0.adapter.up_proj" in warning for warning in a_plan.warnings)
     assert "except those in the warning" in cli("plan", folder).stdout
     assert json.loads(cli("plan", folder, "--json").stdout)["names_are_established"] is False
-    assert "model.layers.0.adapter.up_proj.weight" in parameters_of(str(folder)).shapes
+    # transformers does not load it, so an entry for it would train nothing.
+    assert "model.layers.0.adapter.up_proj.weight" not in parameters_of(str(folder)).shapes
     assert not parameters_of(str(folder)).is_established
 
 

@@ -30,7 +30,9 @@ _OTHER = re.compile(
     r"|running_|a_log$|decay",
     re.IGNORECASE,
 )
-# The same, by the component before it: codebooks of audio codecs, tables of rotary positions.
+# Words that show a weight in spite of the words above: `latent_projection`, `pos_proj`.
+_LAYER = re.compile(r"(^|_)(proj|projection|weight|w|kernel|mlp|linear|dense|fc)\d*(_|$)", re.IGNORECASE)
+# Other tensors, by the component before the last: codebooks of audio codecs, tables of rotary positions.
 _OTHER_OWNER = re.compile(r"codebooks?$|rotary|quantizer", re.IGNORECASE)
 # A kernel of a convolution is at most this long in the models of transformers, except in convolutions by name.
 _MAX_KERNEL = 15
@@ -113,8 +115,9 @@ def _owners_of(tensor: str) -> list[str]:
 def _find_weight(s: Skipped) -> NoScore | None:
     """Return the reason for a tensor that is a weight of a layer by name, dtype and shape; None for others."""
     owner, _, name = s.tensor.rpartition(".")
+    is_layer = _LAYER.search(name) and not name.endswith(("bias", "mask"))
     is_other = _OTHER.search(name) or _OTHER_OWNER.search(owner.rpartition(".")[2])
-    if not s.no_score.is_by_rule or is_companion(s.tensor) or is_other:
+    if not s.no_score.is_by_rule or is_companion(s.tensor) or (is_other and not is_layer):
         return None
     # A dimension of 1 is only for broadcasting.
     shape = [side for side in s.shape if side != 1]

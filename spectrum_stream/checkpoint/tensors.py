@@ -149,7 +149,7 @@ def _check_adapter(
         return frozenset() if adapter is None else adapter.names
     base = base_of(source.adapter_config, metadata.values())
     for_base = "" if base is None else f" for {base}"
-    scan_base = "scan its base model" if base is None else f"scan {base}"
+    scan_base = f"scan {base_of(source.adapter_config, ()) or 'its base model'}"
     raise CheckpointError(
         f"{source.where} is an adapter ({adapter.kind}){for_base}, not a model: "
         f"{len(adapter.names)} of {counted(len(tensors), 'tensor belongs', 'tensors belong')} to it",

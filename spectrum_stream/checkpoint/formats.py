@@ -201,6 +201,8 @@ _FROM_PICKLE = "convert it with `from_pretrained(...)` and `save_pretrained(...,
 
 # fmt: off
 _BY_NAMES = (
+    _layout(r"[^/]+\.safetensors\.(tar\.)?(gz|zst|xz|bz2|lz4|7z|zip|tar)", "compressed safetensors files",
+            "unpack them"),
     _layout(r"(.*/)?(zero_to_fp32\.py|\w*zero_pp_rank_\d+_\w+\.pt|mp_rank_\d+_model_states\.pt|\w+_optim_states\.pt)",
             "a DeepSpeed ZeRO checkpoint",
             "convert it with `python zero_to_fp32.py . OUTPUT --safe_serialization` in {where}"),
@@ -211,7 +213,8 @@ _BY_NAMES = (
             "a distributed checkpoint of PyTorch (FSDP, .distcp)",
             "convert it with `accelerate merge-weights {where} OUTPUT`, or "
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {where} OUTPUT.pt`"),
-    _layout(r"(.*/)?(_CHECKPOINT_METADATA|manifest\.ocdbt|ocdbt\.process_\d+/.*|\.zarray|[^/]+\.orbax.*)",
+    _layout(r"(.*/)?(_CHECKPOINT_METADATA|(?-i:_METADATA|_sharding)|(manifest\.)?ocdbt(\.process_\d+)?(/.*)?|\.zarray|"
+            r"[^/]+\.orbax.*)",
             "a JAX checkpoint (Orbax)",
             "restore it with Orbax, and write the arrays with `safetensors.flax.save_file`"),
     _layout(r"[^/]+\.nemo", "a NeMo archive (.nemo)",
@@ -226,11 +229,15 @@ _BY_NAMES = (
     _layout(r"[^/]+\.(engine|plan|trt)", "TensorRT engines", _FROM_ORIGINAL),
     _layout(r"[^/]+\.pte", "an ExecuTorch program", _FROM_ORIGINAL),
     _layout(r"(.*/)?saved_model\.pb", "a TensorFlow SavedModel", _FROM_TENSORFLOW),
-    _layout(r"[^/]+\.(h5|hdf5|keras)", "Keras or TensorFlow files (.h5)", _FROM_TENSORFLOW),
+    _layout(r"[^/]+\.keras", "Keras models (.keras)",
+            "load one with `keras.saving.load_model` and write its weights with `safetensors.numpy.save_file`"),
+    _layout(r"[^/]+\.(h5|hdf5)", "Keras or TensorFlow files (.h5)", _FROM_TENSORFLOW),
     _layout(r"[^/]+\.ckpt\.(index|meta|data-[\d-]+of-\d+)|[^/]+\.data-\d+-of-\d+", "a TensorFlow 1 checkpoint",
             _FROM_TENSORFLOW),
     _layout(r"[^/]+\.msgpack(\.index\.json)?", "Flax files (.msgpack)",
             "load it with `from_flax=True` in transformers 4 and call `save_pretrained`"),
+    _layout(r"[^/]+\.(pdparams|pdiparams|pdmodel)", "Paddle files (.pdparams)",
+            "load one with `paddle.load` and write its arrays with `safetensors.numpy.save_file`"),
     _layout(r"[^/]+\.ot", "a model of rust-bert (.ot)", _FROM_ORIGINAL),
     _layout(r"[^/]+\.npz", "a NumPy archive (.npz), as old versions of MLX write",
             "load it with `numpy.load` and write it with `safetensors.numpy.save_file`"),

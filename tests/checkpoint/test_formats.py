@@ -166,9 +166,20 @@ LAYOUTS = {
     "mlx": (["weights.npz"], ".npz", "numpy"),
     "saved model": (["saved_model.pb"], "SavedModel", "from_tf"),
     "keras": (["tf_model.h5"], ".h5", "from_tf"),
+    "keras 3": (["model.keras"], ".keras", "keras.saving"),
+    "paddle": (["model_state.pdparams", "config.json"], "Paddle", "paddle.load"),
+    "compressed": (["model.safetensors.gz", "config.json"], "compressed safetensors", "unpack"),
+    "compressed beside pickles": (["model.safetensors.zst", "pytorch_model.bin"], "compressed", "unpack"),
+    **{
+        f"download, {end}": ([f"model.safetensors.{end}", "config.json"], "interrupted", "continues")
+        for end in ("aria2", "part", "crdownload")
+    },
     "tensorflow 1": (["model.ckpt.index", "model.ckpt.data-00000-of-00001"], "TensorFlow 1", "from_tf"),
     "flax": (["flax_model.msgpack"], "Flax", "from_flax"),
     "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax", "safetensors.flax"),
+    "orbax, of one step": (["0/_CHECKPOINT_METADATA", "0/default/d/a"], "Orbax", "safetensors.flax"),
+    "orbax, without its metadata": (["ocdbt/d/a", "x"], "Orbax", "safetensors.flax"),
+    "orbax, old": (["checkpoint", "_METADATA", "d/a"], "Orbax", "safetensors.flax"),
     "onnx": (["onnx/model.onnx"], "ONNX", "exported"),
     "openvino": (["openvino_model.xml", "openvino_model.bin"], "OpenVINO", "exported"),
     "core ml": (["model.mlpackage/Data/weight.bin"], "Core ML", "exported"),

@@ -8,7 +8,7 @@ from ..text import counted, listed, printable
 from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
 from .formats import describe_bytes
-from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
+from .header import PREFIX_NBYTES, Header, HeaderFault, TensorInfo, header_nbytes, parse_header
 from .partial import check_slices, find_slices
 from .source import PROBE_NBYTES
 
@@ -91,6 +91,14 @@ def read_header(shard: Shard) -> Header:
     except BadHeader as error:
         foreign = describe_bytes(probe, shard.nbytes)
         if foreign is None:
+            # A length that no file has, and no JSON after it, say that this is no header at all.
+            is_absurd = error.reason in (HeaderFault.TOO_LARGE, HeaderFault.PAST_END)
+            if is_absurd and probe[PREFIX_NBYTES : PREFIX_NBYTES + 1] != b"{":
+                raise BadHeader(
+                    f"{shard.where} is not a safetensors file, or its start is damaged: {error}",
+                    reason=error.reason,
+                    hint="download it again, or find out what the file is",
+                ) from error
             raise BadHeader(
                 f"{shard.where}: {error}",
                 reason=error.reason,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import BadHeader, CheckpointError
+from ..errors import BadHeader, CheckpointError, SourceError
 from ..text import counted, listed, printable
 from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
@@ -64,6 +64,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         )
     if source.weight_map is not None:
         warnings += _compare_with_index(source.weight_map, tensors)
+        warnings += [_describe_unlisted(shard, tensors) for shard in source.unlisted]
     _check_not_empty(source, [tensor for _, tensor in tensors.values()])
     left_out = _check_adapter(source, tensors, metadata)
     if left_out:
@@ -124,6 +125,20 @@ def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tup
         )
         if names
     ]
+
+
+def _describe_unlisted(shard: Shard, tensors: Mapping[str, object]) -> str:
+    """Return a sentence for a shard that belongs to the others by its number, and that the index does not list."""
+    start = f"the index does not list {printable(shard.name)}, which is one of its shards by its number"
+    try:
+        names = [tensor.name for tensor in read_header(shard).tensors if tensor.name not in tensors]
+    except (BadHeader, SourceError):
+        return f"{start} and cannot be read"
+    return (
+        f"{start}: {counted(len(names), 'tensor', 'tensors')} that no other shard holds "
+        f"{'is' if len(names) == 1 else 'are'} left out, as in transformers"
+        + (f" ({listed([printable(name) for name in names])})" if names else "")
+    )
 
 
 def _check_not_empty(source: Source, tensors: Sequence[TensorInfo]) -> None:

@@ -1,14 +1,12 @@
 """Checkpoints that change during a scan, full or read-only disks, and concurrent scans."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -154,26 +152,36 @@ def test_scan_detects_a_file_of_equal_size_and_time(save: Save, working_folder: 
     assert getattr(events[0], "dropped") > 0  # noqa: B009
 
 
-def held(path: Path, ready: Event, done: Event) -> None:
-    with Journal(path, IDENTITY):
-        ready.set()
-        done.wait(60)
+HOLD = """
+import sys
+from pathlib import Path
+from spectrum_stream.results.journal import Journal
+from tests.support.records import IDENTITY
+with Journal(Path(sys.argv[1]), IDENTITY):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.mark.slow
 def test_journal_locked_names_the_process(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=held, args=(path, ready, done))
-    process.start()
-    assert ready.wait(60)
-    with pytest.raises(ResultError) as error:
-        Journal(path, IDENTITY)
-    assert error.value.reason == "locked"
-    assert f"process {process.pid} on " in str(error.value)
-    done.set()
-    process.join()
+    # Pipes, because the events of multiprocessing need a writable /dev/shm.
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ResultError) as error:
+            Journal(path, IDENTITY)
+        assert error.value.reason == "locked"
+        assert f"process {process.pid} on " in str(error.value)
+        process.communicate()
+    assert process.returncode == 0
     with Journal(path, IDENTITY) as journal:
         assert journal.records() == {}
     # The holder file is removed, and a leftover one has no effect.

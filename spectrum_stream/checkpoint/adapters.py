@@ -11,7 +11,10 @@ from ..text import printable
 
 
 class _Kind(NamedTuple):
-    """A kind of adapter, and a pattern for the last three parts of its tensors' names."""
+    """A kind of adapter, and a pattern for the last three parts of its tensors' names.
+
+    A name that begins with a digit is matched as a whole.
+    """
 
     name: str
     pattern: re.Pattern[str]
@@ -32,7 +35,7 @@ _CERTAIN = (
     _kind("IA3", r"ia3_l(?![a-z0-9])"),
 )
 # A full model can have a few tensors of such names, so these count only if they are the majority. The long list has
-# the prefixes of PEFT_TYPE_TO_PREFIX_MAPPING of PEFT.
+# the prefixes of PEFT_TYPE_TO_PREFIX_MAPPING of PEFT, and of its earlier versions.
 _AS_MAJORITY = (
     _kind("prompt tuning", r"(prompt_embeddings|prompt_tuning|p_tuning|multitask_prompt_tuning)(?![a-z0-9])"),
     _kind("prefix tuning", r"(prefix_tuning_|adaption_(prompt|gate)|cpt_|cartridge_)"),
@@ -40,13 +43,21 @@ _AS_MAJORITY = (
     _kind("textual inversion", r"(emb_params|learned_embeds)$"),
     _kind("LyCORIS", r"(diff|diff_b|w_norm|b_norm|on_input)$"),
     _kind("LoRA", r"alpha$"),
+    # Megatron-Bridge, X.linear_qkv.adapter.linear_in.weight, and NeMo
+    _kind("LoRA", r"adapter\.linear_(in|out)\.(weight|bias)$"),
+    # stable-diffusion-webui: a key begins with a dimension of the text encoder or of the denoiser.
+    _kind("hypernetwork", r"^\d{3,4}\.[01]\.linear[12]?\..*"),
+    _kind("LyCORIS", r"^(lora_(unet|te\d?|transformer|prior)|lycoris)_.*"),
     _kind(
         "PEFT",
-        r"(adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hada|hira|hra|ia3|lily|ln_tuning|lokr|lora|"
+        r"(adamss|beft|boft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hada|hira|hra|ia3|lily|ln_tuning|lokr|lora|"
         r"miss|oft|osf|peanut|poly|psoft|pvera_lambda|randlora|road|shadow|shira|supertuning|tinylora|"
         r"trainable_tokens|unilora|vblora|vera_lambda|waveft|xlora)_",
     ),
 )
+# Empty tensors that a program adds to say what the file is. The names of the others do not.
+_MARKERS = {"lora_controlnet": "control-LoRA"}
+_ORIGINAL = re.compile(r"\.parametrizations\.[^.]+\.original\d?$")
 _TAIL_LENGTH = 200
 _BASE = ("base_model_name_or_path", "model")
 _BASE_IN_METADATA = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", "base_model")
@@ -86,15 +97,19 @@ def find_adapter(names: Sequence[str], shard: str, config: Mapping[str, Any] | N
         kind = config.get("peft_type")
         kind_name = _PEFT_TYPES.get(kind, printable(kind)[:40]) if isinstance(kind, str) else "PEFT"
         return Adapter(kind_name, frozenset(names), is_alone=True)
+    if (marker := next((name for name in names if name in _MARKERS), None)) is not None:
+        return Adapter(_MARKERS[marker], frozenset(names), is_alone=True)
+    # The LoRA of a torch parametrization beside the originals is a part of the model, as in jina-embeddings-v3.
+    is_parametrized = any(_ORIGINAL.search(name) for name in names)
     # Names of many experts end alike, so most are looked up.
     seen: dict[str, tuple[str, bool, int] | None] = {}
     certain: dict[str, tuple[str, str]] = {}
     likely: dict[str, tuple[str, str]] = {}
     for name in names:
-        # The LoRA of a torch parametrization is a part of the model, as in jina-embeddings-v3.
-        if ".parametrizations." in name:
+        if is_parametrized and ".parametrizations." in name:
             continue
-        tail = ".".join(name.rsplit(".", 3)[-3:])[-_TAIL_LENGTH:]
+        end = name if name[:1].isdigit() else ".".join(name.rsplit(".", 3)[-3:])
+        tail = end[-_TAIL_LENGTH:]
         if tail not in seen:
             seen[tail] = _find_kind(tail)
         if (found := seen[tail]) is not None:
@@ -123,7 +138,10 @@ def find_adapter(names: Sequence[str], shard: str, config: Mapping[str, Any] | N
 
 
 def base_of(config: Mapping[str, Any] | None, metadata: Iterable[Mapping[str, str]]) -> str | None:
-    """Return the name of an adapter's base model, from adapter_config.json or the metadata of a shard."""
+    """Return the name of an adapter's base model, from adapter_config.json or the metadata of a shard.
+
+    The metadata has a title, or the name of a file on another machine, so only the config can tell what to scan.
+    """
     said: list[object] = [] if config is None else [config.get(key) for key in _BASE]
     said += [data.get(key) for data in metadata for key in _BASE_IN_METADATA]
     name = next((text for text in said if isinstance(text, str) and text.strip()), None)

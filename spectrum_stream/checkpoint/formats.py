@@ -3,6 +3,7 @@
 Each row has a test, the format, and what to do about it. The first row that fits counts.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +17,14 @@ from .header import MAX_HEADER_NBYTES, PREFIX_NBYTES
 from .partial import find_unfinished, hint_unfinished
 
 _QUOTE_LENGTH = 120
+_READ_LENGTH = 1000
+# The byte order marks of Windows; that of UTF-32 begins with the one of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class Foreign(NamedTuple):
@@ -27,7 +36,8 @@ class Foreign(NamedTuple):
     @property
     def is_pointer(self) -> bool:
         """Whether it stands for a file that is stored elsewhere."""
-        return "pointer" in self.what
+        # The words of a text come after the comma.
+        return self.what.partition(",")[0].endswith("pointer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +49,18 @@ class _File:
 
     @property
     def text(self) -> str | None:
-        """The head as text, without a byte order mark and the space around it; None if it is not text."""
+        """The head as text, without a byte order mark and the space around it; None if it is not text.
+
+        Bytes that are not Unicode are read as Latin-1 if most of them are ASCII.
+        """
+        encoding = next((name for mark, name in _MARKS if self.head.startswith(mark)), "utf-8-sig")
         try:
             # The head may end within a character.
-            text = self.head.decode("utf-8-sig") if self.is_whole else self.head[:-4].decode("utf-8-sig", "ignore")
+            text = codecs.getincrementaldecoder(encoding)().decode(self.head, final=self.is_whole)
         except UnicodeDecodeError:
-            return None
+            if 4 * sum(byte >= 128 for byte in self.head) > len(self.head):
+                return None
+            text = self.head.decode("latin-1")
         return None if any(c < " " and c not in "\t\n\r\f" for c in text) else text.strip()
 
     @property
@@ -95,10 +111,29 @@ def _has_large_header(file: _File) -> bool:
     return begins and MAX_HEADER_NBYTES < nbytes <= file.nbytes - PREFIX_NBYTES
 
 
+def _is_msgpack_map(file: _File) -> bool:
+    """Whether a file begins as a map of MessagePack that has a short name as its first key."""
+    start = {b"\xde": 3, b"\xdf": 5}.get(file.head[:1], 1 if 0x81 <= int.from_bytes(file.head[:1]) <= 0x8F else None)
+    if start is None or len(file.head) <= start or not 0xA1 <= file.head[start] <= 0xBF:
+        return False
+    key = file.head[start + 1 : start + 1 + (file.head[start] & 0x1F)]
+    return len(key) == file.head[start] & 0x1F and key.isascii() and key.decode().isprintable()
+
+
 _AGAIN = "download it again"
 _CONVERT = "load it with `torch.load(path, weights_only=True)` and write it with `safetensors.torch.save_file`"
 _UNPACK = "unpack it"
 _SAVED_PAGE = "download the file itself, with a token if the repo asks for one: `hf download`"
+
+_ORIGINAL = "scan the model that it was made from"
+# A page or a document can begin with comments. The quantifiers are possessive, so that the match is linear.
+_COMMENTS = r"(?:<!--(?s:(?:(?!-->).)*+)-->\s*+)*+"
+# What Python 2 and `protocol=0` or `protocol=1` write: the start of a dict, a list, a tuple or an object.
+_OLD_PICKLE = re.compile(
+    rb"\([dl]p\d+\n|\((I-?\d+|F[\d.e-]+|V[^\n]*\np\d+)\n|\(K.|[}\])]q.|c[\w.]+\n\w+\n[pq(]", re.DOTALL
+)
+# A ModelProto: ir_version, then the name of the producer, or the graph and its first node, or an operator set.
+_ONNX = re.compile(rb"\x08[\x01-\x1f](\x12.[ -~]{2}|\x3a[\x80-\xff]{,5}[\x00-\x7f]\n|\x42.[\n\x10])", re.DOTALL)
 
 # fmt: off
 _BY_BYTES = (
@@ -111,10 +146,15 @@ _BY_BYTES = (
            "run `git lfs pull` in the clone, or use `hf download`"),
     _Magic(_starts(b"# xet version"), "is a Xet pointer, not the weights",
            "install git-xet and run `git xet pull` in the clone, or use `hf download`"),
-    _Magic(_reads(r"<!doctype html|<html|<head|<body|<title"), "is an HTML page, not the weights{quote}", _SAVED_PAGE,
-           _find_all(r"<title[^<>]*>([^<]*)")),
-    _Magic(_reads(r"<\?xml|<Error>"), "is an XML document, such as a storage server's error{quote}", _AGAIN,
-           _find_all(r"<(?:code|message)>([^<]*)")),
+    _Magic(_reads(r"(?:(?!outs:)\w+:[^\n]*\n)*+outs:\s*\n"),
+           "is a DVC pointer, in place of the weights that `dvc pull` fetches", "run `dvc pull` in the clone"),
+    _Magic(_reads(r"[^\s:]*/annex/objects/"), "is a git-annex pointer, not the weights",
+           "run `git annex get` in the clone"),
+    _Magic(_reads(_COMMENTS + r"<(!doctype html|html|head|body|title|meta|script|style|div|h1)\b"),
+           "is an HTML page, not the weights{quote}",
+           _SAVED_PAGE, _find_all(r"<title[^<>]*>([^<]*)")),
+    _Magic(_reads(_COMMENTS + r"(<\?xml|<Error>)"), "is an XML document, such as a storage server's error{quote}",
+           _AGAIN, _find_all(r"<(?:code|message)>([^<]*)")),
     _Magic(_is_json, "is JSON text, not the weights{quote}", _AGAIN),
     _Magic(lambda f: f.head.startswith(b"PK\x03\x04") and b".npy" in f.head[:300],
            "is a NumPy archive (.npz)", "load it with `numpy.load` and write it with `safetensors.numpy.save_file`"),
@@ -122,10 +162,12 @@ _BY_BYTES = (
            "is a PyTorch pickle (zip archive)", _CONVERT),
     _Magic(_starts(b"PK\x03\x04", b"PK\x05\x06"), "is a zip archive, most likely a PyTorch pickle", _CONVERT),
     _Magic(lambda f: re.match(rb"\x80[\x02-\x05]", f.head) is not None, "is a Python pickle", _CONVERT),
+    _Magic(lambda f: _OLD_PICKLE.match(f.head) is not None, "is a Python pickle (protocol 0 or 1)", _CONVERT),
     _Magic(_starts(b"\x1f\x8b"), "is a gzip archive", _UNPACK),
     _Magic(_starts(b"BZh"), "is a bzip2 archive", _UNPACK),
     _Magic(_starts(b"\xfd7zXZ\x00"), "is an xz archive", _UNPACK),
     _Magic(_starts(b"\x28\xb5\x2f\xfd"), "is a Zstandard archive", _UNPACK),
+    _Magic(_starts(b"\x04\x22\x4d\x18"), "is an LZ4 archive", _UNPACK),
     _Magic(_starts(b"7z\xbc\xaf\x27\x1c"), "is a 7z archive", _UNPACK),
     _Magic(_starts(b"Rar!\x1a\x07"), "is a RAR archive", _UNPACK),
     _Magic(lambda f: f.head[257:262] == b"ustar", "is a tar archive", _UNPACK),
@@ -133,8 +175,12 @@ _BY_BYTES = (
            "load it with `from_tf=True` in transformers 4 and call `save_pretrained`"),
     _Magic(_starts(b"GGUF"), "is a GGUF file",
            "scan the model that it was made from, or load it with `from_pretrained(..., gguf_file=...)` and save it"),
-    _Magic(_starts(b"lmgg", b"tjgg", b"fmgg"), "is a GGML file, the format before GGUF",
-           "scan the model that it was made from"),
+    _Magic(_starts(b"lmgg", b"tjgg", b"fmgg"), "is a GGML file, the format before GGUF", _ORIGINAL),
+    _Magic(lambda f: _ONNX.match(f.head) is not None, "is an ONNX file", _ORIGINAL),
+    _Magic(lambda f: f.head[4:8] == b"TFL3", "is a TensorFlow Lite file", _ORIGINAL),
+    _Magic(lambda f: f.head[4:8] == b"ET12", "is an ExecuTorch program", _ORIGINAL),
+    _Magic(_is_msgpack_map, "is a Flax file (MessagePack)",
+           "load it with `from_flax=True` in transformers 4 and call `save_pretrained`"),
     _Magic(_starts(b"\x93NUMPY"), "is a NumPy array (.npy)", None),
     _Magic(_starts(b"PAR1"), "is a Parquet file, which holds a data set", None),
     _Magic(_starts(b"ARROW1"), "is an Arrow file, which holds a data set", None),
@@ -143,7 +189,8 @@ _BY_BYTES = (
     _Magic(lambda f: f.head.startswith(b"RIFF") and f.head[8:12] == b"WEBP", "is an image", None),
     _Magic(_starts(b"%PDF-"), "is a PDF document", None),
     _Magic(_starts(b"\x7fELF", b"MZ"), "is a program", None),
-    _Magic(lambda f: bool(f.text), "is text, not the weights{quote}", _AGAIN),
+    _Magic(lambda f: f.text == "", "is blank text, not the weights", _AGAIN),
+    _Magic(lambda f: f.text is not None, "is text, not the weights{quote}", _AGAIN),
 )
 # fmt: on
 
@@ -178,7 +225,8 @@ def _quote(text: str) -> str:
 
     Addresses are left out, because they can be signed.
     """
-    words = printable(" ".join(re.sub(r"\S*://\S*", " ", text).split()))
+    # The pattern takes quadratic time in a long line without a space.
+    words = printable(" ".join(re.sub(r"\S*://\S*", " ", text[:_READ_LENGTH]).split()))
     return words if len(words) <= _QUOTE_LENGTH else f"{words[:_QUOTE_LENGTH]}…"
 
 
@@ -201,6 +249,8 @@ _FROM_PICKLE = "convert it with `from_pretrained(...)` and `save_pretrained(...,
 
 # fmt: off
 _BY_NAMES = (
+    _layout(r"[^/]+\.safetensors\.(tar\.)?(gz|zst|xz|bz2|lz4|7z|zip|tar)", "compressed safetensors files",
+            "unpack them"),
     _layout(r"(.*/)?(zero_to_fp32\.py|\w*zero_pp_rank_\d+_\w+\.pt|mp_rank_\d+_model_states\.pt|\w+_optim_states\.pt)",
             "a DeepSpeed ZeRO checkpoint",
             "convert it with `python zero_to_fp32.py . OUTPUT --safe_serialization` in the folder with the file "
@@ -212,7 +262,8 @@ _BY_NAMES = (
             "a distributed checkpoint of PyTorch (FSDP, .distcp)",
             "convert it with `accelerate merge-weights {where} OUTPUT`, or "
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {where} OUTPUT.pt`"),
-    _layout(r"(.*/)?(_CHECKPOINT_METADATA|manifest\.ocdbt|ocdbt\.process_\d+/.*|\.zarray|[^/]+\.orbax.*)",
+    _layout(r"(.*/)?(_CHECKPOINT_METADATA|(?-i:_METADATA|_sharding)|(manifest\.)?ocdbt(\.process_\d+)?(/.*)?|\.zarray|"
+            r"[^/]+\.orbax.*)",
             "a JAX checkpoint (Orbax)",
             "restore it with Orbax, and write the arrays with `safetensors.flax.save_file`"),
     _layout(r"[^/]+\.nemo", "a NeMo archive (.nemo)",
@@ -227,11 +278,15 @@ _BY_NAMES = (
     _layout(r"[^/]+\.(engine|plan|trt)", "TensorRT engines", _FROM_ORIGINAL),
     _layout(r"[^/]+\.pte", "an ExecuTorch program", _FROM_ORIGINAL),
     _layout(r"(.*/)?saved_model\.pb", "a TensorFlow SavedModel", _FROM_TENSORFLOW),
-    _layout(r"[^/]+\.(h5|hdf5|keras)", "Keras or TensorFlow files (.h5)", _FROM_TENSORFLOW),
+    _layout(r"[^/]+\.keras", "Keras models (.keras)",
+            "load one with `keras.saving.load_model` and write its weights with `safetensors.numpy.save_file`"),
+    _layout(r"[^/]+\.(h5|hdf5)", "Keras or TensorFlow files (.h5)", _FROM_TENSORFLOW),
     _layout(r"[^/]+\.ckpt\.(index|meta|data-[\d-]+of-\d+)|[^/]+\.data-\d+-of-\d+", "a TensorFlow 1 checkpoint",
             _FROM_TENSORFLOW),
     _layout(r"[^/]+\.msgpack(\.index\.json)?", "Flax files (.msgpack)",
             "load it with `from_flax=True` in transformers 4 and call `save_pretrained`"),
+    _layout(r"[^/]+\.(pdparams|pdiparams|pdmodel)", "Paddle files (.pdparams)",
+            "load one with `paddle.load` and write its arrays with `safetensors.numpy.save_file`"),
     _layout(r"[^/]+\.ot", "a model of rust-bert (.ot)", _FROM_ORIGINAL),
     _layout(r"[^/]+\.npz", "a NumPy archive (.npz), as old versions of MLX write",
             "load it with `numpy.load` and write it with `safetensors.numpy.save_file`"),

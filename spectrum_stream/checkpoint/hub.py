@@ -368,6 +368,7 @@ def open_hub(model: str, address: Address) -> Source:
             warnings += find_modules(files, read_json)
         repo = replace(repo, small=tuple(name for name in files if name in (*SMALL_FILES, choice.index)))
         shards = _open_shards(repo, choice.names)
+        unlisted = _open_shards(repo, [name for name in choice.unlisted if is_safe_shard_name(name)])
     path = repo.path(choice.file) if choice.file is not None else folder
     return Source(
         model=model,
@@ -380,6 +381,7 @@ def open_hub(model: str, address: Address) -> Source:
         is_part=is_part,
         adapter_config=adapter_config,
         ignored=choice.ignored,
+        unlisted=unlisted,
         other_index=None if choice.other_index is None else f"{where}/{choice.other_index}",
         warnings=(*warnings, *choice.warnings),
     )

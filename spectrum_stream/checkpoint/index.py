@@ -50,6 +50,7 @@ class Choice:
         index: the name of the index that lists them; None without one.
         weight_map: the content of the index; None without one.
         ignored: other safetensors files at the top, which hold other weights or a copy.
+        unlisted: those of them that belong by their numbers to the shards that are read.
         other_index: the index of a copy that is not read; None without one.
         file: the index or the file that was asked for, if it is not what the folder stands for; else None.
         warnings: one sentence for each choice that was made, and each oddity.
@@ -59,6 +60,7 @@ class Choice:
     index: str | None = None
     weight_map: Mapping[str, str] | None = None
     ignored: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
     other_index: str | None = None
     file: str | None = None
     warnings: tuple[str, ...] = ()
@@ -141,7 +143,13 @@ def choose_shards(
             names = tuple(sorted(set(weight_map.values())))
             read = f"{_shards(names)} of {copy.index} {'is' if len(names) == 1 else 'are'} read"
             choice = _finish(names, present, warnings, read)
-            return replace(choice, index=copy.index, weight_map=weight_map)
+            sets = {_label(match) for name in names if (match := _SHARD.fullmatch(name)) is not None}
+            unlisted = tuple(
+                name
+                for name in choice.ignored
+                if (match := _SHARD.fullmatch(name)) is not None and _label(match) in sets
+            )
+            return replace(choice, index=copy.index, weight_map=weight_map, unlisted=unlisted)
         if only is not None:
             raise BadIndex(f"{where}/{copy.index} lists PyTorch files: {printable(pickle)}", reason="bad_index")
         warnings.append(f"{copy.index} lists PyTorch files ({printable(pickle)}) and was ignored")

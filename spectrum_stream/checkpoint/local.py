@@ -137,6 +137,8 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         config=config,
         adapter_config=read_adapter_config(files, read_json),
         ignored=choice.ignored,
+        # These are not needed, so a link to nothing is no error.
+        unlisted=tuple(LocalShard.at(name, folder / name) for name in choice.unlisted if (folder / name).is_file()),
         other_index=None if choice.other_index is None else str(folder / choice.other_index),
         warnings=(
             *warnings,

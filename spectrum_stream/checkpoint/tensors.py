@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import BadHeader, CheckpointError
+from ..errors import BadHeader, CheckpointError, SourceError
 from ..text import counted, listed, printable
 from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
 from .formats import describe_bytes
-from .header import PREFIX_NBYTES, Header, TensorInfo, header_nbytes, parse_header
+from .header import PREFIX_NBYTES, Header, HeaderFault, TensorInfo, header_nbytes, parse_header
 from .partial import check_slices, find_slices
 from .source import PROBE_NBYTES
 
@@ -64,6 +64,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         )
     if source.weight_map is not None:
         warnings += _compare_with_index(source.weight_map, tensors)
+        warnings += [_describe_unlisted(shard, tensors) for shard in source.unlisted]
     _check_not_empty(source, [tensor for _, tensor in tensors.values()])
     left_out = _check_adapter(source, tensors, metadata)
     if left_out:
@@ -91,6 +92,14 @@ def read_header(shard: Shard) -> Header:
     except BadHeader as error:
         foreign = describe_bytes(probe, shard.nbytes)
         if foreign is None:
+            # A length that no file has, and no JSON after it, say that this is no header at all.
+            is_absurd = error.reason in (HeaderFault.TOO_LARGE, HeaderFault.PAST_END)
+            if is_absurd and probe[PREFIX_NBYTES : PREFIX_NBYTES + 1] != b"{":
+                raise BadHeader(
+                    f"{shard.where} is not a safetensors file, or its start is damaged: {error}",
+                    reason=error.reason,
+                    hint="download it again, or find out what the file is",
+                ) from error
             raise BadHeader(
                 f"{shard.where}: {error}",
                 reason=error.reason,
@@ -116,6 +125,20 @@ def _compare_with_index(weight_map: Mapping[str, str], tensors: Mapping[str, tup
         )
         if names
     ]
+
+
+def _describe_unlisted(shard: Shard, tensors: Mapping[str, object]) -> str:
+    """Return a sentence for a shard that belongs to the others by its number, and that the index does not list."""
+    start = f"the index does not list {printable(shard.name)}, which is one of its shards by its number"
+    try:
+        names = [tensor.name for tensor in read_header(shard).tensors if tensor.name not in tensors]
+    except (BadHeader, SourceError):
+        return f"{start} and cannot be read"
+    return (
+        f"{start}: {counted(len(names), 'tensor', 'tensors')} that no other shard holds "
+        f"{'is' if len(names) == 1 else 'are'} left out, as in transformers"
+        + (f" ({listed([printable(name) for name in names])})" if names else "")
+    )
 
 
 def _check_not_empty(source: Source, tensors: Sequence[TensorInfo]) -> None:
@@ -149,7 +172,7 @@ def _check_adapter(
         return frozenset() if adapter is None else adapter.names
     base = base_of(source.adapter_config, metadata.values())
     for_base = "" if base is None else f" for {base}"
-    scan_base = "scan its base model" if base is None else f"scan {base}"
+    scan_base = f"scan {base_of(source.adapter_config, ()) or 'its base model'}"
     raise CheckpointError(
         f"{source.where} is an adapter ({adapter.kind}){for_base}, not a model: "
         f"{len(adapter.names)} of {counted(len(tensors), 'tensor belongs', 'tensors belong')} to it",

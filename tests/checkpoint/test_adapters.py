@@ -48,6 +48,24 @@ ADAPTERS = {
     "diffusers, processor": ("LoRA", names("unet.{i}.processor.to_q_lora", ".down.weight", ".up.weight")),
     "diffusers, linear layer": ("LoRA", names("unet.{i}.to_q.lora_linear_layer", ".down.weight", ".up.weight")),
     "x-flux": ("LoRA", names("double_blocks.{i}.processor.qkv_lora1", ".down.weight", ".up.weight")),
+    "Megatron-Bridge": (
+        "LoRA",
+        names("decoder.layers.{i}.linear_qkv.adapter", ".linear_in.weight", ".linear_out.weight"),
+    ),
+    "NeMo": ("LoRA", names("layers.{i}.adapter_layer.lora_kqv_adapter", ".linear_in.weight", ".linear_out.weight")),
+    "hypernetwork": (
+        "hypernetwork",
+        [f"{size}.{part}.linear.{i}.{end}" for size in (320, 1280) for part in (0, 1) for i in (0, 2)
+         for end in ("weight", "bias")],
+    ),
+    "hypernetwork, old": ("hypernetwork", ["768.0.linear1.weight", "768.0.linear2.weight"]),
+    "peft, Bone": ("PEFT", names("base_model.model.layers.{i}.q_proj", ".bone_block")),
+    "control-LoRA": (
+        "control-LoRA",
+        ["lora_controlnet", *names("input_blocks.{i}.0", ".up", ".down", ".bias", ".in_layers.0.weight")],
+    ),
+    "LyCORIS, GLoRA": ("LyCORIS", names("lora_unet_{i}", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")),
+    "parametrizations alone": ("LoRA", names("layers.{i}.fc1.parametrizations.weight", ".0.lora_A", ".0.lora_B")),
     "mlx": ("LoRA", names("model.layers.{i}.self_attn.q_proj", ".lora_a", ".lora_b")),
 }  # fmt: skip
 
@@ -66,6 +84,8 @@ MODELS = {
     "jina-embeddings-v3": names(
         "layers.{i}.mlp.fc1.parametrizations.weight", ".original", ".0.lora_A", ".0.lora_B", ".1.lora_A"
     ),
+    "a model with a connector": [*MODEL, "vision_adapter.linear_in.weight", "vision_adapter.linear_out.weight"],
+    "a list of modules": ["0.linear.weight", "0.linear.bias", "100.linear.0.weight", "2.0.linear.0.weight"],
     "snake activations": names("decoder.{i}", ".alpha", ".block.alpha", ".conv.weight"),
 }
 
@@ -154,11 +174,13 @@ def test_read_checkpoint_rejects_an_adapter_by_its_file_and_config(save: Save) -
 
 def test_read_checkpoint_names_the_base_model_of_an_image_adapter(tmp_path: Path) -> None:
     tensors = {name: torch.ones(2, 2) for name in ADAPTERS["kohya"][1]}
-    save_file(tensors, tmp_path / "style.safetensors", metadata={"ss_sd_model_name": "flux1-dev"})
+    save_file(tensors, tmp_path / "style.safetensors", metadata={"ss_sd_model_name": "sdxl.safetensors"})
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(open_source(str(tmp_path / "style.safetensors")))
     assert error.value.reason == "adapter"
-    assert "flux1-dev" in str(error.value)
+    assert "for sdxl.safetensors" in str(error.value)
+    # This is the name of a file on the machine of the training.
+    assert "sdxl" not in (error.value.hint or "")
 
 
 def test_plan_ignores_left_over_adapter_tensors_with_a_warning(save: Save) -> None:

@@ -1,11 +1,13 @@
 """Files and folders that are not safetensors: one sentence that names the format, and what to do about it."""
 
+import codecs
 import gzip
 import io
 import json
 import pickle
 import tarfile
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,8 @@ CONTENT = {
     "long json": (b"[" + b"1, " * 100_000 + b"1]", "JSON"),
     "text": (b"Entry not found", "text, not the weights: Entry not found"),
     "text with an address": (b"see https://host/x?token=secret please", "see please"),
+    "text without spaces": (b"x" * 100_000, "text, not the weights: xxx"),
+    "text with a long address": (b"see https://host/" + b"x" * 2000 + b"secret please", "text, not the weights: see"),
     "empty": (b"", "empty (0 bytes)"),
     "zeros": (b"\0" * 4096, "zeros"),
     "gzip": (gzip.compress(b"weights" * 100), "gzip"),
@@ -79,7 +83,38 @@ CONTENT = {
     "npz": (npz(), ".npz"),
     "torch": (torch_file(), "PyTorch pickle"),
     "old torch": (torch_file(_use_new_zipfile_serialization=False), "Python pickle"),
-    **{f"pickle {p}": (pickle.dumps({"a": 1}, protocol=p), "Python pickle") for p in (2, 3, 4, 5)},
+    **{f"pickle {p}": (pickle.dumps({"a": 1}, protocol=p), "Python pickle") for p in range(6)},
+    **{
+        f"pickle {p} of {type(value).__name__}": (pickle.dumps(value, protocol=p), "Python pickle")
+        for p in (0, 1)
+        for value in ([1], {"a": np.ones(2)}, np.ones(2), (1, 2), OrderedDict(a=1))
+    },
+    # onnx.proto: ir_version, then producer_name, or the graph, or opset_import
+    "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xc6\xf3\xf2\x03\n\x10" + b"\0" * 60, "ONNX"),
+    "onnx without a producer": (b"\x08\x0a:\xc6\xf3\xf2\x03\n\x10" + b"\0" * 60, "ONNX"),
+    "tflite": (b"\x1c\0\0\0TFL3\x14\0\x20\0" + b"\0" * 60, "TensorFlow Lite"),
+    "executorch": (b"\x1c\0\0\0ET12" + b"\0" * 60, "ExecuTorch"),
+    "flax": (b"\x82\xa5model\x81\xa6kernel\xc7\x10\x01" + b"\0" * 60, "Flax"),
+    "flax, many": (b"\xde\x00\x20\xa5model\x81\xa6kernel\xc7\x10\x01" + b"\0" * 60, "Flax"),
+    **{
+        f"text in {encoding}": ("Zugriff verweigert: ung\xfcltig".encode(encoding), "text, not the weights: Zugriff")
+        for encoding in ("utf-8-sig", "utf-16", "utf-32", "latin-1")
+    },
+    "long text in UTF-16": (("\xfcber " * 100_000).encode("utf-16"), "text, not the weights: \xfcber"),
+    "page in UTF-16": ("<html><title>Sign in</title>".encode("utf-16"), "HTML page, not the weights: Sign in"),
+    "page in big UTF-16": (codecs.BOM_UTF16_BE + "<html>".encode("utf-16-be"), "HTML page"),
+    "page after comments": (b"<!-- saved -->\n<!-- from -->\n<!DOCTYPE html><html></html>", "HTML"),
+    "comments without an end": (b"<!-- -->" * 10_000 + b"<!--", "text, not the weights"),
+    "white space": (b" \n\r\n\t " * 10, "blank"),
+    "byte order mark": (codecs.BOM_UTF8 + b"\n" * 20, "blank"),
+    "dvc": (
+        f"outs:\n- md5: {OID[:32]}\n  size: 4976698672\n  hash: md5\n  path: model.safetensors\n".encode(),
+        "`dvc pull`",
+    ),
+    "dvc, with its own hash": (f"md5: {OID[:32]}\nfrozen: true\nouts:\n- path: model.safetensors\n".encode(), "DVC"),
+    "git-annex": (f"/annex/objects/SHA256E-s4976698672--{OID}.safetensors\n".encode(), "git-annex"),
+    "git-annex link": (f"../.git/annex/objects/Xk/9z/SHA256E-s1--{OID}/SHA256E-s1--{OID}".encode(), "git-annex"),
+    "lz4": (b"\x04\x22\x4d\x18" + b"\x60" * 60, "LZ4"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "HDF5"),
     "gguf": (b"GGUF\x03\0\0\0" + b"\0" * 60, "GGUF"),
     "parquet": (b"PAR1" + b"\x15" * 60, "Parquet"),
@@ -110,6 +145,32 @@ def test_read_header_names_a_header_over_the_limit(tmp_path: Path) -> None:
     with pytest.raises(BadHeader) as error:
         read_checkpoint(open_source(str(tmp_path)))
     assert "100 MB" in str(error.value)
+
+
+@pytest.mark.parametrize("head", [b"\xaa\xfe\x01\xff" * 20, b"\x00\x00\x01\x00\x00\x00\x00\x00\xff\xff"])
+def test_read_header_says_that_an_unknown_file_is_no_safetensors(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(head)
+    with pytest.raises(BadHeader) as error:
+        read_checkpoint(open_source(str(tmp_path)))
+    assert "is not a safetensors file" in str(error.value)
+
+
+def test_read_header_says_that_a_truncated_file_is_incomplete(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b'{"layers.0')
+    with pytest.raises(BadHeader) as error:
+        read_checkpoint(open_source(str(tmp_path)))
+    assert error.value.reason == "header_past_end"
+    assert "not a safetensors file" not in str(error.value)
+    assert "incomplete" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("pointer", ["lfs", "xet", "dvc", "git-annex"])
+def test_describe_bytes_tells_how_to_fetch_what_a_pointer_stands_for(pointer: str) -> None:
+    content = CONTENT[pointer][0]
+    foreign = describe_bytes(content, len(content))
+    assert foreign is not None
+    assert foreign.is_pointer
+    assert "in the clone" in (foreign.hint or "")
 
 
 def test_open_source_reads_a_file_of_another_name(tmp_path: Path) -> None:
@@ -166,9 +227,20 @@ LAYOUTS = {
     "mlx": (["weights.npz"], ".npz", "numpy"),
     "saved model": (["saved_model.pb"], "SavedModel", "from_tf"),
     "keras": (["tf_model.h5"], ".h5", "from_tf"),
+    "keras 3": (["model.keras"], ".keras", "keras.saving"),
+    "paddle": (["model_state.pdparams", "config.json"], "Paddle", "paddle.load"),
+    "compressed": (["model.safetensors.gz", "config.json"], "compressed safetensors", "unpack"),
+    "compressed beside pickles": (["model.safetensors.zst", "pytorch_model.bin"], "compressed", "unpack"),
+    **{
+        f"download, {end}": ([f"model.safetensors.{end}", "config.json"], "interrupted", "continues")
+        for end in ("aria2", "part", "crdownload")
+    },
     "tensorflow 1": (["model.ckpt.index", "model.ckpt.data-00000-of-00001"], "TensorFlow 1", "from_tf"),
     "flax": (["flax_model.msgpack"], "Flax", "from_flax"),
     "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt"], "Orbax", "safetensors.flax"),
+    "orbax, of one step": (["0/_CHECKPOINT_METADATA", "0/default/d/a"], "Orbax", "safetensors.flax"),
+    "orbax, without its metadata": (["ocdbt/d/a", "x"], "Orbax", "safetensors.flax"),
+    "orbax, old": (["checkpoint", "_METADATA", "d/a"], "Orbax", "safetensors.flax"),
     "onnx": (["onnx/model.onnx"], "ONNX", "exported"),
     "openvino": (["openvino_model.xml", "openvino_model.bin"], "OpenVINO", "exported"),
     "core ml": (["model.mlpackage/Data/weight.bin"], "Core ML", "exported"),

@@ -17,6 +17,7 @@ from spectrum_stream.checkpoint.tensors import read_checkpoint
 from spectrum_stream.errors import BadIndex, SourceError, SpectrumStreamError
 
 from ..support.checkpoints import Save
+from ..support.hub_server import REPO, HubServer, use
 
 WEIGHTS = {f"layers.{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
 
@@ -179,6 +180,26 @@ def test_missing_shard_names_the_complete_copy_that_is_there(save: Save) -> None
     assert error.value.reason == "missing_shard"
     assert all(name in str(error.value) for name in (M4[0], *M2))
     assert "model-*-of-00002.safetensors is complete" in (error.value.hint or "")
+
+
+def test_read_checkpoint_counts_the_tensors_of_a_shard_that_the_index_leaves_out(
+    save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / INDEX).write_text(json.dumps(index(*[M2[0]] * 4)))
+    with HubServer({REPO: folder}) as server:
+        use(server.url, monkeypatch, tmp_path)
+        for model in (str(folder), REPO):
+            checkpoint = read_checkpoint(open_source(model))
+            assert len(checkpoint.tensors) == 2
+            (left_out,) = [w for w in checkpoint.warnings if "left out" in w]
+            assert M2[1] in left_out
+            assert "2 tensors" in left_out
+    (folder / M2[1]).write_bytes(b"damaged")
+    assert any("cannot be read" in w for w in read_checkpoint(open_source(str(folder))).warnings)
+    (folder / M2[1]).unlink()
+    (folder / M2[1]).symlink_to("nothing")
+    assert len(read_checkpoint(open_source(str(folder))).tensors) == 2
 
 
 def test_missing_shard_of_an_interrupted_download_says_so(save: Save) -> None:

@@ -22,6 +22,9 @@ WORD_BITS = 32
 _MARKER = re.compile(r"quant|scaled|fp8|fp4|nf4|int8|int4")
 # A marker has at most this many elements.
 _LARGEST_MARKER = 64
+# PEFT's name for the module that an adapter wraps.
+_BASE_LAYER = ".base_layer"
+_MAX_COMPONENTS = 64
 
 MISSING_SCALES = Unreadable(NoScore.MISSING_SCALES)
 
@@ -76,7 +79,8 @@ class Companions:
 
     Attributes:
         metadata: (key, value) of all shards, without repetitions.
-        markers: the small tensors that belong to the checkpoint or to a part of it, such as `scaled_fp8`.
+        markers: the small tensors that belong to the checkpoint or to a part of it, such as `scaled_fp8`, and tensors
+            of an adapter whose weight is not found.
     """
 
     def __init__(self, checkpoint: Checkpoint, values: Mapping[str, str], top_tensors: Collection[str]) -> None:
@@ -87,10 +91,16 @@ class Companions:
         self._values = values
         entries = (entry for metadata in checkpoint.metadata.values() for entry in metadata.items())
         self.metadata = tuple(dict.fromkeys(entries))
-        self.markers = tuple(
-            name
-            for name, tensor in self._tensors.items()
-            if prod(tensor.info.shape) <= _LARGEST_MARKER and self._is_marker(name) and name not in top_tensors
+        owners = [(name, self._find_adapted(name)) for name in checkpoint.adapter]
+        # The first of each weight is enough.
+        self._adapter = {owner: name for name, owner in reversed(owners) if owner is not None}
+        self.markers = (
+            *(
+                name
+                for name, tensor in self._tensors.items()
+                if prod(tensor.info.shape) <= _LARGEST_MARKER and self._is_marker(name) and name not in top_tensors
+            ),
+            *(name for name, owner in owners if owner is None),
         )
 
     def get(self, *names: str) -> Companion | None:
@@ -139,6 +149,23 @@ class Companions:
                     break
                 if name != tensor and self.parameter_of(name) != parameter:
                     yield name, name.removeprefix(owner)
+
+    def adapter_of(self, tensor: str) -> str | None:
+        """Return a tensor of an adapter that changes the weight that a tensor stores, if any.
+
+        Such as the low-rank part of SVDQuant, `X.weight_quantizer._svdquant_lora_a`.
+        """
+        return self._adapter.get(module_of(self.parameter_of(tensor)).removesuffix(_BASE_LAYER))
+
+    def _find_adapted(self, name: str) -> str | None:
+        """Find the module or the bare parameter that a tensor of an adapter changes: the longest one in its name."""
+        endings = ("", *(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values)))
+        # Names have few components, and a name of many is that of no model.
+        signs = [match.start() for match in re.finditer(r"[._]", name)][:_MAX_COMPONENTS]
+        for stop in reversed(signs):
+            if any(f"{name[:stop]}{ending}" in self._tensors for ending in endings):
+                return module_of(name[:stop])
+        return None
 
     def _is_marker(self, name: str) -> bool:
         owner, _, last = name.rpartition(".")

@@ -26,6 +26,8 @@ def find_unread_beside(
     Args:
         found: the weight, or its experts.
     """
+    if (adapter := companions.adapter_of(weight.name)) is not None:
+        return f"a part of an adapter beside it, {_short(adapter[-_LONGEST_NAME:])}"
     parts = {part.tensor for one in found for part in one.parts}
     beside = (*harmless.COMPANIONS, *scheme.markers)
     for tensor, ending in companions.beside(weight.name):

@@ -112,6 +112,40 @@ def test_unknown_tensor_beside_a_weight_is_rejected(
 @pytest.mark.usefixtures("working_folder")
 @every_format
 @pytest.mark.parametrize(
+    "ending",
+    [
+        *("weight_quantizer._svdquant_lora_a", "weight_quantizer._svdquant_lora_b", "lora_down.weight", "lora_A"),
+        *("lora_B.weight", "lora_A.default.weight", "lora_linear_layer.up.weight", "lora_magnitude_vector"),
+    ],
+)
+def test_part_of_an_adapter_beside_a_weight_is_rejected(
+    name: str, build: Callable[[], Example], ending: str
+) -> None:
+    example = build()
+    extra = {f"{owner_of(example)}{ending}": torch.ones(4, 96)}
+    assert ending[-20:] in rejected(replace(example, tensors={**example.tensors, **extra}))
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_part_of_an_adapter_is_left_out_only_beside_a_plain_weight() -> None:
+    example = EXAMPLES["gptq"][0]()
+    (module,) = example.weights
+
+    def add(name: str) -> Example:
+        return replace(example, tensors={**example.tensors, name: torch.ones(4, 4)})
+
+    beside_plain = example_plan(add("model.layers.0.mlp.plain.lora_A.weight"))
+    assert not beside_plain.failures and any("adapter" in w for w in beside_plain.warnings)
+    # Its weight is not found, so it may be the quantized one.
+    assert "lora_unet" in rejected(add("lora_unet_up_proj.lora_down.weight"))
+    assert "up_proj_lora" in rejected(add(f"{module}_lora.down.weight"))
+    wrapped = {name.replace(module, f"{module}.base_layer"): t for name, t in example.tensors.items()}
+    assert "lora_A" in rejected(replace(example, tensors={**wrapped, f"{module}.lora_A.x.weight": torch.ones(4, 4)}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
     "extra",
     [
         {"mystery": True},

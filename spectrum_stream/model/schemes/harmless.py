@@ -98,6 +98,13 @@ SEARCH: dict[str, Values] = dict.fromkeys(
     ANY,
 )
 
+# The settings that change no weight, so that two configs may differ on them.
+MAY_DIFFER = frozenset(
+    {"lm_head", "quant_lm_head", *(key for key, values in (SETTINGS | SEARCH).items() if values is ANY)}
+    # Column order and method change how a weight is read.
+    - {"quant_method", "desc_act", "static_groups"}
+)
+
 # The settings of a module or of a pattern of modules: GPTQModel's `dynamic`, auto-round's `extra_config`.
 LAYERS: dict[str, Values] = {
     **dict.fromkeys(("dynamic.*.bits", "dynamic.*.group_size", "dynamic.*.sym", "dynamic.*.desc_act"), ANY),

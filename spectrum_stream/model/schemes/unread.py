@@ -45,6 +45,9 @@ def find_unread_elsewhere(scheme: Format, companions: Companions, config: Quanti
 
 
 def _find_unread_setting(scheme: Format, config: QuantizationConfig) -> str | None:
+    for key, places in config.disagreements.items():
+        if key not in harmless.MAY_DIFFER:
+            return f"two configs that disagree on {_short(key)}, {_short(' and '.join(places))}"
     if config.quant_method not in scheme.methods:
         return f"an unknown setting, quant_method = {_short(describe(config) or config.data.get('quant_method'))}"
     known = _make_tree({**harmless.SETTINGS, **scheme.settings})

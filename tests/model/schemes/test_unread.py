@@ -225,6 +225,70 @@ def test_config_of_modelopt_in_its_own_file_is_understood() -> None:
     assert "NVFP4_SVD" in rejected(replace(build(), quantization={"quantization": {"quant_algo": "NVFP4_SVD"}}))
 
 
+NVFP4, GPTQ, AWQ = (EXAMPLES[name][0] for name in ("nvfp4", "gptq", "awq"))
+MODELOPT = {
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+    "ignore": ["lm_head"],
+    "quant_algo": "NVFP4",
+    "producer": {"name": "modelopt", "version": "0.29.0"},
+    "quant_method": "modelopt",
+}
+MODELOPT_FILE = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+GPTQ_V1 = dict(GPTQ().quantization)
+AWQ_FILE = {"zero_point": True, "w_bit": 4, "q_group_size": 32, "version": "GEMM"}
+MYSTERY = {"quant_method": "mystery"}
+
+
+def write_two(build: Callable[[], Example], own: dict[str, Any], config: dict[str, Any], files: dict[str, Any]) -> str:
+    """Write an example with its quantization config and another, in config.json or in files beside it."""
+    folder = write(Path("example"), build())
+    for name, content in ({"config.json": {"quantization_config": own, **config}} | files).items():
+        (Path(folder) / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize(
+    ("build", "own", "config", "files"),
+    [
+        (NVFP4, MODELOPT, {}, {"hf_quant_config.json": {"producer": {}, "quantization": MODELOPT_FILE}}),
+        (GPTQ, GPTQ_V1 | {"checkpoint_format": "gptq", "damp_percent": 0.1}, {},
+         {"quantize_config.json": GPTQ_V1 | {"model_name_or_path": "x", "damp_percent": 0.01}}),
+        (GPTQ, GPTQ_V1, {"quantization": GPTQ_V1, "text_config": {"quantization_config": GPTQ_V1}}, {}),
+        (AWQ, AWQ().quantization, {}, {"quant_config.json": AWQ_FILE}),
+    ],
+    ids=["modelopt", "gptq", "parts", "awq"],
+)  # fmt: skip
+def test_two_configs_that_agree_are_understood(
+    build: Callable[[], Example], own: dict[str, Any], config: dict[str, Any], files: dict[str, Any]
+) -> None:
+    assert not plan(write_two(build, own, config, files), names="checkpoint").failures
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize(
+    ("build", "own", "config", "files", "word"),
+    [
+        (NVFP4, MODELOPT, {}, {"hf_quant_config.json": {"quantization": {"quant_algo": "NVFP4_SVD"}}}, "hf_quant"),
+        (NVFP4, MODELOPT, {}, {"hf_quant_config.json": {"quantization": MODELOPT_FILE | {"mystery": 1}}}, "mystery"),
+        (NVFP4, MODELOPT, {}, {"hf_quant_config.json": {"quantization": MODELOPT_FILE | {"group_size": 32}}}, "hf_q"),
+        (GPTQ, GPTQ_V1, {}, {"quantize_config.json": GPTQ_V1 | {"checkpoint_format": "gptq_v2"}}, "quantize_config"),
+        (GPTQ, GPTQ_V1, {}, {"quantize_config.json": GPTQ_V1 | {"format": "gptq_v2"}}, "quantize_config"),
+        (GPTQ, GPTQ_V1, {}, {"quantize_config.json": GPTQ_V1 | {"sym": True}}, "quantize_config"),
+        (GPTQ, GPTQ_V1, {}, {"quant_config.json": {"mystery": 1}}, "mystery"),
+        (GPTQ, GPTQ_V1, {"compression_config": {"mystery": 1}}, {}, "mystery"),
+        (GPTQ, GPTQ_V1, {"quantization": {"mystery": 2}}, {}, "mystery"),
+        (GPTQ, GPTQ_V1, {"text_config": {"quantization_config": MYSTERY}}, {}, "text_config"),
+        (GPTQ, GPTQ_V1, {"llm_config": {"quantization_config": MYSTERY}}, {}, "llm_config"),
+    ],
+)  # fmt: skip
+def test_second_config_that_differs_is_rejected(
+    build: Callable[[], Example], own: dict[str, Any], config: dict[str, Any], files: dict[str, Any], word: str
+) -> None:
+    (failure,) = plan(write_two(build, own, config, files), names="checkpoint").failures
+    assert failure.no_score is NoScore.NOT_UNDERSTOOD and word in failure.detail
+
+
 KNOWN = {key for scheme in SCHEMES for key in scheme.settings} | set(harmless.SETTINGS)
 NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="_"), min_size=1, max_size=20)
 VALUES = st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2))

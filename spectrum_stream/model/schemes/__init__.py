@@ -94,7 +94,7 @@ class Reader:
     """Finds how the weights of a checkpoint are stored."""
 
     def __init__(self, checkpoint: Checkpoint, config: QuantizationConfig) -> None:
-        self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS)
+        self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS, harmless.is_scale_of_module)
         self._config = config
         self._layers = Layers(config)
         self._unread = {scheme.name: find_unread_elsewhere(scheme, self._companions, config) for scheme in SCHEMES}

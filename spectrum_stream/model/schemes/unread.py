@@ -30,9 +30,11 @@ def find_unread_beside(
         return f"a part of an adapter beside it, {_short(adapter[-_LONGEST_NAME:])}"
     parts = {part.tensor for one in found for part in one.parts}
     beside = (*harmless.COMPANIONS, *scheme.markers)
-    for tensor, ending in companions.beside(weight.name):
+    for tensor, ending in (*companions.beside(weight.name), *companions.siblings(weight.name)):
         if tensor not in parts and ending not in beside:
             return f"an unknown tensor beside it, {_short(ending)}"
+    if (transform := companions.transform_of(weight.name)) is not None:
+        return f"a tensor of a module above it, {_short(transform[-_LONGEST_NAME:])}"
     return None
 
 

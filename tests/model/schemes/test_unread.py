@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -124,6 +124,44 @@ def test_part_of_an_adapter_beside_a_weight_is_rejected(
     example = build()
     extra = {f"{owner_of(example)}{ending}": torch.ones(4, 96)}
     assert ending[-20:] in rejected(replace(example, tensors={**example.tensors, **extra}))
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *("{owner}_smooth_scale", "{parent}.smooth_scale", "{parent}.pre_quant_scale", "{parent}.hadamard"),
+        *("{parent}.rotation", "{parent}.R1.weight", "{parent}.act.scales", "{parent}.channel_scale", "hadK"),
+        *("{above}.rotation", "{top}.R1.weight"),
+    ],
+)
+def test_tensor_of_a_module_above_a_weight_is_rejected(
+    name: str, build: Callable[[], Example], extra: str
+) -> None:
+    example = build()
+    owner = owner_of(example)[:-1]
+    parent = owner.rpartition(".")[0]
+    above, top = parent.rpartition(".")[0], owner.partition(".")[0]
+    tensor = extra.format(owner=owner, parent=parent, above=above, top=top)
+    detail = rejected(replace(example, tensors={**example.tensors, tensor: torch.ones(96)}))
+    assert tensor.removeprefix(owner)[-20:] in detail
+
+
+@pytest.mark.usefixtures("working_folder")
+@every_format
+def test_parameter_of_a_module_above_a_weight_is_accepted(name: str, build: Callable[[], Example]) -> None:
+    example = build()
+    owner = owner_of(example)[:-1]
+    parent = owner.rpartition(".")[0]
+    tensors = {
+        **{f"{parent}.up_norm.weight": torch.ones(9), "model.layers.0.norm.scale": torch.ones(9)},
+        **{f"{parent}.{last}": torch.ones(9) for last in ("logit_scale", "q_norm.scale", "k_cache_scale", "A_log")},
+        **{f"{parent}.{last}": torch.tensor(1.0) for last in ("k_scale", "layer_scalar", "mystery_scale")},
+        "model.layers.1.mlp.smooth_scale": torch.ones(9),
+        "model.layers.0.self_attn.scale": torch.ones(9),
+    }
+    assert not example_plan(replace(example, tensors={**example.tensors, **tensors})).failures
 
 
 @pytest.mark.usefixtures("working_folder")
@@ -300,8 +338,7 @@ VALUES = st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.lists(s
 def test_setting_of_any_other_name_is_rejected(
     format: tuple[str, Callable[[], Example]], key: str, value: Any
 ) -> None:
-    if any(known.split(".")[0] == key for known in KNOWN):
-        return
+    assume(not any(known.split(".")[0] == key for known in KNOWN))
     example = format[1]()
     assert key in rejected(replace(example, quantization={**example.quantization, key: value}))
 
@@ -314,8 +351,7 @@ def test_tensor_of_any_other_name_is_rejected(format: tuple[str, Callable[[], Ex
     owner = owner_of(example)
     name = f"{owner}{ending}"
     known = {*harmless.COMPANIONS, *(e for scheme in SCHEMES for e in (*scheme.companions, *scheme.values))}
-    if name in example.tensors or name[len(owner) - 1 :] in known or ending == "weight":
-        return
+    assume(name not in example.tensors and name[len(owner) - 1 :] not in known and ending != "weight")
     assert ending in rejected(replace(example, tensors={**example.tensors, name: torch.ones(2)}))
 
 
@@ -328,21 +364,23 @@ def test_plain_weight_with_scales_beside_it_is_rejected(ending: str) -> None:
     assert not example_plan(Example(tensors=tensors, quantization={"format": "dense"}, weights={})).failures
 
 
+# The formats of compressed-tensors, and whether their example has zero points and a column order.
+GROUPED = [(build, e) for _, build in BUILDERS if "config_groups" in (e := build()).quantization]
+ZEROS, ORDER = ({"symmetric": False}, "zero points"), ({"actorder": "group"}, "column order")
+PROMISED = [
+    pytest.param(build, *promise, id=f"{build.__name__}, {promise[1]}")
+    for build, e in GROUPED
+    for promise, ending in ((ZEROS, "zero_point"), (ORDER, "g_idx"))
+    if not any(tensor.endswith(ending) for tensor in e.tensors)
+]
+
+
 @pytest.mark.usefixtures("working_folder")
-@every_format
-@pytest.mark.parametrize(
-    ("weights", "role", "word"),
-    [({"symmetric": False}, "zeros", "zero points"), ({"actorder": "group"}, "groups", "column order")],
-    ids=["zeros", "groups"],
-)
+@pytest.mark.parametrize(("build", "weights", "word"), PROMISED)
 def test_part_that_the_config_promises_must_be_there(
-    name: str, build: Callable[[], Example], weights: dict[str, Any], role: str, word: str
+    build: Callable[[], Example], weights: dict[str, Any], word: str
 ) -> None:
     example = build()
-    a_plan = example_plan(example)
-    has_part = any(p.role == role for w in a_plan.matrices if w.quantization for p in w.quantization.parts)
-    if has_part or "config_groups" not in example.quantization:
-        return
     changed = merge(example.quantization, {"config_groups": {"group_0": {"weights": weights}}})
     (failure,) = example_plan(replace(example, quantization=changed)).failures
     assert failure.no_score is NoScore.MISSING_SCALES and word in failure.detail

@@ -89,6 +89,21 @@ class QuantizationConfig:
         return all(symmetric is False for symmetric in said)
 
     @property
+    def has_no_zeros(self) -> bool:
+        """Whether weights of all groups of layers have no zero points."""
+        said = [group.get("symmetric") for group in self.groups]
+        return bool(said) and all(symmetric is True for symmetric in said)
+
+    @property
+    def numbers(self) -> tuple[str, int] | None:
+        """The type, `int` or `float`, and the bits of all weights, if there is one group of layers that says both."""
+        said = [(group.get("type"), _bits(group.get("num_bits"))) for group in self.groups]
+        match said:
+            case [("int" | "float" as type_, int(bits))]:
+                return type_, bits
+        return None
+
+    @property
     def has_order(self) -> bool:
         """Whether weights of all groups of layers have columns in another order than that of the scales."""
         said = [group.get("actorder") for group in self.groups]

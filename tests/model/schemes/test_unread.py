@@ -387,6 +387,32 @@ def test_part_that_the_config_promises_must_be_there(
 
 
 @pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize("build", [build for build, _ in GROUPED])
+@pytest.mark.parametrize("numbers", [("int", 3), ("int", 8), ("float", 8), ("int", 4), ("float", 4)], ids=str)
+def test_numbers_that_contradict_the_config_are_rejected(
+    build: Callable[[], Example], numbers: tuple[str, int]
+) -> None:
+    example = build()
+    weights = example.quantization["config_groups"]["group_0"]["weights"]
+    own = weights.get("type"), weights.get("num_bits")
+    said = {"weights": {"type": numbers[0], "num_bits": numbers[1]}}
+    changed = replace(example, quantization=merge(example.quantization, {"config_groups": {"group_0": said}}))
+    assert len(example_plan(changed).failures) == (numbers != own)
+    # Groups of layers can differ.
+    two = merge(example.quantization, {"config_groups": {"group_1": said}})
+    if "packed" not in build.__name__:
+        assert not example_plan(replace(example, quantization=two)).failures
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_zero_points_of_a_symmetric_weight_are_rejected() -> None:
+    (build,) = EXAMPLES["packed integers"]
+    said = {"config_groups": {"group_0": {"weights": {"symmetric": True}}}}
+    example = build()
+    assert "symmetric" in rejected(replace(example, quantization=merge(example.quantization, said)))
+
+
+@pytest.mark.usefixtures("working_folder")
 def test_plan_without_any_readable_weight_is_an_error(tmp_path: Path) -> None:
     example = EXAMPLES["float8"][0]()
     save_file({**example.tensors, "mystery": torch.ones(1)}, tmp_path / "model.safetensors")

@@ -90,7 +90,13 @@ class Companions:
             of an adapter whose weight is not found.
     """
 
-    def __init__(self, checkpoint: Checkpoint, values: Mapping[str, str], top_tensors: Collection[str], is_harmless: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        values: Mapping[str, str],
+        top_tensors: Collection[str],
+        is_harmless: Callable[[str], bool],
+    ) -> None:
         self._tensors = {tensor.name: Companion(shard.name, tensor) for shard, tensor in checkpoint.tensors}
         self._shards = {shard.name: shard for shard in checkpoint.source.shards}
         self._metadata = checkpoint.metadata
@@ -160,7 +166,7 @@ class Companions:
                     yield name, name.removeprefix(owner)
 
     def siblings(self, tensor: str) -> Iterator[tuple[str, str]]:
-        """Find the tensors `X_*` beside a weight `X.weight` that are neither a parameter nor belong to another weight.
+        """Find the tensors `X_*` beside `X.weight` that are no parameters and belong to no other weight.
 
         Returns:
             (name, ending), as `beside` does.

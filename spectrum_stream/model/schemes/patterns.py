@@ -53,7 +53,9 @@ def _find_texts(pattern: str) -> tuple[str, ...]:
         if depth == 0 and text == "|":
             return ()
         depth += (text == "(") - (text == ")")
-        is_literal = found is not None and (len(text) == 1 and text != "." or len(text) == 2 and text[1] in ".-_/")
+        is_literal = found is not None and (
+            (len(text) == 1 and text != ".") or (len(text) == 2 and text[1] in ".-_/")
+        )
         if depth == 0 and is_literal and pattern[i : i + 1] not in ("*", "+", "?", "{"):
             texts[-1] += text[-1]
         elif texts[-1]:

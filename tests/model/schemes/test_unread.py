@@ -118,9 +118,7 @@ def test_unknown_tensor_beside_a_weight_is_rejected(
         *("lora_B.weight", "lora_A.default.weight", "lora_linear_layer.up.weight", "lora_magnitude_vector"),
     ],
 )
-def test_part_of_an_adapter_beside_a_weight_is_rejected(
-    name: str, build: Callable[[], Example], ending: str
-) -> None:
+def test_part_of_an_adapter_beside_a_weight_is_rejected(name: str, build: Callable[[], Example], ending: str) -> None:
     example = build()
     extra = {f"{owner_of(example)}{ending}": torch.ones(4, 96)}
     assert ending[-20:] in rejected(replace(example, tensors={**example.tensors, **extra}))
@@ -136,9 +134,7 @@ def test_part_of_an_adapter_beside_a_weight_is_rejected(
         *("{above}.rotation", "{top}.R1.weight"),
     ],
 )
-def test_tensor_of_a_module_above_a_weight_is_rejected(
-    name: str, build: Callable[[], Example], extra: str
-) -> None:
+def test_tensor_of_a_module_above_a_weight_is_rejected(name: str, build: Callable[[], Example], extra: str) -> None:
     example = build()
     owner = owner_of(example)[:-1]
     parent = owner.rpartition(".")[0]
@@ -155,7 +151,8 @@ def test_parameter_of_a_module_above_a_weight_is_accepted(name: str, build: Call
     owner = owner_of(example)[:-1]
     parent = owner.rpartition(".")[0]
     tensors = {
-        **{f"{parent}.up_norm.weight": torch.ones(9), "model.layers.0.norm.scale": torch.ones(9)},
+        f"{parent}.up_norm.weight": torch.ones(9),
+        "model.layers.0.norm.scale": torch.ones(9),
         **{f"{parent}.{last}": torch.ones(9) for last in ("logit_scale", "q_norm.scale", "k_cache_scale", "A_log")},
         **{f"{parent}.{last}": torch.tensor(1.0) for last in ("k_scale", "layer_scalar", "mystery_scale")},
         "model.layers.1.mlp.smooth_scale": torch.ones(9),
@@ -265,19 +262,28 @@ def test_config_of_modelopt_in_its_own_file_is_understood() -> None:
 
 NVFP4, GPTQ, AWQ = (EXAMPLES[name][0] for name in ("nvfp4", "gptq", "awq"))
 MODELOPT = {
-    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "group_size": 16}}
+    },
     "ignore": ["lm_head"],
     "quant_algo": "NVFP4",
     "producer": {"name": "modelopt", "version": "0.29.0"},
     "quant_method": "modelopt",
 }
-MODELOPT_FILE = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+MODELOPT_FILE = {
+    "quant_algo": "NVFP4",
+    "kv_cache_quant_algo": "FP8",
+    "group_size": 16,
+    "exclude_modules": ["lm_head"],
+}
 GPTQ_V1 = dict(GPTQ().quantization)
 AWQ_FILE = {"zero_point": True, "w_bit": 4, "q_group_size": 32, "version": "GEMM"}
 MYSTERY = {"quant_method": "mystery"}
 
 
-def write_two(build: Callable[[], Example], own: dict[str, Any], config: dict[str, Any], files: dict[str, Any]) -> str:
+def write_two(
+    build: Callable[[], Example], own: dict[str, Any], config: dict[str, Any], files: dict[str, Any]
+) -> str:
     """Write an example with its quantization config and another, in config.json or in files beside it."""
     folder = write(Path("example"), build())
     for name, content in ({"config.json": {"quantization_config": own, **config}} | files).items():

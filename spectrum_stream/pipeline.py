@@ -292,7 +292,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Only shards on this machine have a version. The commit stands for the content of the others.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": ModelConfig(source.config).quantization.data,
+        "quantization": ModelConfig(source.config, source.quantization_files).quantization.data,
         "engine": _ERROR_MODEL,
         "names": inventory.names,
         "names_sha256": inventory.names_sha256,

@@ -352,7 +352,7 @@ def open_hub(model: str, address: Address) -> Source:
         def read_json(name: str) -> Any:
             return parse_json(_read_small(repo, name))
 
-        config, warnings = read_config(files, read_json, where)
+        config, quantization_files, warnings = read_config(files, read_json, where)
         adapter_config = read_adapter_config(files, read_json)
         choice = choose_for(file, files, read_json, where, config)
         if choice is None:
@@ -378,6 +378,7 @@ def open_hub(model: str, address: Address) -> Source:
         shards=shards,
         weight_map=choice.weight_map,
         config=config,
+        quantization_files=quantization_files,
         is_part=is_part,
         adapter_config=adapter_config,
         ignored=choice.ignored,

@@ -20,7 +20,7 @@ from .partial import find_slices, find_unfinished, hint_unfinished
 SUFFIX = ".safetensors"
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-# The quantization of GPTQ, AWQ and modelopt, if config.json does not have it. The first that is there counts.
+# The quantization of GPTQ, AWQ and modelopt. The first that is there counts if config.json does not have it.
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
 # The parts of a model of sentence-transformers, each with its folder.
 MODULES_FILE = "modules.json"
@@ -204,11 +204,13 @@ def choose_for(
 
 def read_config(
     files: Sequence[str], read_json: Callable[[str], Any], where: str
-) -> tuple[Mapping[str, Any], list[str]]:
-    """Read config.json; return it, or {} without one, and warnings.
+) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]], list[str]]:
+    """Read config.json and the files about the quantization.
 
-    If it does not state the quantization, that of `quantize_config.json` or another of `QUANTIZATION_FILES` is added
-    as `quantization_config`.
+    Returns:
+        (config, quantization files, warnings): config.json, or {} without one, and each of `QUANTIZATION_FILES` that
+        is there, by its name. If config.json does not state the quantization, the first file is added as
+        `quantization_config`.
     """
     config: Mapping[str, Any] = {}
     warnings = []
@@ -220,19 +222,21 @@ def read_config(
             warnings.append(
                 f"{where}/{CONFIG_FILE} is not a JSON object and was ignored: a tied head will not be recognized"
             )
+    stated: dict[str, Mapping[str, Any]] = {}
+    for name in QUANTIZATION_FILES:
+        if name in files:
+            if isinstance(quantization := read_json(name), dict):
+                stated[name] = quantization
+            else:
+                warnings.append(f"{where}/{name} is not a JSON object and was ignored")
     parts = (config, config.get("text_config"))
     if any(isinstance(part, dict) and part.keys() & {"quantization_config", "compression_config"} for part in parts):
-        return config, warnings
-    stated = [name for name in QUANTIZATION_FILES if name in files]
+        return config, stated, warnings
     if stated:
-        quantization = read_json(stated[0])
-        if isinstance(quantization, dict):
-            config = {**config, "quantization_config": quantization}
-        else:
-            warnings.append(f"{where}/{stated[0]} is not a JSON object and was ignored")
-        if len(stated) > 1:
-            warnings.append(f"{stated[0]} states the quantization; ignored: {', '.join(stated[1:])}")
-    return config, warnings
+        config = {**config, "quantization_config": next(iter(stated.values()))}
+    if len(stated) > 1:
+        warnings.append(f"several files state the quantization, and must agree: {', '.join(stated)}")
+    return config, stated, warnings
 
 
 def read_adapter_config(files: Sequence[str], read_json: Callable[[str], Any]) -> Mapping[str, Any] | None:

@@ -72,7 +72,7 @@ def _open_file(model: str, path: Path) -> Source:
         _check_content(shard)
     files = _list_files(folder)
     check_finished(files, [path.name], str(folder))
-    config, warnings = read_config(files, read_json, str(folder))
+    config, quantization_files, warnings = read_config(files, read_json, str(folder))
     is_part = is_one_of_several(path.name, files, read_json)
     if is_part:
         warnings.append(f"{path.name} is one shard of a model: give the folder, {folder}, to score the whole model")
@@ -86,6 +86,7 @@ def _open_file(model: str, path: Path) -> Source:
         shards=(shard,),
         weight_map=None,
         config=config,
+        quantization_files=quantization_files,
         is_part=is_part,
         adapter_config=read_adapter_config(files, read_json),
         ignored=tuple(sorted(name for name in files if is_safetensors(name) and name != path.name)),
@@ -118,7 +119,7 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         return _read_json(folder / name)
 
     files = _list_files(folder)
-    config, warnings = read_config(files, read_json, str(folder))
+    config, quantization_files, warnings = read_config(files, read_json, str(folder))
     choice = choose_shards(files, read_json, str(folder), config=config, only=index)
     if choice is None:
         raise explain_files([*_list_below(folder)], str(folder))
@@ -135,6 +136,7 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         shards=shards,
         weight_map=choice.weight_map,
         config=config,
+        quantization_files=quantization_files,
         adapter_config=read_adapter_config(files, read_json),
         ignored=choice.ignored,
         # These are not needed, so a link to nothing is no error.

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,6 +141,7 @@ class Source:
         shards: the files to read, in the order of their names.
         weight_map: tensor name to shard name, from the index; None without one.
         config: config.json, or {}. If it lacks the quantization, that of `quantize_config.json` is added.
+        quantization_files: `quantize_config.json` and others of its kind, by their names.
         is_part: whether this is one shard of several, so that the config describes more than it holds.
         adapter_config: adapter_config.json; None without one.
         ignored: other safetensors files that lie beside the shards.
@@ -156,6 +157,7 @@ class Source:
     shards: tuple[Shard, ...]
     weight_map: Mapping[str, str] | None
     config: Mapping[str, Any]
+    quantization_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_part: bool = False
     adapter_config: Mapping[str, Any] | None = None
     ignored: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ class Checkpoint:
         source: where it was opened.
         tensors: (shard, tensor) pairs in file order.
         metadata: the metadata of each shard, by the name of the shard.
+        adapter: the names of the tensors of an adapter, which are not among `tensors`.
         warnings: those of the source, and harmless differences between index and headers.
     """
 
@@ -28,6 +29,7 @@ class Checkpoint:
     tensors: tuple[tuple[Shard, TensorInfo], ...]
     metadata: Mapping[str, Mapping[str, str]]
     warnings: tuple[str, ...]
+    adapter: tuple[str, ...] = ()
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
@@ -73,7 +75,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
             f"transformers: the scores are those of the weights without it ({listed(sorted(left_out))})"
         )
     kept = tuple(pair for name, pair in tensors.items() if name not in left_out)
-    return Checkpoint(source, kept, metadata, tuple(warnings))
+    return Checkpoint(source, kept, metadata, tuple(warnings), tuple(sorted(left_out)))
 
 
 def read_header(shard: Shard) -> Header:

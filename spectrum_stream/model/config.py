@@ -3,14 +3,14 @@
     model_type        the family                              text_config       the language model of a larger model
     architectures     the classes of the model                vision_config     its vision tower
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
-    quantization_config, compression_config, quantization     at the top, or in parts of the model
+    quantization_config, compression_config, quantization     at the top, in parts of the model, or in other files
 
 A value of the wrong type counts as missing.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -20,6 +20,8 @@ _CAUSAL_LM = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _MULTIMODAL = re.compile(r"ForConditionalGeneration$")
 # MLX has its own name.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+# AutoAWQ has other names in its own file.
+_ALIASES = {"w_bit": "bits", "q_group_size": "group_size"}
 _DEFAULT_BLOCK = (128, 128)
 # Parts of a model have parts: the language model of Qwen-Omni's thinker.
 _PART_DEPTH = 3
@@ -27,9 +29,15 @@ _PART_DEPTH = 3
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """The part of config.json about quantized weights; empty if there is none."""
+    """The settings of quantized weights; empty if there are none.
+
+    Attributes:
+        data: the settings of all places that state them; the first place counts.
+        disagreements: the two places by each setting on which they differ.
+    """
 
     data: Mapping[str, Any]
+    disagreements: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def quant_method(self) -> str | None:
@@ -59,39 +67,55 @@ class QuantizationConfig:
     def packed_integers(self) -> tuple[tuple[int, int | None], ...]:
         """(bits, group size) of the integers of all weights, or of each group of layers; None for whole rows."""
         found = [(self.bits, self.group_size)]
-        found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self._groups()]
+        found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self.groups]
         return tuple(dict.fromkeys((bits, size) for bits, size in found if bits is not None))
 
     @property
     def block_sizes(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) that share a scale of float8 or int8; default: 128 x 128."""
         found: list[tuple[int, int]] = []
-        for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self._groups())):
+        for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self.groups)):
             match [_integer(side) for side in block] if isinstance(block, list) else []:
                 case [int(rows), int(columns)]:
                     found.append((rows, columns))
-        sizes = [_integer(w.get("group_size")) for w in self._groups()]
+        sizes = [_integer(w.get("group_size")) for w in self.groups]
         found += [(1, size) for size in sizes if size is not None]
         return tuple(dict.fromkeys(found)) or (_DEFAULT_BLOCK,)
 
     @property
     def has_zeros(self) -> bool:
         """Whether weights of all groups of layers have zero points."""
-        said = [group.get("symmetric") for group in self._groups()] or [self.symmetric]
+        said = [group.get("symmetric") for group in self.groups] or [self.symmetric]
         return all(symmetric is False for symmetric in said)
+
+    @property
+    def has_no_zeros(self) -> bool:
+        """Whether weights of all groups of layers have no zero points."""
+        said = [group.get("symmetric") for group in self.groups]
+        return bool(said) and all(symmetric is True for symmetric in said)
+
+    @property
+    def numbers(self) -> tuple[str, int] | None:
+        """The type, `int` or `float`, and the bits of all weights, if there is one group of layers that says both."""
+        said = [(group.get("type"), _bits(group.get("num_bits"))) for group in self.groups]
+        match said:
+            case [("int" | "float" as type_, int(bits))]:
+                return type_, bits
+        return None
 
     @property
     def has_order(self) -> bool:
         """Whether weights of all groups of layers have columns in another order than that of the scales."""
-        said = [group.get("actorder") for group in self._groups()]
+        said = [group.get("actorder") for group in self.groups]
         return bool(said) and all(order in ("group", "dynamic") for order in said)
 
     @property
     def is_dense(self) -> bool:
         """Whether stored weights are plain numbers, which a program rounds when it uses them."""
-        return self.data.get("format") == "dense"
+        return self.data.get("format") == "dense" and not self.disagreements
 
-    def _groups(self) -> Iterator[Mapping[str, Any]]:
+    @property
+    def groups(self) -> Iterator[Mapping[str, Any]]:
         """The weights of each group of layers, as compressed-tensors describes them."""
         for group in _mapping(self.data.get("config_groups")).values():
             if isinstance(weights := _mapping(group).get("weights"), Mapping):
@@ -100,9 +124,15 @@ class QuantizationConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """config.json of a checkpoint; `data` is empty if there is none."""
+    """config.json of a checkpoint.
+
+    Attributes:
+        data: its content; empty if there is none.
+        quantization_files: the files beside it that state the quantization, by their names.
+    """
 
     data: Mapping[str, Any]
+    quantization_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def model_type(self) -> str | None:
@@ -173,30 +203,68 @@ class ModelConfig:
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """The quantization of the model, or of its parts if they have the same."""
-        own = _quantization_of(self.data)
-        found = [own] if own is not None else list(_quantizations_of_parts(self.data, _PART_DEPTH))
-        data = found[0] if found else {}
-        if any(other != data for other in found):
-            data = {"quant_method": "two configs of parts of the model that differ"}
-        if isinstance(inner := data.get("quantization"), Mapping):
+        """The quantization of the model, from all places that state it: config.json, its parts, other files."""
+        parts = list(_quantizations_of_parts(self.data, _PART_DEPTH))
+        if any(part != parts[0][1] for _, part in parts):
+            return QuantizationConfig({"quant_method": "two configs of parts of the model that differ"})
+        # Without one in config.json, the source has added that of the first file.
+        files = list(self.quantization_files.values())
+        own = [(name, part) for name, part in _quantizations_of(self.data) if not any(part is one for one in files)]
+        return _combine([*own, *self.quantization_files.items(), *parts])
+
+
+def _combine(places: Sequence[tuple[str, Mapping[str, Any]]]) -> QuantizationConfig:
+    """Combine the settings of (place, settings) pairs; the first place of a setting counts."""
+    data: dict[str, Any] = {}
+    said: dict[str, tuple[str, Any]] = {}
+    disagreements: dict[str, tuple[str, str]] = {}
+    for place, stated in places:
+        if isinstance(inner := stated.get("quantization"), Mapping):
             # ModelOpt's own file, hf_quant_config.json, has two parts.
-            data = {"quant_method": "modelopt"} | {k: v for k, v in data.items() if k != "quantization"} | dict(inner)
-        return QuantizationConfig(data)
+            outer = {key: value for key, value in stated.items() if key != "quantization"}
+            stated = {"quant_method": "modelopt"} | outer | dict(inner)
+        data = {**stated, **{key: value for key, value in data.items() if value is not None}}
+        for key, value in _comparable(stated).items():
+            first, other = said.setdefault(key, (place, value))
+            if not _is_same(value, other):
+                disagreements.setdefault(key, (first, place))
+    return QuantizationConfig(data, disagreements)
 
 
-def _quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next((part for name in _QUANTIZATION if isinstance(part := config.get(name), Mapping)), None)
+def _comparable(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under the names that all writers share, with those that they imply."""
+    settings = {_ALIASES.get(key, key): value for key, value in stated.items() if value is not None}
+    groups = list(QuantizationConfig(stated).groups)
+    for key, of_group in (("bits", "num_bits"), ("group_size", "group_size")):
+        # ModelOpt states the number for all weights in one file, and that of a group of layers in the other.
+        numbers = {number for group in groups if (number := _integer(group.get(of_group))) is not None}
+        if len(numbers) == 1:
+            settings.setdefault(key, *numbers)
+    if settings.get("quant_method") == "gptq" or "desc_act" in settings:
+        # Without a format, zero points are stored as in GPTQ's first format.
+        settings.setdefault("checkpoint_format", settings.get("format", "gptq"))
+    return settings
 
 
-def _quantizations_of_parts(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
-    """Find the quantization of the parts of a model, such as `thinker_config.text_config`."""
+def _is_same(value: Any, other: Any) -> bool:
+    if isinstance(value, str) and isinstance(other, str):
+        return value.casefold() == other.casefold()
+    # 1 is not True.
+    return type(value) is type(other) and bool(value == other)
+
+
+def _quantizations_of(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, part) for name in _QUANTIZATION if isinstance(part := config.get(name), Mapping)]
+
+
+def _quantizations_of_parts(config: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Find the quantization of the parts of a model, such as `thinker_config.text_config`, with their places."""
     for key, part in config.items():
         if key.endswith("_config") and key not in _QUANTIZATION and isinstance(part, Mapping):
-            if (own := _quantization_of(part)) is not None:
-                yield own
+            if own := _quantizations_of(part):
+                yield from ((f"{key}.{name}", stated) for name, stated in own)
             elif depth > 1:
-                yield from _quantizations_of_parts(part, depth - 1)
+                yield from ((f"{key}.{name}", stated) for name, stated in _quantizations_of_parts(part, depth - 1))
 
 
 def is_causal_class(name: str) -> bool:

@@ -331,7 +331,9 @@ def plan(model: str, **options: Unpack[PlanOptions]) -> Plan:
     return _make_plan(
         source=source,
         outputs=Outputs(Path(options.get("out", RESULTS_FOLDER)), stem or _make_stem(source.name)),
-        inventory=take_inventory(read_checkpoint(source), ModelConfig(source.config), names, experts),
+        inventory=take_inventory(
+            read_checkpoint(source), ModelConfig(source.config, source.quantization_files), names, experts
+        ),
         groups=options.get("groups"),
         fetch=fetch,
         precision=precision,

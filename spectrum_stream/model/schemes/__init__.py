@@ -29,7 +29,7 @@ from ...checkpoint.tensors import Checkpoint
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from ..no_score import NoScore
-from ..quantization import Quantization, Unreadable
+from ..quantization import Packing, Quantization, Unreadable
 from . import companions, harmless
 from .awq import AWQ
 from .comfyui import COMFYUI
@@ -90,11 +90,20 @@ def is_companion(tensor: str) -> bool:
     return tensor.endswith(_COMPANIONS)
 
 
+def _numbers_of(tensor: TensorInfo, found: Quantization) -> tuple[str, int]:
+    """Return the type, `int` or `float`, and the bits of the values of a weight."""
+    if found.bits:
+        return "int", found.bits
+    if found.packing in (Packing.FP4, Packing.FP4_HIGH_FIRST):
+        return "float", 4
+    return "int" if tensor.dtype == "I8" else "float", 8
+
+
 class Reader:
     """Finds how the weights of a checkpoint are stored."""
 
     def __init__(self, checkpoint: Checkpoint, config: QuantizationConfig) -> None:
-        self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS)
+        self._companions = Companions(checkpoint, _VALUES, harmless.TOP_TENSORS, harmless.is_scale_of_module)
         self._config = config
         self._layers = Layers(config)
         self._unread = {scheme.name: find_unread_elsewhere(scheme, self._companions, config) for scheme in SCHEMES}
@@ -133,6 +142,12 @@ class Reader:
             return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its zero points")
         if self._config.has_order and "groups" not in roles:
             return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
+        if self._config.has_no_zeros and "zeros" in roles:
+            return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with zero points, but symmetric = true")
+        said, numbers = self._config.numbers, _numbers_of(tensor, parts[0])
+        if said is not None and numbers != said:
+            stored, stated = ("{}{}".format(*pair) for pair in (numbers, said))
+            return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {stored}, but the config says {stated}")
         return found
 
     def _explain(self, scheme: Format, found: Unreadable) -> Unreadable:

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -22,6 +22,15 @@ WORD_BITS = 32
 _MARKER = re.compile(r"quant|scaled|fp8|fp4|nf4|int8|int4")
 # A marker has at most this many elements.
 _LARGEST_MARKER = 64
+# Tensors of a parent module that change the weights below it, and scales that change those of its own modules.
+_TRANSFORM = re.compile(
+    r"(?:^|[._])((?i:smooth\w*|pre_quant\w*|equaliz\w*|hadamard\w*|had_?k|rotat\w*|permut\w*)|R\d|act\.scales?)"
+    r"(?:\.weight)?$"
+)
+_SCALE = re.compile(r"(?:^|[._])(scales?)$")
+# PEFT's name for the module that an adapter wraps.
+_BASE_LAYER = ".base_layer"
+_MAX_COMPONENTS = 64
 
 MISSING_SCALES = Unreadable(NoScore.MISSING_SCALES)
 
@@ -73,13 +82,21 @@ class Companions:
     Args:
         values: the endings of tensors with quantized values, and the endings of their parameters.
         top_tensors: the names of tensors at the top that are not markers.
+        is_harmless: whether a tensor of a parent module changes no weight, by its name.
 
     Attributes:
         metadata: (key, value) of all shards, without repetitions.
-        markers: the small tensors that belong to the checkpoint or to a part of it, such as `scaled_fp8`.
+        markers: the small tensors that belong to the checkpoint or to a part of it, such as `scaled_fp8`, and tensors
+            of an adapter whose weight is not found.
     """
 
-    def __init__(self, checkpoint: Checkpoint, values: Mapping[str, str], top_tensors: Collection[str]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        values: Mapping[str, str],
+        top_tensors: Collection[str],
+        is_harmless: Callable[[str], bool],
+    ) -> None:
         self._tensors = {tensor.name: Companion(shard.name, tensor) for shard, tensor in checkpoint.tensors}
         self._shards = {shard.name: shard for shard in checkpoint.source.shards}
         self._metadata = checkpoint.metadata
@@ -87,10 +104,18 @@ class Companions:
         self._values = values
         entries = (entry for metadata in checkpoint.metadata.values() for entry in metadata.items())
         self.metadata = tuple(dict.fromkeys(entries))
-        self.markers = tuple(
-            name
-            for name, tensor in self._tensors.items()
-            if prod(tensor.info.shape) <= _LARGEST_MARKER and self._is_marker(name) and name not in top_tensors
+        self._is_harmless = is_harmless
+        self._transforms, self._scales = self._find_transforms()
+        owners = [(name, self._find_adapted(name)) for name in checkpoint.adapter]
+        # The first of each weight is enough.
+        self._adapter = {owner: name for name, owner in reversed(owners) if owner is not None}
+        self.markers = (
+            *(
+                name
+                for name, tensor in self._tensors.items()
+                if prod(tensor.info.shape) <= _LARGEST_MARKER and self._is_marker(name) and name not in top_tensors
+            ),
+            *(name for name, owner in owners if owner is None),
         )
 
     def get(self, *names: str) -> Companion | None:
@@ -140,13 +165,81 @@ class Companions:
                 if name != tensor and self.parameter_of(name) != parameter:
                     yield name, name.removeprefix(owner)
 
+    def siblings(self, tensor: str) -> Iterator[tuple[str, str]]:
+        """Find the tensors `X_*` beside `X.weight` that are no parameters and belong to no other weight.
+
+        Returns:
+            (name, ending), as `beside` does.
+        """
+        owner = module_of(self.parameter_of(tensor))
+        start = f"{owner}_"
+        for i in range(bisect_left(self._names, start), len(self._names)):
+            name = self._names[i]
+            if not name.startswith(start):
+                break
+            # Modules `X_y` and fused experts are no tensors of X.
+            is_parameter = name.endswith(("weight", "bias", *self._values)) or len(self._tensors[name].info.shape) > 2
+            if "." not in name[len(start) :] and not is_parameter and self._find_adapted(name) == owner:
+                yield name, name.removeprefix(owner)
+
+    def transform_of(self, tensor: str) -> str | None:
+        """Return a tensor of a parent module that changes the weight that a tensor stores, if any.
+
+        Such as `P.smooth_scale` or `P.act.scales` for `P.X.weight`.
+        """
+        parent = module_of(self.parameter_of(tensor)).rpartition(".")[0]
+        if (name := self._scales.get(parent)) is not None:
+            return name
+        while (name := self._transforms.get(parent)) is None and parent:
+            parent = parent.rpartition(".")[0]
+        return name
+
+    def _find_transforms(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Find the tensors that change all weights below a module, and those of the module's own modules."""
+        below: dict[str, str] = {}
+        own: dict[str, str] = {}
+        for name, tensor in self._tensors.items():
+            match, is_scale = _TRANSFORM.search(name), False
+            if match is None:
+                match, is_scale = _SCALE.search(name), True
+            module = name.removesuffix(WEIGHT_SUFFIX)
+            if match is None or self._is_harmless(name) or self._has_weight(module.rpartition(".")[0]):
+                continue
+            # A scale for a whole tensor, and one for each expert, are other things.
+            if is_scale and (prod(tensor.info.shape) <= 1 or len(tensor.info.shape) > 2):
+                continue
+            if self._find_adapted(module) is None:
+                start = match.start(1)
+                parent = name[:start].rpartition(".")[0]
+                (own if is_scale and parent else below).setdefault(parent, name)
+        return below, own
+
+    def _has_weight(self, module: str) -> bool:
+        return any(f"{module}{ending}" in self._tensors for ending in (WEIGHT_SUFFIX, *self._values))
+
+    def adapter_of(self, tensor: str) -> str | None:
+        """Return a tensor of an adapter that changes the weight that a tensor stores, if any.
+
+        Such as the low-rank part of SVDQuant, `X.weight_quantizer._svdquant_lora_a`.
+        """
+        return self._adapter.get(module_of(self.parameter_of(tensor)).removesuffix(_BASE_LAYER))
+
+    def _find_adapted(self, name: str) -> str | None:
+        """Find the module or the bare parameter that a tensor of an adapter changes: the longest one in its name."""
+        endings = ("", *(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values)))
+        # Names have few components, and a name of many is that of no model.
+        signs = [match.start() for match in re.finditer(r"[._]", name)][:_MAX_COMPONENTS]
+        for stop in reversed(signs):
+            if any(f"{name[:stop]}{ending}" in self._tensors for ending in endings):
+                return module_of(name[:stop])
+        return None
+
     def _is_marker(self, name: str) -> bool:
         owner, _, last = name.rpartition(".")
         if not owner:
             return True
         # Elsewhere only such a word tells it from a small parameter. The tensors beside a weight are no markers.
-        endings = (WEIGHT_SUFFIX, *self._values)
-        return _MARKER.search(last) is not None and not any(f"{owner}{ending}" in self._tensors for ending in endings)
+        return _MARKER.search(last) is not None and not self._has_weight(owner)
 
     def _holds_values(self, name: str) -> bool:
         return name in self._tensors and 0 not in self._tensors[name].info.shape

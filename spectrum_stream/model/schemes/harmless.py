@@ -25,6 +25,19 @@ COMPANIONS = (
 # Tensors at the top of a checkpoint that belong to its model: CLIP, SigLIP and old buffers.
 TOP_TENSORS = ("logit_scale", "logit_bias", "position_ids", "token_type_ids", "inv_freq")
 
+# Scales of a module that are parameters of the model.
+_SCALES = re.compile(
+    r"(^|\.)(logit_scale|layer_scale|per_dim_scale|hc_\w+_scale"  # CLIP, ConvNeXt, Gemma, DeepSeek-V4
+    r"|router\.(per_expert_)?scale|altup\.correct_output_scale"  # Gemma 4, Gemma 3n
+    r"|\w*(norm|ln)\w*\.scale|[kv]_cache_scale)$"
+)
+
+
+def is_scale_of_module(tensor: str) -> bool:
+    """Whether a tensor of a module is a parameter of the model, or belongs to its activations."""
+    return tensor.endswith(COMPANIONS) or _SCALES.search(tensor) is not None
+
+
 # The settings of a quantization config.
 SETTINGS: dict[str, Values] = {
     "quant_method": ANY,  # `Format.methods` has its values
@@ -96,6 +109,13 @@ SEARCH: dict[str, Values] = dict.fromkeys(
         *("quant_block_list", "to_quant_block_names", "supported_types", "scale_dtype", "enable_alg_ext"),
     ),
     ANY,
+)
+
+# The settings that change no weight, so that two configs may differ on them.
+MAY_DIFFER = frozenset(
+    {"lm_head", "quant_lm_head", *(key for key, values in (SETTINGS | SEARCH).items() if values is ANY)}
+    # Column order and method change how a weight is read.
+    - {"quant_method", "desc_act", "static_groups"}
 )
 
 # The settings of a module or of a pattern of modules: GPTQModel's `dynamic`, auto-round's `extra_config`.

@@ -1,8 +1,9 @@
 """The settings of a single module: GPTQModel's `dynamic` and auto-round's `extra_config`."""
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import QuantizationConfig
@@ -40,6 +41,7 @@ class Layers:
 
     def __init__(self, config: QuantizationConfig) -> None:
         self._config = config
+        self._data = dict(config.data)
         self._rules = [r for r in (_read_dynamic(config), _read_extra_config(config)) if r is not None]
 
     def config_of(self, module: str) -> QuantizationConfig | Unreadable:
@@ -47,7 +49,7 @@ class Layers:
 
         Return `Unreadable` if the rules cannot be applied, or say that the module is not quantized.
         """
-        data = dict(self._config.data)
+        override: dict[str, Any] = {}
         for rules in self._rules:
             try:
                 found = _find_rule(rules, module)
@@ -57,8 +59,9 @@ class Layers:
                 return Unreadable(NoScore.NOT_UNDERSTOOD, f"quantized, but {rules.setting} says that it is not")
             if found.get("data_type") == "float":
                 return Unreadable(NoScore.NOT_UNDERSTOOD, f"{rules.setting} with data_type = float")
-            data |= found
-        return QuantizationConfig(data) if self._rules else self._config
+            override |= found
+        # A config can have the settings of each module, and a copy for each would take quadratic time.
+        return replace(self._config, data=ChainMap(override, self._data)) if override else self._config
 
 
 def _find_rule(rules: _Rules, module: str) -> Mapping[str, Any] | None:

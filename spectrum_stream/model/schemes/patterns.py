@@ -27,6 +27,8 @@ def matches(pattern: str, name: str, anywhere: bool = False) -> bool:
         NotPlain: the pattern is not of characters, classes, groups, alternatives and repeated characters only.
     """
     step = _parse(pattern)
+    if not _has_texts(_find_texts(pattern), name):
+        return False
     return bool(step(name, set(range(len(name) + 1)) if anywhere else {0}))
 
 
@@ -38,6 +40,36 @@ def _parse(pattern: str) -> _Step:
     if end < len(pattern):
         raise NotPlain(pattern)
     return step
+
+
+@lru_cache(maxsize=1024)
+def _find_texts(pattern: str) -> tuple[str, ...]:
+    """Find texts that every match has, in their order. Most patterns are excluded by them, without a simulation."""
+    texts, depth, i = [""], 0, 0
+    while i < len(pattern):
+        found = _CHARACTER.match(pattern, i)
+        text = found[0] if found is not None else pattern[i]
+        i += len(text)
+        if depth == 0 and text == "|":
+            return ()
+        depth += (text == "(") - (text == ")")
+        is_literal = found is not None and (
+            (len(text) == 1 and text != ".") or (len(text) == 2 and text[1] in ".-_/")
+        )
+        if depth == 0 and is_literal and pattern[i : i + 1] not in ("*", "+", "?", "{"):
+            texts[-1] += text[-1]
+        elif texts[-1]:
+            texts.append("")
+    return tuple(filter(None, texts))
+
+
+def _has_texts(texts: tuple[str, ...], name: str) -> bool:
+    at = 0
+    for text in texts:
+        at = name.find(text, at) + len(text)
+        if at < len(text):
+            return False
+    return True
 
 
 def _parse_choice(pattern: str, i: int, depth: int) -> tuple[_Step, int]:

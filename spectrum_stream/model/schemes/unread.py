@@ -26,11 +26,15 @@ def find_unread_beside(
     Args:
         found: the weight, or its experts.
     """
+    if (adapter := companions.adapter_of(weight.name)) is not None:
+        return f"a part of an adapter beside it, {_short(adapter[-_LONGEST_NAME:])}"
     parts = {part.tensor for one in found for part in one.parts}
     beside = (*harmless.COMPANIONS, *scheme.markers)
-    for tensor, ending in companions.beside(weight.name):
+    for tensor, ending in (*companions.beside(weight.name), *companions.siblings(weight.name)):
         if tensor not in parts and ending not in beside:
             return f"an unknown tensor beside it, {_short(ending)}"
+    if (transform := companions.transform_of(weight.name)) is not None:
+        return f"a tensor of a module above it, {_short(transform[-_LONGEST_NAME:])}"
     return None
 
 
@@ -43,6 +47,9 @@ def find_unread_elsewhere(scheme: Format, companions: Companions, config: Quanti
 
 
 def _find_unread_setting(scheme: Format, config: QuantizationConfig) -> str | None:
+    for key, places in config.disagreements.items():
+        if key not in harmless.MAY_DIFFER:
+            return f"two configs that disagree on {_short(key)}, {_short(' and '.join(places))}"
     if config.quant_method not in scheme.methods:
         return f"an unknown setting, quant_method = {_short(describe(config) or config.data.get('quant_method'))}"
     known = _make_tree({**harmless.SETTINGS, **scheme.settings})

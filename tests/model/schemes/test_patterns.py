@@ -1,6 +1,7 @@
 """Patterns of untrusted configs match as in `re`, in linear time."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -32,3 +33,10 @@ def test_pattern_that_is_not_plain_is_rejected(pattern: str) -> None:
 
 def test_pattern_with_many_repetitions_takes_linear_time() -> None:
     assert not matches(".*a" * 300 + "b", "a" * 2000)
+
+
+def test_patterns_of_other_names_are_excluded_quickly() -> None:
+    patterns = [rf".*layers\.{i}\.(mlp|self_attn)\..*[qk]_proj" for i in range(200)]
+    start = time.process_time()
+    assert sum(matches(p, f"model.layers.{i}.self_attn.q_proj") for p in patterns for i in range(400)) == 200
+    assert time.process_time() - start < 2

@@ -23,7 +23,10 @@ COMPANIONS = (
 )
 
 # Tensors at the top of a checkpoint that belong to its model: CLIP, SigLIP and old buffers.
-TOP_TENSORS = ("logit_scale", "logit_bias", "position_ids", "token_type_ids", "inv_freq")
+TOP_TENSORS = (
+    *("logit_scale", "logit_bias", "position_ids", "token_type_ids", "inv_freq"),
+    *("hc_head_base", "hc_head_fn", "hc_head_scale"),  # DeepSeek-V4
+)
 
 # Scales of a module that are parameters of the model.
 _SCALES = re.compile(

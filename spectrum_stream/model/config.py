@@ -11,6 +11,7 @@ A value of the wrong type counts as missing.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -27,7 +28,8 @@ _DEFAULT_BLOCK = (128, 128)
 _PART_DEPTH = 3
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots, because the settings that each weight needs are kept.
+@dataclass(frozen=True)
 class QuantizationConfig:
     """The settings of quantized weights; empty if there are none.
 
@@ -63,14 +65,14 @@ class QuantizationConfig:
             return sym
         return not zero_point if isinstance(zero_point, bool) else None
 
-    @property
+    @cached_property
     def packed_integers(self) -> tuple[tuple[int, int | None], ...]:
         """(bits, group size) of the integers of all weights, or of each group of layers; None for whole rows."""
         found = [(self.bits, self.group_size)]
         found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self.groups]
         return tuple(dict.fromkeys((bits, size) for bits, size in found if bits is not None))
 
-    @property
+    @cached_property
     def block_sizes(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) that share a scale of float8 or int8; default: 128 x 128."""
         found: list[tuple[int, int]] = []
@@ -82,19 +84,19 @@ class QuantizationConfig:
         found += [(1, size) for size in sizes if size is not None]
         return tuple(dict.fromkeys(found)) or (_DEFAULT_BLOCK,)
 
-    @property
+    @cached_property
     def has_zeros(self) -> bool:
         """Whether weights of all groups of layers have zero points."""
         said = [group.get("symmetric") for group in self.groups] or [self.symmetric]
         return all(symmetric is False for symmetric in said)
 
-    @property
+    @cached_property
     def has_no_zeros(self) -> bool:
         """Whether weights of all groups of layers have no zero points."""
         said = [group.get("symmetric") for group in self.groups]
         return bool(said) and all(symmetric is True for symmetric in said)
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[str, int] | None:
         """The type, `int` or `float`, and the bits of all weights, if there is one group of layers that says both."""
         said = [(group.get("type"), _bits(group.get("num_bits"))) for group in self.groups]
@@ -103,7 +105,7 @@ class QuantizationConfig:
                 return type_, bits
         return None
 
-    @property
+    @cached_property
     def has_order(self) -> bool:
         """Whether weights of all groups of layers have columns in another order than that of the scales."""
         said = [group.get("actorder") for group in self.groups]

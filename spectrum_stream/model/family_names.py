@@ -32,6 +32,7 @@ from typing import Any
 from .config import ModelConfig, is_causal_class
 
 DATA = Path(__file__).parent / "families.json"
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +63,16 @@ class ModelClass:
         The prefix of the base model is added or removed as needed. (transformers 5.24, core_model_loading.py,
         rename_source_key)
         """
-        stripped = name.removeprefix(self.prefix)
-        if self.prefix and stripped != name and self.owns(stripped):
-            return stripped
-        if self.prefix and self.owns(self.prefix + name):
+        plain = _without_numbers(name)
+        if self.prefix and plain.startswith(self.prefix) and _has(self.shapes, plain.removeprefix(self.prefix)):
+            return name.removeprefix(self.prefix)
+        if self.prefix and _has(self.shapes, self.prefix + plain):
             return self.prefix + name
-        return name if self.owns(name) else None
+        return name if _has(self.shapes, plain) else None
 
     def owns(self, name: str) -> bool:
         """Whether a parameter has this name."""
-        return _has(self.shapes, name)
+        return _has(self.shapes, _without_numbers(name))
 
     def find_owner(self, parameter: str) -> str | None:
         """Find the parameter that another one shares; None if it is a parameter of its own.
@@ -86,11 +87,12 @@ class ModelClass:
 class Family:
     """The classes of a family, the one that most trainers load first.
 
-    `known` has the parameters of all classes, without the prefix of the base model.
+    `known` has the parameters of all classes, without the prefix of the base model, and `starts` these prefixes.
     """
 
     classes: Mapping[str, ModelClass]
     known: frozenset[str]
+    starts: frozenset[str]
 
     @property
     def causal(self) -> ModelClass | None:
@@ -115,8 +117,8 @@ class Family:
 
     def leaves_out(self, name: str, model_class: ModelClass) -> bool:
         """Whether transformers knows a stored name, and leaves it out of a class."""
-        prefixes = {c.at for c in self.classes.values()}
-        is_known = any(name.startswith(at) and _has(self.known, name.removeprefix(at)) for at in prefixes)
+        plain = _without_numbers(name)
+        is_known = any(plain.startswith(at) and _has(self.known, plain.removeprefix(at)) for at in self.starts)
         return is_known or any(pattern.search(name) for pattern in model_class.ignored)
 
 
@@ -135,7 +137,7 @@ def find_family(config: ModelConfig) -> Family | None:
     is_tied = find_tie(config)
     classes = {name: _read_class(name, about, base, parts, is_tied) for name, about in entry["classes"].items()}
     known = {shape.removeprefix(c.at) for c in classes.values() for shape in c.shapes} | base
-    return Family(classes, frozenset(known))
+    return Family(classes, frozenset(known), frozenset(c.at for c in classes.values()))
 
 
 def can_list_head(config: ModelConfig) -> bool:
@@ -163,14 +165,23 @@ def shape_of(name: str, *, keeps_bias: bool = False) -> str:
     Args:
         keeps_bias: whether a bias has its whole name, as where a module has no weight.
     """
-    owner, _, last = name.rpartition(".")
+    plain = _without_numbers(name)
+    owner, _, last = plain.rpartition(".")
     is_module = owner and (last == "weight" or (last == "bias" and not keeps_bias))
-    parts = [*owner.split("."), ""] if is_module else name.split(".")
-    return ".".join("*" if part.isdecimal() else part for part in parts)
+    return f"{owner}." if is_module else plain
 
 
-def _has(shapes: Collection[str], name: str) -> bool:
-    return shape_of(name) in shapes or shape_of(name, keeps_bias=True) in shapes
+def _without_numbers(name: str) -> str:
+    """Put `*` for each number. No prefix of the file has a number, so prefixes can be changed after this."""
+    return _NUMBER.sub("*", name)
+
+
+def _has(shapes: Collection[str], plain: str) -> bool:
+    """Whether a name without numbers is one of the file's."""
+    owner, _, last = plain.rpartition(".")
+    if owner and last in ("weight", "bias") and f"{owner}." in shapes:
+        return True
+    return (not owner or last != "weight") and plain in shapes
 
 
 @cache

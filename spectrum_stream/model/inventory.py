@@ -160,11 +160,14 @@ def _find_matrices(
             if module_of(tensor.name) not in tied.get(owners[tensor.name], ()):
                 skipped.append(_skip_tensor(tensor, NoScore.NOT_LOADED))
             continue
-        found = _read_tensor(replace(tensor, name=rename(tensor.name)), shard.name, reader, config)
+        renamed = rename(tensor.name)
+        # Most names stay as they are, and a copy of each tensor and matrix takes time.
+        is_same = renamed == tensor.name
+        found = _read_tensor(tensor if is_same else replace(tensor, name=renamed), shard.name, reader, config)
         if isinstance(found, Skipped):
-            skipped.append(replace(found, tensor=tensor.name))
+            skipped.append(found if is_same else replace(found, tensor=tensor.name))
             continue
-        found = [replace(w, tensor=tensor.name) for w in found]
+        found = found if is_same else [replace(w, tensor=tensor.name) for w in found]
         matrices += found
         # The modules that share a tensor come right after it, so that it is read once.
         matrices += [_share_tensor(found[-1], module) for module in tied.get(tensor.name, ())]

@@ -135,10 +135,11 @@ def remove_wrappers(
 
 def _find_shared_prefix(weights: Collection[str], fits: Callable[[str], bool]) -> str:
     """Find the prefix that most weights share and no name of the model has; "" if there is none."""
-    votes: Counter[str] = Counter()
-    for name in weights:
-        if not fits(name):
-            votes.update(prefix for prefix, tail in _splits(name) if prefix and fits(tail))
+    misfits = [name for name in weights if not fits(name)]
+    sharing = Counter(prefix for name in misfits for prefix, _ in _splits(name))
+    # Only a prefix of the majority counts, so the other ones are not tried.
+    shared = {prefix for prefix, count in sharing.items() if prefix and 2 * count > len(weights)}
+    votes = Counter(prefix for name in misfits for prefix, tail in _splits(name) if prefix in shared and fits(tail))
     prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)), default="")
     return prefix if 2 * votes[prefix] > len(weights) else ""
 

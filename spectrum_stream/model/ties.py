@@ -31,20 +31,16 @@ _HEAD = re.compile(
 
 # These families are tied whatever config.json says, which means a scale in their files.
 _ALWAYS_TIED = frozenset({"longt5", "mt5", "pop2piano", "t5", "udop", "umt5"})
-# The families that transformers ties if config.json does not say, from the defaults of their configs.
+# Families that are not in families.json, and that transformers ties if config.json does not say.
 # fmt: off
 _TIED_BY_DEFAULT = frozenset({
-    "albert", "bart", "bert", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot", "blenderbot-small", "bloom",
-    "camembert", "cohere", "cohere2", "ctrl", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
-    "ernie", "ernie4_5", "ernie4_5_moe", "esm", "falcon", "falcon_mamba", "flaubert", "florence2", "fnet", "funnel",
-    "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt-sw3", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "internvl", "jetmoe", "led", "lfm2", "lfm2_moe", "lfm2_vl",
-    "longformer", "longt5", "m2m_100", "mamba", "marian", "mbart", "megatron-bert", "minicpm3", "mistral3",
-    "mobilebert", "modernbert", "modernbert-decoder", "moonshine", "mpnet", "mpt", "mt5", "mvp", "nllb-moe",
-    "nomic_bert", "nystromformer", "openai-gpt", "opt", "paligemma", "pegasus", "pegasus_x", "plbart", "prophetnet",
-    "recurrent_gemma", "roberta", "roberta-prelayernorm", "roformer", "shieldgemma2", "smollm3", "speech_to_text",
-    "squeezebert", "starcoder2", "switch_transformers", "t5", "t5gemma", "trocr", "umt5", "vaultgemma", "whisper",
-    "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "zamba", "zamba2",
+    "big_bird", "bigbird_pegasus", "biogpt", "blenderbot", "blenderbot-small", "ctrl", "data2vec-text", "deberta",
+    "ernie", "esm", "flaubert", "florence2", "fnet", "funnel", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text",
+    "gpt-sw3", "gpt_neox_japanese", "led", "lfm2_vl", "longformer", "longt5", "m2m_100", "marian", "megatron-bert",
+    "minicpm3", "mobilebert", "modernbert-decoder", "moonshine", "mvp", "nllb-moe", "nomic_bert", "nystromformer",
+    "openai-gpt", "pegasus", "pegasus_x", "plbart", "prophetnet", "recurrent_gemma", "roberta-prelayernorm",
+    "roformer", "shieldgemma2", "speech_to_text", "squeezebert", "switch_transformers", "t5gemma", "trocr",
+    "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta-xl", "xlnet", "xmod", "zamba", "zamba2",
 })
 # fmt: on
 

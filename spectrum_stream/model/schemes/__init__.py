@@ -27,13 +27,14 @@ shape. Every other format is rejected by name, because its stored values are not
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.tensors import Checkpoint
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, is_fused_experts, module_of
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from . import companions, harmless
 from .awq import AWQ
 from .comfyui import COMFYUI
-from .companions import FLOAT_DTYPES, Companions
+from .companions import Companions
 from .float8 import FLOAT8, PLAIN_FLOAT8
 from .format import Format, Found
 from .gptq import GPTQ

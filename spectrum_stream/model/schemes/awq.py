@@ -4,10 +4,11 @@ import re
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
-from .companions import FLOAT_DTYPES, WORD_BITS, Companions
+from .companions import WORD_BITS, Companions
 from .format import ANY, Format
 from .harmless import LAYERS, SEARCH
 

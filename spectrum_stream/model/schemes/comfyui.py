@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, module_of
 from ..no_score import NoScore
 from ..quantization import Packing, Part, Quantization, Unreadable
-from .companions import EXPONENT_DTYPES, FLOAT_DTYPES, MISSING_SCALES, Companion, Companions
+from .companions import EXPONENT_DTYPES, MISSING_SCALES, Companion, Companions
 from .format import Format
 from .grid import quantize_by_grid
 

@@ -14,7 +14,6 @@ from ..names import WEIGHT_SUFFIX, is_weight, module_of
 from ..no_score import NoScore
 from ..quantization import Part, Unreadable
 
-FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 # These dtypes store a power of two as its exponent plus 127.
 EXPONENT_DTYPES = ("U8", "F8_E8M0")
 INDEX_DTYPES = ("I32", "I64")

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
-from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companions
+from .companions import INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companions
 from .format import ANY, Format
 from .harmless import LAYERS, SEARCH
 from .unknown import reject

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from ..matrix import FLOAT_DTYPES
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
-from .companions import EXPONENT_DTYPES, FLOAT_DTYPES, Companion
+from .companions import EXPONENT_DTYPES, Companion
 
 # The columns that share a power of two in the MX formats.
 _MX_COLUMNS = 32

@@ -2,10 +2,11 @@
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX
 from ..quantization import Quantization, Unreadable
 from . import compressed_tensors
-from .companions import FLOAT_DTYPES, Companions
+from .companions import Companions
 from .format import Format
 from .grid import quantize_by_grid
 from .unknown import reject

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, module_of
 from ..no_score import NoScore
 from ..quantization import Packing, Part, Quantization, Unreadable
-from .companions import FLOAT_DTYPES, WORD_BITS, Companion, Companions
+from .companions import WORD_BITS, Companion, Companions
 from .format import ANY, Format
 
 _BITS = (1, 2, 3, 4, 5, 6, 8)

@@ -4,11 +4,12 @@ from math import prod
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX
 from ..no_score import NoScore
 from ..quantization import Packing, Quantization, Unreadable
 from . import compressed_tensors
-from .companions import FLOAT_DTYPES, INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companion, Companions
+from .companions import INDEX_DTYPES, MISSING_SCALES, WORD_BITS, Companion, Companions
 from .format import ANY, Format
 
 

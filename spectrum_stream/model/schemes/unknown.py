@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
+from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, is_fused_experts
 from ..no_score import NoScore
 from ..quantization import Unreadable
 from . import harmless
-from .companions import FLOAT_DTYPES, Companions
+from .companions import Companions
 
 # The endings of tensors beside a weight of bitsandbytes.
 COMPANIONS = (".SCB", ".absmax", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")

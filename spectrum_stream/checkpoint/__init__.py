@@ -54,7 +54,7 @@ def open_source(model: str) -> Source:
                 reason="no_such_path",
                 hint=error.hint if error.reason == "no_such_path" else f"for a folder of a repo give hf://{model}",
             ) from error
-        # Otherwise a user who mistyped a path would search for the error in the network.
+        # Otherwise a mistyped path would look like a network problem.
         raise SourceError(
             f"there is no folder or file {model} here, and as a repo: {error}", reason=error.reason, hint=error.hint
         ) from error

@@ -24,7 +24,7 @@ def _kind(name: str, pattern: str) -> _Kind:
     return _Kind(name, re.compile(rf"(?:^|[._])(?:{pattern})", re.IGNORECASE))
 
 
-# Certain by their names, those of PEFT, LyCORIS, kohya's sd-scripts, diffusers, x-flux and MLX: X.lora_A.weight,
+# Unambiguous names, from PEFT, LyCORIS, kohya's sd-scripts, diffusers, x-flux and MLX: X.lora_A.weight,
 # lora_unet_X.lora_down.weight, X.lora.down.weight, X_lora.down.weight, X.lora_linear_layer.up.weight,
 # X.processor.qkv_lora1.down.weight and X.lora_a. The tensors X_lora.lora.0.weight of RWKV-7 are a part of the model.
 _CERTAIN = (
@@ -55,7 +55,7 @@ _AS_MAJORITY = (
         r"trainable_tokens|unilora|vblora|vera_lambda|waveft|xlora)_",
     ),
 )
-# Empty tensors that a program adds to say what the file is. The names of the others do not.
+# Empty tensors that a program adds to mark the kind of the file. The names of the other tensors do not show it.
 _MARKERS = {"lora_controlnet": "control-LoRA"}
 _ORIGINAL = re.compile(r"\.parametrizations\.[^.]+\.original\d?$")
 _TAIL_LENGTH = 200

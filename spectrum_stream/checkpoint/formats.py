@@ -215,7 +215,7 @@ def describe_bytes(head: bytes, nbytes: int) -> Foreign | None:
 
 
 def looks_like_safetensors(head: bytes, nbytes: int) -> bool:
-    """Whether a file of another name begins as the format does: a length within the file, then a JSON object."""
+    """Whether a file of another name begins like safetensors: a length within the file, then a JSON object."""
     length = int.from_bytes(head[:PREFIX_NBYTES], "little")
     return head[PREFIX_NBYTES : PREFIX_NBYTES + 1] == b"{" and length <= nbytes - PREFIX_NBYTES
 

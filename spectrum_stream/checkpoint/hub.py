@@ -62,7 +62,7 @@ _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
 # huggingface_hub itself tries the body of a file five times. These tries are for the requests before it.
 _DOWNLOAD_TRIES = 2
-# A machine without a network gets its answer soon. A scan that runs can wait for the network to come back.
+# Without a network, the command fails soon. A running scan can wait for the network to come back.
 _CONNECT_TRIES = 2
 # Hosts that people copy without `https://`.
 _WEB_HOST = re.compile(r"([\w-]+\.)+(com|co|cn|org|net|io|ai)", re.IGNORECASE)

@@ -35,7 +35,7 @@ _SHARD = re.compile(
     r"(?:\.(?P<variant>[^.]+))?\.safetensors",
     re.IGNORECASE,
 )
-# The names of transformers and of diffusers, whose files can have a variant of any name: model.fp16.safetensors.
+# The names of transformers and of diffusers. Their files can have a variant of any name: model.fp16.safetensors.
 _LIBRARY_STEMS = ("model", "diffusion_pytorch_model")
 _VARIANT = re.compile(r"(fp|bf|f|int|nf|q)\d+\w*|(non_)?ema|[48]bit", re.IGNORECASE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -50,9 +50,9 @@ class Choice:
         index: the name of the index that lists them; None without one.
         weight_map: the content of the index; None without one.
         ignored: other safetensors files at the top, which hold other weights or a copy.
-        unlisted: those of them that belong by their numbers to the shards that are read.
+        unlisted: the ignored files that belong to the shards by their numbers.
         other_index: the index of a copy that is not read; None without one.
-        file: the index or the file that was asked for, if it is not what the folder stands for; else None.
+        file: the index or file that the user named, if the folder alone would give another one; else None.
         warnings: one sentence for each choice that was made, and each oddity.
     """
 

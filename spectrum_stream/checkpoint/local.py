@@ -139,7 +139,7 @@ def _open_folder(model: str, folder: Path, index: str | None = None) -> Source:
         quantization_files=quantization_files,
         adapter_config=read_adapter_config(files, read_json),
         ignored=choice.ignored,
-        # These are not needed, so a link to nothing is no error.
+        # These are not needed, so a broken link is not an error.
         unlisted=tuple(LocalShard.at(name, folder / name) for name in choice.unlisted if (folder / name).is_file()),
         other_index=None if choice.other_index is None else str(folder / choice.other_index),
         warnings=(
@@ -207,7 +207,7 @@ def _open_shard(name: str, path: Path) -> LocalShard:
     try:
         status = path.stat()
     except OSError as error:
-        what = "is a link to nothing" if path.is_symlink() else "is not there"
+        what = "is a broken link" if path.is_symlink() else "is not there"
         raise BadIndex(
             f"shard {name} {what}: {path}",
             reason="missing_shard",

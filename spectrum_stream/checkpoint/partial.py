@@ -67,7 +67,7 @@ def find_slices(files: Iterable[str], where: str, config: Mapping[str, Any] | No
 
 
 def check_slices(where: str, metadata: Iterable[Mapping[str, str]]) -> None:
-    """Check that the metadata of no shard says that its tensors are slices.
+    """Check the metadata of the shards for tensors that are slices.
 
     Raises:
         SourceError: slices.
@@ -80,7 +80,7 @@ def check_slices(where: str, metadata: Iterable[Mapping[str, str]]) -> None:
         parts = info.values() if isinstance(info, dict) else [None]
         if not all(isinstance(part, dict) and _is_at_start(part) for part in parts):
             raise SourceError(
-                f"{where} holds slices of the matrices, not whole ones, by the {_DCP} in its metadata",
+                f"{where} holds slices of the matrices, not whole ones, according to {_DCP} in its metadata",
                 reason="slices",
                 hint=_CONSOLIDATE,
             )

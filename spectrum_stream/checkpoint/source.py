@@ -145,7 +145,7 @@ class Source:
         is_part: whether this is one shard of several, so that the config describes more than it holds.
         adapter_config: adapter_config.json; None without one.
         ignored: other safetensors files that lie beside the shards.
-        unlisted: those of them that belong to the shards by their numbers, and that the index does not list.
+        unlisted: the ignored files that belong to the shards by their numbers, and that the index does not list.
         other_index: an index that lists another copy of the weights, as it can be given for MODEL; None without one.
         warnings: one sentence for each oddity, and for what was ignored.
     """

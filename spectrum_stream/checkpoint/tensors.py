@@ -72,7 +72,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if left_out:
         warnings.append(
             f"{counted(len(left_out), 'tensor', 'tensors')} of an adapter beside the weights, ignored as in "
-            f"transformers: the scores are those of the weights without it ({listed(sorted(left_out))})"
+            f"transformers: the scores are for the weights without the adapter ({listed(sorted(left_out))})"
         )
     kept = tuple(pair for name, pair in tensors.items() if name not in left_out)
     return Checkpoint(source, kept, metadata, tuple(warnings), tuple(sorted(left_out)))
@@ -94,13 +94,13 @@ def read_header(shard: Shard) -> Header:
     except BadHeader as error:
         foreign = describe_bytes(probe, shard.nbytes)
         if foreign is None:
-            # A length that no file has, and no JSON after it, say that this is no header at all.
+            # The length is impossible and no JSON follows it, so this is not a header.
             is_absurd = error.reason in (HeaderFault.TOO_LARGE, HeaderFault.PAST_END)
             if is_absurd and probe[PREFIX_NBYTES : PREFIX_NBYTES + 1] != b"{":
                 raise BadHeader(
                     f"{shard.where} is not a safetensors file, or its start is damaged: {error}",
                     reason=error.reason,
-                    hint="download it again, or find out what the file is",
+                    hint="download it again, or check the format of the file",
                 ) from error
             raise BadHeader(
                 f"{shard.where}: {error}",

@@ -162,7 +162,7 @@ def _beginning(scan: "ScanStarted") -> str | None:
     if scan.foreign is not None:
         return f"using the scores in {scan.foreign}, which has no scan record (--fresh scans the model instead)"
     if scan.dropped:
-        return f"{scan.dropped} recorded scores are of another state of the checkpoint, or use other names: dropped"
+        return f"dropped {scan.dropped} recorded scores: the checkpoint or the names have changed"
     if scan.done == total:
         return f"already scanned: {scan.plan.outputs.record} (--fresh scans again)"
     return f"resuming: {scan.done} of {total} matrices are done" if scan.done else None

@@ -97,7 +97,7 @@ def _facts(plan: Plan) -> Table:
     unscored = unscored_sentence(plan)
     skipped: dict[NoScore, list[str]] = {}
     for entry in plan.skipped:
-        # Scales belong to a weight that is scored, and the row "not scored" has what Spectrum's rule leaves out.
+        # Scales belong to a scored weight. The row "not scored" has the tensors that Spectrum's rule leaves out.
         is_shown = unscored is not None and entry.no_score.is_by_rule and not entry.no_score.is_failure
         if not is_shown and not is_companion(entry.tensor):
             skipped.setdefault(entry.no_score, []).append(entry.tensor)

@@ -346,7 +346,7 @@ def _find_missing_layers(checkpoint: Checkpoint, config: ModelConfig) -> list[st
         return []
     return [
         f"the checkpoint has {counted(found, 'layer', 'layers')}, and config.json has {config.layer_count}: the "
-        "scores are those of a part of the model"
+        "scores cover only a part of the model"
     ]
 
 

@@ -316,7 +316,7 @@ def _load(
     parameters = _tell_apart({name: found[plain[name]] for name in stored if plain[name] in found}, plain)
     merged = unloaded.merge_tied(parameters)
     left_out = extra | (parameters.keys() - merged.keys())
-    # A tensor whose parameter another one has is not left out, but in doubt.
+    # A tensor is not left out if another tensor has its parameter. It counts as unknown.
     left_out |= {name for name in stored if plain[name] not in found and unloaded.has(plain[name])}
     not_loaded = left_out - merged.keys()
     unknown = tuple(name for name in weights if name not in merged and name not in not_loaded)
@@ -520,7 +520,7 @@ def _match_names(names: Sequence[str], stored: Sequence[str], weights: Sequence[
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read the names of parameters from a file: one a line, or a JSON list.
+    """Read the names of parameters from a file: one per line, or a JSON list.
 
     The part of a line after a space is ignored.
 

@@ -29,7 +29,7 @@ _HEAD = re.compile(
     r"|output_projection|decoder\.output_projection)$|^head$"
 )
 
-# These families are tied whatever config.json says, which means a scale in their files.
+# These families are always tied. The setting in their config.json only means a scale.
 _ALWAYS_TIED = frozenset({"longt5", "mt5", "pop2piano", "t5", "udop", "umt5"})
 # Families that are not in families.json, and that transformers ties if config.json does not say.
 # fmt: off
@@ -68,7 +68,7 @@ def can_be_tied(config: ModelConfig) -> bool:
 def find_stored_ties(checkpoint: Checkpoint, config: ModelConfig) -> StoredTies:
     """Find the weights that the model ties to another stored one.
 
-    Values are compared whole on this machine. Those of a repo are compared in part, and a warning says so.
+    Local values are compared completely. Values in a repo are compared in part, with a warning.
     """
     if not can_be_tied(config):
         return StoredTies({}, ())

@@ -377,9 +377,9 @@ def _read_zeros(how: Quantization, packed: torch.Tensor | None, scales: torch.Te
 
 
 def _check_zeros(how: Quantization, zeros: torch.Tensor) -> None:
-    """Check that zero points are those of a symmetric weight if the config says so, and are not beside them by one.
+    """Check that zero points are those of a symmetric weight if the config says so, and are not off by one.
 
-    Formats that store zero points less one are not told from those that do not, except by the config.
+    Only the config tells formats that store zero points less one from those that do not.
     """
     lowest, highest, half = int(zeros.min()), int(zeros.max()), 1 << (how.bits - 1)
     if how.symmetric and (lowest, highest) != (half, half):
@@ -389,7 +389,7 @@ def _check_zeros(how: Quantization, zeros: torch.Tensor) -> None:
     if how.packing is Packing.COLUMNS and is_constant and lowest == half + 2 * how.zeros_offset - 1:
         raise _bad_scales(
             how,
-            f"all its zero points are {lowest} by the config, one beside those of a symmetric weight, {half}; "
+            f"all its zero points are {lowest} by the config, off by one from those of a symmetric weight, {half}; "
             "the config and the stored numbers contradict each other",
         )
 

@@ -134,7 +134,7 @@ def score(
 
 
 def quick_score(singular_values: np.ndarray, n: int, m: int) -> float:
-    """Compute Spectrum's score alone, many times as fast as `score`, and equal but for the last digits.
+    """Compute Spectrum's score alone, many times as fast as `score`, and equal except for the last digits.
 
     Args:
         singular_values: float64, (min(n, m),), descending, finite, not negative.

@@ -29,7 +29,7 @@ _ZERO = 65535
 # A foreign result can hold these in place of a score.
 INFINITE, NOT_A_NUMBER = "infinite", "not_a_number"
 
-# Spectrum's metric is the score itself, and a random number is no property of a matrix.
+# Spectrum's metric is the score itself, and a random number is not a property of a matrix.
 _METRICS = [metric for metric in METRICS.values() if metric.of_spectrum is not None and metric != SPECTRUM]
 
 

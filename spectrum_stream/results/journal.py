@@ -38,7 +38,7 @@ _INSERT = f"INSERT OR REPLACE INTO matrices VALUES ({', '.join('?' * len(COLUMNS
 
 # Long enough for another scan to end, and too short to look like a hang.
 _LOCK_WAIT_S = 1.0
-# The error codes of SQLite that say that a file is in use, or cannot be written. All others are about its content.
+# The error codes of SQLite which mean that a file is in use, or cannot be written. All others are about its content.
 _IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _UNWRITABLE = (
     sqlite3.SQLITE_FULL,
@@ -87,7 +87,7 @@ class Journal:
 
         Raises:
             ResultError: other_model, the record belongs to another checkpoint; other_names; locked; corrupt;
-                unwritable, also a link or something else has the name of one of the files.
+                unwritable, also if a link or something else has the name of one of the files.
         """
         self.path = path
         self.dropped = 0

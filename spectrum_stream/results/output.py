@@ -41,7 +41,7 @@ def write_output(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
             status = path.stat()
         except FileNotFoundError:
             if path.is_symlink():
-                raise ResultError(f"{path} is a link to nothing", reason="unwritable") from None
+                raise ResultError(f"{path} is a broken link", reason="unwritable") from None
             status = None
         if status is None or stat.S_ISREG(status.st_mode):
             check_output(path, inputs)

@@ -355,7 +355,7 @@ def _check_unused(path: Path) -> tuple[int, int]:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     if not stat.S_ISREG(found.st_mode):
         raise ResultError(f"{path} is not a regular file", reason="unreadable")
-    # A record may be a link, and what SQLite keeps next to a database is then next to the target.
+    # If the record is a link, the files that SQLite keeps next to a database are next to the target.
     wal, _, journal = atomic.companions(Path(os.path.realpath(path)))
     if os.path.lexists(wal):
         raise _in_use(path)

@@ -28,7 +28,7 @@ _MARKER_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of temporary shards, with its marker; nothing if there is one already.
+    """Make the folder of temporary shards, with its marker, unless it exists.
 
     Raises:
         SourceError: not_our_folder, a link or something else has its name. OSError.

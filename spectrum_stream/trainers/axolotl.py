@@ -321,7 +321,7 @@ def _list_findings(config: Mapping[str, Any], text: str) -> list[Finding]:
 
 
 def _plugin_findings(config: Mapping[str, Any]) -> list[Finding]:
-    """Find settings with which the SpectrumPlugin does not train what they say."""
+    """Find settings with which the SpectrumPlugin trains something else than the config states."""
     if not _has_plugin(config):
         return []
     fraction = config.get("spectrum_top_fraction", 0.5)

@@ -62,7 +62,7 @@ class Peft(Trainer):
         is_mixture = _is_mixture((*targets.names, *fused))
         if is_mixture and (taken := [m for m in modules if m.rsplit(".", 1)[-1] in _TAKEN_FOR_EXPERTS]):
             raise ResultError(
-                f"PEFT adapts no routers, and treats modules of these names as experts: {taken[0]}",
+                f"PEFT does not adapt routers, and treats modules of these names as experts: {taken[0]}",
                 reason="not_adaptable",
                 hint=f"leave such groups out: --groups '{group_of(taken[0])}=0'",
             )

@@ -129,5 +129,5 @@ def needs_names(subject: str) -> ResultError:
     return ResultError(
         f"{subject} needs the names of all parameters of the model",
         reason="needs_names",
-        hint="pass --names FILE with the names of model.named_parameters(), one a line",
+        hint="pass --names FILE with the names of model.named_parameters(), one per line",
     )

@@ -146,7 +146,7 @@ def _find_format(text: str) -> str:
     """Return a hint with the formats that read a text."""
     found = []
     for name, trainer in TRAINERS.items() if len(text) <= _MAX_TRIED else ():
-        # Each trainer has its own way to fail for a file of another one, and Python warns about escapes in it.
+        # Each trainer fails in its own way on a file of another trainer, and Python warns about escapes in it.
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found += [name] if trainer.entries(text) else []

@@ -172,7 +172,7 @@ class Companions:
                     yield name, name.removeprefix(owner)
 
     def siblings(self, tensor: str) -> Iterator[tuple[str, str]]:
-        """Find the tensors `X_*` beside `X.weight` that are no parameters and belong to no other weight.
+        """Find the tensors `X_*` beside `X.weight` that are not parameters and belong to no other weight.
 
         Returns:
             (name, ending), as `beside` does.
@@ -183,7 +183,7 @@ class Companions:
             name = self._names[i]
             if not name.startswith(start):
                 break
-            # Modules `X_y` and fused experts are no tensors of X.
+            # Modules `X_y` and fused experts are not tensors of X.
             is_parameter = name.endswith(("weight", "bias", *self._values)) or len(self._tensors[name].info.shape) > 2
             if "." not in name[len(start) :] and not is_parameter and self._find_adapted(name) == owner:
                 yield name, name.removeprefix(owner)
@@ -233,7 +233,7 @@ class Companions:
     def _find_adapted(self, name: str) -> str | None:
         """Find the module or the bare parameter that a tensor of an adapter changes: the longest one in its name."""
         endings = ("", *(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values)))
-        # Names have few components, and a name of many is that of no model.
+        # Names have few components. A name with many is not from a model.
         signs = [match.start() for match in re.finditer(r"[._]", name)][:_MAX_COMPONENTS]
         for stop in reversed(signs):
             if any(f"{name[:stop]}{ending}" in self._tensors for ending in endings):
@@ -244,7 +244,7 @@ class Companions:
         owner, _, last = name.rpartition(".")
         if not owner:
             return True
-        # Elsewhere only such a word tells it from a small parameter. The tensors beside a weight are no markers.
+        # Elsewhere only such a word tells it from a small parameter. The tensors beside a weight are not markers.
         return _MARKER.search(last) is not None and not self._has_weight(owner)
 
     def _holds_values(self, name: str) -> bool:

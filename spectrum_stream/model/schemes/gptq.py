@@ -18,7 +18,7 @@ from .format import ANY, Format
 from .harmless import LAYERS, SEARCH
 from .unknown import reject
 
-# The number to add to stored zero points by each setting that says it. The first format of GPTQ stores them less one.
+# The number to add to stored zero points, by setting. The first format of GPTQ stores them less one.
 # (GPTQModel 7.7.0, utils/model.py, `convert_gptq_v1_to_v2_format`; auto-round 0.16.1, inference/backend.py,
 # GPTQ_FORMAT, GPTQ_FORMAT_NO_ZP, and inference/convert_model.py for `auto_round:gptq`)
 _ZEROS_OFFSETS = {
@@ -54,7 +54,7 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
     if bits not in (2, 3, 4, 8):
         return Unreadable(NoScore.UNSUPPORTED_DTYPE, f"gptq of {bits} bits")
     if rows * WORD_BITS % bits:
-        return Unreadable(NoScore.BAD_SCALES, f"{rows} words a column are no whole number of {bits} bits")
+        return Unreadable(NoScore.BAD_SCALES, f"{rows} words per column are not a multiple of {bits} bits")
     m = rows * WORD_BITS // bits
     size = min(config.group_size or m, m)
     zeros, order = companions.get(f"{module}.qzeros"), companions.get(f"{module}.g_idx")
@@ -116,10 +116,10 @@ def _find_doubt(config: QuantizationConfig) -> str | None:
     """
     act_bits, version = config.data.get("act_bits"), config.data.get("autoround_version")
     if type(act_bits) is int and act_bits <= 8:
-        return f"act_bits = {act_bits}, with which zero points are stored less one or as they are"
+        return f"act_bits = {act_bits}, for which zero points are stored either less one or unchanged"
     is_old = isinstance(version, str) and re.match(r"0\.[0-5](\.|$)", version) is not None
     if is_old and config.data["packing_format"] == "auto_round:gptqmodel":
-        return f"autoround_version = {version:.20}, with which zero points are stored less one"
+        return f"autoround_version = {version:.20}, for which zero points are stored less one"
     return None
 
 

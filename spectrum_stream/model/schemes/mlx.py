@@ -101,7 +101,7 @@ def _find_settings(config: Mapping[str, Any], module: str) -> _Settings | None:
     """Find the mode, bits and group size of a layer; None if they are missing or not those of MLX.
 
     Settings of the layer replace those of all layers as a whole, as in mlx_lm 0.31 (utils.py, load_model) and
-    mlx.nn.quantize: what they leave out has the default of the mode.
+    mlx.nn.quantize: missing ones have the default of the mode.
     """
     own = config.get(module)
     settings = own if isinstance(own, Mapping) else config

@@ -124,8 +124,9 @@ def quantized_sentence(plan: Plan) -> str | None:
         return None
     formats = listed([scheme for scheme, _ in schemes.most_common()])
     share = f"{schemes.total()} of {counted(len(plan.matrices), 'matrix', 'matrices')}"
+    are = "is" if schemes.total() == 1 else "are"
     return (
-        f"{share} are dequantized ({formats}), so their scores include the noise of quantization; to train, select "
+        f"{share} {are} dequantized ({formats}), and the scores include the noise of quantization; to train, select "
         "on the original weights"
     )
 

@@ -35,6 +35,11 @@ def test_scan_prints_a_table_the_files_and_the_next_command(cli: Cli, save: Save
     assert Path("snr_results_x_unfrozenparameters_25percent.yaml").exists()
 
 
+def test_scan_that_chooses_nothing_suggests_a_larger_share(cli: Cli, save: Save) -> None:
+    done = cli("scan", save(llama_tensors(1)), "--top-percent", "50", "--name", "x")
+    assert "--top-percent 100" in next(line for line in done.stdout.splitlines() if line.startswith("next:"))
+
+
 def test_scan_json_is_on_stdout_and_progress_on_stderr(cli: Cli, save: Save) -> None:
     done = cli("scan", save(llama_tensors(2)), "--json", "--name", "x")
     data = json.loads(done.stdout)

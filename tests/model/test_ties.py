@@ -1,5 +1,6 @@
 """Tied weights that are stored twice: one weight in counts, budgets and names, as transformers loads them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from spectrum_stream import plan, scan, select
+from spectrum_stream.model.family_names import DATA
 from spectrum_stream.model.ties import _TIED_BY_DEFAULT
 from spectrum_stream.selection.budget import needs
 from spectrum_stream.trainers.parameters import parameters_of
@@ -140,6 +142,10 @@ def test_stored_head_of_a_repo_is_compared_in_part_with_a_warning(
             a_plan = plan(REPO, fetch="range")
         assert bool(a_plan.to_dict()["tied"]) == same
         assert any(("parts of" if same else "differ") in warning for warning in a_plan.warnings)
+
+
+def test_families_tied_by_default_are_not_in_the_table_of_families_too() -> None:
+    assert not _TIED_BY_DEFAULT & json.loads(DATA.read_text("utf-8")).keys()
 
 
 def test_families_that_are_tied_by_default_are_those_of_transformers() -> None:

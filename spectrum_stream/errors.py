@@ -2,6 +2,7 @@
 
     SpectrumStreamError        exit 1
     ├── UsageError             exit 2  the request is invalid
+    ├── FileError                      a file is not a regular file, too large or unreadable
     ├── SourceError                    MODEL does not lead to a checkpoint
     ├── CheckpointError                the checkpoint is broken, or has nothing to score
     │   ├── BadHeader                  a shard breaks a rule of the safetensors format
@@ -31,6 +32,10 @@ class UsageError(SpectrumStreamError):
     """The request is invalid: a percentage of 140, an unknown group."""
 
     exit_code = 2
+
+
+class FileError(SpectrumStreamError):
+    """A file cannot be read: not_a_file, such as a FIFO; file_too_large; or unreadable."""
 
 
 class SourceError(SpectrumStreamError):

@@ -1,8 +1,8 @@
 """`Result.open`, and a result by another metric."""
 
 import json
-import os
 import math
+import os
 import shutil
 import sqlite3
 import statistics

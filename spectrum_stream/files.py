@@ -121,20 +121,20 @@ def parse_json(data: bytes | str, *, object_pairs_hook: Callable[[list[tuple[str
         return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_integer)
     except RecursionError as error:
         # Text that is not JSON can hide its nesting from `check_json`.
-        raise ValueError("it is nested too deeply") from error
+        raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from error
 
 
 def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
     """Check the number of values and their nesting before JSON is parsed, in linear time.
 
-    It does not check that the data is JSON.
+    It does not check that the data is JSON. The parser of text that is not stops by itself.
 
     Args:
         max_values: how many commas and opening brackets may be outside of strings. There are at least as many of them
             as values that are not the first in their list or object.
 
     Raises:
-        JsonTooLarge. ValueError: a bracket has no other end.
+        JsonTooLarge.
     """
     # A backslash can hide the end of a string.
     rest = data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
@@ -148,7 +148,8 @@ def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
     if opened + rest.count(b",") > max_values:
         raise JsonTooLarge(f"it has more than {max_values:,} values")
     if opened != rest.count(b"]") + rest.count(b"}"):
-        raise ValueError("it has a bracket without its other end")
+        # It is not JSON, so the parser ends within these limits.
+        return
     rest = rest.translate(None, b',"')
     for _ in range(MAX_JSON_DEPTH):
         if not rest:

@@ -220,7 +220,7 @@ def test_bombs_are_rejected_before_they_are_built(text: str) -> None:
     data = text.encode()
     tracemalloc.start()
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"values|nested|bracket|Expecting|Extra"):
+    with pytest.raises(ValueError, match=r"values|nested|Expecting|Extra"):
         parse_json(data)
     assert time.monotonic() - began < 10
     assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + 1_000_000

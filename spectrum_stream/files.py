@@ -160,6 +160,11 @@ def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
         raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
 
 
+def above_limit(where: object, error: JsonTooLarge) -> FileError:
+    """Make the error of a file with JSON above a limit."""
+    return FileError(f"{where} is above a limit: {error}", reason="file_too_large")
+
+
 def _integer(literal: str) -> int:
     if len(literal) > _MAX_DIGITS:
         raise JsonTooLarge(f"it has an integer of {len(literal):,} digits")

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import BadIndex, FileError, SourceError
-from ..files import FileKind, JsonTooLarge, parse_json
+from ..errors import BadIndex, SourceError
+from ..files import FileKind, JsonTooLarge, above_limit, parse_json
 from ..text import counted, listed, printable
 from .formats import is_foreign
 from .partial import find_slices, find_unfinished, hint_unfinished
@@ -335,7 +335,7 @@ def parse_small(data: bytes, where: str) -> Any:
     try:
         return parse_json(data)
     except JsonTooLarge as error:
-        raise FileError(f"{where} is above a limit: {error}", reason="file_too_large") from error
+        raise above_limit(where, error) from error
     except ValueError:
         return None
 

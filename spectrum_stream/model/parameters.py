@@ -15,8 +15,8 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from ..errors import FileError, UsageError
-from ..files import MAX_JSON_VALUES, FileKind, JsonTooLarge, parse_json, read_file
+from ..errors import UsageError
+from ..files import MAX_JSON_VALUES, FileKind, JsonTooLarge, above_limit, parse_json, read_file
 from ..text import counted, listed
 from . import families
 from .config import ModelConfig
@@ -540,21 +540,17 @@ def read_names(path: Path) -> tuple[str, ...]:
     try:
         data = parse_json(text)
     except JsonTooLarge as error:
-        raise _names_above_limit(path, str(error)) from error
+        raise above_limit(path, error) from error
     except ValueError:
         data = []
         for line in io.StringIO(text):
             data += line.split(maxsplit=1)[:1]
             if len(data) > MAX_JSON_VALUES:
-                raise _names_above_limit(path, f"it has more than {MAX_JSON_VALUES:,} names") from None
+                raise above_limit(path, JsonTooLarge(f"it has more than {MAX_JSON_VALUES:,} names")) from None
     if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
         raise UsageError(
             f"{path} does not hold a list of names", reason="no_names", hint="write one name a line, or a JSON list"
         )
     if (length := max(map(len, data))) > _MAX_NAME_LENGTH:
-        raise _names_above_limit(path, f"it has a name of {length:,} characters")
+        raise above_limit(path, JsonTooLarge(f"it has a name of {length:,} characters"))
     return tuple(data)
-
-
-def _names_above_limit(path: Path, why: str) -> FileError:
-    return FileError(f"{path} is above a limit for a list of names: {why}", reason="file_too_large")

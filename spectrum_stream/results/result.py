@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from ..errors import FileError, ResultError
-from ..files import FileKind, parse_json, read_file
+from ..files import FileKind, JsonTooLarge, above_limit, parse_json, read_file
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
@@ -368,8 +368,10 @@ def _read(path: Path) -> tuple[list[Module], bool]:
     text = read_text(path, "result", "a scan writes one: model_snr_results/snr_results_….json by default")
     try:
         data = parse_json(text)
+    except JsonTooLarge as error:
+        raise above_limit(path, error) from error
     except ValueError as error:
-        raise ResultError(f"{path} is not JSON: {error}", reason="not_a_result") from error
+        raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):
         # Neither a file nor a terminal accepts half of a surrogate pair.
         if (modules := parse(data)) and not any(_SURROGATE.search(f"{m.name}{m.group}") for m in modules):

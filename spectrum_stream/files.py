@@ -30,6 +30,10 @@ _STRING = re.compile(rb'"[^"]*"')
 _OTHER_BYTES = bytes(set(range(256)) - set(b'"[]{},'))
 
 
+class JsonTooLarge(ValueError):
+    """JSON is above a limit: it has too many values, too many levels, or an integer of too many digits."""
+
+
 class FileKind(Enum):
     """A kind of untrusted files: its name in messages, and the size of the largest one that is read."""
 
@@ -103,33 +107,34 @@ def parse_json(data: bytes | str, *, object_pairs_hook: Callable[[list[tuple[str
     """Parse JSON within the limits of `check_json`.
 
     Args:
-        data: UTF-8, with or without a byte order mark, or text.
+        data: UTF-8, with or without a byte order mark; or text, without one.
         object_pairs_hook: as in `json.loads`; by default the last of equal keys counts.
 
     Raises:
-        ValueError: it is not JSON, or is above a limit.
+        JsonTooLarge: it is above a limit. ValueError: it is not JSON.
     """
     encoded = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     check_json(encoded)
     # Editors on Windows write a byte order mark.
     text = data if isinstance(data, str) else data.decode("utf-8-sig")
     try:
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=object_pairs_hook, parse_int=_integer)
+        return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_integer)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        # Text that is not JSON can hide its nesting from `check_json`.
+        raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from error
 
 
 def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
     """Check the number of values and their nesting before JSON is parsed, in linear time.
 
-    It does not check that the data is JSON.
+    It does not check that the data is JSON. The parser of text that is not stops by itself.
 
     Args:
         max_values: how many commas and opening brackets may be outside of strings. There are at least as many of them
             as values that are not the first in their list or object.
 
     Raises:
-        ValueError: too many values, or nested too deeply.
+        JsonTooLarge.
     """
     # A backslash can hide the end of a string.
     rest = data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
@@ -137,13 +142,14 @@ def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
     rest = rest.translate(None, _OTHER_BYTES).replace(b'""', b"")
     # A value has at most a name and a string.
     if rest.count(b'"') > 4 * (max_values + 1):
-        raise ValueError(f"it has more than {max_values:,} values")
+        raise JsonTooLarge(f"it has more than {max_values:,} values")
     rest = _STRING.sub(b"", rest)
     opened = rest.count(b"[") + rest.count(b"{")
     if opened + rest.count(b",") > max_values:
-        raise ValueError(f"it has more than {max_values:,} values")
+        raise JsonTooLarge(f"it has more than {max_values:,} values")
     if opened != rest.count(b"]") + rest.count(b"}"):
-        raise ValueError("it has a bracket without its other end")
+        # It is not JSON, so the parser ends within these limits.
+        return
     rest = rest.translate(None, b',"')
     for _ in range(MAX_JSON_DEPTH):
         if not rest:
@@ -151,12 +157,17 @@ def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
         # The innermost brackets.
         rest = rest.replace(b"[]", b"").replace(b"{}", b"")
     if rest:
-        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+
+
+def above_limit(where: object, error: JsonTooLarge) -> FileError:
+    """Make the error of a file with JSON above a limit."""
+    return FileError(f"{where} is above a limit: {error}", reason="file_too_large")
 
 
 def _integer(literal: str) -> int:
     if len(literal) > _MAX_DIGITS:
-        raise ValueError(f"it has an integer of {len(literal):,} digits")
+        raise JsonTooLarge(f"it has an integer of {len(literal):,} digits")
     return int(literal)
 
 

@@ -164,7 +164,7 @@ def depth(value: Any) -> int:
 @given(JSON, st.booleans())
 def test_parse_json_gives_what_json_gives(value: Any, is_ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii)
-    assert repr(parse_json(text)) == repr(json.loads(text)) == repr(parse_json(f"\ufeff{text}"))
+    assert repr(parse_json(text)) == repr(json.loads(text)) == repr(parse_json(f"\ufeff{text}".encode()))
 
 
 @given(JSON)
@@ -220,7 +220,7 @@ def test_bombs_are_rejected_before_they_are_built(text: str) -> None:
     data = text.encode()
     tracemalloc.start()
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"values|nested|bracket|Expecting|Extra"):
+    with pytest.raises(ValueError, match=r"values|nested|Expecting|Extra"):
         parse_json(data)
     assert time.monotonic() - began < 10
     assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + 1_000_000

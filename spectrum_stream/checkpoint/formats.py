@@ -4,7 +4,6 @@ Each row has a test, the format, and what to do about it. The first row that fit
 """
 
 import codecs
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ..errors import SourceError
+from ..files import parse_json
 from ..text import listed, printable
 from .header import MAX_HEADER_NBYTES, PREFIX_NBYTES
 from .partial import find_unfinished, hint_unfinished
@@ -99,8 +99,8 @@ def _is_json(file: _File) -> bool:
     if not file.is_whole:
         return True
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return False
     return True
 

@@ -20,9 +20,12 @@ from enum import StrEnum
 from typing import Any, NoReturn
 
 from ..errors import BadHeader
+from ..files import JsonTooLarge, check_json
 
 PREFIX_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000
+# A tensor of two dimensions has eight.
+MAX_HEADER_VALUES = 5_000_000
 _MAX_USIZE = 2**64 - 1
 _FIELDS = ("dtype", "shape", "data_offsets")
 
@@ -43,6 +46,7 @@ class HeaderFault(StrEnum):
     TOO_LARGE = "header_too_large"  # N is above the limit of the format
     PAST_END = "header_past_end"  # N reaches beyond the file
     NOT_UTF8 = "header_not_utf8"
+    ABOVE_LIMIT = "header_above_limit"  # too many values of JSON, or too many levels
     NOT_JSON = "header_not_json"
     NOT_AN_OBJECT = "header_not_an_object"
     DUPLICATE = "duplicate_key"
@@ -142,6 +146,7 @@ def _load(header: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         _reject(HeaderFault.NOT_UTF8, "the header is not UTF-8 text")
     try:
+        check_json(header, MAX_HEADER_VALUES)
         entries = json.loads(
             text,
             object_pairs_hook=_object,
@@ -151,7 +156,9 @@ def _load(header: bytes) -> dict[str, Any]:
         )
     except BadHeader:
         raise
-    # A hostile header can nest thousands of lists, which is a RecursionError.
+    except JsonTooLarge as error:
+        _reject(HeaderFault.ABOVE_LIMIT, f"the header is above a limit: {error}")
+    # A hostile header can hide its nesting from the check.
     except (ValueError, RecursionError):
         _reject(HeaderFault.NOT_JSON, "the header is not JSON")
     if not isinstance(entries, dict):

@@ -36,21 +36,21 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate_repo_id
 
 from ..errors import BadIndex, CheckpointError, SourceError, UsageError
+from ..files import read_file
 from ..text import VERSION, listed
 from .formats import explain_files
 from .hub_errors import BadResponse, explain_offline, explaining
 from .index import (
-    MAX_JSON_NBYTES,
     SMALL_FILES,
-    check_json_size,
     choose_for,
     find_modules,
     is_one_of_several,
     is_safe_path,
     is_safe_shard_name,
     is_safetensors,
+    kind_of,
     missing_shards,
-    parse_json,
+    parse_small,
     read_adapter_config,
     read_config,
 )
@@ -350,7 +350,7 @@ def open_hub(model: str, address: Address) -> Source:
         where = _write_where(address.repo, folder)
 
         def read_json(name: str) -> Any:
-            return parse_json(_read_small(repo, name))
+            return parse_small(_read_small(repo, name), f"{where}/{name}")
 
         config, quantization_files, warnings = read_config(files, read_json, where)
         adapter_config = read_adapter_config(files, read_json)
@@ -473,12 +473,12 @@ def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
 
 
 def _read_small(repo: Repo, name: str) -> bytes:
+    kind = kind_of(name)
     if (cached := _find_in_cache(repo, name)) is not None:
-        check_json_size(cached.stat().st_size, str(cached))
-        return cached.read_bytes()
+        return read_file(cached, kind)
     file = repo.file(name)
-    body = file.read_prefix(MAX_JSON_NBYTES + 1)
-    check_json_size(len(body), file.where)
+    body = file.read_prefix(kind.max_nbytes + 1)
+    kind.check_size(len(body), file.where)
     return body
 
 

@@ -5,15 +5,17 @@ have none, the choice is left to the user. An index is untrusted. The names in i
 a path or an address.
 """
 
-import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import BadIndex, CheckpointError, SourceError
-from ..text import counted, listed, printable, si_bytes
+from ..errors import BadIndex, SourceError
+from ..files import FileKind, JsonTooLarge, above_limit, parse_json
+from ..text import counted, listed, printable
 from .formats import is_foreign
 from .partial import find_slices, find_unfinished, hint_unfinished
 
@@ -26,8 +28,11 @@ QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_con
 MODULES_FILE = "modules.json"
 _MODULES_WITH_WEIGHTS = ("Dense", "CNN", "LSTM", "LayerNorm", "WeightedLayerPooling", "SparseStaticEmbedding")
 SMALL_FILES = (CONFIG_FILE, ADAPTER_CONFIG_FILE, MODULES_FILE, *QUANTIZATION_FILES)
-# The largest published index (45,000 matrices and their scales) has about 10 MB.
-MAX_JSON_NBYTES = 200_000_000
+# A path in a file system can have 4096 bytes, and a name of the Hub fewer.
+_MAX_PATH_LENGTH = 1000
+# A lone file is looked up in so many of the indexes beside it.
+_MAX_INDEXES = 20
+_SHOWN_LENGTH = 200
 
 _INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[^.]+))?\.json", re.IGNORECASE)
 _SHARD = re.compile(
@@ -151,8 +156,8 @@ def choose_shards(
             )
             return replace(choice, index=copy.index, weight_map=weight_map, unlisted=unlisted)
         if only is not None:
-            raise BadIndex(f"{where}/{copy.index} lists PyTorch files: {printable(pickle)}", reason="bad_index")
-        warnings.append(f"{copy.index} lists PyTorch files ({printable(pickle)}) and was ignored")
+            raise BadIndex(f"{where}/{copy.index} lists PyTorch files: {_short(pickle)}", reason="bad_index")
+        warnings.append(f"{copy.index} lists PyTorch files ({_short(pickle)}) and was ignored")
         copy.index = None
     if copy.single is not None:
         if copy.index is None:
@@ -252,7 +257,7 @@ def find_modules(files: Sequence[str], read_json: Callable[[str], Any]) -> list[
     listed_modules = read_json(MODULES_FILE) if MODULES_FILE in files else None
     entries = listed_modules if isinstance(listed_modules, list) else []
     found = [
-        printable(entry["path"])
+        _short(entry["path"])
         for entry in entries
         if isinstance(entry, dict)
         and isinstance(entry.get("path"), str)
@@ -304,7 +309,7 @@ def is_one_of_several(name: str, files: Iterable[str], read_json: Callable[[str]
     match = _SHARD.fullmatch(name)
     if match is not None and int(match["total"]) > 1:
         return True
-    for index in filter(is_index, files):
+    for index in islice(filter(is_index, files), _MAX_INDEXES):
         content = read_json(index)
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
         shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
@@ -313,23 +318,26 @@ def is_one_of_several(name: str, files: Iterable[str], read_json: Callable[[str]
     return False
 
 
-def parse_json(data: bytes) -> Any:
-    """Parse JSON; return None if the data is not JSON."""
-    try:
-        # Editors on Windows write a byte order mark.
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+def kind_of(name: str) -> FileKind:
+    """Return the kind of one of the small files of a checkpoint, by its name."""
+    return FileKind.INDEX if is_index(name) else FileKind.CONFIG
 
 
-def check_json_size(nbytes: int, where: str) -> None:
-    """Check a size before the file is read.
+def parse_small(data: bytes, where: str) -> Any:
+    """Parse an index or a config; return None if it is not JSON.
+
+    Args:
+        where: its name in messages.
 
     Raises:
-        CheckpointError: file_too_large.
+        FileError: file_too_large, it is above the limits of JSON.
     """
-    if nbytes > MAX_JSON_NBYTES:
-        raise CheckpointError(f"{where} is larger than {si_bytes(MAX_JSON_NBYTES)}", reason="file_too_large")
+    try:
+        return parse_json(data)
+    except JsonTooLarge as error:
+        raise above_limit(where, error) from error
+    except ValueError:
+        return None
 
 
 def is_safe_shard_name(name: str) -> bool:
@@ -344,7 +352,8 @@ def is_safe_shard_name(name: str) -> bool:
 def is_safe_path(name: str) -> bool:
     """Whether a path stays below the folder that it is relative to, on POSIX and Windows."""
     return (
-        name.isprintable()
+        len(name) <= _MAX_PATH_LENGTH
+        and name.isprintable()
         and not set(name) & set("\\:?#%*")
         and not PurePosixPath(name).is_absolute()
         and not PureWindowsPath(name).anchor
@@ -420,16 +429,27 @@ def _choose_copy(
 
 def _complete(copy: _Copy) -> list[str]:
     """Return the sets of numbered shards that are complete, and the single file."""
-    complete = [label for label, split in copy.splits.items() if not _missing_numbers(split)]
+    complete = [label for label, split in copy.splits.items() if _is_complete(split)]
     return [*complete, *([copy.single] if copy.single else [])]
 
 
-def _missing_numbers(split: Mapping[int, str]) -> list[str]:
-    """Return the names that are missing in a set of numbered shards, which counts from 1, or from 0."""
+def _numbers(split: Mapping[int, str]) -> tuple[range, re.Match[str]]:
+    """Return the numbers of a set of shards, which counts from 1, or from 0, and the parts of one of its names."""
     match = _SHARD.fullmatch(next(iter(split.values())))
     assert match is not None
     total = int(match["total"])
-    numbers = range(total) if 0 in split else range(1, total + 1)
+    return range(total) if 0 in split else range(1, total + 1), match
+
+
+def _is_complete(split: Mapping[int, str]) -> bool:
+    numbers, _ = _numbers(split)
+    # The names can claim a million shards, so the ones that are there are counted first.
+    return len(split) >= len(numbers) and all(number in split for number in numbers)
+
+
+def _missing_numbers(split: Mapping[int, str]) -> list[str]:
+    """Return the names that are missing in a set of numbered shards."""
+    numbers, match = _numbers(split)
     name, width = match.string, len(match["number"])
     return [
         f"{name[: match.start('number')]}{number:0{width}}{name[match.end('number') :]}"
@@ -455,16 +475,20 @@ def _finish(
     ignored = tuple(name for name in present if name not in names)
     if ignored:
         labels = [label for copy in _group(ignored).values() for label in copy.labels]
-        words = [label if "*" not in label else f"{label} ({_count(label, ignored)})" for label in sorted(labels)]
+        count = Counter(_label(match) for name in ignored if (match := _SHARD.fullmatch(name)) is not None)
+        words = [
+            f"{label} ({counted(count[label], 'file', 'files')})" if "*" in label else label
+            for label in sorted(labels)
+        ]
         warnings = [*warnings, f"{read}; ignored: {listed(words, 5)}"]
     elif warns:
         warnings = [*warnings, read]
     return Choice(names=names, ignored=ignored, warnings=tuple(warnings))
 
 
-def _count(label: str, names: Sequence[str]) -> str:
-    number = sum((match := _SHARD.fullmatch(name)) is not None and _label(match) == label for name in names)
-    return counted(number, "file", "files")
+def _short(text: str) -> str:
+    """Return the beginning of an untrusted text for a message."""
+    return printable(text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…")
 
 
 def _shards(names: Sequence[str]) -> str:
@@ -491,7 +515,8 @@ def _check_names(weight_map: Mapping[str, str], where: str) -> None:
         if not is_safe_shard_name(name):
             plain = name.removeprefix("./")
             raise BadIndex(
-                f"{where} names a shard by another path than one below the checkpoint, or by an unsafe one: {name!r}",
+                f"{where} names a shard by another path than one below the checkpoint, or by an unsafe one: "
+                f"'{_short(name)}'",
                 reason="unsafe_shard_name",
                 hint=f"write {plain} in the index" if is_safe_shard_name(plain) else None,
             )

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadIndex, CheckpointError, SourceError
+from ..errors import BadIndex, FileError, SourceError
+from ..files import FileKind, read_file
 from ..text import counted, listed
 from .formats import describe_bytes, explain_files, looks_like_safetensors
 from .index import (
-    check_json_size,
     choose_for,
     choose_shards,
     find_modules,
     is_index,
     is_one_of_several,
     is_safetensors,
+    kind_of,
     missing_shards,
-    parse_json,
+    parse_small,
     read_adapter_config,
     read_config,
 )
@@ -36,9 +37,10 @@ def open_local(model: str, path: Path) -> Source:
     Read only index and configs.
 
     Raises:
-        SourceError: no_safetensors, no_index, slices, no_snapshot, unreadable.
+        FileError: not_a_file, file_too_large, unreadable.
+        SourceError: no_safetensors, no_index, slices, no_snapshot.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
-        CheckpointError: not_a_file, file_too_large, unfinished.
+        CheckpointError: unfinished.
     """
     try:
         if path.is_dir():
@@ -47,9 +49,7 @@ def open_local(model: str, path: Path) -> Source:
             return _open_folder(model, path.parent, index=path.name)
         return _open_file(model, path)
     except OSError as error:
-        raise SourceError(
-            f"{error.filename or path} cannot be read: {error.strerror}", reason="unreadable"
-        ) from error
+        raise FileError(f"{error.filename or path} cannot be read: {error.strerror}", reason="unreadable") from error
 
 
 def is_lone_file(path: Path) -> bool:
@@ -166,7 +166,7 @@ def _find_snapshot(folder: Path) -> Path:
         return folder
     main = repo / "refs" / "main"
     found = sorted(p for p in snapshots.iterdir() if p.is_dir())
-    commit = main.read_text("utf-8", "replace").strip() if main.is_file() else None
+    commit = read_file(main, FileKind.NOTE).decode(errors="replace").strip() if main.is_file() else None
     if commit is not None and commit in [p.name for p in found]:
         return snapshots / commit
     if len(found) == 1:
@@ -214,7 +214,7 @@ def _open_shard(name: str, path: Path) -> LocalShard:
             hint="the download may be incomplete: run it again",
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path} is not a regular file", reason="not_a_file")
+        raise FileError(f"{path} is not a regular file", reason="not_a_file")
     return LocalShard.at(name, path)
 
 
@@ -228,9 +228,8 @@ def _find_escaping_links(folder: Path, shards: tuple[LocalShard, ...]) -> list[s
 
 
 def _read_json(path: Path) -> Any:
-    status = path.stat()
-    # A pipe or a device could be read without an end.
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path} is not a regular file", reason="not_a_file")
-    check_json_size(status.st_size, str(path))
-    return parse_json(path.read_bytes())
+    try:
+        return parse_small(read_file(path, kind_of(path.name)), str(path))
+    except FileNotFoundError as error:
+        what = "is a broken link" if path.is_symlink() else "is gone"
+        raise FileError(f"{path} {what}", reason="unreadable") from error

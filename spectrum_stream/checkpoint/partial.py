@@ -4,12 +4,12 @@ Nothing in a tensor shows that it is half of a matrix, so such files are recogni
 a shard and by config.json. A score of them would be wrong without a word, so they are rejected.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, SourceError
+from ..files import parse_json
 from ..text import listed
 
 
@@ -74,8 +74,8 @@ def check_slices(where: str, metadata: Iterable[Mapping[str, str]]) -> None:
     """
     for data in metadata:
         try:
-            info = json.loads(data.get(_DCP, "{}"))
-        except (ValueError, RecursionError):
+            info = parse_json(data.get(_DCP, "{}"))
+        except ValueError:
             info = None
         parts = info.values() if isinstance(info, dict) else [None]
         if not all(isinstance(part, dict) and _is_at_start(part) for part in parts):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import SourceError
+from ..errors import FileError
+from ..files import open_regular
 from ..text import listed
 
 # The first read of a shard. Many headers are smaller: their median in published shards is 100 kB.
@@ -56,14 +57,14 @@ class LocalShard:
         """Read bytes [start, stop) of the file; fewer at its end.
 
         Raises:
-            SourceError: unreadable.
+            FileError: not_a_file, unreadable.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(start)
-                return file.read(stop - start)
+                return file.read(stop - start) or b""
         except OSError as error:
-            raise SourceError(f"{self.path} cannot be read: {error.strerror}", reason="unreadable") from error
+            raise FileError(f"{self.path} cannot be read: {error.strerror}", reason="unreadable") from error
 
 
 class RemoteShard(Protocol):

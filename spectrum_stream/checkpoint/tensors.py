@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import BadHeader, CheckpointError, SourceError
+from ..errors import BadHeader, CheckpointError, FileError, SourceError
 from ..text import counted, listed, printable
 from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
@@ -134,7 +134,7 @@ def _describe_unlisted(shard: Shard, tensors: Mapping[str, object]) -> str:
     start = f"the index does not list {printable(shard.name)}, which is one of its shards by its number"
     try:
         names = [tensor.name for tensor in read_header(shard).tensors if tensor.name not in tensors]
-    except (BadHeader, SourceError):
+    except (BadHeader, FileError, SourceError):
         return f"{start} and cannot be read"
     return (
         f"{start}: {counted(len(names), 'tensor', 'tensors')} that no other shard holds "

@@ -8,7 +8,7 @@ Only `Names.INSTALLED` uses the installed transformers. It needs the extra `veri
 """
 
 import hashlib
-import json
+import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import MAX_JSON_VALUES, FileKind, JsonTooLarge, above_limit, parse_json, read_file
 from ..text import counted, listed
 from . import families
 from .config import ModelConfig
@@ -40,6 +41,8 @@ class Names(StrEnum):
 
 # The `names` of a plan that follows a list of the trainer's own names.
 GIVEN = "given"
+# A stored name has at most 1000 characters, and a trainer can wrap the model.
+_MAX_NAME_LENGTH = 2000
 _TABLES: Mapping[Names, Mapping[str, families.Rules]] = {Names.V4: families.V4, Names.V5: families.V5}
 
 
@@ -525,18 +528,29 @@ def read_names(path: Path) -> tuple[str, ...]:
     The part of a line after a space is ignored.
 
     Raises:
+        FileError: not_a_file, file_too_large, unreadable.
         UsageError: no_such_file, no_names.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a list of names", reason="no_such_file") from error
+        text = read_file(path, FileKind.NAMES).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path}", reason="no_such_file") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not text", reason="no_names") from error
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        data = [words[0] for line in text.splitlines() if (words := line.split())]
+        data = parse_json(text)
+    except JsonTooLarge as error:
+        raise above_limit(path, error) from error
+    except ValueError:
+        data = []
+        for line in io.StringIO(text):
+            data += line.split(maxsplit=1)[:1]
+            if len(data) > MAX_JSON_VALUES:
+                raise above_limit(path, JsonTooLarge(f"it has more than {MAX_JSON_VALUES:,} names")) from None
     if not isinstance(data, list) or not data or not all(isinstance(name, str) for name in data):
         raise UsageError(
             f"{path} does not hold a list of names", reason="no_names", hint="write one name a line, or a JSON list"
         )
+    if (length := max(map(len, data))) > _MAX_NAME_LENGTH:
+        raise above_limit(path, JsonTooLarge(f"it has a name of {length:,} characters"))
     return tuple(data)

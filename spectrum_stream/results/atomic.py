@@ -14,7 +14,6 @@ Other things that are not regular files stay as they are, and are an error.
 
 import contextlib
 import glob
-import io
 import os
 import stat
 import tempfile
@@ -130,18 +129,6 @@ def _check_alone(path: Path, status: os.stat_result) -> None:
         raise _in_the_way(path, "a hard link to another file")
 
 
-def read_regular(path: Path, max_nbytes: int) -> bytes | None:
-    """Read an untrusted file, or return None if it is larger than a limit.
-
-    Raises:
-        ResultError: as `open_regular`. OSError.
-    """
-    with open_regular(path) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        # A file can grow while it is read.
-        return None if nbytes > max_nbytes else file.read(nbytes)
-
-
 def _in_the_way(path: Path, what: str) -> ResultError:
     return ResultError(f"{path} is {what}", reason="unwritable", hint="move it away, or use another name")
 
@@ -160,20 +147,6 @@ def open_own_file(path: Path) -> int:
         os.close(handle)
         raise
     return handle
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """Open an untrusted file for reading, at once and only if it is a regular file; a link is followed.
-
-    Raises:
-        ResultError: unreadable, it is not a regular file. OSError.
-    """
-    # A FIFO would block an ordinary `open` until somebody writes to it.
-    file = os.fdopen(os.open(path, os.O_RDONLY | _UNBLOCKED | _BINARY), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ResultError(f"{path} is not a regular file", reason="unreadable")
-    return file
 
 
 def _prefix(path: Path) -> str:

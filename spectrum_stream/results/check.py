@@ -8,7 +8,6 @@
 Nothing is downloaded, and no weight is read. Only a scan can check that the scores are those of the model.
 """
 
-import json
 import os
 import re
 import sys
@@ -18,16 +17,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultError
+from ..errors import FileError, ResultError
+from ..files import FileKind, parse_json, read_file
 from ..model.names import MAX_SLUG_LENGTH, group_of, group_order, groups_of, model_order, slug
 from ..numerics.snr import TOLERANCE, score
-from .atomic import read_regular
 from .provenance import SCHEMA_VERSION, provenance_path, sha256, slug_of
 from .record import FLOAT32_STEP, Record, Records, open_records, record_path
-from .result import MAX_RESULT_NBYTES, modules_of
+from .result import modules_of
 
-# A provenance with a thousand shards has 150 kB.
-_MAX_PROVENANCE_NBYTES = 10_000_000
 _PROVENANCE_KEYS: dict[str, type | tuple[type, ...]] = {
     "schema_version": int,
     "model": str,
@@ -83,12 +80,13 @@ def check(result: Path) -> list[Finding]:
     if name is None or slug(name) != name or not 0 < len(name) <= MAX_SLUG_LENGTH:
         findings.append(Finding(Reason.BAD_FILENAME, f"{result.name} is not snr_results_{{slug}}.json"))
     try:
-        pairs = json.loads(_read(result, MAX_RESULT_NBYTES), object_pairs_hook=_Pairs)
-    except OSError as error:
+        # A byte order mark is an error for other readers, so the bytes are decoded here.
+        pairs = parse_json(read_file(result, FileKind.RESULT).decode(), object_pairs_hook=_Pairs)
+    except FileNotFoundError as error:
         return [*findings, Finding(Reason.UNREADABLE, f"{error.strerror}")]
-    except ResultError as error:
+    except FileError as error:
         return [*findings, Finding(Reason.UNREADABLE, str(error))]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return [*findings, Finding(Reason.NOT_JSON, str(error))]
     if not isinstance(pairs, _Pairs):
         return [*findings, Finding(Reason.BAD_ENTRY, "the file is not a JSON object of modules")]
@@ -104,12 +102,6 @@ def check(result: Path) -> list[Finding]:
             return [*findings, Finding(Reason.BAD_RECORD, str(error))]
         findings += more
     return findings
-
-
-def _read(path: Path, max_nbytes: int) -> str:
-    if (data := read_regular(path, max_nbytes)) is None:
-        raise ValueError("it is too large")
-    return data.decode("utf-8")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -151,10 +143,10 @@ def _check_entries(pairs: _Pairs, scores: dict[str, float]) -> Iterator[Finding]
 def _read_provenance(result: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     path = provenance_path(result)
     try:
-        data = json.loads(_read(path, _MAX_PROVENANCE_NBYTES))
+        data = parse_json(read_file(path, FileKind.PROVENANCE))
     except FileNotFoundError:
         return None, [Finding(Reason.NO_PROVENANCE, f"{path.name} is missing; --write-provenance writes it")]
-    except (OSError, ResultError, ValueError, RecursionError) as error:
+    except (FileError, ValueError) as error:
         return None, [Finding(Reason.BAD_PROVENANCE, f"{path.name} cannot be read: {error}")]
     findings = list(_check_provenance(result, data))
     return None if any(f.reason is Reason.BAD_PROVENANCE for f in findings) else data, findings

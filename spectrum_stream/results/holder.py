@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from ..errors import ResultError
+from ..errors import FileError
+from ..files import open_regular
 from . import atomic
 
 if sys.platform == "win32":
@@ -84,9 +85,9 @@ class Holder:
 def holder_of(path: Path) -> str:
     """Return the process and its machine as the file names them; "" if it does not."""
     try:
-        with atomic.open_regular(path) as file:
+        with open_regular(path) as file:
             pid, _, host = file.read(_MAX_NBYTES).decode().partition(" ")
-    except (OSError, ValueError, ResultError):
+    except (OSError, ValueError, FileError):
         return ""
     return f"process {pid} on {host}" if pid.isdecimal() and host else ""
 

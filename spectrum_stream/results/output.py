@@ -7,7 +7,6 @@ anything else       an error: a folder, a socket, a disk
 """
 
 import errno
-import json
 import os
 import stat
 import time
@@ -15,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultError, UsageError
-from .atomic import open_regular, read_regular, write_atomically
+from ..errors import FileError, ResultError, UsageError
+from ..files import FileKind, open_regular, parse_json, read_file
+from .atomic import write_atomically
 from .provenance import is_provenance
-from .result import MAX_RESULT_NBYTES, is_result
+from .result import is_result
 
 _SQLITE = b"SQLite format 3\0"
 # Long enough for the reader of a FIFO to start, and too short to look like a hang.
@@ -84,12 +84,8 @@ def _is_of_a_scan(path: Path) -> bool:
                 return True
             if begin.lstrip()[:1] not in (b"", b"{"):
                 return False
-        text = read_regular(path, MAX_RESULT_NBYTES) or b""
-    except (OSError, ResultError):
-        return False
-    try:
-        data: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        data: Any = parse_json(read_file(path, FileKind.RESULT))
+    except (OSError, FileError, ValueError):
         return False
     return is_result(data) or is_provenance(data)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultError, UsageError
+from ..files import open_regular
 from ..model.names import slug
 from ..text import VERSION
-from .atomic import open_regular, write_atomically
+from .atomic import write_atomically
 from .record import open_records, record_path
 
 SCHEMA_VERSION = 1
@@ -46,7 +47,7 @@ def sha256(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal.
 
     Raises:
-        ResultError: unreadable, it is not a regular file. OSError.
+        FileError: not_a_file, unreadable. FileNotFoundError.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,6 +66,7 @@ def write_provenance(result: Path, model: str | None = None) -> Path:
         UsageError: no_model; other_model, the result is named after another model, or the record is of another repo.
         ResultError: no_record, locked, corrupt; changed, the local shards are not the scanned ones; unreadable;
             unwritable.
+        FileError: as `sha256`.
     """
     precisions: Counter[str] = Counter()
     degenerate = 0

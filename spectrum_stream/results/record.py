@@ -8,7 +8,6 @@ must be ours to the letter, SQLite works within limits, and every value is check
 """
 
 import contextlib
-import json
 import math
 import os
 import sqlite3
@@ -23,6 +22,7 @@ import numpy as np
 
 from ..checkpoint.header import DTYPE_BITS
 from ..errors import ResultError
+from ..files import parse_json
 from ..model.names import module_of
 from ..model.no_score import NoScore
 from ..numerics.metrics import SPECTRUM, Metric
@@ -190,7 +190,7 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
         spectra: whether to read the singular values, which are most of a record. They are empty otherwise.
 
     Raises:
-        ResultError: no_record; unreadable, also a FIFO, a device or a folder; corrupt, damaged or not a record of
+        ResultError: no_record; not_a_file, unreadable; corrupt, damaged or not a record of
             this version or above its limits; locked, a scan is writing it or was killed.
     """
     with _connect(path) as (db, nbytes):
@@ -238,7 +238,7 @@ def read_source(db: sqlite3.Connection) -> tuple[dict[str, Any], list[str], int]
     """Read the identity, the names and the number of weights.
 
     Raises:
-        ValueError, TypeError, RecursionError, sqlite3.Error: one is missing or has wrong types.
+        ValueError, TypeError, sqlite3.Error: one is missing or has wrong types.
     """
     identity, names = (_read_json(db, key) for key in ("identity", "names"))
     if not _is_identity(identity):
@@ -277,7 +277,7 @@ def _read_json(db: sqlite3.Connection, key: str) -> Any:
     row = db.execute("SELECT value FROM source WHERE key = ?", (key,)).fetchone()
     if row is None or not isinstance(row[0], str):
         raise ValueError(f"no {key}")
-    return json.loads(row[0])
+    return parse_json(row[0])
 
 
 def _is_identity(value: Any) -> bool:
@@ -354,7 +354,7 @@ def _check_unused(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror}", reason="unreadable") from error
     if not stat.S_ISREG(found.st_mode):
-        raise ResultError(f"{path} is not a regular file", reason="unreadable")
+        raise ResultError(f"{path} is not a regular file", reason="not_a_file")
     # If the record is a link, the files that SQLite keeps next to a database are next to the target.
     wal, _, journal = atomic.companions(Path(os.path.realpath(path)))
     if os.path.lexists(wal):

@@ -18,15 +18,14 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from ..errors import ResultError
+from ..errors import FileError, ResultError
+from ..files import FileKind, JsonTooLarge, above_limit, parse_json, read_file
 from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
-from .atomic import read_regular, write_atomically
+from .atomic import write_atomically
 from .record import Record, Records, open_records, record_path
 
-# The largest published result (28,800 modules) is 3 MB, and a selection is smaller than its result.
-MAX_RESULT_NBYTES = 200_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -123,7 +122,8 @@ class Result:
             path: the JSON, or its record. With the JSON, an unusable record is a note and not an error.
 
         Raises:
-            ResultError: no_such_result, unreadable, too_large, not_a_result; unfinished, a record without a result.
+            FileError: not_a_file, file_too_large, unreadable.
+            ResultError: no_such_result, not_a_result; unfinished, a record without a result.
                 With the path of a record also: other_record, it has other scores; locked; corrupt.
         """
         asked = path = Path(path)
@@ -347,22 +347,18 @@ def read_text(path: Path, what: Literal["result", "selection"], hint: str | None
         hint: what to do if there is no such file.
 
     Raises:
-        ResultError: no_such_result, unreadable, too_large; not_a_result or not_a_selection, it is not text.
+        FileError: not_a_file, file_too_large, unreadable.
+        ResultError: no_such_result; not_a_result or not_a_selection, it is not text.
     """
+    kind = FileKind.RESULT if what == "result" else FileKind.SELECTION
     try:
-        data = read_regular(path, MAX_RESULT_NBYTES)
-        if data is None:
-            raise ResultError(f"{path} is too large for a {what}", reason="too_large")
-        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return read_file(path, kind).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise ResultError(f"there is no {what} at {path}", reason="no_such_result", hint=hint) from error
-    except OSError as error:
-        is_model = what == "result" and path.is_dir()
-        raise ResultError(
-            f"{path} cannot be read: {error.strerror}",
-            reason="unreadable",
-            hint="give a result; `spectrum-stream scan MODEL` writes one" if is_model else None,
-        ) from error
+    except FileError as error:
+        if what == "result" and path.is_dir():
+            error.hint = "give a result; `spectrum-stream scan MODEL` writes one"
+        raise
     except ValueError as error:
         raise ResultError(f"{path} is not text", reason=f"not_a_{what}") from error
 
@@ -371,8 +367,10 @@ def _read(path: Path) -> tuple[list[Module], bool]:
     """Read the modules of a JSON file, and whether it is in the schema of `_sorted.json`."""
     text = read_text(path, "result", "a scan writes one: model_snr_results/snr_results_….json by default")
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except JsonTooLarge as error:
+        raise above_limit(path, error) from error
+    except ValueError as error:
         raise ResultError(f"{path} is not JSON", reason="not_a_result") from error
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):
         # Neither a file nor a terminal accepts half of a surrogate pair.

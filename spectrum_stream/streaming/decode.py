@@ -5,9 +5,11 @@ belong to the file, and the system may drop them at any time.
 """
 
 import contextlib
+import io
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import LocalShard
 from ..errors import CheckpointError, ComputeError
+from ..files import open_regular
 from ..model.matrix import Matrix
 from ..numerics.dequantize import DTYPES, Packed
 from ..text import si_bytes
@@ -36,13 +39,15 @@ class ShardReader:
 
     Raises:
         CheckpointError: unreadable, the file is gone or is not safetensors; changed, it is not the planned file.
+        FileError: not_a_file, unreadable.
     """
 
     def __init__(self, shard: LocalShard) -> None:
         self._shard = shard
         with self._readable(), contextlib.ExitStack() as opened:
-            self._bytes = opened.enter_context(shard.path.open("rb", buffering=0))
-            self._file: Any = safe_open(shard.path, framework="pt", device="cpu")
+            self._bytes = opened.enter_context(open_regular(shard.path))
+            self._check()
+            self._file: Any = safe_open(_name_opened(self._bytes, shard.path), framework="pt", device="cpu")
             self._check()
             opened.pop_all()
 
@@ -107,6 +112,15 @@ class ShardReader:
     def __exit__(self, *exc: object) -> None:
         self._file.__exit__(*exc)
         self._bytes.close()
+
+
+def _name_opened(file: io.BufferedReader, path: Path) -> Path:
+    """Return a path that leads to an open file, also if something else has got its name since.
+
+    Only Linux has one. safetensors opens a file by its path, and would wait for ever at a FIFO.
+    """
+    opened = Path(f"/proc/self/fd/{file.fileno()}")
+    return opened if opened.exists() else path
 
 
 def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..checkpoint import RemoteShard
-from ..errors import SourceError
+from ..errors import FileError, SourceError
+from ..files import open_regular
 from ..model.matrix import Matrix
 from ..text import si_bytes
 from .bounded import Budgets
@@ -78,9 +79,9 @@ def _is_ours(folder: Path) -> bool:
         marker = folder / _MARKER
         if not stat.S_ISDIR(folder.lstat().st_mode) or not stat.S_ISREG(marker.lstat().st_mode):
             return False
-        with marker.open("rb") as file:
+        with open_regular(marker) as file:
             return file.read(len(_MARKER_TEXT) + 1) == _MARKER_TEXT
-    except OSError:
+    except (OSError, FileError):
         return False
 
 

@@ -218,7 +218,8 @@ def read_patterns(path: Path) -> tuple[str, ...]:
     """Read the patterns of an Axolotl config or of Spectrum's YAML file.
 
     Raises:
-        ResultError: no_such_result, unreadable, too_large, not_a_selection.
+        FileError: not_a_file, file_too_large, unreadable.
+        ResultError: no_such_result, not_a_selection.
     """
     try:
         data: Any = yaml.safe_load(read_text(path, "selection"))

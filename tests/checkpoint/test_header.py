@@ -1,6 +1,7 @@
 """Parse literal bytes to one reason for rejection, and compare every row with the reference reader."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from spectrum_stream.checkpoint.header import (
     DTYPE_BITS,
     MAX_HEADER_NBYTES,
+    MAX_HEADER_VALUES,
     HeaderFault,
     TensorInfo,
     header_nbytes,
@@ -147,7 +149,23 @@ def test_parse_header_accepts_odd_but_valid_headers(file: bytes, count: int) -> 
 
 
 def test_header_fault_cases_cover_every_member() -> None:
-    assert {param.values[1] for param in REFUSED} == set(HeaderFault)
+    assert {param.values[1] for param in REFUSED} | {HeaderFault.ABOVE_LIMIT} == set(HeaderFault)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["[" + "{}," * MAX_HEADER_VALUES + "{}]", "[" + "1," * MAX_HEADER_VALUES + "1]", "[" * 101 + "]" * 101],
+    ids=["objects", "numbers", "levels"],
+)
+def test_parse_header_rejects_a_header_above_its_limits_before_it_is_built(extra: str) -> None:
+    header = f'{{"a": {{"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": {extra}}}}}'
+    file = file_of(header, WORD)
+    tracemalloc.start()
+    with pytest.raises(BadHeader) as refused:
+        read(file)
+    assert refused.value.reason == HeaderFault.ABOVE_LIMIT
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(file) + 1_000_000
+    tracemalloc.stop()
 
 
 def test_parse_header_rejects_duplicate_tensors_unlike_the_reference() -> None:

@@ -21,6 +21,7 @@ from spectrum_stream.checkpoint.hub_errors import explaining
 from spectrum_stream.cli import progress
 from spectrum_stream.cli.output import LogNotes
 from spectrum_stream.errors import CheckpointError, SpectrumStreamError
+from spectrum_stream.files import FileKind
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.results.record import Record
 from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
@@ -778,6 +779,5 @@ def test_hub_impossible_names_send_no_request(hub: HubServer, working_folder: Pa
 def test_hub_index_above_the_size_limit_is_rejected(
     hub: HubServer, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("index", "hub"):
-        monkeypatch.setattr(f"spectrum_stream.checkpoint.{module}.MAX_JSON_NBYTES", 100)
+    monkeypatch.setattr(FileKind.INDEX, "max_nbytes", 100)
     assert refused().reason == "file_too_large"

@@ -1,6 +1,8 @@
 """Which files of a folder are read: indexes of other names, variants, copies, and what transformers loads."""
 
 import json
+import time
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from spectrum_stream.checkpoint import open_source
-from spectrum_stream.checkpoint.index import QUANTIZATION_FILES, Choice, choose_for, choose_shards
+from spectrum_stream.checkpoint.index import QUANTIZATION_FILES, Choice, choose_for, choose_shards, missing_shards
 from spectrum_stream.checkpoint.tensors import read_checkpoint
-from spectrum_stream.errors import BadIndex, SourceError, SpectrumStreamError
+from spectrum_stream.errors import BadIndex, FileError, SourceError, SpectrumStreamError
 
 from ..support.checkpoints import Save
 from ..support.hub_server import REPO, HubServer, use
+from ..support.untrusted import check_index
 
 WEIGHTS = {f"layers.{i}.weight": torch.full((2, 3), float(i)) for i in range(4)}
 
@@ -40,6 +43,12 @@ def named(*files: str, **contents: object) -> dict[str, object]:
 
 M2, M4 = split("model", 2), split("model", 4)
 D2, C2 = split("diffusion_pytorch_model", 2), split("consolidated", 2)
+# Like an index, or anything else.
+SHARDS = st.text("model-of01.safetnr/:\\", max_size=40) | st.sampled_from([*M2, *M4, "model.safetensors", "x.bin"])
+ANYTHING = st.recursive(
+    st.none() | st.integers() | SHARDS, lambda inner: st.lists(inner) | st.dictionaries(SHARDS, inner)
+)
+INDEXES = st.fixed_dictionaries({"weight_map": st.dictionaries(SHARDS, SHARDS) | ANYTHING}) | ANYTHING
 INDEX, D_INDEX = "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json"
 # The files of a folder, those that are read, and those that are ignored and named in a warning.
 CHOICES: dict[str, tuple[dict[str, object], list[str], list[str]]] = {
@@ -170,6 +179,52 @@ def test_choose_shards_ends_for_any_names(names: list[str]) -> None:
     except SpectrumStreamError:
         return
     assert choice is None or set(choice.names) | set(choice.ignored) == {f for f in files if "/" not in f}
+
+
+@given(st.builds(json.dumps, INDEXES) | st.text(), st.lists(st.text("model-of012.safetensors|/", max_size=40)))
+def test_index_of_any_text_gives_safe_shards_or_one_sentence(text: str, others: list[str]) -> None:
+    check_index(text.encode(), tuple(others))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"weight_map": {"a": [' + "[]," * 2_000_000 + "[]]}}",
+        '{"a": ' * 200 + "1" + "}" * 200,
+        "[" + "9" * 5000 + "]",
+    ],
+    ids=["values", "levels", "digits"],
+)
+@pytest.mark.parametrize(
+    "name", [INDEX, "config.json", "quantize_config.json", "modules.json", "adapter_config.json"]
+)
+def test_bombs_in_small_files_are_rejected_before_they_are_built(save: Save, name: str, text: str) -> None:
+    folder = save(WEIGHTS, shards=2)
+    (folder / name).write_text(text)
+    tracemalloc.start()
+    with pytest.raises(FileError) as error:
+        open_source(str(folder))
+    assert error.value.reason == "file_too_large"
+    assert tracemalloc.get_traced_memory()[1] < 8 * len(text) + 1_000_000
+    tracemalloc.stop()
+
+
+def test_sets_that_claim_a_million_shards_take_no_time_for_each() -> None:
+    files = [f"m{i}-000001-of-999999.safetensors" for i in range(2000)]
+    began = time.monotonic()
+    # To list all claimed names would take half an hour.
+    with pytest.raises(BadIndex) as error:
+        choose(named(*files) | {INDEX: index("x.safetensors")}, only=INDEX)
+        raise missing_shards("HERE", INDEX, ["x.safetensors"], files)
+    assert error.value.reason == "missing_shard"
+    assert time.monotonic() - began < 20
+
+
+def test_messages_about_an_index_do_not_repeat_a_text_of_any_length() -> None:
+    for shard in ("a" * 10_000_000 + ".safetensors", "../" * 1_000_000, "a" * 10_000_000 + ".bin"):
+        with pytest.raises(BadIndex) as error:
+            choose(named(*M2) | {INDEX: index(shard)}, only=INDEX)
+        assert len(str(error.value)) < 1000
 
 
 def test_missing_shard_names_the_complete_copy_that_is_there(save: Save) -> None:

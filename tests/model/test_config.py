@@ -1,5 +1,6 @@
 """config.json is untrusted: any JSON gives values of the stated types, and a wrong type counts as absent."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.model.config import ModelConfig, QuantizationConfig
+
+from ..support.untrusted import check_config
 
 KEYS = (
     *("model_type", "architectures", "text_config", "ffn_config", "vision_config", "num_hidden_layers"),
@@ -31,30 +34,12 @@ JSON = st.recursive(
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
-    config = ModelConfig(data)
-    assert config.model_type is None or isinstance(config.model_type, str)
-    assert all(isinstance(name, str) for name in config.architectures)
-    assert isinstance(config.text, dict)
-    for count in (config.layer_count, config.expert_count):
-        assert count is None or (type(count) is int and count > 0)
-    assert type(config.is_causal) is bool
-    assert type(config.is_multimodal) is bool
-    assert config.ties_embeddings in (None, True, False)
+    check_config(json.dumps(data).encode())
 
 
-@pytest.mark.slow
-@given(st.dictionaries(st.sampled_from(KEYS), JSON))
-def test_quantization_config_of_any_json_has_values_of_the_stated_types(data: dict[str, Any]) -> None:
-    for config in (ModelConfig(data).quantization, QuantizationConfig(data)):
-        assert config.quant_method is None or isinstance(config.quant_method, str)
-        assert config.bits is None or (type(config.bits) is int and 1 <= config.bits <= 8)
-        assert config.group_size is None or (type(config.group_size) is int and config.group_size > 0)
-        assert config.block_sizes and all(len(block) == 2 for block in config.block_sizes)
-        assert all(type(side) is int and side > 0 for block in config.block_sizes for side in block)
-        assert all(type(bits) is int and 1 <= bits <= 8 for bits, _ in config.packed_integers)
-        assert all(size is None or (type(size) is int and size > 0) for _, size in config.packed_integers)
-        assert config.symmetric in (None, True, False)
-        assert {type(config.is_dense), type(config.has_zeros), type(config.has_order)} == {bool}
+@given(st.binary() | st.text().map(str.encode))
+def test_config_of_any_bytes_has_values_of_the_stated_types(data: bytes) -> None:
+    check_config(data)
 
 
 @pytest.mark.parametrize("value", [None, True, -1, 0, 2.0, "2", [2], {"a": 2}])

@@ -21,7 +21,7 @@ from hypothesis.extra.numpy import arrays
 from rich.console import Console
 
 from spectrum_stream import scan, select
-from spectrum_stream.errors import ResultError, UsageError
+from spectrum_stream.errors import FileError, UsageError
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.report import page
@@ -374,9 +374,9 @@ def test_report_fails_with_a_reason(cli: Cli, words: list[str], code: int, why: 
 
 
 def test_read_shown_of_an_unreadable_result_fails(tmp_path: Path) -> None:
-    with pytest.raises(ResultError) as error:
+    with pytest.raises(FileError) as error:
         read_shown(tmp_path)
-    assert error.value.reason == "unreadable"
+    assert error.value.reason == "not_a_file"
 
 
 def test_page_uses_and_packages_every_asset() -> None:

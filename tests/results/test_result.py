@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sqlite3
 import statistics
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 
 from spectrum_stream import scan
 from spectrum_stream.cli.app import main
-from spectrum_stream.errors import ResultError
+from spectrum_stream.errors import FileError, ResultError
+from spectrum_stream.files import FileKind
 from spectrum_stream.numerics.metrics import METRICS, SPECTRUM, metric_of, random_value
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.results.journal import Journal
@@ -54,7 +56,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def reason(path: Path) -> str:
-    with pytest.raises(ResultError) as error:
+    with pytest.raises((FileError, ResultError)) as error:
         Result.open(path)
     return error.value.reason
 
@@ -313,13 +315,13 @@ def test_open_reports_a_missing_file(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_open_reports_a_folder(path: str) -> None:
-    assert reason(Path(path)) == "unreadable"
+    assert reason(Path(path)) == "not_a_file"
 
 
-def test_open_rejects_a_result_above_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum_stream.results.result.MAX_RESULT_NBYTES", 10)
-    (tmp_path / "r.json").write_text('{"a": {"snr": 1, "type": "a"}}')
-    assert reason(tmp_path / "r.json") == "too_large"
+def test_open_rejects_a_result_above_the_size_limit(tmp_path: Path) -> None:
+    (tmp_path / "r.json").touch()
+    os.truncate(tmp_path / "r.json", FileKind.RESULT.max_nbytes + 1)
+    assert reason(tmp_path / "r.json") == "file_too_large"
 
 
 @pytest.mark.slow

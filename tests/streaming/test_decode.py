@@ -1,8 +1,17 @@
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from safetensors import safe_open
 
+from spectrum_stream.checkpoint import LocalShard
+from spectrum_stream.errors import FileError
 from spectrum_stream.model.matrix import Matrix
-from spectrum_stream.streaming.decode import empty_matrix
+from spectrum_stream.streaming.decode import ShardReader, empty_matrix
+
+from ..support.checkpoints import Save
 
 
 @pytest.mark.parametrize(
@@ -30,3 +39,35 @@ def test_empty_matrix_is_aligned_like_the_map(
     assert torch.equal(tensor, stored)
     assert len(buffer) == matrix.nbytes
     assert tensor.data_ptr() % 64 == (start - start % itemsize) % 64
+
+
+def put_fifo(path: Path) -> None:
+    path.rename(f"{path}.away")
+    os.mkfifo(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_fifo_that_replaced_a_shard_does_not_block(save: Save) -> None:
+    shard = LocalShard.at("model", save({"a": torch.ones(2, 3)}) / "model.safetensors")
+    put_fifo(shard.path)
+    with pytest.raises(FileError) as error:
+        shard.read(0, 8)
+    assert error.value.reason == "not_a_file"
+    with pytest.raises(FileError) as error:
+        ShardReader(shard)
+    assert error.value.reason == "not_a_file"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux only")
+def test_fifo_that_replaces_a_shard_while_it_is_opened_does_not_block(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = LocalShard.at("model", save({"a": torch.ones(2, 3)}) / "model.safetensors")
+
+    def open_late(*args: Any, **options: Any) -> Any:
+        put_fifo(shard.path)
+        return safe_open(*args, **options)
+
+    monkeypatch.setattr("spectrum_stream.streaming.decode.safe_open", open_late)
+    with ShardReader(shard) as reader:
+        assert reader._file.get_tensor("a").equal(torch.ones(2, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectrum_stream.errors import ResultError
+from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import select
 from spectrum_stream.trainers.axolotl import ALWAYS_PATTERNS, Axolotl, Pattern, patterns, read_patterns, whole_names
@@ -128,8 +128,8 @@ def test_read_patterns_fails_for_other_files(tmp_path: Path, text: str) -> None:
     assert error.value.reason == "not_a_selection"
 
 
-@pytest.mark.parametrize(("name", "reason"), [("s.yaml", "no_such_result"), (".", "unreadable")])
+@pytest.mark.parametrize(("name", "reason"), [("s.yaml", "no_such_result"), (".", "not_a_file")])
 def test_read_patterns_fails_for_missing_files_and_folders(tmp_path: Path, name: str, reason: str) -> None:
-    with pytest.raises(ResultError) as error:
+    with pytest.raises(SpectrumStreamError) as error:
         read_patterns(tmp_path / name)
     assert error.value.reason == reason

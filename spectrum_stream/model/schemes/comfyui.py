@@ -6,7 +6,6 @@ lie in the tiles of cuBLAS, and FP4 has the even column in the high bits. (Comfy
 _load_quantized_module; comfy-kitchen 0.2.40, tensor/)
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +13,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ...checkpoint.header import TensorInfo
+from ...files import parse_json
 from ..config import QuantizationConfig
 from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, module_of
@@ -67,8 +67,8 @@ class Marker(NamedTuple):
 def parse_marker(body: Any) -> Marker:
     """Parse a marker: the bytes of a tensor, or an entry of the metadata."""
     try:
-        data = json.loads(body) if isinstance(body, bytes) else body
-    except (ValueError, RecursionError):
+        data = parse_json(body) if isinstance(body, bytes) else body
+    except ValueError:
         data = None
     if not isinstance(data, Mapping) or not isinstance(data.get("format"), str):
         return Marker("", None, None, "no format")
@@ -164,8 +164,8 @@ def _find_entries(companions: Companions, module: str) -> list[Any]:
 def _parse_layers(text: str) -> Mapping[str, Any]:
     """Parse the metadata: the entries by the names of layers; empty if it is something else."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text)
+    except ValueError:
         return {}
     layers = data.get("layers") if isinstance(data, Mapping) and data.keys() <= _METADATA_KEYS else None
     return layers if isinstance(layers, Mapping) else {}

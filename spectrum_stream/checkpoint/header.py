@@ -5,11 +5,12 @@
     offset 8+N              the data: every byte belongs to exactly one tensor
 
 This module is pure, so it serves local and remote files and can be fuzzed. The rules are those of the reference
-reader (safetensors 0.8, `tensor.rs`): every file that it rejects is rejected here. Three things differ:
+reader (safetensors 0.8, `tensor.rs`): every file that it rejects is rejected here. Four things differ:
 
 - a tensor that is named twice is rejected; the reference keeps the last one;
 - an unknown dtype is accepted, and the plan skips the tensor by name;
-- a tensor that is a JSON list instead of an object is rejected.
+- a tensor that is a JSON list instead of an object is rejected;
+- the number of tensors, and the lengths of their names and shapes, have limits.
 """
 
 import json
@@ -17,6 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from ..errors import BadHeader
@@ -26,6 +28,16 @@ PREFIX_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000
 # A tensor of two dimensions has eight.
 MAX_HEADER_VALUES = 5_000_000
+# The headers of all shards of a checkpoint.
+MAX_HEADERS_NBYTES = 100_000_000
+# The largest published models have about 300,000 tensors, with names of up to 150 characters and 20 components, and
+# with up to 5 dimensions.
+MAX_TENSORS = 500_000
+MAX_NAME_LENGTH = 1000
+MAX_COMPONENTS = 64
+MAX_DIMENSIONS = 64
+# The longest dtype of the format has 11 characters. An unknown one is a part of messages.
+_MAX_DTYPE_LENGTH = 64
 _MAX_USIZE = 2**64 - 1
 _FIELDS = ("dtype", "shape", "data_offsets")
 
@@ -51,6 +63,9 @@ class HeaderFault(StrEnum):
     NOT_AN_OBJECT = "header_not_an_object"
     DUPLICATE = "duplicate_key"
     BAD_METADATA = "bad_metadata"  # __metadata__ is not a map of strings
+    TOO_MANY_TENSORS = "too_many_tensors"
+    LONG_NAME = "name_too_long"
+    TOO_MANY_DIMENSIONS = "too_many_dimensions"
     BAD_TENSOR = "bad_tensor_entry"  # a missing field, or one of the wrong type
     BAD_OFFSETS = "bad_offsets"  # a hole, an overlap, or an end before its beginning
     OVERFLOW = "size_overflow"  # the shape describes more than 2**64 bytes
@@ -82,10 +97,12 @@ class Header:
     Attributes:
         tensors: in the order of their bytes.
         metadata: `__metadata__`, free text by key; empty without one.
+        nbytes: N, its length.
     """
 
     tensors: tuple[TensorInfo, ...]
     metadata: Mapping[str, str]
+    nbytes: int
 
 
 def header_nbytes(prefix: bytes, file_nbytes: int) -> int:
@@ -116,10 +133,12 @@ def parse_header(header: bytes, file_nbytes: int) -> Header:
     """
     entries = _load(header)
     metadata = _check_metadata(entries.pop("__metadata__", None))
+    if len(entries) > MAX_TENSORS:
+        count = f"{len(entries):,} tensors, over the limit of {MAX_TENSORS:,}"
+        _reject(HeaderFault.TOO_MANY_TENSORS, f"the header has {count}")
     data_start = PREFIX_NBYTES + len(header)
-    tensors = sorted(
-        (_tensor(name, entry, data_start) for name, entry in entries.items()), key=lambda t: (t.start, t.stop)
-    )
+    tensors = [_tensor(name, entry, data_start) for name, entry in entries.items()]
+    tensors.sort(key=attrgetter("start", "stop"))
     end = data_start
     for tensor in tensors:
         if tensor.start != end or tensor.stop < tensor.start:
@@ -133,7 +152,7 @@ def parse_header(header: bytes, file_nbytes: int) -> Header:
         _reject(HeaderFault.TRUNCATED, f"the file has {file_nbytes} bytes of the {end} that its header describes")
     if end < file_nbytes:
         _reject(HeaderFault.TRAILING, f"the file has {file_nbytes - end} bytes after its last tensor")
-    return Header(tuple(tensors), metadata)
+    return Header(tuple(tensors), metadata, len(header))
 
 
 def _reject(fault: HeaderFault, message: str) -> NoReturn:
@@ -197,14 +216,30 @@ def _check_metadata(metadata: Any) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
+    if len(name) > MAX_NAME_LENGTH:
+        _reject(
+            HeaderFault.LONG_NAME,
+            f"the name {name[:40]!r}... has {len(name):,} characters, over the limit of {MAX_NAME_LENGTH:,}",
+        )
+    if name.count(".") >= MAX_COMPONENTS:
+        _reject(
+            HeaderFault.LONG_NAME,
+            f"the name {name[:40]!r}... has {name.count('.') + 1} components, over the limit of {MAX_COMPONENTS}",
+        )
     if not isinstance(entry, dict) or any(field not in entry for field in _FIELDS):
         _reject(HeaderFault.BAD_TENSOR, f"{name!r} has no dtype, shape and data_offsets")
-    dtype, shape, offsets = (entry[field] for field in _FIELDS)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype == "":
         # The reader that a scan uses rejects the file for it.
         _reject(HeaderFault.BAD_TENSOR, f"{name!r} has an empty dtype")
-    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+    is_dtype = isinstance(dtype, str) and len(dtype) <= _MAX_DTYPE_LENGTH
+    if not is_dtype or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         _reject(HeaderFault.BAD_TENSOR, f"{name!r} has a dtype, a shape or data_offsets of the wrong type")
+    if len(shape) > MAX_DIMENSIONS:
+        _reject(
+            HeaderFault.TOO_MANY_DIMENSIONS,
+            f"{name!r} has {len(shape):,} dimensions, over the limit of {MAX_DIMENSIONS}",
+        )
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -214,16 +249,19 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
 
 
 def _is_sizes(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
     # isinstance would accept True, and == would accept 2.0.
-    return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_USIZE for v in value)
+    return not any([type(size) is not int or not 0 <= size <= _MAX_USIZE for size in value])
 
 
 def _check_size(tensor: TensorInfo) -> None:
-    if tensor.dtype not in DTYPE_BITS:
+    dtype_bits = DTYPE_BITS.get(tensor.dtype)
+    if dtype_bits is None:
         return
     bits = 1
     # This is the order of the reference reader, so both overflow on [2**63, 4, 0] and not on [0, 2**63, 4].
-    for factor in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
+    for factor in (*tensor.shape, dtype_bits):
         bits *= factor
         if bits > _MAX_USIZE:
             _reject(HeaderFault.OVERFLOW, f"{tensor.name!r} has an impossible shape {list(tensor.shape)}")

@@ -4,13 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadHeader, CheckpointError, FileError, SourceError
-from ..text import counted, listed, printable
+from ..text import counted, listed, printable, si_bytes
 from . import LocalShard, Shard, Source
 from .adapters import base_of, find_adapter
 from .formats import describe_bytes
-from .header import PREFIX_NBYTES, Header, HeaderFault, TensorInfo, header_nbytes, parse_header
+from .header import (
+    MAX_HEADERS_NBYTES,
+    MAX_TENSORS,
+    PREFIX_NBYTES,
+    Header,
+    HeaderFault,
+    TensorInfo,
+    header_nbytes,
+    parse_header,
+)
 from .partial import check_slices, find_slices
 from .source import PROBE_NBYTES
+
+# The headers of this many shards that the index does not list are read for a warning.
+_MAX_DESCRIBED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         SourceError: slices, the shards hold slices of the matrices.
         BadHeader: a shard is malformed or truncated; the message names it.
         CheckpointError: adapter, there are no weights but those of an adapter; empty_weights, all tensors are empty
-            and another copy is there.
+            and another copy is there; too_many_tensors, headers_too_large, in all shards together.
     """
     if (slices := find_slices([shard.name for shard in source.shards], source.where, source.config)) is not None:
         raise slices
@@ -50,8 +62,11 @@ def read_checkpoint(source: Source) -> Checkpoint:
     tensors: dict[str, tuple[Shard, TensorInfo]] = {}
     doubled: dict[str, str] = {}
     metadata: dict[str, Mapping[str, str]] = {}
+    headers_nbytes = 0
     for shard in source.shards:
         header = read_header(shard)
+        headers_nbytes += header.nbytes
+        _check_limits(source, len(tensors) + len(header.tensors), headers_nbytes)
         metadata[shard.name] = header.metadata
         for tensor in header.tensors:
             # The place of the last one keeps the order of the file.
@@ -66,7 +81,9 @@ def read_checkpoint(source: Source) -> Checkpoint:
         )
     if source.weight_map is not None:
         warnings += _compare_with_index(source.weight_map, tensors)
-        warnings += [_describe_unlisted(shard, tensors) for shard in source.unlisted]
+        warnings += [_describe_unlisted(shard, tensors) for shard in source.unlisted[:_MAX_DESCRIBED]]
+        if more := len(source.unlisted[_MAX_DESCRIBED:]):
+            warnings.append(f"the index does not list {more} other shards, which are its shards by their numbers")
     _check_not_empty(source, [tensor for _, tensor in tensors.values()])
     left_out = _check_adapter(source, tensors, metadata)
     if left_out:
@@ -76,6 +93,24 @@ def read_checkpoint(source: Source) -> Checkpoint:
         )
     kept = tuple(pair for name, pair in tensors.items() if name not in left_out)
     return Checkpoint(source, kept, metadata, tuple(warnings), tuple(sorted(left_out)))
+
+
+def _check_limits(source: Source, tensors: int, headers_nbytes: int) -> None:
+    """Check the size of a checkpoint after each of its headers.
+
+    Raises:
+        CheckpointError: too_many_tensors, headers_too_large.
+    """
+    if tensors > MAX_TENSORS:
+        raise CheckpointError(
+            f"{source.where} has more than {MAX_TENSORS:,} tensors, the limit for a checkpoint",
+            reason="too_many_tensors",
+        )
+    if headers_nbytes > MAX_HEADERS_NBYTES:
+        raise CheckpointError(
+            f"the headers of {source.where} are larger than {si_bytes(MAX_HEADERS_NBYTES)}, the limit for all",
+            reason="headers_too_large",
+        )
 
 
 def read_header(shard: Shard) -> Header:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
+# Models of experts have a group for each number and projection, up to 2,000. A table of more takes minutes to lay out.
+_MAX_GROUPS = 5000
 _NAMES = {
     Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",
@@ -59,21 +61,24 @@ def plan_table(plan: Plan) -> RenderableType:
     groups = Table(box=None, pad_edge=False)
     for column, is_number in (("group", False), ("matrices", True), ("shape", False), ("to read", True)):
         groups.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for group in plan.groups:
+    every = plan.groups
+    for group in every[:_MAX_GROUPS]:
         shapes = listed([f"{n} x {m}" for n, m in group.shapes])
         groups.add_row(
             _group(group.name), str(group.count), shapes, si_bytes(group.nbytes) if group.nbytes else "tied"
         )
-    return Lines(groups, Text(), _facts(plan))
+    more = len(every) - _MAX_GROUPS
+    rest = [Text(f"and {more} more groups; --json lists all")] if more > 0 else []
+    return Lines(groups, *rest, Text(), _facts(plan, len(every)))
 
 
-def _facts(plan: Plan) -> Table:
+def _facts(plan: Plan, group_count: int) -> Table:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     shards = counted(len(plan.source.shards), "shard", "shards")
     facts.add_row("model", escape(f"{plan.source} ({shards})"))
-    matrices, groups = counted(len(plan.matrices), "matrix", "matrices"), counted(len(plan.groups), "group", "groups")
+    matrices, groups = counted(len(plan.matrices), "matrix", "matrices"), counted(group_count, "group", "groups")
     facts.add_row("to score", f"{matrices} in {groups}")
     facts.add_row("to read", f"{si_bytes(plan.read_nbytes)}, {si_number(plan.flops, 'flop')}")
     chosen = list(plan.fetches.values())
@@ -108,9 +113,11 @@ def _facts(plan: Plan) -> Table:
         facts.add_row(title, escape(f"{listed(tensors)}: {each}{why.sentence}{hint}"))
     if unscored is not None:
         facts.add_row("not scored", escape(unscored))
-    for matrix in plan.matrices:
-        if matrix.tied_to:
-            facts.add_row("tied", escape(f"{matrix.module} is {matrix.tied_to}: scored once, listed twice"))
+    tied = [f"{w.module} is {w.tied_to}: scored once, listed twice" for w in plan.matrices if w.tied_to]
+    for sentence in tied[:_MAX_FINDINGS]:
+        facts.add_row("tied", escape(sentence))
+    if (more := len(tied) - _MAX_FINDINGS) > 0:
+        facts.add_row("tied", f"and {more} more; --json lists all")
     facts.add_row("names", names_words(plan))
     for path in (plan.outputs.results, plan.outputs.record, plan.outputs.sorted):
         facts.add_row("writes", escape(str(path)))

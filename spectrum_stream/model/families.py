@@ -20,6 +20,8 @@ _OLD_NAMES: Rules = (
     (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
 )
+# Few names have them, which this shows without the expressions.
+_OLD_ENDINGS = (".gamma", ".beta", ".weight_g", ".weight_v")
 
 # The matrices of an expert become parts of the two parameters of the layer.
 _EXPERTS: Rules = (
@@ -144,12 +146,16 @@ def compile_rules(rules: Rules) -> Callable[[str], str]:
 
     Without rules, it renames what transformers renames for every family.
     """
-    compiled = [(re.compile(pattern), instead) for pattern, instead in (*rules, *_OLD_NAMES)]
+    compiled = [(re.compile(pattern), instead) for pattern, instead in rules]
+    old = [(re.compile(pattern), instead) for pattern, instead in _OLD_NAMES]
 
     @cache
     def rename(parameter: str) -> str:
         for pattern, instead in compiled:
             parameter = pattern.sub(instead, parameter)
+        if parameter.endswith(_OLD_ENDINGS):
+            for pattern, instead in old:
+                parameter = pattern.sub(instead, parameter)
         return parameter
 
     return rename

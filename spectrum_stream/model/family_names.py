@@ -24,7 +24,7 @@ stands for two names, and `vision_tower.<vision_config>` for all parameters of a
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class ModelClass:
         tied: parameters that share another one, each with the one that named_parameters lists.
         heads: those of them that are the head of a language model.
         ignored: expressions for stored names that transformers leaves out silently.
+        prefixes: (the prefix to remove, the prefix to add) by a name without numbers, None if the class lacks it. A
+            cache: checkpoints have few such names.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelClass:
     tied: Mapping[str, str]
     heads: Collection[str]
     ignored: tuple[re.Pattern[str], ...]
+    prefixes: dict[str, tuple[str, str] | None] = field(default_factory=dict, compare=False, repr=False)
 
     def find(self, name: str) -> str | None:
         """Find the parameter that a stored name becomes; None if the class has none.
@@ -64,11 +67,19 @@ class ModelClass:
         rename_source_key)
         """
         plain = _without_numbers(name)
+        if plain not in self.prefixes:
+            self.prefixes[plain] = self._find_prefixes(plain)
+        if (found := self.prefixes[plain]) is None:
+            return None
+        removed, added = found
+        return added + name.removeprefix(removed)
+
+    def _find_prefixes(self, plain: str) -> tuple[str, str] | None:
         if self.prefix and plain.startswith(self.prefix) and _has(self.shapes, plain.removeprefix(self.prefix)):
-            return name.removeprefix(self.prefix)
+            return self.prefix, ""
         if self.prefix and _has(self.shapes, self.prefix + plain):
-            return self.prefix + name
-        return name if _has(self.shapes, plain) else None
+            return "", self.prefix
+        return ("", "") if _has(self.shapes, plain) else None
 
     def owns(self, name: str) -> bool:
         """Whether a parameter has this name."""
@@ -88,11 +99,13 @@ class Family:
     """The classes of a family, the one that most trainers load first.
 
     `known` has the parameters of all classes, without the prefix of the base model, and `starts` these prefixes.
+    `answers` is a cache of names without numbers, and whether any class has them.
     """
 
     classes: Mapping[str, ModelClass]
     known: frozenset[str]
     starts: frozenset[str]
+    answers: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def causal(self) -> ModelClass | None:
@@ -118,7 +131,10 @@ class Family:
     def leaves_out(self, name: str, model_class: ModelClass) -> bool:
         """Whether transformers knows a stored name, and leaves it out of a class."""
         plain = _without_numbers(name)
-        is_known = any(plain.startswith(at) and _has(self.known, plain.removeprefix(at)) for at in self.starts)
+        is_known = self.answers.get(plain)
+        if is_known is None:
+            is_known = any(plain.startswith(at) and _has(self.known, plain.removeprefix(at)) for at in self.starts)
+            self.answers[plain] = is_known
         return is_known or any(pattern.search(name) for pattern in model_class.ignored)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.tensors import Checkpoint
+from ..errors import CheckpointError
 from ..text import counted, listed
 from .config import ModelConfig
 from .families import compile_rules
@@ -28,11 +29,15 @@ from .names import (
 )
 from .no_score import NoScore
 from .parameters import Names, name_parameters
-from .quantization import Quantization, Unreadable
+from .quantization import MAX_EXPERTS, Quantization, Unreadable
 from .schemes import Reader, is_companion, parameter_of
 from .ties import find_stored_ties
 from .unscored import Unscored, find_unscored, mark_weights
 
+# The largest published models have about 70,000 matrices.
+MAX_MATRICES = 500_000
+# A layer of experts that lacks a projection of the others is an entry of a plan, and all layers can lack all others'.
+MAX_MISSING = 100_000
 # The reasons of quantized weights that cannot be read.
 _STORAGE = (NoScore.UNSUPPORTED_DTYPE, NoScore.NOT_UNDERSTOOD, NoScore.MISSING_SCALES, NoScore.BAD_SCALES)
 # A part of the weights that is worth a word if the model of config.json lacks it.
@@ -100,6 +105,7 @@ def take_inventory(
 
     Raises:
         UsageError: no_such_name, missing_extra, unknown_architecture, as `name_parameters`.
+        CheckpointError: too_many_matrices, too_many_missing.
     """
     ties = find_stored_ties(checkpoint, config)
     matrices, skipped = _find_matrices(checkpoint, config, ties.owners, keeps_old_names=names is Names.CHECKPOINT)
@@ -107,7 +113,10 @@ def take_inventory(
     skipped = mark_weights(skipped, total_nbytes)
     named = name_parameters(matrices, skipped, config, names)
     matrices = list(named.matrices)
-    skipped = [replace(s, parameter=named.find_parameter(s)) for s in skipped]
+    # Scales have no parameter, and a copy of each would take time.
+    skipped = [
+        s if (parameter := named.find_parameter(s)) is None else replace(s, parameter=parameter) for s in skipped
+    ]
     skipped += [w.skip(NoScore.NOT_LOADED) for w in named.not_loaded]
     if experts is Experts.POOLED:
         matrices = _pool_experts(matrices, skipped)
@@ -171,6 +180,11 @@ def _find_matrices(
         matrices += found
         # The modules that share a tensor come right after it, so that it is read once.
         matrices += [_share_tensor(found[-1], module) for module in tied.get(tensor.name, ())]
+        if len(matrices) > MAX_MATRICES:
+            raise CheckpointError(
+                f"{checkpoint.source.where} has more than {MAX_MATRICES:,} matrices, the limit for a checkpoint",
+                reason="too_many_matrices",
+            )
     matrices, beside = _drop_beside_unreadable(matrices, skipped)
     skipped += beside
     matrices, stored_twice = _drop_stored_twice(matrices)
@@ -195,6 +209,8 @@ def _read_tensor(tensor: TensorInfo, shard: str, reader: Reader, config: ModelCo
     if found is not None:
         return [_make_expert(tensor, shard, one.shape, e, len(found), one) for e, one in enumerate(found)]
     if (count := _count_experts(tensor, config)) is not None:
+        if count > MAX_EXPERTS:
+            return _skip_tensor(tensor, NoScore.TOO_MANY_EXPERTS)
         n, m = tensor.shape[-2:]
         shape = (n, m) if len(tensor.shape) == 3 else (n // count, m)
         return [_make_expert(tensor, shard, shape, e, count) for e in range(count)]
@@ -212,7 +228,9 @@ def _count_experts(tensor: TensorInfo, config: ModelConfig) -> int | None:
     A tensor (experts, n, m) holds one matrix for each expert. DBRX stacks them in a tensor (experts * n, m). A
     trainer trains or freezes such a parameter as one.
     """
-    if 0 in tensor.shape or tensor.dtype not in FLOAT_DTYPES or is_companion(tensor.name):
+    if tensor.dtype not in FLOAT_DTYPES or len(tensor.shape) not in (2, 3):
+        return None
+    if 0 in tensor.shape or is_companion(tensor.name):
         return None
     if len(tensor.shape) == 3 and is_fused_experts(module_of(tensor.name)):
         return tensor.shape[0]
@@ -226,11 +244,13 @@ def _find_reason(tensor: TensorInfo) -> NoScore | None:
     """Find the reason why a plain tensor has no score; return None if it has one."""
     is_empty = 0 in tensor.shape
     if not is_weight(tensor.name):
+        if not is_empty:
+            return NoScore.NOT_A_WEIGHT
         # Packed values and fused experts are weights too.
         module = parameter_of(tensor.name)
         is_hidden = module != tensor.name or is_fused_experts(module) or is_stacked_experts(module)
         is_other = is_companion(tensor.name) or tensor.name.endswith("bias")
-        return NoScore.EMPTY if is_empty and is_hidden and not is_other else NoScore.NOT_A_WEIGHT
+        return NoScore.EMPTY if is_hidden and not is_other else NoScore.NOT_A_WEIGHT
     if is_empty:
         return NoScore.EMPTY
     if len(tensor.shape) not in (1, 2):
@@ -253,10 +273,11 @@ def _make_matrix(
     tensor: TensorInfo, shard: str, shape: tuple[int, int], quantization: Quantization | None = None
 ) -> Matrix:
     parameter, (n, m) = parameter_of(tensor.name), shape
+    module = module_of(parameter)
     return Matrix(
-        module=module_of(parameter),
+        module=module,
         parameter=parameter,
-        group=group_of(module_of(parameter)),
+        group=group_of(module),
         tensor=tensor.name,
         shard=shard,
         start=tensor.start,
@@ -369,10 +390,11 @@ def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matri
     The prefix keeps them apart from the language model. Spectrum ranks a layer of a vision tower with the language
     model if both have the same name for it.
     """
-    towers = {tower_of(w.module) for w in matrices if group_of(w.module) != w.module}
+    # So far, a module without a number is its own group.
+    towers = {tower_of(w.module) for w in matrices if w.group != w.module}
     prefixed = []
     for w in matrices:
-        tower = tower_of(w.module) if len(towers) > 1 and group_of(w.module) != w.module else ""
+        tower = tower_of(w.module) if len(towers) > 1 and w.group != w.module else ""
         prefix = "mtp" if is_extra_layer(w.module, layers) else tower
         prefixed.append(replace(w, group=f"{prefix}.{w.group}") if prefix else w)
     return prefixed
@@ -401,6 +423,9 @@ def _find_missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped]
 
     Args:
         count: the number of experts of a layer by config.json, or None. A layer with more sets the number for all.
+
+    Raises:
+        CheckpointError: too_many_missing.
     """
     # Unreadable experts already have a reason, so they count as found.
     unreadable = _find_unreadable(skipped)
@@ -409,10 +434,15 @@ def _find_missing_experts(matrices: Sequence[Matrix], skipped: Sequence[Skipped]
     expected: dict[tuple[str, str], int] = {}
     for projection, n in found.items():
         expected[projection.kind] = max(n, expected.get(projection.kind, count or 0))
-    names_by_kind: dict[str, set[str]] = {}
+    names_by_group: dict[str, set[str]] = {}
     for projection in found:
-        names_by_kind.setdefault(group_of(projection.owner), set()).add(projection.name)
-    every = {_Projection(p.owner, name) for p in found for name in names_by_kind[group_of(p.owner)]}
+        names_by_group.setdefault(group_of(projection.owner), set()).add(projection.name)
+    names = {owner: names_by_group[group_of(owner)] for owner in {p.owner for p in found}}
+    if sum(map(len, names.values())) - len(found) > MAX_MISSING:
+        raise CheckpointError(
+            f"layers of experts lack more than {MAX_MISSING:,} projections of other layers", reason="too_many_missing"
+        )
+    every = {_Projection(owner, name) for owner, of_group in names.items() for name in of_group}
     return [
         Skipped(
             tensor=projection.fused_name,

@@ -1,5 +1,6 @@
 """A weight to score, and a tensor that is not scored."""
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,17 +39,42 @@ class Skipped:
     detail: str = ""
     parameter: str | None = None
 
-    def is_among(self, groups: Collection[str], patterns: Sequence[str]) -> bool:
-        """Whether it belongs to one of these groups, or to one that matches a pattern.
+    @property
+    def groups(self) -> set[str]:
+        """The groups of its parameter: its own, and that of all experts."""
+        module = module_of(self.parameter or "")
+        return {group_of(module), group_of(fused_name_of(module) or module)}
+
+
+class GroupIndex:
+    """Tells which skipped tensors belong to some groups, in time that is almost linear.
+
+    Args:
+        groups: the groups of matrices.
+        patterns: exact names or globs of groups.
+    """
+
+    def __init__(self, groups: Collection[str], patterns: Sequence[str]) -> None:
+        self._groups = {without_expert(group) for group in groups} | set(groups)
+        self._patterns = patterns
+        # Sorted by their ends, so that those with the same end are neighbors.
+        self._reversed = sorted(group[::-1] for group in self._groups)
+
+    def has(self, s: Skipped) -> bool:
+        """Whether a skipped tensor belongs to one of the groups, or to one that matches a pattern.
 
         Missing experts belong to the groups of the other experts: those with their numbers, and those of all.
         """
-        module = module_of(self.parameter or "")
-        own = {group_of(module), group_of(fused_name_of(module) or module)}
-        known = {without_expert(group) for group in groups} | set(groups)
+        own = s.groups
         # The group of another tower or of an extra layer has a prefix.
-        names = own | {group for group in known if group.endswith(tuple(f".{name}" for name in own))}
-        return bool(names & known) or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(group in self._groups or self._has_end(f".{group}") for group in own) or any(
+            fnmatchcase(group, pattern) for group in own for pattern in self._patterns
+        )
+
+    def _has_end(self, end: str) -> bool:
+        start = end[::-1]
+        i = bisect_left(self._reversed, start)
+        return i < len(self._reversed) and self._reversed[i].startswith(start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

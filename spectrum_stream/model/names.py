@@ -27,6 +27,7 @@ _LAYER = re.compile(
     r"(?:layers|h|blocks)\.([0-9]{1,9})\."
 )
 _TOWERS = {"vision": ("vision", "visual", "image"), "audio": ("audio", "speech")}
+_TOWER = re.compile("|".join(token for tokens in _TOWERS.values() for token in tokens))
 _NORM = re.compile(r".*norm.*|ln(_\w+|\d+)?", re.IGNORECASE)
 _EMBEDDING = re.compile(r"wte|wpe|shared|embed_(?!out$)\w+|\w*embed(ding)?s?", re.IGNORECASE)
 
@@ -44,7 +45,8 @@ def module_of(tensor: str) -> str:
 
     Other names stay as they are.
     """
-    return tensor.removesuffix(WEIGHT_SUFFIX) if is_weight(tensor) else tensor
+    # This is called many times for each tensor, so it does not call `is_weight`.
+    return tensor[:-7] if tensor.endswith(WEIGHT_SUFFIX) and len(tensor) > 7 else tensor
 
 
 def groups_of(module: str) -> set[str]:
@@ -75,6 +77,9 @@ def is_fused_experts(module: str) -> bool:
     Examples are `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
     `output_linear` of Granite and JetMoE, `moe.gate_proj` (Step3), and `mlp.switch_mlp.gate_proj` (MLX).
     """
+    # Most names have none of these texts, which shows without a split.
+    if not ("experts" in module or "moe" in module or "switch_mlp" in module or module.endswith("put_linear")):
+        return False
     parts = module.split(".")
     if "conv" in parts[-1]:
         return False
@@ -92,7 +97,7 @@ def is_stacked_experts(module: str) -> bool:
 
 def is_single_expert(module: str) -> bool:
     """Whether a module belongs to one expert: `mlp.experts.7.up_proj`."""
-    return _EXPERT.search(module) is not None
+    return "experts." in module and _EXPERT.search(module) is not None
 
 
 def fused_name_of(module: str) -> str | None:
@@ -100,7 +105,8 @@ def fused_name_of(module: str) -> str | None:
 
     It is `mlp.experts.up_proj` for `mlp.experts.7.up_proj`.
     """
-    return _EXPERT.sub(r"\1\2.", module, count=1) if is_single_expert(module) else None
+    found = _EXPERT.search(module) if "experts." in module else None
+    return None if found is None else f"{module[: found.start()]}{found[1]}{found[2]}.{module[found.end() :]}"
 
 
 def without_expert(group: str) -> str:
@@ -132,6 +138,8 @@ def pool_of(module: str, group: str) -> str | None:
 
 def tower_of(module: str) -> str:
     """Return `vision` or `audio` for a layer of such a tower, "" for others."""
+    if _TOWER.search(module) is None:
+        return ""
     for part in module.split("."):
         if part.isdecimal():
             break
@@ -150,12 +158,12 @@ def is_extra_layer(module: str, layers: int | None) -> bool:
     Args:
         layers: the number of layers of the language model by config.json, or None.
     """
-    for part in module.split("."):
+    for part in module.split(".") if "mtp" in module else ():
         if part.isdecimal():
             break
         if part == "mtp" or part.startswith("mtp_"):
             return True
-    found = _LAYER.match(module)
+    found = None if layers is None else _LAYER.match(module)
     return found is not None and layers is not None and int(found[1]) >= layers
 
 
@@ -185,8 +193,10 @@ def model_order(module: str) -> tuple[tuple[int, int, str], ...]:
     """Return the sort key of a module: layer 2 comes before layer 10."""
     # Digits are compared by length and then as text, because int() of a hostile number of 5,000 digits raises.
     return tuple(
-        (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
-        for part in module.split(".")
+        [
+            (0, len(digits := part.lstrip("0")), digits) if part.isdecimal() else (1, 0, part)
+            for part in module.split(".")
+        ]
     )
 
 

@@ -59,6 +59,7 @@ class NoScore(StrEnum):
     MISSING_SCALES = "missing_scales", "is quantized and its scales are missing", True
     BAD_SCALES = "bad_scales", "is quantized and its scales do not fit it", True
     STORED_TWICE = "stored_twice", "is stored by two tensors", True
+    TOO_MANY_EXPERTS = "too_many_experts", "has more experts than the limit of 10,000", True
     MISSING_EXPERTS = "missing_experts", "lacks some of its experts", True
     # These follow from the weights.
     NOT_FINITE = "not_finite", "has weights that are NaN or infinite", True

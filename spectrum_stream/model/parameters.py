@@ -195,15 +195,17 @@ def find_naming(
     if config.architectures and family.find_class(config) is None:
         return _keep_names(stored, weights, _warn_of_class(config, names))
     model_class, warnings = _find_class(family, config, weights)
-    rename, rename_in_v4 = (families.compile_rules(rules[kind]) for rules in (families.V5, table))
+    rename = rename_in_v4 = families.compile_rules(families.V5[kind])
+    if table[kind] != families.V5[kind]:
+        rename_in_v4 = families.compile_rules(table[kind])
+
+    @cache
+    def find_one(name: str) -> tuple[str, str] | None:
+        parameter = model_class.find(renamed := rename(name))
+        return None if parameter is None else (renamed, _move_prefix(renamed, parameter, rename_in_v4(name)))
 
     def find(tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
-        found = {}
-        for name in tensors:
-            parameter = model_class.find(renamed := rename(name))
-            if parameter is not None:
-                found[name] = renamed, _move_prefix(renamed, parameter, rename_in_v4(name))
-        return found
+        return {name: found for name in tensors if (found := find_one(name)) is not None}
 
     unloaded = _Unloaded(
         family=family,
@@ -284,9 +286,11 @@ class _Unloaded:
     def merge_tied(self, parameters: Mapping[str, str]) -> dict[str, str]:
         """Leave out tensors that share the parameter of another one, and name alone ones by their owner."""
         stored = set(parameters.values())
+        # Many tensors are parts of one parameter.
+        owners = {parameter: self.find_owner(parameter) for parameter in stored}
         merged: dict[str, str] = {}
         for name, parameter in parameters.items():
-            owner = self.find_owner(parameter) if name not in self.shared else None
+            owner = owners[parameter] if name not in self.shared else None
             if owner is None or owner not in stored:
                 merged[name] = there = owner or parameter
                 stored.add(there)
@@ -446,10 +450,13 @@ def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], nam
     parameters = naming.parameters
     incomplete = {parameters.get(_stored_name_of(s)) for s in skipped if s.no_score.is_failure}
     missing = {s.tensor for s in skipped if s.no_score is NoScore.MISSING_EXPERTS}
-    incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in missing}
+    if missing:
+        incomplete |= {parameters.get(w.parameter) for w in matrices if fused_name_of(w.module) in missing}
     kept: list[Matrix] = []
     not_loaded: list[Matrix] = []
     partial: list[str] = []
+    # The experts of a layer become one parameter.
+    find_group = cache(naming.find_group)
     for w in matrices:
         parameter = parameters.get(w.parameter)
         if w.tied_to is not None:
@@ -468,7 +475,7 @@ def _rename_matrices(matrices: Sequence[Matrix], skipped: Sequence[Skipped], nam
         else:
             # The group of another tower or of an extra layer keeps its prefix.
             prefix = w.group.removesuffix(group_of(w.result_name))
-            kept.append(replace(w, group=prefix + naming.find_group(parameter), parameter=parameter))
+            kept.append(replace(w, group=prefix + find_group(parameter), parameter=parameter))
     return NamedMatrices(
         matrices=tuple(kept),
         naming=naming,

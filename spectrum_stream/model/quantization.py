@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from .no_score import NoScore
 
+# Published models have up to 512 experts a layer, and those of research 2,048.
+MAX_EXPERTS = 10_000
+
 
 class Packing(StrEnum):
     """How values are packed in the stored tensor."""
@@ -89,9 +92,13 @@ class Unreadable:
     """A quantized weight that cannot be read.
 
     Attributes:
-        no_score: MISSING_SCALES, BAD_SCALES, UNSUPPORTED_DTYPE, NOT_UNDERSTOOD, STORED_TWICE or NOT_A_MATRIX.
+        no_score: MISSING_SCALES, BAD_SCALES, UNSUPPORTED_DTYPE, NOT_UNDERSTOOD, STORED_TWICE, NOT_A_MATRIX or
+            TOO_MANY_EXPERTS.
         detail: a few words about it.
     """
 
     no_score: NoScore
     detail: str = ""
+
+
+TOO_MANY_EXPERTS = Unreadable(NoScore.TOO_MANY_EXPERTS)

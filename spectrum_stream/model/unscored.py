@@ -36,6 +36,8 @@ _LAYER = re.compile(r"(^|_)(proj|projection|weight|w|kernel|mlp|linear|dense|fc)
 _OTHER_OWNER = re.compile(r"codebooks?$|rotary|quantizer", re.IGNORECASE)
 # A kernel of a convolution is at most this long in the models of transformers, except in convolutions by name.
 _MAX_KERNEL = 15
+_SIGN = re.compile(r"[_:]")
+_MAX_SIGNS = 64
 # Indexes and masks have these dtypes, packed values others.
 _NOT_VALUES = ("I64", "BOOL")
 
@@ -80,7 +82,9 @@ def find_unscored(skipped: Iterable[Skipped], total_nbytes: int) -> Unscored:
     found = [
         s
         for s in skipped
-        if s.no_score.is_by_rule and not is_companion(s.tensor) and not unreadable.intersection(_owners_of(s.tensor))
+        if s.no_score.is_by_rule
+        and not is_companion(s.tensor)
+        and not (unreadable and unreadable.intersection(_owners_of(s.tensor)))
     ]
     found.sort(key=lambda s: s.nbytes, reverse=True)
     return Unscored(tuple(found), sum(s.nbytes for s in found), total_nbytes)
@@ -93,7 +97,7 @@ def mark_weights(skipped: Sequence[Skipped], total_nbytes: int) -> list[Skipped]
     """
     # The tensors beside a weight that cannot be read belong to it.
     unreadable = _find_unreadable(skipped)
-    others = [s for s in skipped if not unreadable.intersection(_owners_of(s.tensor))]
+    others = [s for s in skipped if not unreadable or not unreadable.intersection(_owners_of(s.tensor))]
     marked = {s.tensor: why for s in others if (why := _find_weight(s)) is not None}
     if sum(s.nbytes for s in skipped if s.tensor in marked) <= LIMIT * total_nbytes:
         return list(skipped)
@@ -109,15 +113,19 @@ def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
 def _owners_of(tensor: str) -> list[str]:
     """Return the names that `X.scale`, `X_scale` and `X:scale` can belong to."""
     last = tensor.rfind(".") + 1
-    return [tensor[: max(last - 1, 0)], *(tensor[:i] for i in range(last, len(tensor)) if tensor[i] in "_:")]
+    # Names have few words. A name with many is not from a model.
+    signs = [match.start() for match in _SIGN.finditer(tensor, last)][:_MAX_SIGNS]
+    return [tensor[: max(last - 1, 0)], *(tensor[:i] for i in signs)]
 
 
 def _find_weight(s: Skipped) -> NoScore | None:
     """Return the reason for a tensor that is a weight of a layer by name, dtype and shape; None for others."""
+    if not s.no_score.is_by_rule or is_companion(s.tensor):
+        return None
     owner, _, name = s.tensor.rpartition(".")
     is_layer = _LAYER.search(name) and not name.endswith(("bias", "mask"))
     is_other = _OTHER.search(name) or _OTHER_OWNER.search(owner.rpartition(".")[2])
-    if not s.no_score.is_by_rule or is_companion(s.tensor) or (is_other and not is_layer):
+    if is_other and not is_layer:
         return None
     # A dimension of 1 is only for broadcasting.
     shape = [side for side in s.shape if side != 1]

@@ -135,13 +135,19 @@ def remove_wrappers(
 
 def _find_shared_prefix(weights: Collection[str], fits: Callable[[str], bool]) -> str:
     """Find the prefix that most weights share and no name of the model has; "" if there is none."""
-    misfits = [name for name in weights if not fits(name)]
-    sharing = Counter(prefix for name in misfits for prefix, _ in _splits(name))
-    # Only a prefix of the majority counts, so the other ones are not tried.
-    shared = {prefix for prefix, count in sharing.items() if prefix and 2 * count > len(weights)}
-    votes = Counter(prefix for name in misfits for prefix, tail in _splits(name) if prefix in shared and fits(tail))
+    misfits = sorted(name for name in weights if not fits(name))
+    if 2 * len(misfits) <= len(weights):
+        return ""
+    # The names with a prefix are neighbors in this order. If they are the majority, the name in the middle has it.
+    candidates = [prefix for prefix, _ in _splits(misfits[len(misfits) // 2]) if prefix]
+    votes: dict[str, int] = {}
+    for prefix in candidates:
+        # The last component, `weight`, is no name by itself.
+        sharing = [name for name in misfits if name.startswith(prefix) and "." in name[len(prefix) :]]
+        if 2 * len(sharing) > len(weights):
+            votes[prefix] = sum(fits(name[len(prefix) :]) for name in sharing)
     prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)), default="")
-    return prefix if 2 * votes[prefix] > len(weights) else ""
+    return prefix if 2 * votes.get(prefix, 0) > len(weights) else ""
 
 
 def _injective(found: Mapping[str, str]) -> dict[str, str]:

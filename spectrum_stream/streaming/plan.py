@@ -16,7 +16,7 @@ from ..checkpoint.tensors import read_checkpoint
 from ..errors import CheckpointError, UsageError
 from ..model.config import ModelConfig
 from ..model.inventory import Inventory, take_inventory
-from ..model.matrix import Experts, Matrix, Skipped
+from ..model.matrix import Experts, GroupIndex, Matrix, Skipped
 from ..model.names import MAX_SLUG_LENGTH, group_order, pick_groups, slug
 from ..model.no_score import NoScore
 from ..model.parameters import Names, parse_names
@@ -406,10 +406,11 @@ def _choose_groups(inventory: Inventory, groups: Sequence[str] | None) -> tuple[
     if groups is None:
         return list(inventory.matrices), list(inventory.skipped)
     chosen = pick_groups((w.group for w in inventory.matrices), groups)
+    index = GroupIndex(chosen, groups)
 
     def is_asked_for(s: Skipped) -> bool:
         # If its name is not known, it may have been asked for.
-        return not s.parameter or s.is_among(chosen, groups)
+        return not s.parameter or index.has(s)
 
     skipped = [
         replace(s, no_score=NoScore.NOT_CHOSEN) if s.no_score.is_failure and not is_asked_for(s) else s

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from spectrum_stream.checkpoint.header import (
     DTYPE_BITS,
+    MAX_COMPONENTS,
+    MAX_DIMENSIONS,
     MAX_HEADER_NBYTES,
     MAX_HEADER_VALUES,
+    MAX_NAME_LENGTH,
+    MAX_TENSORS,
     HeaderFault,
     TensorInfo,
     header_nbytes,
@@ -98,6 +102,7 @@ REFUSED = [
         HeaderFault.BAD_TENSOR,
         id="minus zero",
     ),
+    pytest.param(file_of({"a": {**ONE, "dtype": "F" * 65}}, WORD), HeaderFault.BAD_TENSOR, id="dtype of 65 letters"),
     pytest.param(file_of({"a": f32(4, 8, 1)}, WORD * 2), HeaderFault.BAD_OFFSETS, id="hole at the start"),
     pytest.param(file_of({"a": ONE, "b": f32(8, 12, 1)}, WORD * 3), HeaderFault.BAD_OFFSETS, id="hole between"),
     pytest.param(file_of({"a": ONE, "b": ONE}, WORD), HeaderFault.BAD_OFFSETS, id="two names for one range"),
@@ -148,8 +153,31 @@ def test_parse_header_accepts_odd_but_valid_headers(file: bytes, count: int) -> 
     assert reference_accepts(file)
 
 
+# The reference has no limits.
+EMPTY = f32(0, 0, 0)
+ABOVE_LIMITS = [
+    pytest.param({f"t{i}": EMPTY for i in range(MAX_TENSORS + 1)}, HeaderFault.TOO_MANY_TENSORS, id="tensors"),
+    pytest.param({"a" * (MAX_NAME_LENGTH + 1): EMPTY}, HeaderFault.LONG_NAME, id="length of a name"),
+    pytest.param({".a" * MAX_COMPONENTS: EMPTY}, HeaderFault.LONG_NAME, id="components of a name"),
+    pytest.param({"a": f32(0, 0, 0, *[1] * MAX_DIMENSIONS)}, HeaderFault.TOO_MANY_DIMENSIONS, id="dimensions"),
+]
+
+
+@pytest.mark.parametrize(("header", "fault"), ABOVE_LIMITS)
+def test_parse_header_rejects_a_header_above_each_limit(header: dict[str, Any], fault: HeaderFault) -> None:
+    with pytest.raises(BadHeader) as refused:
+        read(file_of(header))
+    assert refused.value.reason == fault
+    assert len(str(refused.value)) < 300
+
+
+def test_parse_header_accepts_names_and_shapes_at_the_limits() -> None:
+    name = ("." * (MAX_COMPONENTS - 1)).ljust(MAX_NAME_LENGTH, "a")
+    assert read(file_of({name: f32(0, 0, 0, *[1] * (MAX_DIMENSIONS - 1))}))[0].name == name
+
+
 def test_header_fault_cases_cover_every_member() -> None:
-    assert {param.values[1] for param in REFUSED} | {HeaderFault.ABOVE_LIMIT} == set(HeaderFault)
+    assert {param.values[1] for param in (*REFUSED, *ABOVE_LIMITS)} | {HeaderFault.ABOVE_LIMIT} == set(HeaderFault)
 
 
 @pytest.mark.parametrize(

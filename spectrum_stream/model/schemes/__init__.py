@@ -24,6 +24,8 @@ The scales of a weight can be in another shard. GPTQ and AWQ store the transpose
 shape. Every other format is rejected by name, because its stored values are not the weights.
 """
 
+from functools import lru_cache
+
 from ...checkpoint.header import TensorInfo
 from ...checkpoint.tensors import Checkpoint
 from ..config import QuantizationConfig
@@ -69,16 +71,22 @@ SCHEMES: tuple[Format, ...] = (
 _VALUES = {ending: instead for scheme in SCHEMES for ending, instead in scheme.values.items()}
 # The endings of scales and zero points, as opposed to those of activations.
 _SCALES = tuple({ending: None for scheme in SCHEMES for ending in scheme.companions})
+_VALUE_ENDINGS = tuple(_VALUES)
 _COMPANIONS = (
     *(*_SCALES, *UNKNOWN_COMPANIONS),
     *(marker for scheme in SCHEMES for marker in scheme.markers if marker.startswith(".")),
     *(ending for ending in harmless.COMPANIONS if not ending.endswith("bias")),
 )
 
+# The last component of a name shows most of them.
+_OF_COMPONENT = tuple(ending for ending in _COMPANIONS if "." not in ending[1:])
+_OF_COMPONENTS = tuple(ending for ending in _COMPANIONS if "." in ending[1:])
+
 
 def parameter_of(tensor: str) -> str:
     """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
-    return companions.parameter_of(tensor, _VALUES)
+    # Most names have none of the endings, which one test shows.
+    return companions.parameter_of(tensor, _VALUES) if tensor.endswith(_VALUE_ENDINGS) else tensor
 
 
 def owners_of(tensor: str) -> set[str]:
@@ -88,7 +96,12 @@ def owners_of(tensor: str) -> set[str]:
 
 def is_companion(tensor: str) -> bool:
     """Whether a tensor holds scales, zero points or the like, by its name."""
-    return tensor.endswith(_COMPANIONS)
+    return _ends_as_companion(tensor[max(tensor.rfind("."), 0) :]) or tensor.endswith(_OF_COMPONENTS)
+
+
+@lru_cache(maxsize=1024)
+def _ends_as_companion(last: str) -> bool:
+    return last.endswith(_OF_COMPONENT)
 
 
 def _numbers_of(tensor: TensorInfo, found: Quantization) -> tuple[str, int]:
@@ -108,6 +121,9 @@ class Reader:
         self._config = config
         self._layers = Layers(config)
         self._unread = {scheme.name: find_unread_elsewhere(scheme, self._companions, config) for scheme in SCHEMES}
+        self._read_beside = {scheme.name: frozenset((*harmless.COMPANIONS, *scheme.markers)) for scheme in SCHEMES}
+        self._schemes: dict[str, tuple[Format, ...]] = {}
+        self._has_scales = self._companions.has(_SCALES)
 
     def find_quantization(self, tensor: TensorInfo) -> Found | None:
         """Find how a tensor that may hold a weight is stored.
@@ -121,12 +137,25 @@ class Reader:
             return None
         if self._companions.twin_of(tensor.name) is not None:
             return Unreadable(NoScore.STORED_TWICE)
-        config = self._layers.config_of(module_of(parameter_of(tensor.name)))
-        for scheme in SCHEMES:
-            found = scheme.read(tensor, self._companions, self._config if isinstance(config, Unreadable) else config)
+        config: QuantizationConfig | Unreadable = self._config
+        if self._layers.has_rules:
+            config = self._layers.config_of(module_of(parameter_of(tensor.name)))
+        settings = self._config if isinstance(config, Unreadable) else config
+        for scheme in self._find_schemes(tensor.dtype):
+            if not tensor.name.endswith(scheme.endings):
+                continue
+            found = scheme.read(tensor, self._companions, settings)
             if found is not None:
                 return config if isinstance(config, Unreadable) else self._check(scheme, tensor, found)
         return self._check_plain(tensor) or reject_unknown(tensor, self._companions, self._config)
+
+    def _find_schemes(self, dtype: str) -> tuple[Format, ...]:
+        """Return the formats that have tensors of a dtype."""
+        if dtype not in self._schemes:
+            self._schemes[dtype] = tuple(
+                scheme for scheme in SCHEMES if scheme.dtypes is None or dtype in scheme.dtypes
+            )
+        return self._schemes[dtype]
 
     def _check(self, scheme: Format, tensor: TensorInfo, found: Found) -> Found:
         """Reject a weight if its format does not read everything about it."""
@@ -135,7 +164,9 @@ class Reader:
         if isinstance(found, Unreadable):
             return self._explain(scheme, found)
         parts = [found] if isinstance(found, Quantization) else found
-        unread = self._unread[scheme.name] or find_unread_beside(scheme, tensor, parts, self._companions)
+        unread = self._unread[scheme.name] or find_unread_beside(
+            self._read_beside[scheme.name], tensor, parts, self._companions
+        )
         if unread is not None:
             return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {unread}")
         roles = {part.role for one in parts for part in one.parts}
@@ -145,8 +176,8 @@ class Reader:
             return Unreadable(NoScore.MISSING_SCALES, f"{scheme.name} without its column order")
         if self._config.has_no_zeros and "zeros" in roles:
             return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with zero points, but symmetric = true")
-        said, numbers = self._config.numbers, _numbers_of(tensor, parts[0])
-        if said is not None and numbers != said:
+        said = self._config.numbers
+        if said is not None and (numbers := _numbers_of(tensor, parts[0])) != said:
             stored, stated = ("{}{}".format(*pair) for pair in (numbers, said))
             return Unreadable(NoScore.NOT_UNDERSTOOD, f"{scheme.name} with {stored}, but the config says {stated}")
         return found
@@ -172,7 +203,7 @@ class Reader:
         if tensor.dtype not in FLOAT_DTYPES or not (is_matrix or is_fused) or self._config.is_dense:
             return None
         owner = tensor.name.removesuffix(WEIGHT_SUFFIX)
-        scales = self._companions.get(*(f"{owner}{ending}" for ending in _SCALES))
+        scales = self._companions.find(owner, _SCALES) if self._has_scales else None
         if scales is None:
             return None
         name = scales.info.name.removeprefix(owner)

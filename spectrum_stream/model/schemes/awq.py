@@ -55,6 +55,7 @@ AWQ = Format(
     read=_read,
     companions=(".scales", ".qzeros"),
     values={".qweight": WEIGHT_SUFFIX},
+    endings=(".qweight",),
     methods=(None, "awq", "auto-round", "intel/auto-round"),
     settings={
         **SEARCH,

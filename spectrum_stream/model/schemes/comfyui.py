@@ -109,6 +109,8 @@ def _read(weight: TensorInfo, companions: Companions, config: QuantizationConfig
     """
     if not weight.name.endswith(WEIGHT_SUFFIX) or weight.dtype in FLOAT_DTYPES:
         return None
+    if not companions.metadata and _MARKER.removeprefix(".") not in companions.components:
+        return None
     tensor = companions.get(f"{module_of(weight.name)}{_MARKER}")
     markers = [parse_marker(entry) for entry in _find_entries(companions, module_of(weight.name))]
     if tensor is not None:
@@ -245,6 +247,7 @@ COMFYUI = Format(
     name="comfyui",
     read=_read,
     companions=(".weight_scale", ".weight_scale_2", _MARKER),
+    endings=(WEIGHT_SUFFIX,),
     methods=(None,),
     metadata=(_METADATA,),
 )

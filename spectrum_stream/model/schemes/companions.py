@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -29,7 +29,7 @@ _TRANSFORM = re.compile(
 _SCALE = re.compile(r"(?:^|[._])(scales?)$")
 # PEFT's name for the module that an adapter wraps.
 _BASE_LAYER = ".base_layer"
-_MAX_COMPONENTS = 64
+_MAX_SIGNS = 64
 
 MISSING_SCALES = Unreadable(NoScore.MISSING_SCALES)
 
@@ -85,6 +85,7 @@ class Companions:
 
     Attributes:
         metadata: (key, value) of all shards, without repetitions.
+        components: the last components of all names.
         markers: the small tensors that belong to the checkpoint or to a part of it, such as `scaled_fp8`, and tensors
             of an adapter whose weight is not found.
     """
@@ -100,9 +101,12 @@ class Companions:
         self._shards = {shard.name: shard for shard in checkpoint.source.shards}
         self._metadata = checkpoint.metadata
         self._names = sorted(self._tensors)
+        self.components = frozenset([name[name.rfind(".") + 1 :] for name in self._names])
         # Most checkpoints have none of these endings, or those of one format.
-        packed = [name for name in self._names if name.endswith(tuple(values))]
+        every = tuple(values)
+        packed = [name for name in self._names if name.endswith(every)]
         self._values = {end: instead for end, instead in values.items() if any(n.endswith(end) for n in packed)}
+        self._value_endings = tuple(self._values)
         entries = (entry for metadata in checkpoint.metadata.values() for entry in metadata.items())
         self.metadata = tuple(dict.fromkeys(entries))
         self._is_harmless = is_harmless
@@ -110,11 +114,14 @@ class Companions:
         owners = [(name, self._find_adapted(name)) for name in checkpoint.adapter]
         # The first of each weight is enough.
         self._adapter = {owner: name for name, owner in reversed(owners) if owner is not None}
+        words = frozenset(component for component in self.components if _MARKER.search(component))
         self.markers = (
             *(
                 name
                 for name, tensor in self._tensors.items()
-                if prod(tensor.info.shape) <= _LARGEST_MARKER and self._is_marker(name) and name not in top_tensors
+                if self._is_marker(name, words)
+                and prod(tensor.info.shape) <= _LARGEST_MARKER
+                and name not in top_tensors
             ),
             *(name for name, owner in owners if owner is None),
         )
@@ -125,6 +132,17 @@ class Companions:
             if (found := self._tensors.get(name)) is not None:
                 return found
         return None
+
+    def find(self, owner: str, endings: Iterable[str]) -> Companion | None:
+        """Return the first tensor with the name of a module or parameter and one of these endings."""
+        for ending in endings:
+            if (found := self._tensors.get(owner + ending)) is not None:
+                return found
+        return None
+
+    def has(self, endings: tuple[str, ...]) -> bool:
+        """Whether any name has one of these endings."""
+        return any(name.endswith(endings) for name in self._names)
 
     @cached_property
     def has_scaled_float8(self) -> bool:
@@ -140,7 +158,7 @@ class Companions:
 
     def parameter_of(self, tensor: str) -> str:
         """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
-        return parameter_of(tensor, self._values)
+        return parameter_of(tensor, self._values) if tensor.endswith(self._value_endings) else tensor
 
     def twin_of(self, tensor: str) -> str | None:
         """Return another tensor that stores the same weight, if any."""
@@ -171,7 +189,7 @@ class Companions:
                 if name != tensor and self.parameter_of(name) != parameter:
                     yield name, name.removeprefix(owner)
 
-    def siblings(self, tensor: str) -> Iterator[tuple[str, str]]:
+    def siblings(self, tensor: str) -> Sequence[tuple[str, str]]:
         """Find the tensors `X_*` beside `X.weight` that are not parameters and belong to no other weight.
 
         Returns:
@@ -179,20 +197,34 @@ class Companions:
         """
         owner = module_of(self.parameter_of(tensor))
         start = f"{owner}_"
-        for i in range(bisect_left(self._names, start), len(self._names)):
-            name = self._names[i]
-            if not name.startswith(start):
-                break
+        i = bisect_left(self._names, start)
+        # Most modules have none, which one name shows.
+        if i == len(self._names) or not self._names[i].startswith(start):
+            return ()
+        return self._siblings.get(owner, ())
+
+    @cached_property
+    def _siblings(self) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """The tensors `X_*` by the name X of the module that they belong to."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        endings = ("weight", "bias", *self._values)
+        for name in self._names:
             # Modules `X_y` and fused experts are not tensors of X.
-            is_parameter = name.endswith(("weight", "bias", *self._values)) or len(self._tensors[name].info.shape) > 2
-            if "." not in name[len(start) :] and not is_parameter and self._find_adapted(name) == owner:
-                yield name, name.removeprefix(owner)
+            if name.find("_", name.rfind(".") + 1) < 0 or name.endswith(endings):
+                continue
+            if len(self._tensors[name].info.shape) > 2 or (owner := self._find_adapted(name)) is None:
+                continue
+            if name.startswith(f"{owner}_") and "." not in name[len(owner) :]:
+                found.setdefault(owner, []).append((name, name.removeprefix(owner)))
+        return found
 
     def transform_of(self, tensor: str) -> str | None:
         """Return a tensor of a parent module that changes the weight that a tensor stores, if any.
 
         Such as `P.smooth_scale` or `P.act.scales` for `P.X.weight`.
         """
+        if not self._scales and not self._transforms:
+            return None
         parent = module_of(self.parameter_of(tensor)).rpartition(".")[0]
         if (name := self._scales.get(parent)) is not None:
             return name
@@ -204,19 +236,23 @@ class Companions:
         """Find the tensors that change all weights below a module, and those of the module's own modules."""
         below: dict[str, str] = {}
         own: dict[str, str] = {}
+        # The expressions match the last three components at most, and names of many layers end alike.
+        seen: dict[str, tuple[int, bool] | None] = {}
         for name, tensor in self._tensors.items():
-            match, is_scale = _TRANSFORM.search(name), False
-            if match is None:
-                match, is_scale = _SCALE.search(name), True
+            tail = name[_find_tail(name) :]
+            if tail not in seen:
+                seen[tail] = _match_transform(tail)
+            if (found := seen[tail]) is None:
+                continue
+            length, is_scale = found
             module = name.removesuffix(WEIGHT_SUFFIX)
-            if match is None or self._is_harmless(name) or self._has_weight(module.rpartition(".")[0]):
+            if self._is_harmless(name) or self._has_weight(module.rpartition(".")[0]):
                 continue
             # A scale for a whole tensor, and one for each expert, are other things.
             if is_scale and (prod(tensor.info.shape) <= 1 or len(tensor.info.shape) > 2):
                 continue
             if self._find_adapted(module) is None:
-                start = match.start(1)
-                parent = name[:start].rpartition(".")[0]
+                parent = name[:-length].rpartition(".")[0]
                 (own if is_scale and parent else below).setdefault(parent, name)
         return below, own
 
@@ -232,20 +268,30 @@ class Companions:
 
     def _find_adapted(self, name: str) -> str | None:
         """Find the module or the bare parameter that a tensor of an adapter changes: the longest one in its name."""
-        endings = ("", *(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values)))
-        # Names have few components. A name with many is not from a model.
-        signs = [match.start() for match in re.finditer(r"[._]", name)][:_MAX_COMPONENTS]
-        for stop in reversed(signs):
-            if any(f"{name[:stop]}{ending}" in self._tensors for ending in endings):
+        stop = len(name)
+        # Names have few components and words. In a name with many, the last ones do not count.
+        if name.count(".") + name.count("_") > _MAX_SIGNS:
+            stop = [match.end() for match in re.finditer(r"[._]", name)][_MAX_SIGNS - 1]
+        while (stop := max(name.rfind(".", 0, stop), name.rfind("_", 0, stop))) >= 0:
+            if name[:stop] in self._stems:
                 return module_of(name[:stop])
         return None
 
-    def _is_marker(self, name: str) -> bool:
+    @cached_property
+    def _stems(self) -> Collection[str]:
+        """The names of all tensors, and of the modules of weights, also of those that an adapter wraps."""
+        endings = tuple(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values))
+        stems = set(self._names)
+        for ending in endings:
+            stems.update([name[: -len(ending)] for name in self._names if name.endswith(ending)])
+        return stems
+
+    def _is_marker(self, name: str, words: Collection[str]) -> bool:
         owner, _, last = name.rpartition(".")
         if not owner:
             return True
         # Elsewhere only such a word tells it from a small parameter. The tensors beside a weight are not markers.
-        return _MARKER.search(last) is not None and not self._has_weight(owner)
+        return last in words and not self._has_weight(owner)
 
     def _holds_values(self, name: str) -> bool:
         return name in self._tensors and 0 not in self._tensors[name].info.shape
@@ -265,9 +311,29 @@ def parameter_of(tensor: str, values: Mapping[str, str]) -> str:
     Args:
         values: the endings of tensors with quantized values, and the endings of their parameters.
     """
-    # Most names have none of the endings, which one test shows.
-    if tensor.endswith(tuple(values)):
-        for ending, instead in values.items():
-            if tensor.endswith(ending):
-                return tensor.removesuffix(ending) + instead
+    for ending, instead in values.items():
+        if tensor.endswith(ending):
+            return tensor.removesuffix(ending) + instead
     return tensor
+
+
+def _find_tail(name: str) -> int:
+    """Return the position of the dot before the last three components of a name; 0 if there are no more."""
+    position = len(name)
+    for _ in range(3):
+        position = name.rfind(".", 0, position)
+        if position < 0:
+            return 0
+    return position
+
+
+def _match_transform(tail: str) -> tuple[int, bool] | None:
+    """Match the end of a name with the expressions for transforms and scales.
+
+    Returns:
+        the length of the end that matches, and whether it is a scale; None without a match.
+    """
+    if (match := _TRANSFORM.search(tail)) is not None:
+        return len(tail) - match.start(1), False
+    match = _SCALE.search(tail)
+    return None if match is None else (len(tail) - match.start(1), True)

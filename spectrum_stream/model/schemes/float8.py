@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
-from ..names import is_fused_experts, is_weight, module_of
+from ..names import WEIGHT_SUFFIX, is_fused_experts, is_weight, module_of
 from ..no_score import NoScore
-from ..quantization import Packing, Quantization, Unreadable
+from ..quantization import MAX_EXPERTS, TOO_MANY_EXPERTS, Packing, Quantization, Unreadable
 from . import compressed_tensors, modelopt, quark
 from .companions import MISSING_SCALES, Companion, Companions
 from .format import ANY, Format
@@ -46,16 +46,15 @@ def _read(
 
     There is one scale for the whole weight, for each row, for each group of a row, or for each block.
     """
-    is_fused = len(weight.shape) == 3 and is_fused_experts(module_of(weight.name))
-    is_plain_weight = len(weight.shape) in (1, 2) and is_weight(weight.name)
-    if not (is_fused or is_plain_weight):
+    owner, has_module = module_of(weight.name), is_weight(weight.name)
+    is_fused = len(weight.shape) == 3 and is_fused_experts(owner)
+    if not is_fused and not (has_module and len(weight.shape) in (1, 2)):
         return None
     if weight.dtype in _OTHER_DTYPES:
         return Unreadable(NoScore.UNSUPPORTED_DTYPE, weight.dtype)
     if weight.dtype not in _DTYPES:
         return None
-    owner, endings = module_of(weight.name), _OF_MODULE if is_weight(weight.name) else _OF_PARAMETER
-    scales = companions.get(*(f"{owner}{ending}" for ending in endings))
+    scales = companions.find(owner, _OF_MODULE if has_module else _OF_PARAMETER)
     if scales is None:
         return MISSING_SCALES if is_fused or _has_scales(companions, config) else None
     if len(weight.shape) == 1 or companions.get(f"{weight.name}_zero_point"):
@@ -88,6 +87,8 @@ def _read_experts(
     weight: TensorInfo, scales: Companion, config: QuantizationConfig
 ) -> list[Quantization] | Unreadable:
     experts, n, m = weight.shape
+    if experts > MAX_EXPERTS:
+        return TOO_MANY_EXPERTS
     if scales.info.shape[:1] != (experts,):
         return scales.misfit(weight.shape)
     # transformers transposes the experts of Llama-4 before it finds their scales by row.
@@ -135,6 +136,7 @@ FLOAT8 = Format(
     name="float8",
     read=_read,
     companions=(*_OF_MODULE, *_OF_PARAMETER),
+    dtypes=(*_DTYPES, *_OTHER_DTYPES),
     methods=(None, "fp8", "mxfp8", _FBGEMM, modelopt.METHOD, quark.METHOD, compressed_tensors.METHOD),
     settings={
         **compressed_tensors.SETTINGS,
@@ -148,4 +150,6 @@ FLOAT8 = Format(
     markers=_MARKERS,
 )
 
-PLAIN_FLOAT8 = Format(name="plain float8", read=_read_plain, companions=(), methods=(None,))
+PLAIN_FLOAT8 = Format(
+    name="plain float8", read=_read_plain, companions=(), dtypes=_DTYPES, endings=(WEIGHT_SUFFIX,), methods=(None,)
+)

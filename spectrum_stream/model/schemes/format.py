@@ -27,6 +27,8 @@ class Format:
     Attributes:
         name: the name in messages, `gptq`.
         read: returns how a tensor is stored, why it cannot be read, or None if it is not in this format.
+        dtypes: the dtypes of the tensors that `read` is called for; None for all.
+        endings: the endings of their names; "" for all.
         companions: the endings of the tensors that become parts of a weight, `.weight_scale`.
         values: the endings of the tensors with the values, other than `.weight`, and the ending of the parameter.
         methods: the values of `quant_method` that it belongs to; None if config.json may have none.
@@ -41,6 +43,8 @@ class Format:
     read: Callable[[TensorInfo, Companions, QuantizationConfig], Found | None]
     companions: tuple[str, ...]
     methods: tuple[str | None, ...]
+    dtypes: tuple[str, ...] | None = None
+    endings: tuple[str, ...] = ("",)
     values: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Values] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()

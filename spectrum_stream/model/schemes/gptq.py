@@ -136,6 +136,7 @@ GPTQ = Format(
     read=_read,
     companions=(".scales", ".qzeros", ".g_idx"),
     values={".qweight": WEIGHT_SUFFIX},
+    endings=(".qweight",),
     methods=(None, "gptq", *_AUTO_ROUND),
     settings={
         **SEARCH,

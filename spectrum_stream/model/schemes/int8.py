@@ -30,6 +30,8 @@ INT8 = Format(
     name="int8",
     read=_read,
     companions=(".weight_scale", ".weight_scale_inv"),
+    dtypes=("I8",),
+    endings=(WEIGHT_SUFFIX,),
     methods=(None, compressed_tensors.METHOD),
     settings=compressed_tensors.SETTINGS,
 )

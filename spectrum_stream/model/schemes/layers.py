@@ -44,6 +44,11 @@ class Layers:
         self._data = dict(config.data)
         self._rules = [r for r in (_read_dynamic(config), _read_extra_config(config)) if r is not None]
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether any module can have its own settings."""
+        return bool(self._rules)
+
     def config_of(self, module: str) -> QuantizationConfig | Unreadable:
         """Return the config with the settings of a module.
 

@@ -13,7 +13,7 @@ from ..config import QuantizationConfig
 from ..matrix import FLOAT_DTYPES
 from ..names import WEIGHT_SUFFIX, module_of
 from ..no_score import NoScore
-from ..quantization import Packing, Part, Quantization, Unreadable
+from ..quantization import MAX_EXPERTS, TOO_MANY_EXPERTS, Packing, Part, Quantization, Unreadable
 from .companions import WORD_BITS, Companion, Companions
 from .format import ANY, Format
 
@@ -71,6 +71,8 @@ def _read(
     if offsets is not None and (offsets.info.dtype not in FLOAT_DTYPES or offsets.info.shape != scales.info.shape):
         return offsets.misfit((n, m))
     count = experts[0] if experts else 1
+    if count > MAX_EXPERTS:
+        return TOO_MANY_EXPERTS
 
     def describe(e: int) -> Quantization:
         return Quantization(
@@ -124,6 +126,8 @@ MLX = Format(
     name="mlx",
     read=_read,
     companions=(".scales", ".biases", ".qbiases"),
+    dtypes=("U32",),
+    endings=(WEIGHT_SUFFIX,),
     methods=(None, "metal"),
     settings={
         **dict.fromkeys(_SETTINGS, ANY),

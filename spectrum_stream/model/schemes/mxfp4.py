@@ -11,7 +11,7 @@ X.weight U8, X.weight_scale ModelOpt 0.47 (torch/quantization/qtensor/mxfp4_tens
 from ...checkpoint.header import TensorInfo
 from ..config import QuantizationConfig
 from ..names import WEIGHT_SUFFIX, is_fused_experts, is_weight, module_of
-from ..quantization import Packing, Quantization, Unreadable
+from ..quantization import MAX_EXPERTS, TOO_MANY_EXPERTS, Packing, Quantization, Unreadable
 from . import compressed_tensors, modelopt, quark
 from .companions import EXPONENT_DTYPES, MISSING_SCALES, Companion, Companions
 from .format import ANY, Format
@@ -77,6 +77,8 @@ def _read_deepseek(
         return _read_bytes(weight, scales)
     if len(weight.shape) != 3 or not is_fused_experts(owner):
         return None
+    if weight.shape[0] > MAX_EXPERTS:
+        return TOO_MANY_EXPERTS
     found: list[Quantization] = []
     for e in range(weight.shape[0]):
         one = _read_bytes(weight, scales, (e, weight.shape[0]))
@@ -95,6 +97,8 @@ def _read_blocks(blocks: TensorInfo, companions: Companions, ending: str) -> lis
         return MISSING_SCALES
     if scales.info.dtype not in EXPONENT_DTYPES or scales.info.shape != (experts, n, groups):
         return scales.misfit(blocks.shape)
+    if experts > MAX_EXPERTS:
+        return TOO_MANY_EXPERTS
     return [
         Quantization(
             scheme="mxfp4",
@@ -113,6 +117,7 @@ MXFP4 = Format(
     read=_read,
     companions=("_scales", ".scales", ".weight_scale"),
     values={"_blocks": "", ".blocks": "", ".weight_packed": WEIGHT_SUFFIX},
+    dtypes=("U8",),
     methods=(None, "mxfp4", modelopt.METHOD, quark.METHOD, compressed_tensors.METHOD),
     settings={
         **compressed_tensors.SETTINGS,
@@ -125,6 +130,7 @@ DEEPSEEK_FP4 = Format(
     name="fp4 of deepseek",
     read=_read_deepseek,
     companions=(".scale", ".weight_scale_inv", "_scale_inv"),
+    dtypes=("I8",),
     # Without this method, the bytes may be integers.
     methods=("fp8",),
     settings={

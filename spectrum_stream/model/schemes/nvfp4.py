@@ -61,6 +61,8 @@ NVFP4 = Format(
     read=_read,
     companions=(".weight_scale", ".weight_global_scale", ".weight_scale_2"),
     values={".weight_packed": WEIGHT_SUFFIX},
+    dtypes=("U8",),
+    endings=(WEIGHT_SUFFIX, ".weight_packed"),
     methods=(None, compressed_tensors.METHOD, modelopt.METHOD),
     settings={**compressed_tensors.SETTINGS, **modelopt.settings("NVFP4", "W4A16_NVFP4")},
 )

@@ -91,6 +91,8 @@ PACKED_INTEGERS = Format(
     read=_read,
     companions=(".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_shape"),
     values={".weight_packed": WEIGHT_SUFFIX},
+    dtypes=("I32",),
+    endings=(".weight_packed",),
     methods=(None, compressed_tensors.METHOD),
     settings={**compressed_tensors.SETTINGS, "bits": ANY, "group_size": ANY},
 )

@@ -32,6 +32,7 @@ LIBRARIES = {
     ".dense_weights": "spqr",
     ".compressed": "compressed-tensors, sparse",
 }
+_LIBRARY_ENDINGS = tuple(LIBRARIES)
 # Pairs of the endings of a weight and of a tensor beside it that only one format has, and its name.
 _BESIDE = {
     (".weight", ".weight.absmax"): "bitsandbytes",
@@ -42,6 +43,7 @@ _BESIDE = {
     (".qweight", ".wscales"): "nunchaku, svdquant",
     (".qweight", ".zeros"): "gptq of GPTQ-for-LLaMa, with zero points that are not packed",
 }
+_COMPONENTS_BESIDE = frozenset(beside.rpartition(".")[2] for _, beside in _BESIDE)
 # The settings that name the format of a method, in the order of their weight.
 _FORMATS = ("quant_algo", "format", "checkpoint_format", "packing_format")
 _PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
@@ -49,13 +51,15 @@ _PACKED_SUFFIXES = (WEIGHT_SUFFIX, ".qweight", ".weight_packed")
 
 def owner_of(tensor: str) -> str:
     """Return the name that the tensors of such a weight share: `X` for `X.q_weight`. Other names stay as they are."""
-    return next((tensor.removesuffix(ending) for ending in LIBRARIES if tensor.endswith(ending)), tensor)
+    if not tensor.endswith(_LIBRARY_ENDINGS):
+        return tensor
+    return next(tensor.removesuffix(ending) for ending in LIBRARIES if tensor.endswith(ending))
 
 
 def reject_unknown(weight: TensorInfo, companions: Companions, config: QuantizationConfig) -> Unreadable | None:
     """Reject a tensor that holds weights in an unknown format."""
-    library = next((name for ending, name in LIBRARIES.items() if weight.name.endswith(ending)), None)
-    if library is not None and len(weight.shape) >= 1:
+    if len(weight.shape) >= 1 and weight.name.endswith(_LIBRARY_ENDINGS):
+        library = next(name for ending, name in LIBRARIES.items() if weight.name.endswith(ending))
         return Unreadable(NoScore.UNSUPPORTED_DTYPE, describe(config) or library)
     if weight.dtype in (*FLOAT_DTYPES, "I64", "BOOL"):
         return None
@@ -72,13 +76,17 @@ def reject(weight: TensorInfo, companions: Companions, config: QuantizationConfi
     """Report an unsupported format by the tensors beside a weight, by the config, or by its dtype."""
     name = find_format_beside(weight, companions) or describe(config)
     if not name:
-        beside = [ending for _, ending in companions.beside(weight.name) if ending not in harmless.COMPANIONS]
-        name = f"{weight.dtype} with {beside[0]}" if beside else weight.dtype
+        endings = (ending for _, ending in companions.beside(weight.name) if ending not in harmless.COMPANIONS)
+        beside = next(endings, None)
+        name = f"{weight.dtype} with {beside}" if beside is not None else weight.dtype
     return Unreadable(NoScore.UNSUPPORTED_DTYPE, name[:100])
 
 
 def find_format_beside(weight: TensorInfo, companions: Companions) -> str | None:
     """Return the name of the only format that has the tensors beside a weight; None if there is no such format."""
+    # Most checkpoints have none of them, which the last components of all names show.
+    if companions.components.isdisjoint(_COMPONENTS_BESIDE):
+        return None
     for (ending, beside), name in _BESIDE.items():
         if weight.name.endswith(ending) and companions.get(weight.name.removesuffix(ending) + beside):
             return name

@@ -1,8 +1,9 @@
 """Find what a format does not read: a tensor beside a weight, a setting, an entry of the metadata, a marker."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ...checkpoint.header import TensorInfo
@@ -17,21 +18,21 @@ _LONGEST_NAME = 60
 
 
 def find_unread_beside(
-    scheme: Format, weight: TensorInfo, found: list[Quantization], companions: Companions
+    read: Collection[str], weight: TensorInfo, found: list[Quantization], companions: Companions
 ) -> str | None:
     """Name the first tensor beside a weight that its format does not read.
 
     Return None if it reads all of them.
 
     Args:
+        read: the endings of the tensors beside a weight that its format reads, or that are harmless.
         found: the weight, or its experts.
     """
     if (adapter := companions.adapter_of(weight.name)) is not None:
         return f"a part of an adapter beside it, {_short(adapter[-_LONGEST_NAME:])}"
     parts = {part.tensor for one in found for part in one.parts}
-    beside = (*harmless.COMPANIONS, *scheme.markers)
-    for tensor, ending in (*companions.beside(weight.name), *companions.siblings(weight.name)):
-        if tensor not in parts and ending not in beside:
+    for tensor, ending in chain(companions.beside(weight.name), companions.siblings(weight.name)):
+        if tensor not in parts and ending not in read:
             return f"an unknown tensor beside it, {_short(ending)}"
     if (transform := companions.transform_of(weight.name)) is not None:
         return f"a tensor of a module above it, {_short(transform[-_LONGEST_NAME:])}"

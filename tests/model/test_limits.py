@@ -1,0 +1,189 @@
+"""Compare the limits of the README with the constants, and reject small headers with large plans."""
+
+import importlib
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spectrum_stream
+from spectrum_stream import plan
+from spectrum_stream.checkpoint import header, open_source, tensors
+from spectrum_stream.checkpoint.header import HeaderFault
+from spectrum_stream.errors import CheckpointError
+from spectrum_stream.model import inventory
+from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.model.quantization import MAX_EXPERTS
+
+PACKAGE = Path(spectrum_stream.__file__).parent
+ROW = re.compile(r"^\| [^|]+ \| ([0-9,]+) \| `(\w+)` \| `([\w/]+)\.py`, `(\w+)` \|$")
+NBYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "U32": 4}
+PLAIN = ("BF16", (4, 4))
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def write(folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any = None, shard: int = 0) -> Path:
+    """Write a sparse shard, so that a tensor of any size takes no room."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + math.prod(shape) * NBYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    folder.mkdir(exist_ok=True)
+    name = f"model-{shard:05}-of-00002.safetensors" if shard else "model.safetensors"
+    with (folder / name).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def limits() -> list[tuple[str, str, str, str]]:
+    text = (PACKAGE / "checkpoint/README.md").read_text("utf-8")
+    table = text.partition("<!-- limits -->\n")[2].partition("<!-- /limits -->")[0]
+    rows = [ROW.match(line) for line in table.splitlines()[2:]]
+    assert rows
+    assert all(rows)
+    return [row.groups() for row in rows if row is not None]  # type: ignore[misc]
+
+
+def test_readme_has_the_limits_of_the_code() -> None:
+    modules = {name: importlib.import_module(f"spectrum_stream.{name.replace('/', '.')}") for _, _, name, _ in limits()}
+    for value, _, module, constant in limits():
+        assert value == f"{getattr(modules[module], constant):,}"
+    found = {name for module in modules.values() for name in vars(module) if name.startswith("MAX_")}
+    assert {constant for _, _, _, constant in limits()} == found
+
+
+def test_readme_has_the_reasons_of_the_limits() -> None:
+    reasons = {reason for _, reason, _, _ in limits()}
+    assert reasons >= {str(f) for f in HeaderFault if str(f).startswith(("too_many", "name_too"))}
+    assert str(NoScore.TOO_MANY_EXPERTS) in reasons
+    assert NoScore.TOO_MANY_EXPERTS.sentence.endswith(f"{MAX_EXPERTS:,}")
+
+
+def test_all_shards_together_have_the_limits_of_tensors_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in (1, 2):
+        write(tmp_path, {f"m{shard}.{i}.weight": PLAIN for i in range(3)}, shard=shard)
+    source = open_source(str(tmp_path))
+    monkeypatch.setattr(tensors, "MAX_TENSORS", 5)
+    with pytest.raises(CheckpointError) as refused:
+        tensors.read_checkpoint(source)
+    assert refused.value.reason == "too_many_tensors"
+    monkeypatch.setattr(tensors, "MAX_TENSORS", 6)
+    assert len(tensors.read_checkpoint(source).tensors) == 6
+    monkeypatch.setattr(tensors, "MAX_HEADERS_NBYTES", 300)
+    with pytest.raises(CheckpointError) as refused:
+        tensors.read_checkpoint(source)
+    assert refused.value.reason == "headers_too_large"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config"),
+    [
+        ({EXPERTS: ("BF16", (100_000_000, 1, 1))}, {}),
+        ({EXPERTS: ("F8_E4M3", (5_000_000, 1, 1)), f"{EXPERTS}_scale": ("F32", (5_000_000,))}, {}),
+        ({f"{EXPERTS}_blocks": ("U8", (5_000_000, 1, 1, 16)), f"{EXPERTS}_scales": ("U8", (5_000_000, 1, 1))}, {}),
+        (
+            {
+                f"{EXPERTS}.weight": ("U32", (5_000_000, 1, 8)),
+                f"{EXPERTS}.scales": ("BF16", (5_000_000, 1, 1)),
+                f"{EXPERTS}.biases": ("BF16", (5_000_000, 1, 1)),
+            },
+            {"quantization": {"bits": 4, "group_size": 64}},
+        ),
+        ({"blocks.0.ffn.experts.mlp.w1": ("BF16", (5_000_000, 1))}, {"num_experts": 5_000_000}),
+    ],
+    ids=["plain", "float8", "mxfp4", "mlx", "dbrx"],
+)
+def test_millions_of_fused_experts_have_no_score(
+    tmp_path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Mapping[str, Any]
+) -> None:
+    started = time.monotonic()
+    found = plan(str(write(tmp_path, {"a.weight": PLAIN, **shapes}, config)))
+    assert [s.no_score for s in found.failures] == [NoScore.TOO_MANY_EXPERTS]
+    # The objects of this many experts take minutes.
+    assert time.monotonic() - started < 10
+
+
+def test_matrices_of_all_fused_experts_together_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {f"layers.{i}.experts.up_proj": ("BF16", (4, 1, 1)) for i in range(3)})
+    monkeypatch.setattr(inventory, "MAX_MATRICES", 11)
+    with pytest.raises(CheckpointError) as refused:
+        plan(str(tmp_path))
+    assert refused.value.reason == "too_many_matrices"
+    monkeypatch.setattr(inventory, "MAX_MATRICES", 12)
+    assert len(plan(str(tmp_path)).matrices) == 12
+
+
+def test_layers_with_expert_projections_of_their_own_names_are_rejected(tmp_path: Path) -> None:
+    shapes = {f"model.layers.{i}.mlp.experts.0.p{i}.weight": PLAIN for i in range(400)}
+    with pytest.raises(CheckpointError) as refused:
+        plan(str(write(tmp_path, shapes)))
+    assert refused.value.reason == "too_many_missing"
+
+
+def test_header_module_has_the_limits_that_bound_each_name() -> None:
+    # The loops over the components and words of a name are quadratic in its length.
+    assert header.MAX_NAME_LENGTH <= 1000
+    assert header.MAX_COMPONENTS <= 64
+
+
+def _plan_seconds(folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any) -> float:
+    path = str(write(folder, shapes, config))
+    started = time.process_time()
+    plan(path)
+    return time.process_time() - started
+
+
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+
+
+def _float8(modules: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    weights = {f"{module}.weight": ("F8_E4M3", (4, 4)) for module in modules}
+    return {**weights, **{f"{module}.weight_scale_inv": ("F32", (1, 1)) for module in modules}}
+
+
+SHAPES = {
+    "layers": lambda n: {f"model.layers.{i}.q.weight": PLAIN for i in range(n)},
+    "groups": lambda n: {f"model.layers.0.g{i}.weight": PLAIN for i in range(n)},
+    "prefixes": lambda n: {f"p{i}.model.layers.{i}.self_attn.q_proj.weight": PLAIN for i in range(n)},
+    "float8": lambda n: _float8([f"a{i}" for i in range(n)]),
+    "modules that begin alike": lambda n: _float8([f"a{'_' * (i % 300)}{i}" for i in range(n)]),
+    "beginnings of many modules": lambda n: {
+        **_float8([f"a{'_' * i}" for i in range(n // 20)]),
+        **{f"a{'_' * (n // 20)}{i}.b.weight": PLAIN for i in range(n)},
+    },
+    "nested modules": lambda n: {
+        **_float8([".b" * i + ".c" for i in range(60)]),
+        **{".b" * 59 + f".c.x{i}": ("F32", (3,)) for i in range(n)},
+    },
+    "tensors beside a weight": lambda n: {
+        "b.weight": PLAIN,
+        **_float8(["a"]),
+        **{f"a.x{i}_scale": ("F32", (1, 1)) for i in range(n)},
+    },
+    "missing scales": lambda n: {"b.weight": PLAIN, **{f"layers.{i}.q.weight": ("U8", (4, 4)) for i in range(n)}},
+    "unscored": lambda n: {"b.weight": PLAIN, **{f"layers.{i}.w{'_x' * 300}": PLAIN for i in range(n // 10)}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHAPES)
+def test_plan_takes_time_that_is_linear_in_tensors(kind: str, tmp_path: Path) -> None:
+    config = FP8 if any(dtype.startswith("F8") for dtype, _ in SHAPES[kind](10).values()) else None
+    few, many = 2000, 12_000
+    short = min(_plan_seconds(tmp_path / f"few{i}", SHAPES[kind](few), config) for i in range(2))
+    # Quadratic time would be 36 times as long.
+    assert _plan_seconds(tmp_path / "many", SHAPES[kind](many), config) < 15 * max(short, 0.05)

@@ -1,9 +1,13 @@
 """Python: a function that freezes a torch model, for any trainer that takes a model."""
 
 import ast
-from collections.abc import Collection, Iterable
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 
+from ..errors import ResultError
 from ..selection.select import Selection
+from .patterns import check_count
 from .targets import targets_of
 from .trainer import Entry, Trainer, exact
 
@@ -46,13 +50,117 @@ class Python(Trainer):
         return _CODE.format(trained=_list_source(trained), always=_list_source(always))
 
     def entries(self, text: str) -> list[Entry]:
-        """Read both lists; the source is parsed, never run."""
-        lists = {
-            node.targets[0].id: ast.literal_eval(node.value)
-            for node in ast.parse(text).body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-        }
+        """Read both lists, as tokens; the source is neither parsed as a whole nor run.
+
+        Raises:
+            SyntaxError: a text has no end, or an escape that does not exist.
+            KeyError: a list is missing.
+            ResultError: not_a_selection, one of the two is not a list of texts; too_large.
+        """
+        lists = _read_lists(text)
         return [exact(name) for name in (*lists["TRAINED"], *lists["TRAINED_IF_THERE"])]
+
+
+# The tokens of Python that matter here. The parser of Python takes gigabytes for a long chain of operators.
+_TOKEN = re.compile(
+    r"""
+    (?P<space>[ \t\f]+|\\\n|\#[^\n]*)
+    | (?P<newline>\n)
+    | (?P<string>[rRuU]?(?:\"{3}(?:[^"\\]|\\.|"(?!""))*+\"{3} | '{3}(?:[^'\\]|\\.|'(?!''))*+'{3}
+        | (?!\"{3}|'{3})(?:"(?:[^"\\\n]|\\.)*+" | '(?:[^'\\\n]|\\.)*+')))
+    | (?P<open>["'])
+    | (?P<word>\w+)
+    | (?P<sign>[=!<>:+\-*/%&|^@]+|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_LISTS = ("TRAINED", "TRAINED_IF_THERE")
+_Token = tuple[str, str]
+
+
+def _read_lists(text: str) -> dict[str, list[str]]:
+    lists = {}
+    for name, value in _assignments(text):
+        lists[name] = _read_texts(name, value)
+    return lists
+
+
+def _assignments(text: str) -> Iterator[tuple[str, list[_Token]]]:
+    """Yield the tokens of each value that is assigned to one of the lists, outside of functions."""
+    depth, line, count = 0, [], 0
+    is_ours = is_first = True
+    for found in _TOKEN.finditer(text):
+        kind, token = str(found.lastgroup), found[0]
+        if kind == "open":
+            raise SyntaxError("a text has no end")
+        if kind == "space":
+            # An indented line is a part of a function.
+            is_ours, is_first = is_ours and (not is_first or token[0] == "#"), is_first and token[0] == "#"
+            continue
+        if kind == "newline":
+            if depth:
+                continue
+            if len(line) > 1:
+                yield line[0][1], line
+            line, is_ours, is_first = [], True, True
+            continue
+        if is_first:
+            is_ours, is_first = is_ours and token in _LISTS, False
+        depth += (token in ("(", "[", "{")) - (token in (")", "]", "}")) if kind == "sign" else 0
+        if is_ours:
+            count += token == ","
+            check_count(count)
+            line.append((kind, token))
+    if len(line) > 1:
+        yield line[0][1], line
+
+
+def _read_texts(name: str, line: list[_Token]) -> list[str]:
+    """Read `NAME = [TEXT, ...]`, or a tuple or a set.
+
+    Raises:
+        ResultError: not_a_selection, the line is something else.
+    """
+    start = next((i for i, (kind, token) in enumerate(line) if kind == "sign" and token == "="), len(line))
+    is_typed = line[1] == ("sign", ":")
+    brackets = {"[": "]", "(": ")", "{": "}"}
+    value = line[start + 1 :]
+    if value and value[0][0] == "sign" and value[-1] == ("sign", brackets.get(value[0][1])):
+        bracket, value = value[0][1], value[1:-1]
+    else:
+        bracket = ""
+    texts: list[str] = []
+    is_open = False
+    for kind, token in value:
+        if kind == "string":
+            text = _text_of(token)
+            # Two texts without a comma are one.
+            texts[len(texts) - is_open :] = [texts[-1] + text if is_open else text]
+            is_open = True
+        elif token == "," and is_open:
+            is_open = False
+        else:
+            raise _not_a_list(name)
+    has_comma = any(token == "," for kind, token in value if kind == "sign")
+    is_list = bracket in ("[", "{") or has_comma or (bracket == "(" and not value)
+    if not is_list or not (start == 1 or is_typed):
+        raise _not_a_list(name)
+    return texts
+
+
+def _text_of(token: str) -> str:
+    if token[0] in "\"'" and "\\" not in token and token[1] != token[0]:
+        return token[1:-1]
+    with warnings.catch_warnings():
+        # Python warns about an escape that it does not know.
+        warnings.simplefilter("ignore")
+        return str(ast.literal_eval(token))
+
+
+def _not_a_list(name: str) -> ResultError:
+    return ResultError(
+        f"{name} is not a list of texts", reason="not_a_selection", hint=f'write `{name} = ["NAME", ...]`'
+    )
 
 
 def _list_source(names: Iterable[str]) -> str:

@@ -162,7 +162,8 @@ def names_rows(pattern: str) -> bool:
 def entry_of(pattern: str) -> Entry:
     """Return a pattern as an entry: the expression that must match from the start of a name."""
     rows = _ROWS.match(pattern) if pattern.endswith("]") else None
-    return Entry(pattern, _DOT.sub(r"\\.", rows[1] if rows else pattern))
+    text = rows[1] if rows else pattern
+    return Entry(pattern, _DOT.sub(r"\\.", text) if ".+" in text else text.replace(".", r"\."))
 
 
 def patterns(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ file can have a million entries. So most entries are not given to `re`:
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -37,6 +36,7 @@ _DIGITS = r"\\d\+|\[0-9\]\+"
 _ITEM = re.compile(rf"({_TEXT})|(\.)|({_DIGITS})")
 _ITEMS = rf"(?:{_TEXT}|\.|{_DIGITS})*+"
 _ONE = re.compile(rf"(\^?)({_ITEMS})(\$|\\Z)?")
+_PLAIN = re.compile(rf"(\^?)((?:{_TEXT})?)(\$|\\Z)?")
 _GROUP = re.compile(rf"(\^?)\(\?:((?:{_TEXT}|\.|{_DIGITS}|\|)*+)\)(\$|\\Z)?")
 _PART = re.compile(rf"(?:{_TEXT}|\.|{_DIGITS}|[\^$]|\\Z)*+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -62,8 +62,7 @@ class How(Enum):
     WHOLE = "whole"  # an expression that matches the whole name
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a selection file, as its trainer reads it.
 
     Attributes:
@@ -158,6 +157,7 @@ class Names:
         self.expressions = expressions or Expressions()
         self._found: dict[_Key, Hits] = {}
         self._problems: dict[_Key, str] = {}
+        self._last: tuple[Sequence[Entry], list[Hits]] | None = None
         self._matches_left = MAX_MATCHES
         # `$` also matches before a newline at the end, and `.` does not match one.
         self._has_newlines = any("\n" in name for name in self.all)
@@ -188,29 +188,41 @@ class Names:
                 changes[end] -= 1
         return {name for name, count in zip(self.all, accumulate(changes), strict=False) if count}
 
-    def search(self, entries: Sequence[Entry]) -> Iterator[Hits]:
+    def search(self, entries: Sequence[Entry]) -> Sequence[Hits]:
         """Find the names that each of the entries matches.
 
         Raises:
             PatternError: entries are not regular expressions, or take too long.
             ResultError: too_large, too many entries of a kind, or too many matches; no_process.
         """
+        # The names that a file trains are wanted first, and then the findings about its entries.
+        if self._last is not None and self._last[0] == entries:
+            return self._last[1]
         floating: dict[_Key, list[_Sequence]] = {}
         hard: dict[_Key, str] = {}
+        later: list[int] = []
+        found: list[Hits] = []
         for entry in entries:
-            key = (entry.pattern, entry.how)
-            if entry.how in _LITERAL_KINDS or key in self._found:
-                continue
-            sequences = None if self._has_newlines or key in self._problems else _read(entry.pattern, entry.how)
-            if sequences is None:
-                hard.setdefault(key, entry.text)
-            elif not all(sequence.from_start for sequence in sequences):
-                floating[key] = sequences
+            hits = self._found_at_once(entry)
+            if hits is None:
+                key = (entry.pattern, entry.how)
+                later.append(len(found))
+                hits = _NO_HITS
+                if key not in self._found:
+                    known = self._has_newlines or key in self._problems
+                    if (sequences := None if known else _read(entry.pattern, entry.how)) is None:
+                        hard.setdefault(key, entry.text)
+                    else:
+                        floating[key] = sequences
+            found.append(hits)
         check_count(len(hard), MAX_EXPRESSIONS, "regular expressions")
-        check_count(sum(map(len, floating.values())), MAX_FLOATING, "entries that may match anywhere in a name")
+        check_count(sum(map(len, floating.values())), MAX_FLOATING, "alternatives and entries without a fixed start")
         self._find_hard(hard)
         self._find_floating(floating)
-        return map(self._hits, entries)
+        for at in later:
+            found[at] = self._found[entries[at].pattern, entries[at].how]
+        self._last = (entries, found)
+        return found
 
     def names_of(self, hits: Hits) -> list[str]:
         """Return the names of hits.
@@ -221,25 +233,23 @@ class Names:
         self._count(sum(end - first for first, end in hits.spans))
         return [name for first, end in hits.spans for name in self.all[first:end]]
 
-    def _hits(self, entry: Entry) -> Hits:
-        if entry.how is How.NAME:
-            at = bisect_left(self.all, entry.pattern)
-            return Hits(((at, at + 1),)) if self.all[at : at + 1] == [entry.pattern] else _NO_HITS
-        if entry.how is How.START:
-            return self._of_branches([_Branch(*self._range(entry.pattern), entry.pattern)])
-        key = (entry.pattern, entry.how)
-        if (known := self._found.get(key)) is not None:
-            return known
-        if entry.how is How.END:
-            hits = self._ending_with(entry.pattern)
-        else:
-            sequences = _read(entry.pattern, entry.how) or []
-            if len(sequences) == 1 and not sequences[0].has_end:
-                return self._of_branches(self._narrow(sequences[0].items))
-            hits = self._first_of(sequences)
-        if hits.spans:
-            self._found[key] = hits
-        return hits
+    def _found_at_once(self, entry: Entry) -> Hits | None:
+        """Return the hits of a literal text with a fixed start or end; None for any other entry."""
+        text, how = entry.pattern, entry.how
+        is_whole_name = how is How.NAME
+        if how is How.END:
+            return self._ending_with(text)
+        if how not in _LITERAL_KINDS:
+            plain = None if self._has_newlines else _PLAIN.fullmatch(text)
+            if plain is None or (how is How.SEARCH and not plain[1]):
+                return None
+            text = _unescaped(plain[2])
+            is_whole_name = bool(plain[3]) or how is How.WHOLE
+        if is_whole_name:
+            at = bisect_left(self.all, text)
+            return Hits(((at, at + 1),)) if at < len(self.all) and self.all[at] == text else _NO_HITS
+        first, end = self._range(text)
+        return self._of_branches([_Branch(first, end, text)]) if first < end else _NO_HITS
 
     def _range(self, prefix: str, first: int = 0, end: int | None = None) -> tuple[int, int]:
         """Return the positions of the names that start with a prefix, within others that share a shorter one."""
@@ -315,14 +325,6 @@ class Names:
     def _reversed(self) -> list[str]:
         return sorted(name[::-1] for name in self.all)
 
-    def _first_of(self, sequences: Iterable[_Sequence]) -> Hits:
-        """Find the names that start with one of several sequences; the first that fits counts."""
-        found: dict[int, tuple[int, int]] = {}
-        for sequence in sequences:
-            for at, end in self._starting_with(sequence):
-                found.setdefault(at, (0, end))
-        return self._hits_of(found)
-
     def _starting_with(self, sequence: _Sequence) -> Iterator[tuple[int, int]]:
         """Yield the positions of the names that start with a sequence, and where it ends in them."""
         for first, stop, text in self._narrow(sequence.items):
@@ -344,6 +346,8 @@ class Names:
 
     def _find_floating(self, wanted: Mapping[_Key, Sequence[_Sequence]]) -> None:
         """Find the names in which sequences occur, the first occurrence in each, and keep the hits."""
+        if not wanted:
+            return
         needles = {one.needle for sequences in wanted.values() for one in sequences if not one.from_start}
         holders = self._holders(needles)
         for key, sequences in wanted.items():
@@ -522,7 +526,10 @@ def _items_of(text: str) -> tuple[str | re.Pattern[str] | None, ...] | None:
 
 
 def _unescaped(literal: str) -> str:
-    return _ESCAPE.sub(r"\1", literal) if "\\" in literal else literal
+    if "\\" not in literal:
+        return literal
+    # A backslash that is escaped itself is rare.
+    return _ESCAPE.sub(r"\1", literal) if r"\\" in literal else literal.replace("\\", "")
 
 
 def _split(pattern: str) -> list[str]:

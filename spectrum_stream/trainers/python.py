@@ -75,6 +75,16 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _LISTS = ("TRAINED", "TRAINED_IF_THERE")
+MAX_TOKENS = 2_000_000
+# The limit of Python.
+_MAX_DEPTH = 200
+# A list of texts without escapes, as `render` writes it, is read at once.
+_PLAIN_TEXT = re.compile(r""""([^"\\\n]*+)"|'([^'\\\n]*+)'""")
+_PLAIN_LIST = re.compile(
+    r"""\[\s*+(?:(?:"(?!"")[^"\\\n]*+"|'(?!'')[^'\\\n]*+')\s*+(?:,\s*+|(?=\])))*+\](?=[ \t]*+(?:\n|\Z))"""
+)
+# A name, its type and `=` have no more tokens.
+_MAX_START = 20
 _Token = tuple[str, str]
 
 
@@ -87,32 +97,39 @@ def _read_lists(text: str) -> dict[str, list[str]]:
 
 def _assignments(text: str) -> Iterator[tuple[str, list[_Token]]]:
     """Yield the tokens of each value that is assigned to one of the lists, outside of functions."""
-    depth, line, count = 0, [], 0
-    is_ours = is_first = True
-    for found in _TOKEN.finditer(text):
-        kind, token = str(found.lastgroup), found[0]
+    depth, line, position, count = 0, list[_Token](), 0, 0
+    # An indented line is a part of a function.
+    is_first = is_flush = True
+    while (found := _TOKEN.match(text, position)) is not None:
+        kind, token, position = str(found.lastgroup), found[0], found.end()
+        count += 1
+        check_count(count, MAX_TOKENS, "words and signs")
         if kind == "open":
             raise SyntaxError("a text has no end")
         if kind == "space":
-            # An indented line is a part of a function.
-            is_ours, is_first = is_ours and (not is_first or token[0] == "#"), is_first and token[0] == "#"
-            continue
-        if kind == "newline":
-            if depth:
-                continue
-            if len(line) > 1:
+            is_flush = is_flush and not (is_first and token[0] != "#")
+        elif kind == "newline" and not depth:
+            if line:
                 yield line[0][1], line
-            line, is_ours, is_first = [], True, True
-            continue
-        if is_first:
-            is_ours, is_first = is_ours and token in _LISTS, False
-        depth += (token in ("(", "[", "{")) - (token in (")", "]", "}")) if kind == "sign" else 0
-        if is_ours:
-            count += token == ","
-            check_count(count)
-            line.append((kind, token))
-    if len(line) > 1:
+            line, is_first, is_flush = [], True, True
+        elif len(line) == 2 and token == "[" and (whole := _PLAIN_LIST.match(text, found.start())) is not None:
+            line.append(("list", whole[0]))
+            position = whole.end()
+        elif kind != "newline":
+            depth += (token in ("(", "[", "{")) - (token in (")", "]", "}"))
+            if not 0 <= depth <= _MAX_DEPTH:
+                raise SyntaxError("the brackets do not fit")
+            if line or (is_first and is_flush and token in _LISTS):
+                line.append((kind, token))
+            is_first = False
+            if len(line) > _MAX_START and not _is_list_part(kind, token):
+                raise _not_a_list(line[0][1])
+    if line:
         yield line[0][1], line
+
+
+def _is_list_part(kind: str, token: str) -> bool:
+    return kind == "string" or token in (",", "[", "]", "(", ")", "{", "}")
 
 
 def _read_texts(name: str, line: list[_Token]) -> list[str]:
@@ -121,16 +138,21 @@ def _read_texts(name: str, line: list[_Token]) -> list[str]:
     Raises:
         ResultError: not_a_selection, the line is something else.
     """
-    start = next((i for i, (kind, token) in enumerate(line) if kind == "sign" and token == "="), len(line))
-    is_typed = line[1] == ("sign", ":")
-    brackets = {"[": "]", "(": ")", "{": "}"}
+    start = next((i for i, token in enumerate(line[:_MAX_START]) if token == ("sign", "=")), 0)
+    is_typed = line[1:2] == [("sign", ":")]
     value = line[start + 1 :]
-    if value and value[0][0] == "sign" and value[-1] == ("sign", brackets.get(value[0][1])):
-        bracket, value = value[0][1], value[1:-1]
-    else:
-        bracket = ""
-    texts: list[str] = []
-    is_open = False
+    if start == 1 and len(value) == 1 and value[0][0] == "list":
+        texts = [one or other for one, other in _PLAIN_TEXT.findall(value[0][1])]
+        check_count(len(texts))
+        return texts
+    brackets = {"[": "]", "(": ")", "{": "}"}
+    bracket = value[0][1] if value and value[0][0] == "sign" else ""
+    if bracket:
+        if value[-1] != ("sign", brackets.get(bracket)):
+            raise _not_a_list(name)
+        value = value[1:-1]
+    texts = []
+    is_open = has_comma = False
     for kind, token in value:
         if kind == "string":
             text = _text_of(token)
@@ -138,13 +160,13 @@ def _read_texts(name: str, line: list[_Token]) -> list[str]:
             texts[len(texts) - is_open :] = [texts[-1] + text if is_open else text]
             is_open = True
         elif token == "," and is_open:
-            is_open = False
+            is_open, has_comma = False, True
         else:
             raise _not_a_list(name)
-    has_comma = any(token == "," for kind, token in value if kind == "sign")
     is_list = bracket in ("[", "{") or has_comma or (bracket == "(" and not value)
-    if not is_list or not (start == 1 or is_typed):
+    if not is_list or not (start == 1 or (is_typed and start)):
         raise _not_a_list(name)
+    check_count(len(texts))
     return texts
 
 

@@ -137,8 +137,8 @@ SLOW = [r"([a-z_0-9]+[a-z_.0-9]*)+!", r"(\w+\.?)+!", "(?:a{1,60000}){1,60000}x"]
 
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expressions, "MAX_SECONDS_EACH", 0.3)
-    monkeypatch.setattr(expressions, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(expressions, "MAX_SECONDS_EACH", 0.5)
+    monkeypatch.setattr(expressions, "MAX_SECONDS", 1.5)
 
 
 @pytest.mark.usefixtures("short_limits")
@@ -146,25 +146,22 @@ def test_expressions_without_end_take_no_longer_than_the_limit() -> None:
     names = ["a" * 60 + "." + "b_1" * 20]
     started = time.monotonic()
     with pytest.raises(PatternError) as error:
-        Names(names).search([Entry(pattern, pattern, How.SEARCH) for pattern in [*SLOW[:2], ".*", *SLOW * 10]])
+        Names(names).search([Entry(pattern, pattern, How.SEARCH) for pattern in [SLOW[0], ".*", *SLOW * 10]])
     assert time.monotonic() - started < 20
     problems = dict(error.value.problems)
     assert ".*" not in problems
-    assert "takes longer" in problems[SLOW[0]] and "was not tried" in problems[SLOW[2]]
+    assert "takes longer" in problems[SLOW[0]] and "takes longer" in problems[SLOW[1]]
 
 
 @pytest.mark.usefixtures("short_limits")
 def test_the_limit_is_shared_and_a_slow_expression_is_tried_once() -> None:
     shared = Expressions()
-    names = Names(["a" * 60], shared)
-    for _ in range(3):
-        with pytest.raises(PatternError) as error:
-            names.search([Entry(SLOW[1], SLOW[1], How.SEARCH)])
-        assert "takes longer" in str(error.value)
-    for _ in range(6):
-        with pytest.raises(PatternError) as error:
-            Names(["a" * 60], shared).search([Entry(SLOW[1], SLOW[1], How.SEARCH)])
-    assert "was not tried" in str(error.value)
+    for problem in ("takes longer", "takes longer", "takes longer", "was not tried"):
+        names = Names(["a" * 60], shared)
+        for _ in range(4):
+            with pytest.raises(PatternError) as error:
+                names.search([Entry(SLOW[1], SLOW[1], How.SEARCH)])
+            assert problem in str(error.value)
 
 
 def test_expressions_are_matched_from_any_thread() -> None:

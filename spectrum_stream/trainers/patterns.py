@@ -204,17 +204,20 @@ class Names:
         found: list[Hits] = []
         for entry in entries:
             hits = self._found_at_once(entry)
+            if hits is None and (hits := self._found.get(key := (entry.pattern, entry.how))) is None:
+                is_hard = self._has_newlines or key in self._problems
+                sequences = None if is_hard else _read(entry.pattern, entry.how)
+                if sequences is None:
+                    hard.setdefault(key, entry.text)
+                elif all(sequence.from_start for sequence in sequences):
+                    hits = self._first_of(sequences)
+                    if hits.spans:
+                        self._found[key] = hits
+                else:
+                    floating[key] = sequences
             if hits is None:
-                key = (entry.pattern, entry.how)
                 later.append(len(found))
-                hits = _NO_HITS
-                if key not in self._found:
-                    known = self._has_newlines or key in self._problems
-                    if (sequences := None if known else _read(entry.pattern, entry.how)) is None:
-                        hard.setdefault(key, entry.text)
-                    else:
-                        floating[key] = sequences
-            found.append(hits)
+            found.append(hits or _NO_HITS)
         check_count(len(hard), MAX_EXPRESSIONS, "regular expressions")
         check_count(sum(map(len, floating.values())), MAX_FLOATING, "alternatives and entries without a fixed start")
         self._find_hard(hard)
@@ -268,7 +271,10 @@ class Names:
             else:
                 branches = [new for branch in branches for new in self._split(branch, item)]
             branches = [branch for branch in branches if branch.first < branch.end]
-            self._count(len(branches) - 1)
+            if not branches:
+                break
+            if len(branches) > 1:
+                self._count(len(branches))
         return branches
 
     def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
@@ -324,6 +330,16 @@ class Names:
     @cached_property
     def _reversed(self) -> list[str]:
         return sorted(name[::-1] for name in self.all)
+
+    def _first_of(self, sequences: Sequence[_Sequence]) -> Hits:
+        """Find the names that start with one of several sequences; the first that fits counts."""
+        if len(sequences) == 1 and not sequences[0].has_end:
+            return self._of_branches(self._narrow(sequences[0].items))
+        found: dict[int, tuple[int, int]] = {}
+        for sequence in sequences:
+            for at, end in self._starting_with(sequence):
+                found.setdefault(at, (0, end))
+        return self._hits_of(found)
 
     def _starting_with(self, sequence: _Sequence) -> Iterator[tuple[int, int]]:
         """Yield the positions of the names that start with a sequence, and where it ends in them."""

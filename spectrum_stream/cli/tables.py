@@ -231,8 +231,9 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         kind = f"note: {finding.reason}" if finding.reason.is_note else str(finding.reason)
         findings.add_row(kind, escape(finding.entry), escape(finding.detail))
     parts: list[RenderableType] = [findings, Text()] if verdict.findings else []
-    if (more := len(verdict.findings) - _MAX_FINDINGS) > 0:
-        parts.append(Text(f"and {more} more; --json lists all"))
+    if (more := len(verdict.findings) + verdict.more_findings - _MAX_FINDINGS) > 0:
+        listed = "all" if not verdict.more_findings else f"the first {len(verdict.findings)}"
+        parts.append(Text(f"and {more} more; --json lists {listed}"))
     count = counted(verdict.parameters, "parameter", "parameters")
     # The names of an adapter are not known, so the number would not be that of the training.
     if verdict.trained and all(finding.reason is not Reason.ADAPTER for finding in verdict.findings):

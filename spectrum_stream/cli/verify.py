@@ -57,6 +57,7 @@ def verify_command(
                 {"reason": str(f.reason), "entry": f.entry, "detail": f.detail, "note": f.reason.is_note}
                 for f in verdict.findings
             ],
+            "more_findings": verdict.more_findings,
         }
     )
     output.show(tables.verdict_table(verdict))

@@ -15,8 +15,7 @@ name begins with `base_model.model.`. Its SpectrumPlugin replaces the list when 
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +26,8 @@ from ..results.result import read_text
 from ..selection.select import ALWAYS, Selection
 from ..text import counted
 from .parameters import Parameters
+from .patterns import Names
+from .reading import read_yaml
 from .targets import Target, Targets, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, find_matches
 
@@ -41,6 +42,7 @@ _DOT = re.compile(r"\.(?!\+)")
 _KEY = "unfrozen_parameters"
 _KEY_LINE = re.compile(rf"""^["']?{_KEY}["']?[ ]*:""", re.MULTILINE)
 _PLUGIN = "axolotl.integrations.spectrum.SpectrumPlugin"
+_MAX_ADVISED = 500
 # Components of names below which `freeze_mm_modules` freezes everything. (utils/freeze.py, _MM_MODULE_PREFIXES)
 _TOWERS = frozenset({
     "vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual",
@@ -95,8 +97,7 @@ class Axolotl(Trainer):
         return [entry_of(pattern) for pattern in _patterns_in(_load(text)) if isinstance(pattern, str)]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        config, names = _load(text), list(names)
-        entries = self.entries(text)
+        config, entries = _load(text), self.entries(text)
         found = find_matches(entries, names) if entries else set(names)
         # Axolotl freezes the towers after it has read the list.
         return {name for name in found if not _is_in_tower(name)} if config.get("freeze_mm_modules") else found
@@ -110,20 +111,27 @@ class Axolotl(Trainer):
         config = _load(text)
         findings = [*_list_findings(config, text), *_plugin_findings(config), *_training_findings(config)]
         is_sharded = _is_fsdp(config) or _is_zero3(config.get("deepspeed"))
-        for entry in _patterns_in(config):
-            if not isinstance(entry, str):
-                continue
-            if (wrong := _wrong_rows(entry, parameters.shapes, is_sharded)) is not None:
+        names = Names(parameters.shapes, parameters.expressions)
+        entries = [entry for entry in _patterns_in(config) if isinstance(entry, str)]
+        by_rows = [entry for entry in dict.fromkeys(entries) if names_rows(entry)]
+        for entry, hits in zip(by_rows, names.search([entry_of(entry) for entry in by_rows]), strict=True):
+            counts = {shape[0] for name in names.names_of(hits) if (shape := parameters.shapes[name])}
+            if (wrong := _wrong_rows(entry, counts, is_sharded)) is not None:
                 findings.append(Finding(Reason.ROW_RANGE, entry, wrong))
-            if config.get("freeze_mm_modules") and _names_only_towers(entry, parameters.shapes):
-                detail = "freeze_mm_modules freezes the tower that this entry names: remove one of the two"
-                findings.append(Finding(Reason.TOWER, entry, detail))
+        if config.get("freeze_mm_modules"):
+            towers = [0, *accumulate(map(_is_in_tower, names))]
+            for entry, hits in zip(entries, names.search([entry_of(entry) for entry in entries]), strict=True):
+                if hits.spans and all(towers[end] - towers[first] == end - first for first, end in hits.spans):
+                    detail = "freeze_mm_modules freezes the tower that this entry names: remove one of the two"
+                    findings.append(Finding(Reason.TOWER, entry, detail))
         return findings
 
     def advise(self, entry: str) -> str | None:
+        if len(entry) > _MAX_ADVISED:
+            return None
         mended = entry.replace("\\.", ".").replace(".*", ".+")
         mended = mended.removesuffix(".+") if mended.endswith("..+") else mended
-        if (rows := re.search(r"(\[[0-9]*:?[0-9]*\])\$$", entry)) is not None:
+        if (rows := re.search(r"(\[[0-9]*(?::[0-9]*)?\])\$$", entry)) is not None:
             fixed = f"{entry[: rows.start()]}${rows[1]}"
             return f"Axolotl reads a range of rows only at the end of an entry: write `{fixed}`"
         if "\\." in entry:
@@ -146,38 +154,16 @@ class Axolotl(Trainer):
         return sentences
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """One entry of `unfrozen_parameters`, as Axolotl reads it."""
-
-    text: str
-
-    @property
-    def names_rows(self) -> bool:
-        """Whether it selects rows, which need gradient hooks, not `requires_grad`."""
-        return _ROWS.match(self.text) is not None
-
-    @property
-    def compiled(self) -> re.Pattern[str]:
-        """The expression that must match from the start of a name.
-
-        Raises:
-            re.error, OverflowError, RecursionError: it is not a regular expression.
-        """
-        rows = _ROWS.match(self.text)
-        try:
-            return re.compile(_DOT.sub(r"\\.", rows[1] if rows else self.text))
-        except re.error as error:
-            # The user knows the entry, but not the expression that Axolotl makes from it.
-            raise re.error(error.msg, self.text) from error
-
-    def matches(self, parameter: str) -> bool:
-        return self.compiled.match(parameter) is not None
+def names_rows(pattern: str) -> bool:
+    """Whether a pattern selects rows, which need gradient hooks, not `requires_grad`."""
+    return _ROWS.match(pattern) is not None
 
 
 def entry_of(pattern: str) -> Entry:
-    """Return a pattern as an entry."""
-    return Entry(pattern, Pattern(pattern).compiled)
+    """Return a pattern as an entry: the expression that must match from the start of a name."""
+    rows = _ROWS.match(pattern) if pattern.endswith("]") else None
+    text = rows[1] if rows else pattern
+    return Entry(pattern, _DOT.sub(r"\\.", text) if ".+" in text else text.replace(".", r"\."))
 
 
 def patterns(selection: Selection, parameters: Collection[str] | None = None) -> tuple[str, ...]:
@@ -222,8 +208,8 @@ def read_patterns(path: Path) -> tuple[str, ...]:
         ResultError: no_such_result, not_a_selection.
     """
     try:
-        data: Any = yaml.safe_load(read_text(path, "selection"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data: Any = read_yaml(read_text(path, "selection"))
+    except yaml.YAMLError as error:
         raise ResultError(f"{path} is not YAML", reason="not_a_selection") from error
     found = data.get("unfrozen_parameters") if isinstance(data, dict) else None
     if not isinstance(found, list) or not found or not all(isinstance(p, str) for p in found):
@@ -244,22 +230,24 @@ def plain(name: str) -> str:
 
 def _is_plain(name: str) -> bool:
     # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
-    return _LITERAL.fullmatch(name) is not None and (not name or yaml.safe_load(name) == name)
+    if _LITERAL.fullmatch(name) is None or name in ("-", "---", "..."):
+        return False
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+    return not any(number.match(name) for _, number in (*resolvers.get(name[:1], ()), *resolvers.get(None, ())))
 
 
 def _always(selection: Selection) -> list[str]:
     return [f"^{module}.weight$" for module in selection.always]
 
 
-@lru_cache(maxsize=1)
 def _load(text: str) -> dict[str, Any]:
     """Read a config, which must not be changed.
 
     Raises:
-        yaml.YAMLError, RecursionError: it is not YAML.
-        ResultError: not_a_selection, it is not a mapping.
+        yaml.YAMLError: it is not YAML.
+        ResultError: not_a_selection, it is not a mapping, or is above a limit.
     """
-    config = yaml.safe_load(text)
+    config = read_yaml(text)
     if isinstance(config, list):
         raise ResultError(
             "the file is a list without a key", reason="not_a_selection", hint=f"put the line `{_KEY}:` above it"
@@ -293,7 +281,9 @@ def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
         return value or []
     if isinstance(value, (str, dict)):
         # A text can have several names, and a mapping has those that end in a colon.
-        names = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else [_show(name) for name in value]
+        # The hint shows the first few.
+        is_text = isinstance(value, str)
+        names = re.split(r"[\s,]+", value[:500].strip()) if is_text else [_show(name) for name in islice(value, 20)]
         hint = f"write a list: `{_KEY}: [{', '.join(names)[:200]}]`"
     else:
         hint = "begin each entry with `- `"
@@ -395,11 +385,6 @@ def _raise_chosen_by_plugin(config: Mapping[str, Any]) -> NoReturn:
     )
 
 
-def _names_only_towers(entry: str, names: Iterable[str]) -> bool:
-    found = find_matches([entry_of(entry)], names)
-    return bool(found) and all(map(_is_in_tower, found))
-
-
 def _show(value: Any) -> str:
     """Return a value of YAML as a short text; a part that is repeated by name would make it endless."""
     return value[:200] if isinstance(value, str) else reprlib.repr(value)[:200]
@@ -409,19 +394,21 @@ def _is_in_tower(name: str) -> bool:
     return any(part in _TOWERS for part in name.split("."))
 
 
-def _wrong_rows(entry: str, shapes: Mapping[str, tuple[int, ...] | None], is_sharded: bool) -> str | None:
-    """Return the problem with the rows that an entry selects, or None."""
-    rows = _ROW_NUMBERS.search(entry)
-    if rows is None:
-        return None
+def _wrong_rows(entry: str, counts: Collection[int], is_sharded: bool) -> str | None:
+    """Return the problem with the rows that an entry selects, or None.
+
+    Args:
+        counts: the numbers of rows of the parameters that it matches.
+    """
     if is_sharded:
         return "selects rows of a parameter, but a sharded parameter has no rows: train the whole parameter"
-    pattern = Pattern(entry)
-    counts = [shape[0] for name, shape in shapes.items() if shape and pattern.matches(name)]
+    rows = _ROW_NUMBERS.search(entry)
+    if rows is None:
+        return "the number of a row has more than 15 digits"
     first = int(rows[1] or 0)
     last = int(rows[3]) if rows[3] else None if rows[2] else first + 1
     wrong = [count for count in counts if not first < (count if last is None else last) <= count]
-    return f"the parameter has {wrong[0]} rows: write a range within [0:{wrong[0]}]" if wrong else None
+    return f"the parameter has {min(wrong)} rows: write a range within [0:{min(wrong)}]" if wrong else None
 
 
 def _is_fsdp(config: Mapping[str, Any]) -> bool:

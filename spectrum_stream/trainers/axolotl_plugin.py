@@ -14,6 +14,8 @@ from ..errors import ResultError
 from ..numerics.metrics import SPECTRUM
 from ..selection.select import ALWAYS, Selection
 from . import axolotl
+from .patterns import check_count
+from .reading import read_json
 from .targets import inexact, targets_of
 from .trainer import Entry, Trainer, find_matches
 
@@ -59,7 +61,8 @@ class AxolotlPlugin(Trainer):
         return json.dumps(scores, indent=4, allow_nan=False)
 
     def entries(self, text: str) -> list[Entry]:
-        scores = json.loads(text)
+        scores = read_json(text)
+        check_count(len(scores))
         if not all(isinstance(score, dict) and "type" in score for score in scores.values()):
             raise TypeError("a module has no group")
         return [axolotl.entry_of(pattern) for pattern in scores]

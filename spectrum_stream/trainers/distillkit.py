@@ -11,9 +11,12 @@ from collections.abc import Collection, Iterable
 import yaml
 
 from ..selection.select import Selection
-from .patterns import alternatives
+from .patterns import How, Names, alternatives, is_one_group
+from .reading import read_yaml
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
+
+_SPARED = re.compile(r"\^\(\?!(\(\?:.*\)\$)\)", re.DOTALL)
 
 
 class DistillKit(Trainer):
@@ -34,13 +37,27 @@ class DistillKit(Trainer):
         return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
 
     def entries(self, text: str) -> list[Entry]:
-        spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", pattern) for pattern in _read_frozen(text)]
-        return [Entry(part, re.compile(part)) for found in spared if found for part in alternatives(found[1])]
+        spared = map(_spared, _read_frozen(text))
+        return [Entry(part, part) for pattern in spared if pattern for part in alternatives(pattern)]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
-        frozen = [re.compile(pattern) for pattern in _read_frozen(text)]
-        return {name for name in names if not any(pattern.search(name) for pattern in frozen)}
+        names = Names.of(names)
+        trained = set(names)
+        searched = []
+        for pattern in _read_frozen(text):
+            # The negation of a list of names would take time for each name and each pair of them.
+            if (spared := _spared(pattern)) is None:
+                searched.append(Entry(pattern, pattern, How.SEARCH))
+            else:
+                trained &= names.matched([Entry(spared, spared)])
+        return trained - names.matched(searched)
+
+
+def _spared(pattern: str) -> str | None:
+    """Return the expression for the parameters that a frozen expression does not freeze: X$ of `^(?!X$)`."""
+    found = _SPARED.fullmatch(pattern)
+    return found[1] if found and is_one_group(found[1].removesuffix("$")) else None
 
 
 def _read_frozen(text: str) -> list[str]:
-    return strings(yaml.safe_load(text)["frozen_res"])
+    return strings(read_yaml(text)["frozen_res"])

@@ -1,8 +1,7 @@
 """Apply a selection to a torch model by Axolotl's rules: train the selected parameters, freeze the rest."""
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,9 @@ from ..model.names import module_of
 from ..model.wrappers import find_change, without_components
 from ..selection.select import Selection
 from . import axolotl
+from .patterns import Names, PatternError
+
+_MAX_SHOWN = 200
 
 
 class _Model(Protocol):
@@ -56,11 +58,10 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     inner = _unwrap([name for name, _ in parameters], selection)
     texts = _patterns(selection, list(inner.values()))
     chosen: dict[str, Any] = {}
-    for text in texts:
-        matched = _match(text, parameters, inner)
+    for text, matched in zip(texts, _match(texts, parameters, inner), strict=True):
         if not matched and text not in axolotl.ALWAYS_PATTERNS:
             raise FreezeError(
-                f"{text!r} matches no parameter of the model",
+                f"{text[:_MAX_SHOWN]!r} matches no parameter of the model",
                 reason="no_match",
                 hint="check that the selection is for this model",
             )
@@ -74,7 +75,7 @@ def freeze(model: _Model, selection: Selection | str | Path) -> Frozen:
     for key, parameter in unique.items():
         parameter.requires_grad = key in trainable
     return Frozen(
-        tuple(chosen),
+        tuple(name for name, _ in parameters if name in chosen),
         sum(p.numel() for p in trainable.values()),
         sum(p.numel() for p in unique.values()),
     )
@@ -108,14 +109,20 @@ def _unwrap(names: list[str], selection: Selection | str | Path) -> dict[str, st
     return {name: there if taken[there] == 1 else name for name, there in inner.items()}
 
 
-def _match(text: str, parameters: list[tuple[str, Any]], inner: Mapping[str, str]) -> dict[str, Any]:
-    pattern = axolotl.Pattern(text)
-    if pattern.names_rows:
-        raise FreezeError(
-            f"{text!r} selects rows of a parameter, but requires_grad trains whole parameters only",
-            reason="row_range",
-        )
+def _match(
+    texts: Sequence[str], parameters: list[tuple[str, Any]], inner: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the parameters that each of the patterns matches."""
+    for text in texts:
+        if axolotl.names_rows(text):
+            raise FreezeError(
+                f"{text[:_MAX_SHOWN]!r} selects rows of a parameter, but requires_grad trains whole parameters only",
+                reason="row_range",
+            )
+    by_name = {inner[name]: (name, parameter) for name, parameter in parameters}
+    names = Names(by_name)
     try:
-        return {name: parameter for name, parameter in parameters if pattern.matches(inner[name])}
-    except (re.error, OverflowError, RecursionError) as error:
-        raise FreezeError(f"{text!r} is not a regular expression: {error}", reason="bad_pattern") from error
+        found = names.search([axolotl.entry_of(text) for text in texts])
+    except PatternError as error:
+        raise FreezeError(str(error), reason="bad_pattern") from error
+    return (dict(by_name[name] for name in names.names_of(hits)) for hits in found)

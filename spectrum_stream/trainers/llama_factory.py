@@ -12,6 +12,7 @@ This can express few selections, and no single matrices.
 """
 
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,14 @@ import yaml
 from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
+from .patterns import How, check_count
+from .reading import read_yaml
 from .targets import needs_names, targets_of
-from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, strings
+from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, find_matches, strings
 
-_LAYER = re.compile(r"^(.*?)\.(\d+)\.([^.]+)")
+_LAYER = re.compile(r"^(.*?)\.([0-9]{1,9})\.([^.]+)")
+# Each number of a name; two can share the dot between them.
+_NUMBER = re.compile(r"\.(?=(0|[1-9][0-9]{0,8})\.)")
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
 
 
@@ -100,8 +105,8 @@ class LlamaFactory(Trainer):
         config = _load(text)
         kinds = [kind for kind in _names_in(config, "freeze_trainable_modules", "all") if kind != "all"]
         return [
-            *(Entry(kind, re.compile(rf"\.[0-9]+\.{re.escape(kind)}"), False) for kind in kinds),
-            *(Entry(kind, re.compile(re.escape(kind)), False) for kind in _extra_modules(config)),
+            *(Entry(kind, rf"\.[0-9]+\.{re.escape(kind)}", How.SEARCH) for kind in kinds),
+            *(Entry(kind, re.escape(kind), How.SEARCH) for kind in _extra_modules(config)),
         ]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
@@ -118,25 +123,22 @@ class LlamaFactory(Trainer):
         kind = config.get("finetuning_type", "lora")
         if kind not in ("freeze", "full"):
             return set()
-        wanted = [""]
+        found = set(names)
         if kind == "freeze":
             layers = _layers(config, _count_layers(parameters) or 0)
             kinds = ["" if name == "all" else name for name in _names_in(config, "freeze_trainable_modules", "all")]
-            wanted = [f".{layer}.{kind}" for kind in kinds for layer in layers]
-            wanted += _extra_modules(config)
+            extra = _extra_modules(config)
             if parts is not None and not config.get("freeze_multi_modal_projector", True):
-                wanted += parts.projector
-        return {
-            name
-            for name in names
-            if any(part in name for part in wanted) and not any(part in name for part in forbidden)
-        }
+                extra += parts.projector
+            found = _in_layers(names, layers, kinds)
+            found |= find_matches((Entry(one, re.escape(one), How.SEARCH) for one in extra), parameters.names)
+        return {name for name in found if not any(part in name for part in forbidden)}
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         config = _load(text)
         findings = adapter_findings("finetuning_type", config.get("finetuning_type", "lora"))
         count, n = _count_layers(parameters), config.get("freeze_trainable_layers", 2)
-        if config.get("use_llama_pro") and count and n > 0 and count % n:
+        if config.get("use_llama_pro") and count and type(n) is int and n > 0 and count % n:
             detail = f"LLaMA-Factory rejects it, because {count} layers are not a multiple of {n}: correct the number"
             findings.append(Finding(Reason.REJECTED, f"freeze_trainable_layers: {n}", detail))
         has_towers = parameters.config is not None and parameters.config.is_multimodal
@@ -152,7 +154,7 @@ def _load(text: str) -> dict[str, Any]:
     Raises:
         KeyError: it does not have a key about freezing. All of these keys have a default.
     """
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = read_yaml(text)
     if not config.keys() & {"finetuning_type", "freeze_trainable_layers", "freeze_trainable_modules"}:
         raise KeyError("finetuning_type")
     return config
@@ -165,6 +167,8 @@ def _extra_modules(config: Mapping[str, Any]) -> list[str]:
 def _names_in(config: Mapping[str, Any], key: str, default: str) -> list[str]:
     """Return the names in a text with commas, or in a list."""
     value = config.get(key) or default
+    if isinstance(value, str):
+        check_count(value.count(","))
     names = value.split(",") if isinstance(value, str) else strings(value)
     return [name.strip() for name in names if name.strip()]
 
@@ -173,9 +177,27 @@ def _parts_of(parameters: Parameters) -> _Parts | None:
     return None if parameters.config is None else PARTS.get(parameters.config.model_type or "")
 
 
+def _in_layers(names: Iterable[str], layers: range, kinds: Iterable[str]) -> set[str]:
+    """Return the names that contain `.{layer}.{kind}`, for any of the layers and kinds."""
+    starts = frozenset(kinds)
+    lengths = sorted({len(kind) for kind in starts})
+    return {
+        name
+        for name in names
+        for number in _NUMBER.finditer(name)
+        if int(number[1]) in layers
+        for rest in [number.end(1) + 1]
+        if any(name[rest : rest + length] in starts for length in lengths if rest + length <= len(name))
+    }
+
+
 def _layers(config: Mapping[str, Any], count: int) -> range:
     """Return the numbers of the layers that are trained, of `count`."""
     n = config.get("freeze_trainable_layers", 2)
+    if type(n) is not int or (n == 0 and config.get("use_llama_pro")):
+        raise ResultError(
+            f"freeze_trainable_layers: {reprlib.repr(n)} is not a number of layers", reason="not_a_selection"
+        )
     if config.get("use_llama_pro"):
         stride = max(count // n, 1)
         return range(stride - 1, count + stride - 1, stride)

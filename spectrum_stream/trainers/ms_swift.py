@@ -23,7 +23,8 @@ import yaml
 from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
-from .patterns import alternatives
+from .patterns import How, alternatives
+from .reading import read_yaml
 from .targets import Targets, exactly, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, find_matches, strings
 
@@ -95,8 +96,8 @@ class MsSwift(Trainer):
         config = _load(text)
         if not config.keys() & _KEYS:
             raise KeyError(_LIST)
-        parts = alternatives(config[_REGEX]) if config.get(_REGEX) else []
-        return [*_starts(config, _LIST), *(Entry(part, re.compile(part), False) for part in parts)]
+        parts = [part for entry in _search(config, _REGEX) for part in alternatives(entry.pattern)]
+        return [*_starts(config, _LIST), *(Entry(part, part, How.SEARCH) for part in parts)]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         return self.trained(text, Parameters(shapes=dict.fromkeys(names), origin=""))
@@ -110,8 +111,8 @@ class MsSwift(Trainer):
         if parts is not None and is_full:
             starts += [_start(name) for name in _frozen_parts(config, parts)]
             chosen += [] if config.get("freeze_aligner", True) else [_start(name) for name in parts.aligner]
-        frozen |= find_matches(starts, names)
-        return (set(names) - frozen) | find_matches(chosen, names)
+        frozen |= find_matches(starts, parameters.names)
+        return (set(names) - frozen) | find_matches(chosen, parameters.names)
 
     def advise_all(self, text: str) -> str:
         return "choose fewer" if _ratio_of(_load(text)) >= 1 else f"set {_RATIO}: 1"
@@ -143,7 +144,7 @@ def _load(text: str) -> dict[str, Any]:
     """
     is_script = _OPTION.search(text) is not None
     try:
-        config = yaml.safe_load(text)
+        config = read_yaml(text)
     except yaml.YAMLError:
         if not is_script:
             raise
@@ -168,7 +169,7 @@ def _is_exact(targets: Targets) -> bool:
 
 
 def _start(text: str) -> Entry:
-    return Entry(text, re.compile(re.escape(text)))
+    return Entry(text, text, How.START)
 
 
 def _starts(config: Mapping[str, Any], key: str) -> list[Entry]:
@@ -177,7 +178,10 @@ def _starts(config: Mapping[str, Any], key: str) -> list[Entry]:
 
 def _search(config: Mapping[str, Any], key: str) -> list[Entry]:
     """Return an expression as one entry; a flag or a group of one alternative can affect another one."""
-    return [Entry(config[key], re.compile(config[key]), False)] if config.get(key) else []
+    pattern = config.get(key)
+    if pattern and not isinstance(pattern, str):
+        raise ResultError(f"{key} is not a text", reason="not_a_selection", hint="quote it")
+    return [Entry(pattern, pattern, How.SEARCH)] if pattern else []
 
 
 def _tuner_of(config: Mapping[str, Any]) -> Any:

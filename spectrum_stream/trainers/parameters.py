@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
@@ -12,11 +13,13 @@ from ..model.names import find_tied_head, is_fused_experts, is_head, module_of
 from ..model.parameters import Names, Naming, find_base_model, find_naming
 from ..model.schemes import is_companion, parameter_of
 from ..model.ties import find_stored_ties
+from .expressions import Expressions
+from .patterns import Names as SortedNames
 
 _SCORE = "score.weight"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """The parameters of a model, by the trainer's names.
 
@@ -44,6 +47,16 @@ class Parameters:
     def own(self) -> list[str]:
         """The names that are not tied to another parameter."""
         return [name for name in self.shapes if name not in self.tied]
+
+    @cached_property
+    def names(self) -> SortedNames:
+        """The same names, sorted, to match entries against them."""
+        return SortedNames(self.own, self.expressions)
+
+    @cached_property
+    def expressions(self) -> Expressions:
+        """The one limit of time for all expressions that are matched against the names."""
+        return Expressions()
 
     def with_classifier(self) -> "Parameters":
         """Return the parameters of the model with a head `score`, as transformers loads a causal model for classes.

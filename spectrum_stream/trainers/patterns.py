@@ -1,73 +1,486 @@
-"""Match regular expressions against many names, fast: only names with the literal prefix are tried."""
+"""Match the entries of a selection against many names, within limits of time and memory.
 
-import bisect
+Trainers match with Python's `re`, so the entries mean what `re` makes of them. The time of `re` has no limit, and a
+file can have a million entries. So most entries are not given to `re`:
+
+- A sequence of literal text, any characters and runs of digits is found in the sorted names by bisection. All that
+  `select` writes is of this kind, and most of what people write.
+- If it may begin anywhere in a name, it is found in the same way in the sorted endings of the names.
+- Every other expression is matched in a process with limits, see `expressions.py`.
+"""
+
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
-# One literal character of a regular expression.
-_LITERAL = re.compile(r"[A-Za-z0-9_\-]|\\[^A-Za-z0-9]")
-_REPEATS = ("*", "?", "{", "|")
+from ..errors import ResultError
+from .expression_process import is_whole, runs
+from .expressions import Expressions
+
+# Entries of a file: three for each tensor of the largest checkpoints.
+MAX_ENTRIES = 1_000_000
+# Entries that may match anywhere in a name; Soup accepts 50,000.
+MAX_FLOATING = 100_000
+# Expressions for `re`, which takes up to a millisecond to compile one.
+MAX_EXPRESSIONS = 10_000
+# Names that entries match, where each has to be visited: 10 s at most.
+MAX_MATCHES = 10_000_000
+
+# A literal text in a regular expression, and the other items that are found without `re`.
+_TEXT = r"(?:[^\\.^$*+?{}\[\]|()]|\\[^A-Za-z0-9])++"
+_DIGITS = r"\\d\+|\[0-9\]\+"
+_ITEM = re.compile(rf"({_TEXT})|(\.)|({_DIGITS})")
+_ITEMS = rf"(?:{_TEXT}|\.|{_DIGITS})*+"
+_ONE = re.compile(rf"(\^?)({_ITEMS})(\$|\\Z)?")
+_PLAIN = re.compile(rf"(\^?)((?:{_TEXT})?)(\$|\\Z)?")
+_GROUP = re.compile(rf"(\^?)\(\?:((?:{_TEXT}|\.|{_DIGITS}|\|)*+)\)(\$|\\Z)?")
+_PART = re.compile(rf"(?:{_TEXT}|\.|{_DIGITS}|[\^$]|\\Z)*+")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_RUNS = {digits: re.compile(digits) for digits in (r"\d+", "[0-9]+")}
+# An ending of a name is cut to this length in the index, and the names that it finds are looked at.
+_MAX_ENDING = 64
+# Characters of the names that are in the index at once, which takes about 200 bytes for each.
+_CHUNK = 500_000
+# So many pairs of entry and name are tried without an index, in a second.
+_FEW_PAIRS = 5_000_000
+_MAX_SHOWN = 3
+_LAST = chr(0x10FFFF)
 
 
-class SortedNames:
-    """Names of parameters, sorted, so that names with the same prefix are together."""
+class How(Enum):
+    """How an entry matches a name."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    NAME = "name"  # it is the name
+    START = "start"  # the name starts with it
+    END = "end"  # it is the name, or its end after a dot
+    MATCH = "match"  # an expression that matches from the start of the name
+    SEARCH = "search"  # an expression that matches anywhere in the name
+    WHOLE = "whole"  # an expression that matches the whole name
+
+
+class Entry(NamedTuple):
+    """One entry of a selection file, as its trainer reads it.
+
+    Attributes:
+        text: the entry as written.
+        pattern: the literal text or the regular expression that finds the parameters that it trains.
+        how: how `pattern` matches their names.
+    """
+
+    text: str
+    pattern: str
+    how: How = How.MATCH
+
+
+class Hits(NamedTuple):
+    """The names that an entry matches.
+
+    Attributes:
+        spans: positions in the sorted names, as first ones and ends, in order.
+        partial: some of the names that it matches up to the middle of a component: `layers.1` in `layers.10`.
+        partial_count: the number of such names.
+    """
+
+    spans: tuple[tuple[int, int], ...] = ()
+    partial: tuple[str, ...] = ()
+    partial_count: int = 0
+
+
+class PatternError(ResultError):
+    """Entries that are not regular expressions, or take too long to match.
+
+    Attributes:
+        problems: each entry as written, and a clause about it.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(f"{problems[0][0]!r} {problems[0][1]}", reason="bad_pattern")
+        self.problems = tuple(problems)
+
+
+class _Sequence(NamedTuple):
+    """An expression without choices, for names without newlines.
+
+    Attributes:
+        items: literal texts, None for any character, and an expression for a run of digits.
+        has_end: whether the name must end after it.
+    """
+
+    from_start: bool
+    items: tuple[str | re.Pattern[str] | None, ...]
+    has_end: bool
+
+    @property
+    def literal(self) -> str | None:
+        """The literal text that may be anywhere, if it is only that."""
+        only = self.items[0] if len(self.items) == 1 and not self.has_end else None
+        return only if isinstance(only, str) else None
+
+    @property
+    def needle(self) -> str:
+        """The longest literal text in it."""
+        return max((item for item in self.items if isinstance(item, str)), key=len, default="")
+
+    @property
+    def source(self) -> str:
+        """The expression for `re`."""
+        kinds = ("." if i is None else re.escape(i) if isinstance(i, str) else i.pattern for i in self.items)
+        return "".join(kinds) + (r"\Z" if self.has_end else "")
+
+
+class _Branch(NamedTuple):
+    """The names from one position up to another, which all start with a text."""
+
+    first: int
+    end: int
+    text: str
+
+
+_Key = tuple[str, How]
+_LITERAL_KINDS = (How.NAME, How.START, How.END)
+_NO_HITS = Hits()
+
+
+class Names:
+    """The names of parameters, sorted, so that names with the same prefix are together."""
+
+    def __init__(self, names: Iterable[str], expressions: Expressions | None = None) -> None:
+        """
+        Args:
+            expressions: the process for expressions; it can be shared, with its limit of time.
+        """
         self.all = sorted(set(names))
+        self.expressions = expressions or Expressions()
+        self._found: dict[_Key, Hits] = {}
+        self._problems: dict[_Key, str] = {}
+        self._last: tuple[Sequence[Entry], list[Hits]] | None = None
+        self._matches_left = MAX_MATCHES
+        # `$` also matches before a newline at the end, and `.` does not match one.
+        self._has_newlines = any("\n" in name for name in self.all)
+
+    @staticmethod
+    def of(names: "Iterable[str] | Names") -> "Names":
+        return names if isinstance(names, Names) else Names(names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
 
     def starting_with(self, prefix: str) -> tuple[str, ...]:
         return starting_with(self.all, prefix)
 
-    def found(self, pattern: re.Pattern[str], *, anchored: bool) -> Iterator[re.Match[str]]:
-        """Yield the matches; an anchored pattern must match from the start of a name."""
-        prefix = literal_prefix(pattern.pattern) if anchored or pattern.pattern.startswith("^") else ""
-        look = pattern.match if anchored else pattern.search
-        return (match for name in self.starting_with(prefix) if (match := look(name)) is not None)
+    def matched(self, entries: Sequence[Entry]) -> set[str]:
+        """Return the names that any of the entries matches.
+
+        Raises:
+            As `search`.
+        """
+        changes = [0] * (len(self.all) + 1)
+        for hits in self.search(entries):
+            for first, end in hits.spans:
+                changes[first] += 1
+                changes[end] -= 1
+        return {name for name, count in zip(self.all, accumulate(changes), strict=False) if count}
+
+    def search(self, entries: Sequence[Entry]) -> Sequence[Hits]:
+        """Find the names that each of the entries matches.
+
+        Raises:
+            PatternError: entries are not regular expressions, or take too long.
+            ResultError: too_large, too many entries of a kind, or too many matches; no_process.
+        """
+        # The names that a file trains are wanted first, and then the findings about its entries.
+        if self._last is not None and self._last[0] == entries:
+            return self._last[1]
+        floating: dict[_Key, list[_Sequence]] = {}
+        hard: dict[_Key, str] = {}
+        later: list[int] = []
+        found: list[Hits] = []
+        for entry in entries:
+            hits = self._found_at_once(entry)
+            if hits is None and (hits := self._found.get(key := (entry.pattern, entry.how))) is None:
+                is_hard = self._has_newlines or key in self._problems
+                sequences = None if is_hard else _read(entry.pattern, entry.how)
+                if sequences is None:
+                    hard.setdefault(key, entry.text)
+                elif all(sequence.from_start for sequence in sequences):
+                    hits = self._first_of(sequences)
+                    if hits.spans:
+                        self._found[key] = hits
+                else:
+                    floating[key] = sequences
+            if hits is None:
+                later.append(len(found))
+            found.append(hits or _NO_HITS)
+        check_count(len(hard), MAX_EXPRESSIONS, "regular expressions")
+        check_count(sum(map(len, floating.values())), MAX_FLOATING, "alternatives and entries without a fixed start")
+        self._find_hard(hard)
+        self._find_floating(floating)
+        for at in later:
+            found[at] = self._found[entries[at].pattern, entries[at].how]
+        self._last = (entries, found)
+        return found
+
+    def names_of(self, hits: Hits) -> list[str]:
+        """Return the names of hits.
+
+        Raises:
+            ResultError: too_large, too many matches with those before.
+        """
+        self._count(sum(end - first for first, end in hits.spans))
+        return [name for first, end in hits.spans for name in self.all[first:end]]
+
+    def _found_at_once(self, entry: Entry) -> Hits | None:
+        """Return the hits of a literal text with a fixed start or end; None for any other entry."""
+        text, how = entry.pattern, entry.how
+        is_whole_name = how is How.NAME
+        if how is How.END:
+            return self._ending_with(text)
+        if how not in _LITERAL_KINDS:
+            plain = None if self._has_newlines else _PLAIN.fullmatch(text)
+            if plain is None or (how is How.SEARCH and not plain[1]):
+                return None
+            text = _unescaped(plain[2])
+            is_whole_name = bool(plain[3]) or how is How.WHOLE
+        if is_whole_name:
+            at = bisect_left(self.all, text)
+            return Hits(((at, at + 1),)) if at < len(self.all) and self.all[at] == text else _NO_HITS
+        first, end = self._range(text)
+        return self._of_branches([_Branch(first, end, text)]) if first < end else _NO_HITS
+
+    def _range(self, prefix: str, first: int = 0, end: int | None = None) -> tuple[int, int]:
+        """Return the positions of the names that start with a prefix, within others that share a shorter one."""
+        end = len(self.all) if end is None else end
+        first = bisect_left(self.all, prefix, first, end)
+        return first, bisect_left(self.all, after, first, end) if (after := _after(prefix)) else end
+
+    def _narrow(self, items: Iterable[str | re.Pattern[str] | None]) -> list[_Branch]:
+        """Return the names that start with a sequence of items."""
+        branches = [_Branch(0, len(self.all), "")] if self.all else []
+        for item in items:
+            if isinstance(item, str):
+                branches = [
+                    _Branch(*self._range(text + item, first, end), text + item) for first, end, text in branches
+                ]
+            else:
+                branches = [new for branch in branches for new in self._split(branch, item)]
+            branches = [branch for branch in branches if branch.first < branch.end]
+            if not branches:
+                break
+            if len(branches) > 1:
+                self._count(len(branches))
+        return branches
+
+    def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
+        """Yield the names of a branch by their next character, or their next run of digits."""
+        position, at = len(branch.text), branch.first
+        if at < branch.end and len(self.all[at]) == position:
+            at += 1
+        while at < branch.end:
+            name = self.all[at]
+            if digits is None:
+                text = name[: position + 1]
+                stop = self._range(text, at, branch.end)[1]
+                yield _Branch(at, stop, text)
+            elif (run := digits.match(name, position)) is None:
+                stop = self._range(name[: position + 1], at, branch.end)[1]
+            else:
+                # Names with a longer run start with this one too, so the character after it counts.
+                is_end = run.end() == len(name)
+                stop = at + 1 if is_end else self._range(name[: run.end() + 1], at, branch.end)[1]
+                yield _Branch(at, stop, name[: run.end()])
+            at = stop
+
+    def _of_branches(self, branches: list[_Branch]) -> Hits:
+        partial, count = [], 0
+        for branch in branches:
+            for first, stop in self._partial(branch):
+                count += max(stop - first, 0)
+                partial += self.all[first : min(stop, first + _MAX_SHOWN)]
+        spans = tuple((first, stop) for first, stop, _ in branches if first < stop)
+        return Hits(spans, tuple(partial[:_MAX_SHOWN]), count) if spans else _NO_HITS
+
+    def _partial(self, branch: _Branch) -> Iterator[tuple[int, int]]:
+        """Yield the names of a branch that go on within a component, as positions."""
+        first, end, text = branch
+        if first < end and text and not text.endswith("."):
+            if self.all[first] == text:
+                first += 1
+            dot, after = self._range(f"{text}.", first, end)
+            yield first, dot
+            yield after, end
+
+    def _ending_with(self, ending: str) -> Hits:
+        """Find the name `ending`, and the names that end in a dot and it."""
+        end = f".{ending}"[::-1]
+        first = bisect_left(self._reversed, end)
+        last = bisect_left(self._reversed, after, first) if (after := _after(end)) else len(self._reversed)
+        self._count(last - first)
+        whole = bisect_left(self.all, ending)
+        own = [whole] if self.all[whole : whole + 1] == [ending] else []
+        found = sorted([*own, *(bisect_left(self.all, name[::-1]) for name in self._reversed[first:last])])
+        return Hits(tuple(runs(found))) if found else _NO_HITS
+
+    @cached_property
+    def _reversed(self) -> list[str]:
+        return sorted(name[::-1] for name in self.all)
+
+    def _first_of(self, sequences: Sequence[_Sequence]) -> Hits:
+        """Find the names that start with one of several sequences; the first that fits counts."""
+        if len(sequences) == 1 and not sequences[0].has_end:
+            return self._of_branches(self._narrow(sequences[0].items))
+        found: dict[int, tuple[int, int]] = {}
+        for sequence in sequences:
+            for at, end in self._starting_with(sequence):
+                found.setdefault(at, (0, end))
+        return self._hits_of(found)
+
+    def _starting_with(self, sequence: _Sequence) -> Iterator[tuple[int, int]]:
+        """Yield the positions of the names that start with a sequence, and where it ends in them."""
+        for first, stop, text in self._narrow(sequence.items):
+            # A name that is the text comes first among those that start with it.
+            stop = stop if not sequence.has_end else first + (self.all[first] == text)
+            self._count(stop - first)
+            yield from ((at, len(text)) for at in range(first, stop))
+
+    def _hits_of(self, found: Mapping[int, tuple[int, int]]) -> Hits:
+        """Return the hits of matches: where they start and end, by the positions of names."""
+        if not found:
+            return _NO_HITS
+        in_order = sorted(found)
+        # A match without a character names nothing.
+        partial = [
+            self.all[at] for at in in_order if found[at][1] and not is_whole(self.all[at], found[at][0], found[at][1])
+        ]
+        return Hits(tuple(runs(in_order)), tuple(partial[:_MAX_SHOWN]), len(partial))
+
+    def _find_floating(self, wanted: Mapping[_Key, Sequence[_Sequence]]) -> None:
+        """Find the names in which sequences occur, the first occurrence in each, and keep the hits."""
+        if not wanted:
+            return
+        needles = {one.needle for sequences in wanted.values() for one in sequences if not one.from_start}
+        holders = self._holders(needles)
+        for key, sequences in wanted.items():
+            found: dict[int, tuple[int, int, int]] = {}
+            for order, sequence in enumerate(sequences):
+                if sequence.from_start:
+                    places = ((at, 0, end) for at, end in self._starting_with(sequence))
+                else:
+                    places = self._places(sequence, holders[sequence.needle])
+                for at, start, end in places:
+                    this = (start, order, end)
+                    found[at] = min(found.get(at, this), this)
+            self._found[key] = self._hits_of({at: (start, end) for at, (start, _, end) in found.items()})
+
+    def _places(self, sequence: _Sequence, holders: Collection[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield the first occurrence of a sequence in each of some names: position, start and end."""
+        self._count(len(holders))
+        if (literal := sequence.literal) is not None:
+            yield from ((at, start := self.all[at].find(literal), start + len(literal)) for at in holders)
+        else:
+            look = re.compile(sequence.source).search
+            yield from ((at, *match.span()) for at in holders if (match := look(self.all[at])) is not None)
+
+    def _holders(self, needles: Collection[str]) -> dict[str, Sequence[int]]:
+        """Return the positions of the names that each text is in."""
+        if len(needles) * len(self.all) <= _FEW_PAIRS:
+            return {needle: [at for at, name in enumerate(self.all) if needle in name] for needle in needles}
+        found: dict[str, list[int]] = {needle: [] for needle in needles}
+        for first, endings, owners in self._endings():
+            for needle, places in found.items():
+                start = needle[:_MAX_ENDING]
+                low = bisect_left(endings, start)
+                high = bisect_left(endings, after, low) if (after := _after(start)) else len(endings)
+                if low < high:
+                    self._count(high - low)
+                    new = sorted({owners[i] + first for i in range(low, high)})
+                    places += new if len(needle) <= _MAX_ENDING else (at for at in new if needle in self.all[at])
+        return dict(found)
+
+    def _endings(self) -> Iterator[tuple[int, list[str], list[int]]]:
+        """Yield the endings of the names, sorted, and their owners, for some names at a time.
+
+        The owners count from the position that comes with them.
+        """
+        first = 0
+        while first < len(self.all):
+            endings: list[str] = []
+            owners: list[int] = []
+            last = first
+            while last < len(self.all) and len(endings) < _CHUNK:
+                name = self.all[last]
+                endings += (name[i : i + _MAX_ENDING] for i in range(len(name)))
+                owners += [last - first] * len(name)
+                last += 1
+            order = sorted(range(len(endings)), key=endings.__getitem__)
+            yield first, [endings[i] for i in order], [owners[i] for i in order]
+            first = last
+
+    def _find_hard(self, wanted: Mapping[_Key, str]) -> None:
+        """Match expressions by `re` in another process, and keep the hits.
+
+        Raises:
+            PatternError, ResultError: as `search`.
+        """
+        new = [key for key in wanted if key not in self._problems]
+        answers = self.expressions.match([(pattern, how.value) for pattern, how in new], self.all) if new else []
+        for key, answer in zip(new, answers, strict=True):
+            if isinstance(answer, str):
+                self._problems[key] = answer
+            else:
+                spans = tuple((first, end) for first, end in answer["spans"])
+                self._count(len(spans))
+                self._found[key] = Hits(spans, tuple(self.all[at] for at in answer["partial"]), answer["count"])
+        if problems := [(text, self._problems[key]) for key, text in wanted.items() if key in self._problems]:
+            raise PatternError(problems)
+
+    def _count(self, matches: int) -> None:
+        self._matches_left -= max(matches, 0)
+        if self._matches_left < 0:
+            raise ResultError(
+                f"the entries match parameters more than {MAX_MATCHES:,} times, the limit", reason="too_large"
+            )
 
 
 def starting_with(names: Sequence[str], prefix: str) -> tuple[str, ...]:
     """Return the sorted names that start with a prefix."""
-    first = last = bisect.bisect_left(names, prefix)
-    while last < len(names) and names[last].startswith(prefix):
-        last += 1
+    first = bisect_left(names, prefix)
+    last = bisect_left(names, after, first) if (after := _after(prefix)) else len(names)
     return tuple(names[first:last])
-
-
-def literal_prefix(pattern: str) -> str:
-    """Return a literal prefix of every name that the pattern matches from the start.
-
-    Return "" if there is none.
-    """
-    inner = pattern.removeprefix("^")
-    if alternatives(pattern) != [pattern]:
-        return ""
-    if (whole := re.fullmatch(r"\(\?:(.*)\)(\$|\\Z)?", inner, re.DOTALL)) and _is_one_group(inner):
-        inner = whole[1]
-    prefix, position = [], 0
-    while (literal := _LITERAL.match(inner, position)) is not None:
-        position = literal.end()
-        if inner.startswith(_REPEATS, position):
-            break
-        prefix.append(literal[0].removeprefix("\\"))
-    return "".join(prefix)
 
 
 def alternatives(pattern: str) -> list[str]:
     """Split `a|b`, and `^(?:a|b)$` with the text around the alternatives.
 
     Without `|`, return one part.
+
+    Raises:
+        ResultError: too_large, more than `MAX_ENTRIES`.
     """
+    check_count(pattern.count("|"))
+    if (plain := _GROUP.fullmatch(pattern)) is not None:
+        parts = _split(plain[2])
+        return [f"{plain[1]}(?:{part}){plain[3] or ''}" for part in parts] if len(parts) > 1 else [pattern]
+    if len(parts := _split(pattern)) > 1:
+        return parts
     before, inner, after = "", pattern, ""
-    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and _is_one_group(pattern):
+    if (whole := re.fullmatch(r"(\^?)\(\?:(.*)\)(\$|\\Z)?", pattern, re.DOTALL)) and is_one_group(pattern):
         before, inner, after = f"{whole[1]}(?:", whole[2], f"){whole[3] or ''}"
     cuts = [position for position, character, depth in _structure(inner) if character == "|" and depth == 0]
     parts = [inner[i + 1 : j] for i, j in pairwise([-1, *cuts, len(inner)])]
     return [f"{before}{part}{after}" for part in parts] if cuts else [pattern]
 
 
-def _is_one_group(pattern: str) -> bool:
+def is_one_group(pattern: str) -> bool:
     """Whether the last parenthesis of a pattern closes the group with which it begins."""
+    if (plain := _GROUP.fullmatch(pattern)) is not None and not plain[1] and not plain[3]:
+        return True
     parentheses = [(character, depth) for _, character, depth in _structure(pattern) if character in "()"]
     return parentheses[-1:] == [(")", 1)] and all(depth for _, depth in parentheses[1:])
 
@@ -87,3 +500,69 @@ def _structure(pattern: str) -> Iterator[tuple[int, str, int]]:
             yield position, character, depth
             depth += {"(": 1, ")": -1}.get(character, 0)
         position += 1
+
+
+def check_count(count: int, limit: int = MAX_ENTRIES, what: str = "entries") -> None:
+    """Raise ResultError, too_large, for more entries of a kind than the limit."""
+    if count > limit:
+        raise ResultError(f"the file has more than {limit:,} {what}, the limit", reason="too_large")
+
+
+def _read(pattern: str, how: How) -> list[_Sequence] | None:
+    """Read an expression as alternative sequences, the first of which counts; None for any other expression."""
+    if (one := _ONE.fullmatch(pattern)) is not None:
+        texts = [(one[1], one[2], one[3])]
+    elif (group := _GROUP.fullmatch(pattern)) is not None:
+        texts = [(group[1], part, group[3]) for part in _split(group[2])]
+    else:
+        found = [_ONE.fullmatch(part) for part in _split(pattern)]
+        if not found or None in found:
+            return None
+        texts = [(part[1], part[2], part[3]) for part in found if part is not None]
+    sequences = []
+    for start, items, end in texts:
+        read = _items_of(items)
+        from_start = bool(start) or how is not How.SEARCH
+        if read is None or (not read and end and not from_start):
+            return None
+        # The empty text is found at the start.
+        sequences.append(_Sequence(from_start or not read, read, bool(end) or how is How.WHOLE))
+    return sequences
+
+
+def _items_of(text: str) -> tuple[str | re.Pattern[str] | None, ...] | None:
+    items: list[str | re.Pattern[str] | None] = []
+    for literal, dot, digits in _ITEM.findall(text):
+        items.append(_unescaped(literal) if literal else None if dot else _RUNS[digits])
+    for item, following in pairwise(items):
+        # Another end of the run could match then, and not only the last one.
+        if isinstance(item, re.Pattern) and (not isinstance(following, str) or following[0].isdecimal()):
+            return None
+    return tuple(items)
+
+
+def _unescaped(literal: str) -> str:
+    if "\\" not in literal:
+        return literal
+    # A backslash that is escaped itself is rare.
+    return _ESCAPE.sub(r"\1", literal) if r"\\" in literal else literal.replace("\\", "")
+
+
+def _split(pattern: str) -> list[str]:
+    """Split a plain expression at `|`; return no parts of any other one."""
+    parts, position = [], 0
+    while True:
+        part = _PART.match(pattern, position)
+        assert part is not None
+        parts.append(part[0])
+        position = part.end() + 1
+        if part.end() == len(pattern):
+            return parts
+        if pattern[part.end()] != "|":
+            return []
+
+
+def _after(prefix: str) -> str:
+    """Return the first text after all those with a prefix; "" if there is none."""
+    prefix = prefix.rstrip(_LAST)
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""

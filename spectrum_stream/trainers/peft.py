@@ -19,16 +19,17 @@ because PEFT 0.21 ignores their keys.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from ..errors import ResultError
 from ..model.names import group_of, is_embedding, is_fused_experts, is_head, is_norm
 from ..selection.select import Selection
 from .parameters import Parameters
-from .patterns import alternatives
+from .patterns import How, Names, alternatives, check_count
+from .reading import read_json
 from .targets import Target, inexact, targets_of
-from .trainer import Entry, Finding, Reason, Trainer
+from .trainer import Entry, Finding, Reason, Trainer, strings
 
 RANK = 16
 # A keyword of PEFT, not a regular expression.
@@ -83,32 +84,30 @@ class Peft(Trainer):
         return json.dumps(options | ({"target_parameters": fused} if fused else {}), indent=2)
 
     def entries(self, text: str) -> list[Entry]:
-        options = json.loads(text)
-        modules, fused = options.get("target_modules") or [], options.get("target_parameters") or []
+        options = read_json(text)
+        modules, fused = options.get("target_modules") or [], strings(options.get("target_parameters") or [])
         if isinstance(modules, str) and modules.lower() == _ALL_LINEAR:
             wholes = []
         elif isinstance(modules, str):
-            wholes = [Entry(part, re.compile(rf"(?:{part})\.weight\Z")) for part in alternatives(modules)]
+            wholes = [Entry(part, rf"{part}\.weight\Z") for part in alternatives(modules)]
         else:
-            wholes = [Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\.weight\Z")) for end in modules]
-        return [*wholes, *(Entry(end, re.compile(rf"(?:.*\.)?{re.escape(end)}\Z")) for end in fused)]
+            wholes = [Entry(end, f"{end}.weight", How.END) for end in strings(modules)]
+        return [*wholes, *(Entry(end, end, How.END) for end in fused)]
 
     def matches(self, text: str, names: Iterable[str]) -> set[str]:
         """Return the weights that get an adapter."""
-        options = json.loads(text)
-        fused = tuple(options.get("target_parameters") or ())
-        targeted, excluded = (_matcher(options.get(key)) for key in ("target_modules", "exclude_modules"))
-        return {
-            name
-            for name in names
-            if ((module := name.removesuffix(".weight")) != name and targeted(module) and not excluded(module))
-            or name in fused
-            or name.endswith(tuple(f".{end}" for end in fused))
-        }
+        options = read_json(text)
+        names = Names.of(names)
+        weights = Names(
+            (name.removesuffix(".weight") for name in names if name.endswith(".weight")), names.expressions
+        )
+        targeted, excluded = (_adapted(options.get(key), weights) for key in ("target_modules", "exclude_modules"))
+        fused = [Entry(end, end, How.END) for end in strings(options.get("target_parameters") or [])]
+        return {f"{module}.weight" for module in targeted - excluded} | names.matched(fused)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find a string of targets for a mixture of experts."""
-        modules = json.loads(text).get("target_modules")
+        modules = read_json(text).get("target_modules")
         if not isinstance(modules, str) or modules.lower() == _ALL_LINEAR or not _is_mixture(parameters.shapes):
             return []
         detail = "PEFT reduces a string to last parts of names in all layers of a mixture of experts; use a list"
@@ -137,19 +136,20 @@ def _is_mixture(names: Iterable[str]) -> bool:
     return any(is_fused_experts(name) and not name.endswith(".weight") for name in names)
 
 
-def _matcher(modules: object) -> Callable[[str], object]:
-    """Return a test for module names, from `target_modules` or `exclude_modules`.
+def _adapted(modules: object, names: Names) -> set[str]:
+    """Return the modules that `target_modules` or `exclude_modules` names.
 
     A string must match the whole name. An entry of a list must be the whole name, or its end after a dot.
     """
     if isinstance(modules, str) and modules.lower() == _ALL_LINEAR:
         # A name is only a guess whether a module is linear. PEFT leaves out the head.
-        return lambda module: not (is_norm(module) or is_embedding(module) or is_head(module))
+        return {module for module in names if not (is_norm(module) or is_embedding(module) or is_head(module))}
     if isinstance(modules, str):
-        return re.compile(modules).fullmatch
-    names = [name for name in modules if isinstance(name, str)] if isinstance(modules, list) else []
-    ends = tuple(f".{name}" for name in names)
-    return lambda module: f".{module}".endswith(ends)
+        check_count(modules.count("|"))
+        return names.matched([Entry(modules, modules, How.WHOLE)])
+    ends = [name for name in modules if isinstance(name, str)] if isinstance(modules, list) else []
+    check_count(len(ends))
+    return names.matched([Entry(end, end, How.END) for end in ends])
 
 
 def _module(target: Target) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from ..numerics.metrics import SPECTRUM
 from ..selection.budget import needs
 from ..selection.select import Selection
+from .reading import read_json
 from .targets import targets_of
 from .trainer import Entry, Trainer, exact, strings
 
@@ -53,4 +54,4 @@ class PlainJson(Trainer):
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
     def entries(self, text: str) -> list[Entry]:
-        return [exact(name) for name in strings(json.loads(text)["parameters"])]
+        return [exact(name) for name in strings(read_json(text)["parameters"])]

@@ -13,8 +13,13 @@ from collections.abc import Collection
 
 from ..selection.select import Selection
 from .axolotl import plain
+from .patterns import check_count
 from .targets import targets_of
 from .trainer import Entry, Trainer
+
+# A line, as `str.splitlines` splits them, that begins with `- `.
+_BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_ENTRY = re.compile(rf"(?<![^{_BREAKS}])- ([^{_BREAKS}]*)")
 
 
 class SftRecipes(Trainer):
@@ -35,5 +40,8 @@ class SftRecipes(Trainer):
         return "\n".join(["unfrozen_parameters:", *(f"- ^{re.escape(plain(name))}$" for name in names)]) + "\n"
 
     def entries(self, text: str) -> list[Entry]:
-        patterns = [line.split("- ")[1] for line in text.splitlines() if line.startswith("- ")]
-        return [Entry(pattern, re.compile(pattern)) for pattern in patterns]
+        check_count(sum(1 for _ in _ENTRY.finditer(text)))
+        # Entries can be longer than what the recipes take of them.
+        return [
+            Entry(pattern, pattern) for found in _ENTRY.finditer(text) for pattern in [found[1].split("- ", 1)[0]]
+        ]

@@ -5,13 +5,14 @@ most 50,000 entries of at most 512 characters. (soup-cli 0.77.0, soup_cli/utils/
 soup_cli/config/schema.py)
 """
 
-import re
 from collections.abc import Collection
 
 import yaml
 
 from ..errors import ResultError
 from ..selection.select import Selection
+from .patterns import How
+from .reading import read_yaml
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
 
@@ -41,5 +42,5 @@ class Soup(Trainer):
         return yaml.safe_dump({"training": {"unfrozen_parameters": entries}}, width=10_000)
 
     def entries(self, text: str) -> list[Entry]:
-        patterns = strings(yaml.safe_load(text)["training"]["unfrozen_parameters"])
-        return [Entry(pattern, re.compile(pattern), False) for pattern in patterns]
+        patterns = strings(read_yaml(text)["training"]["unfrozen_parameters"])
+        return [Entry(pattern, pattern, How.SEARCH) for pattern in patterns]

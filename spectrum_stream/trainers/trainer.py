@@ -4,7 +4,7 @@ Each trainer is one subclass of `Trainer` in a separate file, and one row of the
 `select` writes its file and `verify` reads it. Neither knows any trainer by name.
 """
 
-import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters
-from .patterns import SortedNames
+from .patterns import Entry as Entry
+from .patterns import How, Names, check_count
 
 
 class Reason(StrEnum):
@@ -59,28 +60,14 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a selection file, as its trainer reads it.
-
-    Attributes:
-        text: the entry as written.
-        pattern: an expression that finds the parameters that it trains.
-        anchored: whether the pattern must match from the start of a name.
-    """
-
-    text: str
-    pattern: re.Pattern[str]
-    anchored: bool = True
-
-
 class Trainer(ABC):
     """A trainer, or one of the files that it reads.
 
     The methods that read a file raise ResultError for a problem that they can explain. They may also raise a
-    YAMLError, SyntaxError or RecursionError for text in another language, a ValueError, KeyError, TypeError,
-    AttributeError, IndexError or OverflowError for a text that is not a selection, and re.error for an entry that is
-    not a regular expression. `verify` turns all of them into sentences.
+    YAMLError, SyntaxError or RecursionError for text in another language, and a ValueError, KeyError, TypeError,
+    AttributeError, IndexError or OverflowError for a text that is not a selection. Those that match names raise
+    PatternError for an entry that is not a regular expression, or that takes too long to match. `verify` turns all of
+    them into sentences.
 
     Attributes:
         name: the value of `--format`.
@@ -134,7 +121,7 @@ class Trainer(ABC):
 
     def trained(self, text: str, parameters: Parameters) -> set[str]:
         """Return the parameters of a model that the trainer trains with this file, if its config or sizes matter."""
-        return self.matches(text, parameters.own)
+        return self.matches(text, parameters.names)
 
     def loads_classifier(self, text: str) -> bool:
         """Whether the trainer loads the model with a head `score` for classes or rewards, instead of its own."""
@@ -165,22 +152,27 @@ class Trainer(ABC):
 
 
 def find_matches(entries: Iterable[Entry], names: Iterable[str]) -> set[str]:
-    """Return the names that any of the entries matches."""
-    in_order = SortedNames(names)
-    return {match.string for entry in entries for match in in_order.found(entry.pattern, anchored=entry.anchored)}
+    """Return the names that any of the entries matches.
+
+    Raises:
+        PatternError, ResultError: as `Names.search`.
+    """
+    return Names.of(names).matched(list(entries))
 
 
 def exact(name: str) -> Entry:
     """Return an entry that is the whole name of a parameter."""
-    return Entry(name, re.compile(rf"{re.escape(name)}\Z"))
+    return Entry(name, name, How.NAME)
 
 
 def strings(value: Any) -> list[str]:
     """Return a list of strings unchanged.
 
     Raises:
-        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters.
+        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters; too_large.
     """
+    if isinstance(value, list):
+        check_count(len(value))
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         # The message leaves out the value. It can take all memory, because YAML repeats a part of it by name.
         raise ResultError(
@@ -195,4 +187,9 @@ def adapter_findings(setting: str, kind: object) -> list[Finding]:
     """Report a kind of tuning that trains an adapter instead of weights."""
     if kind in ("full", "freeze"):
         return []
-    return [Finding(Reason.ADAPTER, f"{setting}: {kind}", "trains an adapter; the weights of the model stay frozen")]
+    shown = kind if isinstance(kind, str) else reprlib.repr(kind)
+    return [
+        Finding(
+            Reason.ADAPTER, f"{setting}: {shown[:200]}", "trains an adapter; the weights of the model stay frozen"
+        )
+    ]

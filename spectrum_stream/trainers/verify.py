@@ -9,8 +9,8 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +20,10 @@ from ..errors import ResultError, UsageError
 from ..model.names import is_head
 from ..results.result import Result, read_text
 from ..selection.select import ALWAYS
-from ..text import listed
 from . import DEFAULT, TRAINERS
 from .parameters import Parameters
-from .patterns import SortedNames
-from .trainer import Entry, Finding, Reason, Trainer
+from .patterns import Entry, How, Names, PatternError
+from .trainer import Finding, Reason, Trainer
 
 _ALWAYS_NAMES = {f"{module}.weight" for module in ALWAYS}
 # A class of characters such as [10-20], which people write for a range of numbers.
@@ -40,6 +39,10 @@ _SIMILAR = 0.7
 _MAX_SEARCHES = 20
 _MAX_LENGTH = 120
 _MAX_SHAPES = 300
+# Findings that are kept; more are only counted.
+MAX_FINDINGS = 10_000
+# Characters of an entry that a finding shows.
+_MAX_SHOWN = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +53,47 @@ class Verdict:
         parameters: the number of parameters of the model, tied names not counted.
         origin: the origin of their names, a noun phrase.
         trained: the parameters that would be trained; empty for a result, which chooses none.
+        findings: at most `MAX_FINDINGS`.
+        more_findings: the number of others, which are not kept.
     """
 
     parameters: int
     origin: str
     trained: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    more_findings: int = 0
 
     @property
     def is_good(self) -> bool:
-        return all(finding.reason.is_note for finding in self.findings)
+        return not self.more_findings and all(finding.reason.is_note for finding in self.findings)
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Findings up to a limit. A file with a million wrong entries is as wrong as one with ten thousand."""
+
+    kept: list[Finding] = field(default_factory=list)
+    more: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.kept) >= MAX_FINDINGS
+
+    def add(self, reason: Reason, entry: str, detail: str) -> None:
+        if not self.is_full:
+            self.kept.append(Finding(reason, entry[:_MAX_SHOWN], detail))
+        else:
+            self.more += 1
+
+    def verdict(self, parameters: Parameters, trained: Collection[str] = ()) -> Verdict:
+        names = parameters.own
+        return Verdict(
+            parameters=len(names),
+            origin=parameters.origin,
+            trained=tuple(name for name in names if name in trained),
+            findings=tuple(self.kept),
+            more_findings=self.more,
+        )
 
 
 def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> Verdict:
@@ -77,25 +111,28 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
             f"unknown format {trainer!r}", reason="no_such_format", hint=f"choose one of {', '.join(TRAINERS)}"
         )
     reader = TRAINERS[trainer]
-    names = parameters.own
-    sentence = parameters.base_model
-    notes = () if sentence is None else (Finding(Reason.BASE_MODEL, "architectures", sentence),)
-    if not reader.has_result_schema and (findings := _check_result(path, parameters)) is not None:
-        return Verdict(parameters=len(names), origin=parameters.origin, findings=(*notes, *findings))
+    findings = _Findings()
+    if parameters.base_model is not None:
+        findings.add(Reason.BASE_MODEL, "architectures", parameters.base_model)
+    if not reader.has_result_schema and _check_result(path, parameters, findings):
+        return findings.verdict(parameters)
     text = read_text(path, "selection")
     try:
         if reader.loads_classifier(text):
             parameters = parameters.with_classifier()
-            names = parameters.own
-        entries, trained = reader.entries(text), reader.trained(text, parameters)
+        entries = reader.entries(text)
+        trained = reader.trained(text, parameters)
         conflicts = reader.conflicts(text, parameters)
-    except re.error as error:
-        mend = "write `.+` for any characters" if "repeat" in error.msg else "correct it"
-        detail = f"is not a regular expression ({error.msg}): {mend}"
-        bad = Finding(Reason.BAD_PATTERN, str(error.pattern), detail)
-        return Verdict(parameters=len(names), origin=parameters.origin, findings=(bad,))
+        _check_entries(entries, trained, parameters, reader, findings)
+    except PatternError as error:
+        # Nobody can say which parameters the other entries train.
+        bad = _Findings()
+        for entry, problem in error.problems:
+            bad.add(Reason.BAD_PATTERN, entry, _mended(problem))
+        return bad.verdict(parameters)
     except ResultError as error:
-        raise ResultError(f"{path}: {error}", reason=error.reason, hint=error.hint or _find_format(text)) from error
+        hint = error.hint or (_find_format(text) if error.reason == "not_a_selection" else None)
+        raise ResultError(f"{path}: {error}", reason=error.reason, hint=hint) from error
     except (yaml.YAMLError, SyntaxError, json.JSONDecodeError, RecursionError) as error:
         where, hint = _find_place(error, text)
         raise ResultError(
@@ -105,23 +142,24 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         raise ResultError(
             f"{path} is not a selection for {trainer}", reason="not_a_selection", hint=_find_format(text)
         ) from error
-    findings = _check_entries(entries, trained, parameters, reader)
     if not entries and conflicts:
         # The settings have to be corrected before anybody can say which parameters are trained.
         trained = set()
     elif not trained:
-        findings.append(
-            Finding(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one")
-        )
-    elif len(trained) == len(names) > 1:
-        detail = f"all {len(names)} parameters would be trained: {reader.advise_all(text)}"
-        findings.append(Finding(Reason.NOTHING_FROZEN, "", detail))
-    return Verdict(
-        parameters=len(names),
-        origin=parameters.origin,
-        trained=tuple(name for name in names if name in trained),
-        findings=(*notes, *findings, *conflicts),
-    )
+        findings.add(Reason.ALL_FROZEN, "", "no parameter would be trained: add an entry that matches one")
+    elif len(trained) == len(parameters.own) > 1:
+        detail = f"all {len(trained)} parameters would be trained: {reader.advise_all(text)}"
+        findings.add(Reason.NOTHING_FROZEN, "", detail)
+    for conflict in conflicts:
+        findings.add(conflict.reason, conflict.entry, conflict.detail)
+    return findings.verdict(parameters, trained)
+
+
+def _mended(problem: str) -> str:
+    """Add to a problem of an expression what to write."""
+    if "is not a regular expression" not in problem:
+        return problem
+    return f"{problem}: {'write `.+` for any characters' if 'repeat' in problem else 'correct it'}"
 
 
 def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
@@ -129,7 +167,8 @@ def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
     mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or "")[:200]
     if mark is None:
         return "", None
-    line = text.splitlines()[mark.line][:200] if mark.line < len(text.splitlines()) else ""
+    # Both readers of YAML count the place from the beginning.
+    line = text[text.rfind("\n", 0, mark.index) + 1 :][:200].split("\n", 1)[0]
     hint = None
     if "\t" in line:
         hint = "indent with spaces instead of tabs"
@@ -154,37 +193,47 @@ def _find_format(text: str) -> str:
 
 
 def _check_entries(
-    entries: Iterable[Entry], trained: Collection[str], parameters: Parameters, trainer: Trainer
-) -> list[Finding]:
-    own = SortedNames(parameters.own)
-    tied, nearest = SortedNames(parameters.tied), _Nearest(parameters)
-    findings = []
-    for entry in entries:
-        if (numbers := _NUMBERS.search(entry.text)) is not None:
-            findings.append(Finding(Reason.DIGIT_RANGE, entry.text, _explain_numbers(numbers)))
-        matches = list(own.found(entry.pattern, anchored=entry.anchored))
-        # A lookahead matches without a character, so it names nothing.
-        if more := sorted(match.string for match in matches if match.end() and not _is_whole(match)):
+    entries: Sequence[Entry], trained: Collection[str], parameters: Parameters, trainer: Trainer, findings: _Findings
+) -> None:
+    nearest = _Nearest(parameters)
+    hits = parameters.names.search(entries)
+    unmatched = [entry for entry, found in zip(entries, hits, strict=True) if not found.spans]
+    tied = _first_matches(unmatched, Names(parameters.tied, parameters.expressions))
+    stored = _first_matches(unmatched[:MAX_FINDINGS], Names(parameters.stored, parameters.expressions))
+    for entry, found in zip(entries, hits, strict=True):
+        if "[" in entry.text and (numbers := _NUMBERS.search(entry.text)) is not None:
+            findings.add(Reason.DIGIT_RANGE, entry.text, _explain_numbers(numbers))
+        if found.partial:
             mend = f": end the entry in `{trainer.dot}`" if trainer.dot else ""
-            findings.append(Finding(Reason.TOO_MANY, entry.text, f"also matches {listed(more)}{mend}"))
-        if matches:
+            more = found.partial_count - len(found.partial)
+            others = ", ".join(found.partial) + (f" and {more} more" if more else "")
+            findings.add(Reason.TOO_MANY, entry.text, f"also matches {others}{mend}")
+        if found.spans:
             continue
-        is_always = _read_name(entry.text) in _ALWAYS_NAMES
-        alias = next(tied.found(entry.pattern, anchored=entry.anchored), None)
-        owner = None if alias is None else parameters.tied[alias.string]
+        # To read a name takes longer than all else.
+        is_always = ("head" in entry.text or "embed" in entry.text) and _read_name(entry.text) in _ALWAYS_NAMES
+        key = (entry.pattern, entry.how)
+        alias = tied.get(key)
+        owner = None if alias is None else parameters.tied[alias]
         if owner is not None and (owner in trained or is_always):
-            findings.append(_report_tied(entry.text, owner))
+            findings.add(Reason.TIED_HEAD, entry.text, _tied_to(owner))
         elif owner is not None:
             detail = f"matches no parameter, because the head is tied to {owner}: write that name to train both"
-            findings.append(Finding(Reason.NO_MATCH, entry.text, detail))
+            findings.add(Reason.NO_MATCH, entry.text, detail)
         # Spectrum writes these two for every model, and trainers ignore those that the model lacks.
         elif not is_always:
-            advice = trainer.advise(entry.text) or nearest.find(entry)
+            advice = None if findings.is_full else trainer.advise(entry.text) or nearest.find(entry, stored.get(key))
             if advice is None:
                 advice = "the model has no similar name, so check that the file is for this model"
-            detail = f"matches no parameter; {advice}"
-            findings.append(Finding(Reason.NO_MATCH, entry.text, detail))
-    return findings
+            findings.add(Reason.NO_MATCH, entry.text, f"matches no parameter; {advice}")
+
+
+def _first_matches(entries: Sequence[Entry], names: Names) -> dict[tuple[str, How], str]:
+    """Return the first name that each entry matches, by pattern."""
+    if not names.all:
+        return {}
+    found = zip(entries, names.search(entries), strict=True)
+    return {(entry.pattern, entry.how): names.all[hits.spans[0][0]] for entry, hits in found if hits.spans}
 
 
 def _explain_numbers(found: re.Match[str]) -> str:
@@ -194,42 +243,38 @@ def _explain_numbers(found: re.Match[str]) -> str:
     return f"`{found[0]}` is one character, not a number from {first} to {last}: write `(?:{numbers})`"
 
 
-def _check_result(path: Path, parameters: Parameters) -> list[Finding] | None:
-    """Check the modules of a result; return None for a file that is not a result."""
+def _check_result(path: Path, parameters: Parameters, findings: _Findings) -> bool:
+    """Check the modules of a result; return False for a file that is not a result."""
     if path.suffix not in (".json", ".sqlite"):
-        return None
+        return False
     try:
         result = Result.open(path)
     except ResultError as error:
         if path.suffix == ".json" and error.reason == "not_a_result":
-            return None
+            return False
         raise
-    findings, nearest = [], _Nearest(parameters)
+    nearest = _Nearest(parameters)
     for module in result.modules:
         name = module.parameter_name
         is_missing = name not in parameters.shapes
         if name in parameters.tied or module.shares is not None or (is_head(module.name) and is_missing):
-            findings.append(_report_tied(module.name, parameters.tied.get(name) or module.shares or "the embedding"))
+            owner = parameters.tied.get(name) or module.shares or "the embedding"
+            findings.add(Reason.TIED_HEAD, module.name, _tied_to(owner))
         elif is_missing and module.name not in parameters.shapes:
-            near = nearest.find_name(module.name)
+            near = None if findings.is_full else nearest.find_name(module.name)
             detail = "is not a parameter of the model" + (f"; the model has {near}" if near else "")
-            findings.append(Finding(Reason.NOT_IN_MODEL, module.name, detail))
-    return findings
+            findings.add(Reason.NOT_IN_MODEL, module.name, detail)
+    return True
 
 
-def _report_tied(entry: str, owner: str) -> Finding:
-    return Finding(Reason.TIED_HEAD, entry, f"is tied to {owner}: both are trained, or neither")
-
-
-def _is_whole(match: re.Match[str]) -> bool:
-    """Whether a match has whole components: `layers.1`, but not in `layers.10`."""
-    name, start, end = match.string, match.start(), match.end()
-    begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
-    return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
+def _tied_to(owner: str) -> str:
+    return f"is tied to {owner}: both are trained, or neither"
 
 
 def _read_name(entry: str) -> str | None:
     """Return the name that an entry spells; None for a pattern that stands for several names."""
+    if len(entry) > _MAX_SHOWN:
+        return None
     name = re.sub(r"\[[0-9:]*\]$", "", entry).removeprefix("^").removesuffix("$")
     name = re.sub(r"^\(\?:(.*)\)$", r"\1", name).replace("\\.", ".").replace("\\-", "-").replace("\\_", "_")
     return name if re.fullmatch(r"[A-Za-z0-9_.\-]+", name) else None
@@ -241,10 +286,6 @@ class _Nearest:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._searches = 0
-
-    @cached_property
-    def _stored(self) -> SortedNames:
-        return SortedNames(self._parameters.stored)
 
     @cached_property
     def _first(self) -> dict[str, str]:
@@ -260,12 +301,17 @@ class _Nearest:
         last = {_without_numbers(name): name for name in self._parameters.shapes}
         return {shape.removesuffix(".weight"): name for shape, name in last.items()} | last
 
-    def find(self, entry: Entry) -> str | None:
-        """Return a clause about that parameter, or None."""
-        stored = next(self._stored.found(entry.pattern, anchored=entry.anchored), None)
-        there = None if stored is None else self._parameters.stored[stored.string]
-        if stored is not None and there != stored.string:
-            return f"{stored.string} is the name in the checkpoint: write {there}, its name in the model"
+    def find(self, entry: Entry, stored: str | None) -> str | None:
+        """Return a clause about that parameter, or None.
+
+        Args:
+            stored: a name in the checkpoint that the entry matches.
+        """
+        if len(entry.text) > _MAX_SHOWN:
+            return None
+        there = None if stored is None else self._parameters.stored[stored]
+        if stored is not None and there != stored:
+            return f"{stored} is the name in the checkpoint: write {there}, its name in the model"
         if (inside := entry.text.strip(" \t\r\n,;'\"")) != entry.text:
             return f"spaces, quotes and commas are a part of it: write {inside}"
         if (last := self._last.get(_without_numbers(entry.text), None)) is not None:
@@ -282,8 +328,9 @@ class _Nearest:
         if (name := _read_name(entry)) is not None:
             tail = name.split(".", 1)[-1]
             for end in (name, f"{name}.weight", *((f"{tail}.weight", tail) if tail not in _LEAVES else ())):
-                names = self._parameters.shapes
-                if (near := next((n for n in names if f".{n}".endswith(f".{end}")), None)) is not None:
+                after_dot = f".{end}"
+                found = (n for n in self._parameters.shapes if n.endswith(after_dot) or n == end)
+                if (near := next(found, None)) is not None:
                     return near
         wanted = _ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry).strip("^$")).replace("\\", "")
         wanted = _without_numbers(wanted)

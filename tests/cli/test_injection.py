@@ -23,6 +23,7 @@ from spectrum_stream.model.names import slug
 from spectrum_stream.selection.select import rank
 from spectrum_stream.text import printable
 from spectrum_stream.trainers import DEFAULT, axolotl
+from spectrum_stream.trainers.trainer import find_matches
 
 from ..support.checkpoints import Save
 from ..support.cli import Cli, reason
@@ -70,8 +71,8 @@ def test_hostile_module_in_yaml_is_literal_or_rejected(save: Save, payload: str)
         assert not list(Path().glob("*.yaml"))
         return
     assert yaml.safe_load(text)["unfrozen_parameters"][2:] == [module]
-    assert axolotl.Pattern(module).matches(f"{module}.weight")
-    assert not axolotl.Pattern(module).matches("other")
+    names = (f"{module}.weight", "other")
+    assert find_matches([axolotl.entry_of(module)], names) == {f"{module}.weight"}
 
 
 @payloads

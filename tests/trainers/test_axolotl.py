@@ -8,7 +8,16 @@ import yaml
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.results.result import Module
 from spectrum_stream.selection.select import select
-from spectrum_stream.trainers.axolotl import ALWAYS_PATTERNS, Axolotl, Pattern, patterns, read_patterns, whole_names
+from spectrum_stream.trainers.axolotl import (
+    ALWAYS_PATTERNS,
+    Axolotl,
+    entry_of,
+    names_rows,
+    patterns,
+    read_patterns,
+    whole_names,
+)
+from spectrum_stream.trainers.trainer import find_matches
 
 from ..support.checkpoints import GOLDEN
 
@@ -74,13 +83,13 @@ def test_read_patterns_reads_what_render_writes(tmp_path: Path) -> None:
         ("^model.embed_tokens.weight$[7]", "model.embed_tokens.weight", True),
     ],
 )
-def test_pattern_matches_like_axolotl(pattern: str, parameter: str, matches: bool) -> None:
-    assert Pattern(pattern).matches(parameter) is matches
+def test_entry_matches_like_axolotl(pattern: str, parameter: str, matches: bool) -> None:
+    assert find_matches([entry_of(pattern)], [parameter]) == ({parameter} if matches else set())
 
 
-@pytest.mark.parametrize(("text", "names_rows"), [("a$[:10]", True), ("a[3]", True), ("a[b]", False), ("a.b", False)])
-def test_pattern_recognizes_row_ranges(text: str, names_rows: bool) -> None:
-    assert Pattern(text).names_rows is names_rows
+@pytest.mark.parametrize(("text", "by_rows"), [("a$[:10]", True), ("a[3]", True), ("a[b]", False), ("a.b", False)])
+def test_names_rows_recognizes_row_ranges(text: str, by_rows: bool) -> None:
+    assert names_rows(text) is by_rows
 
 
 def test_render_writes_a_name_that_yaml_reads_as_a_number_with_its_parameter() -> None:
@@ -109,6 +118,12 @@ def test_render_writes_a_name_that_yaml_reads_as_a_number_with_its_parameter() -
         "null",
         "no",
         "1.5",
+        "-",
+        "---",
+        "...",
+        "2001-02-30",
+        "0x_",
+        "9" * 5000,
     ],
 )
 def test_render_fails_for_names_with_a_meaning_in_yaml_or_patterns(name: str) -> None:

@@ -12,7 +12,6 @@ from spectrum_stream.model.names import group_of
 from spectrum_stream.results.result import Module, Result
 from spectrum_stream.selection.select import Rule, Selection, choose
 from spectrum_stream.trainers import TRAINERS
-from spectrum_stream.trainers.patterns import SortedNames, alternatives, literal_prefix
 
 # Each name is a prefix or a suffix of another, or matches another if its dots are any characters.
 MODULES = (
@@ -195,40 +194,3 @@ REFUSALS: dict[str, set[str]] = {
 
 def test_refusals_lists_every_format_in_order() -> None:
     assert list(REFUSALS) == list(TRAINERS)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "parts", "prefix"),
-    [
-        ("a|b", ["a", "b"], ""),
-        (r"^(?:a\.b|c)$", [r"^(?:a\.b)$", "^(?:c)$"], ""),
-        (r"(?:a|b)\Z", [r"(?:a)\Z", r"(?:b)\Z"], ""),
-        (r"a\|b", [r"a\|b"], "a|b"),
-        ("a[|(]b", ["a[|(]b"], "a"),
-        ("(?:a|b)c|d", ["(?:a|b)c", "d"], ""),
-        ("(?:a|b)(?:c|d)", ["(?:a|b)(?:c|d)"], ""),
-        (r"^(?:model\.x)$", [r"^(?:model\.x)$"], "model.x"),
-        (r"model\.x+", [r"model\.x+"], "model.x"),
-        (r"model\.x?", [r"model\.x?"], "model."),
-        (r"model.x", ["model.x"], "model"),
-    ],
-)
-def test_patterns_finds_alternatives_and_literal_prefix(pattern: str, parts: list[str], prefix: str) -> None:
-    assert alternatives(pattern) == parts
-    assert literal_prefix(pattern) == prefix
-
-
-@given(
-    st.lists(st.sampled_from(["a", "b", r"\.", ".", "|", "(?:", ")", "+", "?", "[ab]", "$", "^"]), max_size=8),
-    st.data(),
-)
-def test_sorted_names_finds_the_matches_of_a_search_of_all_names(pieces: list[str], data: st.DataObject) -> None:
-    try:
-        pattern = re.compile("".join(pieces))
-    except re.error:
-        return
-    names = data.draw(st.lists(st.text("ab.", max_size=5)))
-    for anchored in (True, False):
-        look = pattern.match if anchored else pattern.search
-        found = {match.string for match in SortedNames(names).found(pattern, anchored=anchored)}
-        assert found == {name for name in names if look(name)}

@@ -1,0 +1,139 @@
+"""Regular expressions with a limit of time: they are matched in a process that is ended after it.
+
+The engine of Python's `re` backtracks, and can take centuries for `(a+)+b` and a name of 40 characters. It cannot be
+interrupted in a thread. Compiling can be as slow, for `(?:a{1,60000}){1,60000}`.
+"""
+
+import json
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import ResultError
+from . import expression_process
+
+# An expression takes a second for 300,000 names if it does not backtrack much.
+MAX_SECONDS_EACH = 3.0
+# All expressions of a file together.
+MAX_SECONDS = 12.0
+MAX_NBYTES = 1_000_000_000
+
+_START_SECONDS = 30.0
+_PYTHON = re.compile(r"(?:python|pypy)[0-9.tdm]*(?:\.exe)?|pythonw(?:\.exe)?", re.IGNORECASE)
+_SLOW = f"takes longer than {MAX_SECONDS_EACH:g} s to match: write it without repeats inside of repeats"
+_NOT_TRIED = f"was not tried, because the expressions before it took {MAX_SECONDS:g} s"
+
+Answer = dict[str, Any] | str
+"""An answer of `expression_process`, or a clause about the problem."""
+
+
+class Expressions:
+    """Matches regular expressions in other processes, all of them within one limit of time."""
+
+    def __init__(self) -> None:
+        self._seconds_left = MAX_SECONDS
+
+    def match(self, requests: Sequence[tuple[str, str]], names: Sequence[str]) -> list[Answer]:
+        """Match expressions against names.
+
+        Args:
+            requests: each expression, and `match`, `search` or `whole`.
+
+        Raises:
+            ResultError: no_process, another process of Python cannot be started.
+        """
+        answers: list[Answer] = []
+        while len(answers) < len(requests) and self._seconds_left > 0:
+            answers += self._run(requests[len(answers) :], names)
+        return answers + [_NOT_TRIED] * (len(requests) - len(answers))
+
+    def _run(self, requests: Sequence[tuple[str, str]], names: Sequence[str]) -> Iterator[Answer]:
+        """Yield the answers of one process, up to the first expression that is too slow."""
+        process = _start()
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
+        try:
+            reader.start()
+            given = {
+                "names": names,
+                "requests": requests,
+                "max_nbytes": MAX_NBYTES,
+                "max_seconds": round(MAX_SECONDS + _START_SECONDS),
+            }
+            _send(process, json.dumps(given).encode())
+            if _next(lines, _START_SECONDS).strip() != expression_process.READY:
+                raise _no_process("it ended at once")
+            for _ in requests:
+                started = time.monotonic()
+                limit = min(MAX_SECONDS_EACH, self._seconds_left)
+                line = _next(lines, limit)
+                self._seconds_left -= time.monotonic() - started
+                if not line.endswith("\n"):
+                    is_slow = time.monotonic() - started >= limit
+                    self._seconds_left -= 0 if is_slow else MAX_SECONDS_EACH
+                    yield _SLOW if is_slow else "is an expression that ends the process of `re`"
+                    return
+                answer = json.loads(line)
+                yield f"is not a regular expression ({answer['error']})" if "error" in answer else answer
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # In a program that is frozen or embeds Python, the executable is that program.
+    if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
+        raise _no_process("this program is not run by python")
+    script = Path(expression_process.__file__)
+    if not script.is_file():
+        raise _no_process("the package is not in a folder")
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-X", "utf8", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except OSError as error:
+        raise _no_process(str(error.strerror)) from error
+
+
+def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        with process.stdin as stdin:
+            stdin.write(data)
+    except OSError:
+        # The process has ended, and its output shows how far it came.
+        return
+
+
+def _read_lines(stdout: IO[bytes], lines: "queue.SimpleQueue[str]") -> None:
+    with stdout:
+        for line in stdout:
+            lines.put(line.decode())
+    lines.put("")
+
+
+def _next(lines: "queue.SimpleQueue[str]", seconds: float) -> str:
+    """Return the next line, or "" after this time or if the process has ended."""
+    try:
+        return lines.get(timeout=max(seconds, 0))
+    except queue.Empty:
+        return ""
+
+
+def _no_process(why: str) -> ResultError:
+    return ResultError(
+        f"the file has regular expressions that need a process with a limit of time, but none can be started: {why}",
+        reason="no_process",
+        hint="write names, `.` and `[0-9]+` only, which need no such process",
+    )

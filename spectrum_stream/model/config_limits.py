@@ -2,8 +2,8 @@
 
 A model takes memory and time for each layer, expert and label, and config.json is untrusted: a few bytes of it can
 stand for a million layers. A checkpoint has at least one tensor for each layer, and one tensor or row for each expert
-and label. Other sizes, such as `vocab_size`, cost nothing in a model without weights. Numbers of positions are honestly
-larger than any tensor; the process that builds the model limits their tables.
+and label. Other sizes, such as `vocab_size`, cost nothing in a model without weights. Honest numbers of positions are
+larger than any tensor, so only the process that builds the model limits their tables.
 """
 
 import re
@@ -32,14 +32,14 @@ class _Kind:
 
 def _kind(endings: str, few: int, *, has_rows: bool = False) -> _Kind:
     # `hidden_size_per_layer` is a size, and `max_depth` is a distance in an image.
-    return _Kind(re.compile(rf"(?!max_|min_|\w*(size|dim|token))(\w+_)?({endings})", re.ASCII), few, has_rows)
+    return _Kind(re.compile(rf"(?!max_|min_|\w*(size|dim|token|topk))(\w+_)?({endings})", re.ASCII), few, has_rows)
 
 
 _KINDS = (
-    # `num_hidden_layers`, `n_layer`, `encoder_layers`, `depths`, `layer_types`, `moe_layers`, `attention_types`
+    # `num_hidden_layers`, `n_layer`, `encoder_layers`, `depths`, `layer_types`, `attention_types`
     _kind(r"layers?|blocks?|depths?|(layers?|blocks?|attention)_types?|layers_block_type", 256),
-    # `num_block_repeats`, `stage_numb_of_layers`, `blocks_per_stage`, `num_hidden_groups`
-    _kind(r"repeats?|stages?|hidden_groups|(layers|blocks)_per_\w+", 256),
+    # `num_block_repeats`, `blocks_per_stage`, `num_hidden_groups`, `num_codebooks`
+    _kind(r"repeats?|stages?|hidden_groups|(layers|blocks)_per_\w+|convs|flows|codebooks|quantizers|networks", 256),
     # `num_local_experts`, `n_routed_experts`, `zero_expert_num`
     _kind(r"experts|experts?_num|num_experts?", 1024, has_rows=True),
     # The labels that a model without a head keeps from its training are more than its rows.

@@ -1,7 +1,7 @@
 """A process of its own for a computation that an untrusted file may make too large.
 
-The process is a fresh Python that answers requests, each one line of JSON. It ends when an answer takes too long, when
-it needs too much memory, and when the process that started it ends in any way.
+The process is a fresh Python that answers requests, each one line of JSON. It ends when an answer takes too long or
+needs too much memory, and when the process that started it ends in any way.
 """
 
 import contextlib
@@ -15,6 +15,9 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+
+from ..errors import FileError
+from ..files import FileKind, read_file
 
 # The longest answer, in bytes.
 MAX_ANSWER = 256_000_000
@@ -62,7 +65,7 @@ class LimitedProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                cwd=os.path.abspath(os.sep),
+                cwd=Path(sys.executable).anchor or None,
             )
         except (OSError, ValueError) as error:
             raise ProcessFailed(f"its process cannot be started: {error}") from error
@@ -156,12 +159,12 @@ def _limit_memory(nbytes: int) -> None:
     try:
         import resource
 
-        status = Path("/proc/self/status").read_text()
-        used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+        status = read_file(Path("/proc/self/status"), FileKind.NOTE)
+        used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(b"VmData:"))
         _lower_limit(resource.RLIMIT_DATA, used + nbytes)
         _lower_limit(resource.RLIMIT_CPU, int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + _LAST_SECONDS)
         _lower_limit(resource.RLIMIT_CORE, 0)
-    except (ImportError, OSError, ValueError, StopIteration):
+    except (ImportError, FileError, OSError, ValueError, StopIteration):
         # The limit of time holds everywhere.
         return
 

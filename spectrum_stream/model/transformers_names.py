@@ -10,7 +10,8 @@ private modules of transformers.
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
@@ -228,12 +229,11 @@ class _Server:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        # The model's warnings are about running it, so they do not matter here.
-        warnings.simplefilter("ignore")
-        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        _limit_parameters(limit)
         model_class, config_class = self._classes
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings(), _limited_parameters(limit):
+            # The model's warnings are about running it, so they do not matter here.
+            warnings.simplefilter("ignore")
+            transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             model = model_class(config_class.from_dict(_with_floats(config)))
         transforms = get_model_conversion_mapping(model)
         self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -259,7 +259,8 @@ class _Server:
         return None
 
 
-def _limit_parameters(limit: int) -> None:
+@contextmanager
+def _limited_parameters(limit: int) -> Iterator[None]:
     """Stop a build at its first parameter above a limit."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -271,7 +272,11 @@ def _limit_parameters(limit: int) -> None:
         if count > limit:
             raise ValueError(f"the model has more than {limit} parameters, too many for this checkpoint")
 
-    register_module_parameter_registration_hook(register)
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _find_tied(model: Any, names: Sequence[str]) -> dict[str, str]:

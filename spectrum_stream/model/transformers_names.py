@@ -99,7 +99,7 @@ class InstalledModel:
         """Find the parameter that each tensor becomes, or becomes a part of.
 
         Args:
-            tensors: names in the checkpoint, in its order, because some renamings depend on it.
+            tensors: names in the checkpoint.
 
         Returns:
             by tensor, its name before the prefix of the base model is added or removed, and the parameter. Tensors
@@ -202,7 +202,10 @@ class _Server:
                 case {"config": config, "limit": limit}:
                     return self._build(config, limit)
                 case {"find": tensors}:
-                    return [self._find(tensor) for tensor in tensors]
+                    # Some renamings begin once a name was seen, and that can come after the names that they change.
+                    for _ in range(2):
+                        found = [self._find(tensor) for tensor in tensors]
+                    return found
         except _Unknown as error:
             return {"unknown": str(error)}
         # The config is untrusted, and every model has its own way to fail.

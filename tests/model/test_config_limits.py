@@ -10,8 +10,21 @@ from spectrum_stream.model.config_limits import MAX_DEPTH, find_excess
 MANY = 10**6
 COUNTS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth"),
-    *("num_sparse_encoder_layers", "num_nextn_predict_layers", "t2u_encoder_layers", "num_blocks", "num_hidden_groups"),
-    *("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "zero_expert_num", "n_shared_experts"),
+    *(
+        "num_sparse_encoder_layers",
+        "num_nextn_predict_layers",
+        "t2u_encoder_layers",
+        "num_blocks",
+        "num_hidden_groups",
+    ),
+    *(
+        "num_experts",
+        "n_routed_experts",
+        "num_local_experts",
+        "moe_num_experts",
+        "zero_expert_num",
+        "n_shared_experts",
+    ),
     *("num_labels", "num_qa_labels", "num_classes", "num_codebooks", "num_stages"),
 )
 
@@ -46,7 +59,12 @@ def test_excess_of_depth_is_found() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"num_hidden_layers": 126, "max_position_embeddings": 10_485_760, "vocab_size": 290_943, "rope_theta": 10**11},
+        {
+            "num_hidden_layers": 126,
+            "max_position_embeddings": 10_485_760,
+            "vocab_size": 290_943,
+            "rope_theta": 10**11,
+        },
         {"num_labels": 21_843, "id2label": {str(i): "x" for i in range(21_843)}},
         {"max_window_layers": 5000, "hidden_size_per_layer": 4096, "max_depth": 1000, "global_block_size": 1024},
         {"num_hidden_layers": None, "num_experts": "8", "layers": {"a": 1}, "num_labels": -1, "num_layers": True},

@@ -1,6 +1,7 @@
 """The process that builds a model of transformers: a hostile config.json costs seconds and a sentence."""
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -28,14 +29,23 @@ NAME = "model.layers.0.self_attn.q_proj.weight"
 SWITCH = {
     "model_type": "switch_transformers",
     "architectures": ["SwitchTransformersForConditionalGeneration"],
-    **{"d_model": 16, "d_ff": 16, "d_kv": 16, "num_heads": 1},
-    **{"num_layers": 200, "num_sparse_encoder_layers": 100, "num_experts": 1000},
+    "d_model": 16,
+    "d_ff": 16,
+    "d_kv": 16,
+    "num_heads": 1,
+    "num_layers": 200,
+    "num_sparse_encoder_layers": 100,
+    "num_experts": 1000,
 }
 XLM = {
     "model_type": "xlm",
     "architectures": ["XLMWithLMHeadModel"],
-    **{"emb_dim": 10_000, "n_layers": 1, "n_heads": 1, "vocab_size": 10},
-    **{"max_position_embeddings": 10**8, "sinusoidal_embeddings": True},
+    "emb_dim": 10_000,
+    "n_layers": 1,
+    "n_heads": 1,
+    "vocab_size": 10,
+    "max_position_embeddings": 10**8,
+    "sinusoidal_embeddings": True,
 }
 
 
@@ -98,15 +108,19 @@ def test_settings_that_could_name_code_are_left_out_at_every_depth() -> None:
 def test_model_is_built_in_the_process(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     model = tiny("gemma3")
-    config = {**json.loads(model.config.to_json_string()), "attn_implementation": "attacker/evil"}
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    config = {**saved, "attn_implementation": "attacker/evil"}
     expected = {name: tuple(w.shape) for name, w in model.named_parameters(remove_duplicate=False)}
     with InstalledModel(ModelConfig(config), len(expected), 256) as found:
         assert found.built.shapes == expected and list(found.built.shapes) == list(expected)
         assert found.built.class_name == type(model).__name__
         old = "language_model.model.layers.0.mlp.up_proj.weight"
         new = "model.language_model.layers.0.mlp.up_proj.weight"
-        assert found.find([old, "no.such.weight", new])[old][1] == new
-        assert found.find([old]) == {old: found.find([old, new])[old]}
+        assert found.find([old, "no.such.weight"]).keys() == {old}
+        # Two tensors that would become one parameter are left out.
+        assert found.find([old, new]) == {}
+    # The process has ended, and its answers are kept.
     assert found.find([old])[old][1] == new
 
 
@@ -124,7 +138,8 @@ def test_model_is_built_in_the_process(tmp_path: Path) -> None:
 )
 def test_build_has_limits(config: dict[str, Any], rows: int, says: str) -> None:
     pytest.importorskip("transformers")
-    assert says in reject(config, rows=rows) or "more than 20 s" in reject(config, rows=rows)
+    # The machine may be so busy that the time is over first.
+    assert re.search(rf"{says}|more than 20 s", reject(config, rows=rows))
 
 
 @pytest.mark.slow
@@ -143,7 +158,12 @@ def test_build_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(tmp_path))
         monkeypatch.setattr(limited_process, "_ENVIRONMENT", {})
-        evil = {"attn_implementation": "a/b", "backbone": "a/b", "use_pretrained_backbone": True, "auto_map": {"A": "b"}}
+        evil = {
+            "attn_implementation": "a/b",
+            "backbone": "a/b",
+            "use_pretrained_backbone": True,
+            "auto_map": {"A": "b"},
+        }
         detr = {"model_type": "detr", "architectures": ["DetrModel"], "use_timm_backbone": False, **evil}
         for config in (OLMO | evil, detr):
             try:
@@ -152,5 +172,3 @@ def test_build_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
                 assert error.reason == "unknown_architecture"
         with pytest.raises(TimeoutError):
             server.accept()
-
-

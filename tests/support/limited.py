@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from spectrum_stream.model.limited_process import answer_requests
@@ -18,7 +19,8 @@ def serve() -> None:
 def _answer(request: Any) -> Any:
     match request:
         case {"print": text}:
-            print(text, flush=True)
+            sys.stdout.write(text)
+            sys.stdout.flush()
             os.write(1, text.encode())
         case {"exit": code}:
             os._exit(code)
@@ -39,5 +41,5 @@ def _answer(request: Any) -> Any:
         case {"long": nbytes}:
             return "x" * nbytes
         case "state":
-            return {"environment": dict(os.environ), "path": sys.path, "pid": os.getpid(), "folder": os.getcwd()}
+            return {"environment": dict(os.environ), "path": sys.path, "pid": os.getpid(), "folder": str(Path.cwd())}
     return request

@@ -2,8 +2,9 @@
 
 A model takes memory and time for each layer, expert and label, and config.json is untrusted: a few bytes of it can
 stand for a million layers. A checkpoint has at least one tensor for each layer, and one tensor or row for each expert
-and label. Other sizes, such as `vocab_size`, cost nothing in a model without weights. Honest numbers of positions are
-larger than any tensor, so only the process that builds the model limits their tables.
+and label. Other sizes, such as `vocab_size`, cost nothing in a model without weights, so their limit is the same for
+all checkpoints. Honest numbers of positions are larger than any tensor, so only the process that builds the model
+limits their tables.
 """
 
 import re
@@ -44,6 +45,12 @@ _KINDS = (
     _kind(r"experts|experts?_num|num_experts?", 1024, has_rows=True),
     # The labels that a model without a head keeps from its training are more than its rows.
     _kind(r"labels|classes", 100_000, has_rows=True),
+    # Sizes cost nothing, but no tensor of any model is so large.
+    _Kind(
+        re.compile(r"(\w+_)?(vocab_size|hidden_size|intermediate_size|d_model|d_ff|n_embd|ffn_dim)"),
+        10**8,
+        has_rows=True,
+    ),
 )
 
 

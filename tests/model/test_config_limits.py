@@ -7,7 +7,7 @@ import pytest
 
 from spectrum_stream.model.config_limits import MAX_DEPTH, find_excess
 
-MANY = 10**6
+MANY = 10**9
 COUNTS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth"),
     *(
@@ -25,7 +25,16 @@ COUNTS = (
         "zero_expert_num",
         "n_shared_experts",
     ),
-    *("num_labels", "num_qa_labels", "num_classes", "num_codebooks", "num_stages"),
+    *(
+        "vocab_size",
+        "hidden_size",
+        "moe_intermediate_size",
+        "num_labels",
+        "num_qa_labels",
+        "num_classes",
+        "num_codebooks",
+        "num_stages",
+    ),
 )
 
 

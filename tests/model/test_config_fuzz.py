@@ -1,4 +1,4 @@
-"""Configs of real families with hostile values: each plan ends in a result or in one of our errors, within its limits."""
+"""Configs of real families with hostile values: each plan ends in a result or one of our errors, within limits."""
 
 import json
 import time

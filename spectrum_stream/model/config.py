@@ -5,7 +5,8 @@
     num_hidden_layers, num_experts, tie_word_embeddings       in the language model, or at the top
     quantization_config, compression_config, quantization     at the top, in parts of the model, or in other files
 
-A value of the wrong type counts as missing.
+A value of the wrong type counts as missing. So does a number or a list that no model has: a number above
+`LARGEST_NUMBER`, more than `MOST_CLASSES` classes, and a name of more than `LONGEST_NAME` characters.
 """
 
 import re
@@ -13,6 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+LARGEST_NUMBER = 10**9
+MOST_CLASSES = 100
+LONGEST_NAME = 200
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -145,7 +150,9 @@ class ModelConfig:
     def architectures(self) -> tuple[str, ...]:
         """The classes of the model, `LlamaForCausalLM`."""
         names = self.data.get("architectures")
-        return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        if not isinstance(names, list) or len(names) > MOST_CLASSES:
+            return ()
+        return tuple(name for name in names if _text(name) is not None)
 
     @property
     def has_code(self) -> bool:
@@ -279,8 +286,8 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 
 
 def _integer(value: Any) -> int | None:
-    """Return the value if it is an integer above 0 and not a bool."""
-    return value if type(value) is int and value > 0 else None
+    """Return the value if it is an integer above 0 and not a bool, and not larger than any honest one."""
+    return value if type(value) is int and 0 < value <= LARGEST_NUMBER else None
 
 
 def _bits(value: Any) -> int | None:
@@ -289,7 +296,7 @@ def _bits(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and len(value) <= LONGEST_NAME else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is
 from .no_score import NoScore
 from .schemes import parameter_of
 from .ties import can_be_tied
-from .transformers_names import InstalledModel
+from .transformers_names import BuiltModel, InstalledModel
 from .wrappers import find_change, remove_known_wrappers, remove_wrappers, without_components
 
 
@@ -57,6 +57,7 @@ class Naming:
         unknown: stored names of weights that the model does not have; they keep the checkpoint's names.
         model_class: the class of transformers that has the names; None if it is not known.
         is_established: whether every weight has the name that was asked for.
+        built: the model that the installed transformers builds, if it was asked for.
         plain: the names of parameters in a trainer without its wrappers; empty for other names.
         warnings: one sentence for each oddity of the names.
     """
@@ -67,6 +68,7 @@ class Naming:
     unknown: tuple[str, ...] = ()
     model_class: str | None = None
     is_established: bool = True
+    built: BuiltModel | None = None
     plain: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -140,7 +142,8 @@ def name_parameters(
     weights = list(dict.fromkeys(w.parameter for w in matrices if w.tied_to is None))
     shared = [w.parameter for w in matrices if w.tied_to is not None]
     others = map(_stored_name_of, skipped)
-    naming = find_naming(config, names, [*weights, *shared, *others], weights, shared)
+    rows = max((max(w.n, w.m, (w.expert or 0) + 1) for w in matrices), default=0)
+    naming = find_naming(config, names, [*weights, *shared, *others], weights, shared, rows=rows)
     found = _rename_matrices(matrices, skipped, naming)
     if not isinstance(names, Names):
         return replace(found, names_sha256=_hash_names(names))
@@ -155,6 +158,8 @@ def find_naming(
     stored: Iterable[str],
     weights: Sequence[str] | None = None,
     shared: Collection[str] = (),
+    *,
+    rows: int = 0,
 ) -> Naming:
     """Find the parameters that the tensors of a checkpoint become.
 
@@ -163,6 +168,7 @@ def find_naming(
         stored: the names of the tensors, in the order of the checkpoint; packed weights by `parameter_of`.
         weights: those of them that must be parameters of the model; default: all that end in `.weight`.
         shared: those of them that share a parameter, such as a tied head; they get a name if the model has one.
+        rows: the largest dimension of a tensor, which limits the model that transformers builds.
 
     Raises:
         UsageError: as `name_parameters`.
@@ -176,19 +182,23 @@ def find_naming(
         return Naming(names=names, parameters=dict(zip(stored, stored, strict=True)))
     kind, family = config.model_type, find_family(config)
     if names is Names.INSTALLED:
-        model = InstalledModel(config, len(stored))
-        model_class = None if family is None else family.classes.get(model.class_name)
-        unloaded = _Unloaded(
-            family=family,
-            model_class=model_class,
-            shared=shared,
-            find_owner=model.tied.get,
-            is_tied=can_be_tied(config),
-        )
-        naming = _load(stored, weights, config.layer_count, model.find, unloaded)
+        with InstalledModel(config, len(stored), rows) as model:
+            built = model.built
+            model_class = None if family is None else family.classes.get(built.class_name)
+            unloaded = _Unloaded(
+                family=family,
+                model_class=model_class,
+                shared=shared,
+                find_owner=built.tied.get,
+                is_tied=can_be_tied(config),
+            )
+            # One question for all names is quicker than one for each.
+            model.find([*stored, *map(without_components, weights)])
+            naming = replace(_load(stored, weights, config.layer_count, model.find, unloaded), built=built)
         if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):
-            return _keep_names(stored, weights, _warn_of_misfit(naming, weights, model.class_name, names))
-        return replace(_leave_out_unknown(naming, model.class_name), names=names, model_class=model.class_name)
+            kept = _keep_names(stored, weights, _warn_of_misfit(naming, weights, built.class_name, names))
+            return replace(kept, built=built)
+        return replace(_leave_out_unknown(naming, built.class_name), names=names, model_class=built.class_name)
     table = _TABLES[names]
     if family is None or kind is None or kind not in table:
         return _keep_names(stored, weights, _warn_of_family(kind, names, has_config=bool(config.data)))

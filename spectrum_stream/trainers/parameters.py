@@ -7,7 +7,6 @@ from functools import cached_property
 from ..checkpoint import open_source
 from ..checkpoint.tensors import read_checkpoint
 from ..errors import UsageError
-from ..model import transformers_names
 from ..model.config import ModelConfig
 from ..model.names import find_tied_head, is_fused_experts, is_head, module_of
 from ..model.parameters import Names, Naming, find_base_model, find_naming
@@ -119,14 +118,22 @@ def parameters_of(
     owners = {parameter_of(name): parameter_of(owner) for name, owner in ties.items()}
     if (head := find_tied_head((tensor.name for _, tensor in checkpoint.tensors), config)) is not None:
         owners[f"{head[0]}.weight"] = parameter_of(head[1])
-    naming = find_naming(config, names, [*stored, *owners], shared=owners)
-    if names is Names.INSTALLED:
-        whole, tied = transformers_names.find_model_parameters(config)
+    rows = max((side for _, tensor in checkpoint.tensors for side in tensor.shape), default=0)
+    naming = find_naming(config, names, [*stored, *owners], shared=owners, rows=rows)
+    if naming.built is not None:
+        tied = {name: name for name in naming.built.doubles} | dict(naming.built.tied)
         # transformers keeps two parameters apart if they are stored with different values.
         own = {parameter for name, parameter in naming.parameters.items() if name not in owners}
         tied = {name: owner for name, owner in tied.items() if name not in own}
         origin = "the model that transformers builds from config.json"
-        return Parameters(shapes=whole, origin=origin, tied=tied, base_model=sentence, config=config, is_ordered=True)
+        return Parameters(
+            shapes=naming.built.shapes,
+            origin=origin,
+            tied=tied,
+            base_model=sentence,
+            config=config,
+            is_ordered=True,
+        )
     is_renamed = naming.names != Names.CHECKPOINT
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name, shape in stored.items():

@@ -1,36 +1,53 @@
-"""A coverage-guided fuzzer of the text of config.json and the files beside it, to be run by hand.
+"""A coverage-guided fuzzer of everything that reads config.json, to be run by hand.
 
-pip install atheris && python -m tests.model.fuzz_config -max_total_time=300
+    pip install atheris && python -m tests.model.fuzz_config -max_total_time=300
+
+It changes configs of real families. No exception may be raised, and each value has its type and its limit. A config
+that the headers do not contradict has no more layers than they have.
 """
 
-import json
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
+from copy import deepcopy
 
 import atheris
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
-    from ..support.untrusted import check_config
+    from tests.support.configs import FAMILIES, HOSTILE, QUANTIZATIONS, find_places, read_all, real_config
 
-_SEEDS: tuple[Any, ...] = (
-    {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "n_layer": 3},
-    {"text_config": {"num_experts": 8, "tie_word_embeddings": True}, "vision_config": {}, "ffn_config": {}},
-    {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}},
-    {"compression_config": {"config_groups": {"g": {"weights": {"num_bits": 8, "block_structure": [128, 128]}}}}},
-    {"quantization": {"bits": 4, "group_size": 64}, "w_bit": 4, "q_group_size": 128, "zero_point": True},
-    [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
-    {"auto_map": {"AutoModel": "x.y"}, "weight_block_size": [128, 128], "transformers_weights": "x.safetensors"},
-)
+
+def one(data: bytes) -> None:
+    given = atheris.FuzzedDataProvider(data)
+    config = real_config(given.ConsumeIntInRange(0, len(FAMILIES) - 1))
+    names = sorted({key for _, key in find_places(config) if isinstance(key, str)})
+    for _ in range(given.ConsumeIntInRange(1, 8)):
+        places = list(find_places(config))
+        if not places:
+            break
+        container, key = places[given.ConsumeIntInRange(0, len(places) - 1)]
+        match given.ConsumeIntInRange(0, 5):
+            case 0:
+                value = given.PickValueInList(list(HOSTILE))
+            case 1:
+                value = given.ConsumeInt(8)
+            case 2:
+                value = given.ConsumeUnicode(20)
+            case 3:
+                value = given.PickValueInList(list(QUANTIZATIONS))
+            case 4:
+                value = {names[given.ConsumeIntInRange(0, len(names) - 1)]: container[key]}
+            case _:
+                value = [container[key], given.ConsumeFloat()]
+        if isinstance(container, dict) and given.ConsumeBool():
+            key = names[given.ConsumeIntInRange(0, len(names) - 1)]
+        # A value must not contain itself.
+        container[key] = deepcopy(value)
+    read_all(config)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_text(json.dumps(seed))
-        atheris.Setup([*sys.argv, corpus], check_config)
-        atheris.Fuzz()
+    real_config(0)
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import ResultError, UsageError
-from spectrum_stream.model import families
+from spectrum_stream.model import families, transformers_names
 from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.family_names import _entries
 from spectrum_stream.model.names import is_extra_layer
@@ -79,6 +79,26 @@ def check_names(loaded: Any, folder: Path) -> None:
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
 
 
+class Here:
+    """The process of `InstalledModel`, in this one: its import of transformers takes longer than most tests."""
+
+    def __init__(self, module: str) -> None:
+        assert module == transformers_names.__name__
+        self._server = transformers_names._Server()
+
+    def ask(self, request: Any, seconds: float) -> Any:
+        return json.loads(json.dumps(self._server.answer(json.loads(json.dumps(request)))))
+
+    def close(self) -> None:
+        del self._server
+
+
+@pytest.fixture
+def transformers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_names, "LimitedProcess", Here)
+
+
+@pytest.mark.usefixtures("transformers_here")
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_result_names_are_parameters_of_a_file_as_published(family: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -108,12 +128,14 @@ def test_result_names_are_parameters_and_have_their_scores(family: str, tmp_path
     check_family(family, tmp_path)
 
 
+@pytest.mark.usefixtures("transformers_here")
 @pytest.mark.parametrize("family", by_family(TABLE))
 def test_table_of_families_renames_like_transformers(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "saved", family)
     stored = [w.parameter for w in plan(str(tmp_path / "saved"), names="checkpoint").matrices if w.tied_to is None]
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    found = InstalledModel(ModelConfig(config), len(stored)).find(stored)
+    with InstalledModel(ModelConfig(config), len(stored)) as model:
+        found = model.find(stored)
     asked = {name: parameter for name, (_, parameter) in found.items()}
     rename = families.compile_rules(families.V5[family])
     assert {name: rename(name) for name in stored if name in asked} == asked
@@ -387,8 +409,12 @@ def test_result_leaves_out_fused_experts_with_an_unreadable_part(tmp_path: Path)
         {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "num_attention_heads": 0},
         {"architectures": [None, 5, {}], "model_type": "olmo3"},
         {"architectures": "Olmo3ForCausalLM", "model_type": ["olmo3"]},
+        {"architectures": ["Olmo3ForCausalLM"] * 1000, "model_type": "olmo3"},
+        {"architectures": ["PreTrainedModel", "utils", "pipeline"], "model_type": "olmo3"},
+        {"architectures": ["Olmo3ForCausalLM"], "model_type": "../../etc/passwd"},
     ],
 )
+@pytest.mark.usefixtures("transformers_here")
 def test_hostile_config_is_rejected_with_one_sentence(save: Save, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         plan(str(save(llama_tensors(1), config=config)), names="transformers")

@@ -8,6 +8,7 @@ them. Both do so within a `Scope` of the same thread; without one they do nothin
 huggingface_hub in other threads does not notice them.
 """
 
+import atexit
 import functools
 import json
 import logging
@@ -32,8 +33,8 @@ from .redact import redact
 # An answer must bring this many bytes a second, counted over a window of the seconds that are spent in waiting.
 FLOOR_NBYTES_S = 1000
 _WINDOW_S = 10.0
-# The status line and all headers, with those of answers such as 100 Continue.
-_HEAD_NBYTES = 1_000_000
+# The status line and all headers, with those of answers such as 100 Continue, and what came of the body with them.
+_HEAD_NBYTES = 300_000
 # The words of an error or of a redirect.
 _WORDS_NBYTES = 64_000
 # An answer of huggingface_hub that is not the file: the token for Xet.
@@ -48,6 +49,8 @@ MAX_WAIT_S = 330.0
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 _IDENTITY = ("", "identity")
 _ADDRESS_NCHARS = 8000
+# A name, with international ones in their encoded form, or the number of an interface.
+_HOST = re.compile(rb"[0-9a-zA-Z_-]([0-9a-zA-Z._-]{0,252})|[0-9a-fA-F:.]{2,45}(%[0-9a-zA-Z._-]{1,40})?")
 
 _DIGITS = r"[0-9]{1,18}"
 _ETAG = r'(W/)?"?[0-9a-fA-F]{1,128}(-[0-9a-fA-F]{1,32}){0,4}"?'
@@ -145,7 +148,9 @@ def client() -> httpx.Client:
 
 @functools.lru_cache(maxsize=1)
 def _client_of(_: int) -> httpx.Client:
-    return _make_client()
+    made = _make_client()
+    atexit.register(made.close)
+    return made
 
 
 def _make_client() -> httpx.Client:
@@ -198,8 +203,13 @@ class _Swap:
         """Drop the connections of the parent process."""
         self.__init__()  # type: ignore[misc]
 
+    def close(self) -> None:
+        if self._ours is not None:
+            self._ours.close()
+
 
 _swap = _Swap()
+atexit.register(_swap.close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_swap.forget)
 
@@ -218,7 +228,7 @@ def check_address(url: httpx.URL) -> str | None:
     """Return what is wrong with an address, or None."""
     if url.scheme not in ("http", "https"):
         return "is not of http or https"
-    if not url.host or len(url.host) > 253:
+    if not _HOST.fullmatch(url.raw_host):
         return "has no valid host"
     if url.port is not None and not 0 < url.port < 65536:
         return "has an impossible port"
@@ -385,7 +395,7 @@ def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
         return b""
     exchange.begin_body(_WORDS_NBYTES)
     body = bytearray()
-    with suppress(httpx.HTTPError, BadResponse, TooSlow):
+    with suppress(httpx.HTTPError, SourceError, TooSlow):
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > _WORDS_NBYTES:
@@ -442,11 +452,13 @@ class _Exchange:
         """Count a read.
 
         Raises:
-            TooSlow; BadResponse: the answer is too long.
+            TooSlow; SourceError: bad_response, the answer is too long.
         """
         self._left -= nbytes
         if self._left < 0:
-            raise BadResponse(f"the answer is longer than {si_bytes(self._limit)}")
+            raise SourceError(
+                f"{self._scope.where}: the answer is longer than {si_bytes(self._limit)}", reason="bad_response"
+            )
         if self._in_head:
             self._scope.head_s -= waited_s
             if self._scope.head_s <= 0:

@@ -37,6 +37,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, httpx, parse_hf_uri, tqdm, validate_repo_id
 
 from ..errors import BadHeader, BadIndex, CheckpointError, SourceError, UsageError
+from ..files import parse_json as parse_answer
 from ..text import VERSION, counted, listed, printable
 from .client import Scope, check_address, under_huggingface_hub, within
 from .formats import explain_files
@@ -204,22 +205,22 @@ class HubShard:
                 path = with_retries(
                     self.where, lambda: attempt(self.repo.path(self.name), self.nbytes), tries=_DOWNLOAD_TRIES
                 )
+                # A cached model needs its index and config to be used offline.
+                for name in self.repo.small if folder is None else ():
+                    if _find_in_cache(self.repo, name) is None:
+                        small = functools.partial(attempt, self.repo.path(name), MAX_JSON_NBYTES)
+                        with_retries(self.where, small, tries=_DOWNLOAD_TRIES)
             except FileMetadataError as error:
                 # huggingface_hub rejects a mirror that does not send the commit with a file, or a hash as its ETag.
                 if folder is None:
                     raise SourceError(
-                        f"{self.repo.endpoint} does not send the commit of {self.where} (X-Repo-Commit) and its hash "
-                        "(ETag), which the cache needs",
+                        f"{self.repo.endpoint} does not send the commit (X-Repo-Commit) and the hash (ETag) of the "
+                        f"files of {self.repo.id}, which the cache needs",
                         reason="bad_response",
                         hint="use --fetch range or --fetch download",
                     ) from error
                 path = folder / PurePosixPath(self.name).name
                 self.file.save(path, self.nbytes, on_bytes, ranged=self.is_ranged)
-            # A cached model needs its index and config to be used offline.
-            for name in self.repo.small if folder is None else ():
-                if _find_in_cache(self.repo, name) is None:
-                    small = functools.partial(attempt, self.repo.path(name), MAX_JSON_NBYTES)
-                    with_retries(self.where, small, tries=_DOWNLOAD_TRIES)
             if folder is None:
                 _write_ref(self.repo, path)
         local = LocalShard.at(self.name, path)
@@ -496,7 +497,7 @@ def open_hub(model: str, address: Address) -> Source:
         )
     path = repo.path(choice.file) if choice.file is not None else folder
     return Source(
-        model=model,
+        model=redact(model),
         name=_write_name(address, path),
         where=_write_where(address.repo, path),
         commit=repo.commit,
@@ -522,7 +523,10 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
     revision = address.revision or "main"
     url = f"{endpoint}/api/models/{address.repo}/revision/{quote(revision, safe='')}"
     body = read_answer(url, endpoint, _make_headers(), address.repo, _MAX_API_NBYTES)
-    answer = parse_json(body)
+    try:
+        answer = parse_answer(body)
+    except ValueError:
+        answer = None
     wrong = "does not answer as the Hub does"
     if has_secret(body):
         answer, wrong = None, "repeats the token in its answer"

@@ -38,6 +38,8 @@ TRIES = 5
 _FIRST_WAIT_S = 0.5
 # An attempt that brings fewer bytes counts as one that brings none.
 _PROGRESS_NBYTES = 64_000
+# Of those that break the protocol: it is rarely chance.
+_BAD_TRIES = 3
 # A connection can starve beside others, so a range that comes too slowly is requested once more.
 _SLOW_TRIES = 2
 # The status codes of a signed address that has expired, or was signed for another range.
@@ -312,7 +314,7 @@ def with_retries(
     Raises:
         Halted; SourceError: rate_limited, bad_response; else the error of the last attempt.
     """
-    failed, slow, reached = 0, 0, progress()
+    failed, bad, slow, reached = 0, 0, 0, progress()
     while True:
         asked: float | None = None
         try:
@@ -321,6 +323,9 @@ def with_retries(
             redact_errors(error)
             last: Exception = SourceError(f"{where}: {error}", reason="bad_response")
             last.__cause__ = error
+            bad += 1
+            if bad >= min(_BAD_TRIES, tries):
+                raise last from error
         except TooSlow as error:
             slow += 1
             if slow >= slow_tries:

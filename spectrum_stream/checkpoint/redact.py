@@ -25,7 +25,8 @@ _PATTERNS = (
         rf"\1{_HIDDEN}",
     ),
     (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{4,}"), rf"\1 {_HIDDEN}"),
-    (re.compile(r"\bhf_\w{8,}"), f"hf_{_HIDDEN}"),
+    # A token of the Hub has 34 letters and digits; names of files begin with hf_ too.
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}"), f"hf_{_HIDDEN}"),
 )
 
 

@@ -29,12 +29,15 @@ _LOGGERS = ("spectrum_stream", "huggingface_hub.utils._http")
 class Cli(Protocol):
     """The type of the fixture `cli`."""
 
-    def __call__(self, *args: str | Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `spectrum-stream ARGS` with these variables set, and assert that it exits with this code."""
+    def __call__(self, *args: str | Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `spectrum-stream ARGS` with these variables set, and assert that it exits with this code.
+
+        None stands for any code.
+        """
 
 
 def run_here(
-    capsys: pytest.CaptureFixture[str], *args: str | Path, code: int = 0, **env: str
+    capsys: pytest.CaptureFixture[str], *args: str | Path, code: int | None = 0, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process, and restore the state of the process."""
     words = list(map(str, args))
@@ -44,7 +47,7 @@ def run_here(
         os.environ.update({"COLUMNS": "100", **env})
         returncode = main()
     stdout, stderr = capsys.readouterr()
-    assert returncode == code, stdout + stderr
+    assert code in (None, returncode), stdout + stderr
     assert DEBUG_VARIABLE in env or "Traceback" not in stderr
     assert _ESCAPE not in stdout + stderr
     return subprocess.CompletedProcess(words, returncode, stdout, stderr)

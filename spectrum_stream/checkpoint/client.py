@@ -78,7 +78,13 @@ _XET_AUTH = re.compile(r'<([^<>\s]{1,2000})>[^<>,]*?;\s*rel="?xet-auth"?')
 # The loggers that name addresses. The last two are the parents of none of them.
 _LOGGERS = (
     *(f"{name}.{part}" for name in ("httpcore", "httpcore2") for part in ("connection", "http11", "proxy", "socks")),
-    *("httpx", "httpx2", "huggingface_hub.utils._http", "huggingface_hub.file_download", "huggingface_hub.utils._xet"),
+    *(
+        "httpx",
+        "httpx2",
+        "huggingface_hub.utils._http",
+        "huggingface_hub.file_download",
+        "huggingface_hub.utils._xet",
+    ),
 )
 
 
@@ -295,9 +301,7 @@ def _prepare(request: httpx.Request, scope: Scope) -> None:
     }
 
 
-def _admit(
-    request: httpx.Request, response: httpx.Response, scope: Scope, exchange: "_Exchange"
-) -> httpx.Response:
+def _admit(request: httpx.Request, response: httpx.Response, scope: Scope, exchange: "_Exchange") -> httpx.Response:
     """Return an answer with the headers that are understood, or raise what is wrong with it."""
     status = response.status_code
     headers = {

@@ -134,9 +134,7 @@ class Repo:
 
     def file(self, name: str) -> RemoteFile:
         """Return a file of the repo at the commit."""
-        return RemoteFile(
-            self.url(name), self.endpoint, self.commit, _make_headers(), f"{self.id}/{self.path(name)}"
-        )
+        return RemoteFile(self.url(name), self.endpoint, self.commit, _make_headers(), f"{self.id}/{self.path(name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +193,7 @@ class HubShard:
             nonlocal tries
             tries += 1
             where = f"{self.repo.id}/{path}"
-            scope = Scope.of_hub(
-                where, httpx.URL(self.repo.endpoint), nbytes, self.repo.commit, with_xet=tries == 1
-            )
+            scope = Scope.of_hub(where, httpx.URL(self.repo.endpoint), nbytes, self.repo.commit, with_xet=tries == 1)
             return watch.run(functools.partial(_download, self.repo, path, folder, scope, watch.counter))
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit), under_huggingface_hub():
@@ -351,7 +347,7 @@ def parse_address(model: str) -> Address | None:
         text = re.split("[?#]", text, maxsplit=1)[0].rstrip("/")
     try:
         uri = parse_hf_uri(text, endpoint=_read_endpoint())
-    except HfUriError as error:
+    except HfUriError:
         raise UsageError(
             f"{redact(model)} is not the address of a repo on {_read_endpoint()}",
             reason="bad_address",
@@ -492,9 +488,7 @@ def open_hub(model: str, address: Address) -> Source:
             warnings += find_modules(files, read_json)
         repo = replace(repo, small=tuple(name for name in files if name in (*SMALL_FILES, choice.index)))
         shards = _open_shards(repo, choice.names)
-        unlisted = _open_shards(
-            repo, [name for name in choice.unlisted if is_safe_shard_name(name)], check=False
-        )
+        unlisted = _open_shards(repo, [name for name in choice.unlisted if is_safe_shard_name(name)], check=False)
     path = repo.path(choice.file) if choice.file is not None else folder
     return Source(
         model=redact(model),
@@ -710,7 +704,9 @@ def _split_endpoint() -> tuple[str, str | None]:
         fault = "has characters that it may not have"
     if fault is not None:
         raise UsageError(
-            f"the address in HF_ENDPOINT {fault}", reason="bad_endpoint", hint="e.g. HF_ENDPOINT=https://huggingface.co"
+            f"the address in HF_ENDPOINT {fault}",
+            reason="bad_endpoint",
+            hint="e.g. HF_ENDPOINT=https://huggingface.co",
         )
     return text, header
 

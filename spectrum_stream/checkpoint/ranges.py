@@ -206,9 +206,7 @@ class RemoteFile:
                 raise httpx.RemoteProtocolError("the body is short")
 
         if start < stop:
-            with_retries(
-                self.where, attempt, progress=lambda: position, halt=halt, slow_tries=_SLOW_TRIES
-            )
+            with_retries(self.where, attempt, progress=lambda: position, halt=halt, slow_tries=_SLOW_TRIES)
 
     @contextmanager
     def _get_whole(self, nbytes: int) -> Iterator[httpx.Response]:
@@ -366,7 +364,9 @@ def _check_range(response: httpx.Response, start: int, stop: int, total: int | N
     if response.status_code != 206:
         hf_raise_for_status(_read_body(response))
         raise BadResponse(f"the server answered {response.status_code} to a range")
-    match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("content-range", ""))
+    match = re.fullmatch(
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("content-range", "")
+    )
     if match is None:
         raise BadResponse("the answer has no Content-Range header")
     first, last, size = map(int, match.groups())

@@ -67,7 +67,7 @@ def main() -> None:
         b"\x00" + json.dumps(api).encode() + _SEPARATOR + b"\x07\x09EntryNotFound\n" + _SEPARATOR + b"\x00" + shard,
         b"\x05\x0aInvalid credentials in Authorization header\n" + _TOKEN.encode(),
         b"\x03\x00http://elsewhere.example:99999/x?Signature=1\n",
-        b"\x09\x05\"api\";r=0;t=5\n{\"error\": \"slow down\"}",
+        b'\x09\x05"api";r=0;t=5\n{"error": "slow down"}',
     )
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as home:
         os.environ |= {"HF_ENDPOINT": "http://hub.example", "HF_TOKEN": _TOKEN, "HF_HOME": home}

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.utils._http as hub_http
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import huggingface_hub.utils._http as hub_http
 from spectrum_stream import plan, scan
 from spectrum_stream.checkpoint import client, hub, open_source, ranges
 from spectrum_stream.checkpoint.redact import redact, remember_secret
@@ -151,9 +151,7 @@ def test_slow_answer_is_given_up(raw: RawServer, kind: str, answer: Answer) -> N
 
 @pytest.mark.parametrize("kind", ["api", "probe"])
 @pytest.mark.parametrize("answer", FAST.values(), ids=FAST)
-def test_endless_frames_are_cut(
-    raw: RawServer, kind: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_frames_are_cut(raw: RawServer, kind: str, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_MAX_API_NBYTES", 1_000_000)
     monkeypatch.setattr(ranges, "_FIRST_WAIT_S", 0.0)
     assert ranges.TRIES <= 5
@@ -323,7 +321,7 @@ def test_etag_is_no_path(raw: RawServer, tmp_path: Path, etag: str, fetch: str, 
     try:
         scan(REPO, fetch=fetch)
     except SpectrumStreamError as error:
-        assert error.reason == "bad_response"  # noqa: PT017
+        assert error.reason == "bad_response"
     assert list(out.iterdir()) == []
     written = [p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "cache")]
     assert {p.relative_to(tmp_path).parts[0] for p in written} <= {"work", "model", "out", "cache"}
@@ -392,7 +390,7 @@ def test_odd_headers_of_a_file_end_in_scores_or_one_error(
     try:
         list(run(a_plan))
     except SpectrumStreamError as error:
-        assert error.reason in ("bad_response", "changed", "unreachable")  # noqa: PT017
+        assert error.reason in ("bad_response", "changed", "unreachable")
     assert not (tmp_path / "x").exists()
 
 
@@ -653,11 +651,13 @@ _leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 _json = st.recursive(
     _leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
 )  # fmt: skip
-_siblings = st.lists(st.fixed_dictionaries({"rfilename": st.sampled_from([MODEL_FILE, "config.json"]) | _json}) | _json)
+_siblings = st.lists(
+    st.fixed_dictionaries({"rfilename": st.sampled_from([MODEL_FILE, "config.json"]) | _json}) | _json
+)
 _answers = st.one_of(
-    st.fixed_dictionaries({"sha": st.just(COMMIT) | _json, "siblings": _siblings | _json}, optional={"id": _json}).map(
-        lambda answer: json.dumps(answer).encode()
-    ),
+    st.fixed_dictionaries(
+        {"sha": st.just(COMMIT) | _json, "siblings": _siblings | _json}, optional={"id": _json}
+    ).map(lambda answer: json.dumps(answer).encode()),
     _json.map(lambda answer: json.dumps(answer).encode()),
     st.binary(max_size=200),
 )
@@ -698,5 +698,5 @@ def test_any_answer_of_a_server_is_a_source_or_an_error_of_ours(
         try:
             open_source(REPO)
         except SpectrumStreamError as error:
-            assert error.reason  # noqa: PT017
+            assert error.reason
     assert os.listdir(working_folder) == []  # noqa: PTH208

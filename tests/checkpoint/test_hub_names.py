@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub.utils import httpx
 
 from spectrum_stream import scan
-from spectrum_stream.checkpoint.client import client
 from spectrum_stream.checkpoint import open_source
+from spectrum_stream.checkpoint.client import client
 from spectrum_stream.checkpoint.hub import Address, parse_address
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.streaming.plan import plan

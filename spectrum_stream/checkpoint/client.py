@@ -2,7 +2,7 @@
 
     huggingface_hub or `ranges.py` → httpx.Client → _Guard → httpx's transport → _Stream → the socket
 
-The guard checks the address of each request, also after a redirect, and passes on the known headers of an answer only,
+The guard checks the address of each request, also after a redirect. It passes on the known headers of an answer only,
 each in the form that it must have. The stream counts the bytes of an answer and the time that is spent in waiting for
 them. Both do so within a `Scope` of the same thread; without one they do nothing, so that a host program that uses
 huggingface_hub in other threads does not notice them.
@@ -75,7 +75,7 @@ _HEADERS = {
     }.items()
 }
 _XET_AUTH = re.compile(r'<([^<>\s]{1,2000})>[^<>,]*?;\s*rel="?xet-auth"?')
-# The loggers that name addresses. The last two are the parents of none of them.
+# The loggers that name addresses.
 _LOGGERS = (
     *(f"{name}.{part}" for name in ("httpcore", "httpcore2") for part in ("connection", "http11", "proxy", "socks")),
     *(
@@ -165,7 +165,7 @@ def _make_client() -> httpx.Client:
     httpx has no public way to put something between a client and the transports that it makes for proxies.
     """
     _filter_logs()
-    made = _swap.factory()
+    made: httpx.Client = _swap.factory()
     made._transport = _Guard(made._transport)
     made._mounts = {pattern: mount and _Guard(mount) for pattern, mount in made._mounts.items()}
     return made
@@ -249,7 +249,7 @@ class _Guard(httpx.BaseTransport):
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
         pool = getattr(transport, "_pool", None)
-        if hasattr(pool, "_network_backend"):
+        if pool is not None and hasattr(pool, "_network_backend"):
             pool._network_backend = _Backend(pool._network_backend)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:

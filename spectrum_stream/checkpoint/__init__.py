@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import SourceError
 from .local import open_local
+from .redact import redact
 from .source import Halted, LocalShard, RangesIgnored, RemoteShard, Shard, Source
 
 __all__ = ["Halted", "LocalShard", "RangesIgnored", "RemoteShard", "Shard", "Source", "open_source"]
@@ -38,7 +39,7 @@ def open_source(model: str) -> Source:
     address = None if _is_below_a_folder(model) else parse_address(model)
     if address is None:
         raise SourceError(
-            f"{model} is not a folder, a file or the name of a repo on the Hub",
+            f"{redact(model)} is not a folder, a file or the name of a repo on the Hub",
             reason="no_such_path",
             hint="give a path, or org/name",
         )

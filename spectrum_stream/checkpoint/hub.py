@@ -5,20 +5,22 @@ changes nothing. huggingface_hub's environment variables set the token, the serv
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME.
 """
 
+import base64
 import functools
 import os
 import re
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote, unquote
 
 from huggingface_hub import (
-    HfApi,
     constants,
-    get_hf_file_metadata,
     get_token,
     hf_hub_download,
     hf_hub_url,
@@ -27,19 +29,21 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     FileMetadataError,
-    HfHubHTTPError,
     HfUriError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import build_hf_headers, parse_hf_uri, tqdm, validate_repo_id
+from huggingface_hub.utils import build_hf_headers, httpx, parse_hf_uri, tqdm, validate_repo_id
 
-from ..errors import BadIndex, CheckpointError, SourceError, UsageError
+from ..errors import BadHeader, BadIndex, CheckpointError, SourceError, UsageError
+from ..files import parse_json as parse_answer
 from ..files import read_file
-from ..text import VERSION, listed
+from ..text import VERSION, counted, listed, printable
+from .client import Scope, check_address, under_huggingface_hub, within
 from .formats import explain_files
-from .hub_errors import BadResponse, explain_offline, explaining
+from .header import PREFIX_NBYTES, header_nbytes
+from .hub_errors import BadResponse, NotAgain, TooSlow, explain_offline, explaining
 from .index import (
     SMALL_FILES,
     choose_for,
@@ -55,13 +59,26 @@ from .index import (
     read_config,
 )
 from .local import is_lone_file, open_local
-from .ranges import RemoteFile, with_retries
+from .ranges import RemoteFile, read_answer, with_retries
+from .redact import has_secret, redact, remember_secret
 from .source import PROBE_NBYTES, LocalShard, RangesIgnored, Shard, Source
+from .tensors import read_header
 
 _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
-# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it.
-_DOWNLOAD_TRIES = 2
+# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it. Only the first
+# may use Xet.
+_DOWNLOAD_TRIES = 3
+# Xet reports its progress several times a second. After this time without a byte, the file is downloaded without it.
+_XET_SILENCE_S = 30.0
+_XET_ABORT_S = 5.0
+# The largest answers of the API, for repos with the most files, have some megabytes.
+_MAX_API_NBYTES = 50_000_000
+# The largest published checkpoints have some hundred shards.
+_MAX_SHARDS = 10_000
+_REVISION_NCHARS = 250
+# Git allows none of these in the name of a branch or tag, and no control characters.
+_NOT_IN_REVISIONS = re.compile(r"[\s~^:?*\[\\]|\.\.|@\{|//|/\.|^[./]|[./]$|\.lock(/|$)")
 # Without a network, the command fails soon. A running scan can wait for the network to come back.
 _CONNECT_TRIES = 2
 # Hosts that people copy without `https://`.
@@ -117,12 +134,7 @@ class Repo:
 
     def file(self, name: str) -> RemoteFile:
         """Return a file of the repo at the commit."""
-        return RemoteFile(
-            self.url(name),
-            self.commit,
-            build_hf_headers(library_name=_LIBRARY, library_version=VERSION),
-            f"{self.id}/{self.path(name)}",
-        )
+        return RemoteFile(self.url(name), self.endpoint, self.commit, _make_headers(), f"{self.id}/{self.path(name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,56 +186,144 @@ class HubShard:
     def download(self, folder: Path | None, on_bytes: Callable[[int], object]) -> LocalShard:
         """See `RemoteShard`. Uses Xet if the server has it."""
 
-        class Counter(tqdm):
-            # A disabled tqdm neither draws nor counts, so this class counts.
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
+        watch = _Watch(on_bytes)
+        tries = 0
 
-            def update(self, n: float | None = 1) -> None:
-                on_bytes(int(n or 0))
+        def attempt(path: str, nbytes: int) -> Path:
+            nonlocal tries
+            tries += 1
+            where = f"{self.repo.id}/{path}"
+            scope = Scope.of_hub(where, httpx.URL(self.repo.endpoint), nbytes, self.repo.commit, with_xet=tries == 1)
+            return watch.run(functools.partial(_download, self.repo, path, folder, scope, watch.counter))
 
-        def attempt(path: str) -> Path:
+        with explaining(self.repo.endpoint, self.repo.id, self.repo.commit), under_huggingface_hub():
             try:
-                return Path(
-                    hf_hub_download(
-                        self.repo.id,
-                        path,
-                        revision=self.repo.commit,
-                        local_dir=folder,
-                        endpoint=self.repo.endpoint,
-                        library_name=_LIBRARY,
-                        library_version=VERSION,
-                        tqdm_class=Counter,
-                    )
+                path = with_retries(
+                    self.where, lambda: attempt(self.repo.path(self.name), self.nbytes), tries=_DOWNLOAD_TRIES
                 )
-            except LocalEntryNotFoundError as error:
-                # Every failure of the first request is wrapped in this error; the cause is the real one.
-                raise error.__cause__ or error from None
-
-        with explaining(self.repo.endpoint, self.repo.id, self.repo.commit):
-            try:
-                path = with_retries(self.where, lambda: attempt(self.repo.path(self.name)), tries=_DOWNLOAD_TRIES)
+                # A cached model needs its index and config to be used offline.
+                for name in self.repo.small if folder is None else ():
+                    if _find_in_cache(self.repo, name) is None:
+                        small = functools.partial(attempt, self.repo.path(name), MAX_JSON_NBYTES)
+                        with_retries(self.where, small, tries=_DOWNLOAD_TRIES)
             except FileMetadataError as error:
-                # huggingface_hub rejects a mirror that does not send the commit with a file.
+                # huggingface_hub rejects a mirror that does not send the commit with a file, or a hash as its ETag.
                 if folder is None:
                     raise SourceError(
-                        f"{self.repo.endpoint} does not send the commit of {self.where} (X-Repo-Commit), which the "
-                        "cache needs",
+                        f"{self.repo.endpoint} does not send the commit (X-Repo-Commit) and the hash (ETag) of the "
+                        f"files of {self.repo.id}, which the cache needs",
                         reason="bad_response",
                         hint="use --fetch range or --fetch download",
                     ) from error
                 path = folder / PurePosixPath(self.name).name
                 self.file.save(path, self.nbytes, on_bytes, ranged=self.is_ranged)
-            # A cached model needs its index and config to be used offline.
-            for name in self.repo.small if folder is None else ():
-                if _find_in_cache(self.repo, name) is None:
-                    with_retries(self.where, functools.partial(attempt, self.repo.path(name)))
             if folder is None:
                 _write_ref(self.repo, path)
         local = LocalShard.at(self.name, path)
         if local.nbytes != self.nbytes or local.read(0, len(self.head)) != self.head:
             raise CheckpointError(f"{self.where} was changed after it was planned", reason="changed")
         return local
+
+
+class _Watch:
+    """A download by huggingface_hub in a thread of its own, which is left alone if Xet falls silent.
+
+    Attributes:
+        counter: the class of progress bars that huggingface_hub gives the bytes to.
+    """
+
+    def __init__(self, on_bytes: Callable[[int], object]) -> None:
+        self._on_bytes = on_bytes
+        self._last_byte: float | None = None
+        self._stop: BaseException | None = None
+        watch = self
+
+        class Counter(tqdm):
+            # A disabled tqdm neither draws nor counts, so this class counts.
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
+                watch._last_byte = time.monotonic()
+
+            def update(self, n: float | None = 1) -> None:
+                watch._count(int(n or 0))
+
+            def close(self) -> None:
+                watch._last_byte = None
+
+        self.counter = Counter
+
+    def run(self, download: Callable[[], Path]) -> Path:
+        """Run a download to its end.
+
+        Raises:
+            BadResponse: it fails in a way that is not of the network; what `on_bytes` and `download` raise.
+        """
+        done: list[Path | BaseException] = []
+
+        def work() -> None:
+            try:
+                done.append(download())
+            except BaseException as error:
+                done.append(error)
+
+        self._last_byte = self._stop = None
+        thread = threading.Thread(target=work, name="download", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05 if self._last_byte is None else 1.0)
+            if self._last_byte is not None and time.monotonic() - self._last_byte > _XET_SILENCE_S:
+                _abort_xet()
+                thread.join(_XET_ABORT_S)
+                if thread.is_alive():
+                    raise TooSlow
+        if self._stop is not None:
+            raise self._stop
+        (outcome,) = done
+        if isinstance(outcome, Path):
+            return outcome
+        if isinstance(outcome, NotAgain):
+            raise outcome.error
+        if isinstance(outcome, LocalEntryNotFoundError):
+            # Every failure of the first request is wrapped in this error; the cause is the real one.
+            raise outcome.__cause__ or outcome from None
+        if isinstance(outcome, (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError)):
+            # huggingface_hub and hf_xet raise any of these for an answer that they do not expect.
+            raise BadResponse(f"the download fails ({type(outcome).__name__})") from outcome
+        raise outcome
+
+    def _count(self, nbytes: int) -> None:
+        if nbytes:
+            self._last_byte = time.monotonic()
+        try:
+            self._on_bytes(nbytes)
+        except BaseException as error:
+            self._stop = error
+            raise
+
+
+def _abort_xet() -> None:
+    """End a download by Xet that is under way."""
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    abort_xet_session()
+
+
+def _download(repo: Repo, path: str, folder: Path | None, scope: Scope, counter: type[Any]) -> Path:
+    password = _read_password()
+    with within(scope):
+        return Path(
+            hf_hub_download(
+                repo.id,
+                path,
+                revision=repo.commit,
+                local_dir=folder,
+                endpoint=repo.endpoint,
+                library_name=_LIBRARY,
+                library_version=VERSION,
+                headers=None if password is None else {"authorization": password},
+                tqdm_class=counter,
+            )
+        )
 
 
 def parse_address(model: str) -> Address | None:
@@ -247,20 +347,39 @@ def parse_address(model: str) -> Address | None:
         text = re.split("[?#]", text, maxsplit=1)[0].rstrip("/")
     try:
         uri = parse_hf_uri(text, endpoint=_read_endpoint())
-    except HfUriError as error:
+    except HfUriError:
         raise UsageError(
-            f"{model} is not the address of a repo on {_read_endpoint()}", reason="bad_address", hint=_advise(text)
-        ) from error
+            f"{redact(model)} is not the address of a repo on {_read_endpoint()}",
+            reason="bad_address",
+            hint=redact(_advise(text)),
+        ) from None
     if uri.type != "model":
         raise UsageError(
-            f"{model} is a {uri.type}, not a model", reason="bad_address", hint="give the repo of a model"
+            f"{redact(model)} is a {uri.type}, not a model", reason="bad_address", hint="give the repo of a model"
         )
     path, revision = uri.path_in_repo.strip("/"), uri.revision
     if revision is None and "@" in path:
         path, _, revision = path.rpartition("@")
     if path and not is_safe_path(path):
-        raise UsageError(f"{model} is not the address of a folder of {uri.id}", reason="bad_address")
+        raise UsageError(f"{redact(model)} is not the address of a folder of {uri.id}", reason="bad_address")
+    _check_revision(uri.id, revision)
     return Address(uri.id, revision, path)
+
+
+def _check_revision(repo: str, revision: str | None) -> None:
+    """Check that a revision can be one. The cache uses it as a path.
+
+    Raises:
+        UsageError: bad_revision.
+    """
+    if revision is not None and (
+        len(revision) > _REVISION_NCHARS or not is_safe_path(revision) or _NOT_IN_REVISIONS.search(revision)
+    ):
+        raise UsageError(
+            f"{printable(redact(revision[:_REVISION_NCHARS]))} cannot be a revision of {repo}",
+            reason="bad_revision",
+            hint="give a branch, a tag or a commit",
+        )
 
 
 def _parse_name(name: str) -> Address | None:
@@ -288,6 +407,7 @@ def _parse_name(name: str) -> Address | None:
     # A repo can have such a name, but a missing file is more likely.
     if is_safetensors(repo) or repo.endswith(".json") or (path and not is_safe_path(path)):
         return None
+    _check_revision(repo, revision or None)
     return Address(repo, revision or None, path)
 
 
@@ -368,10 +488,10 @@ def open_hub(model: str, address: Address) -> Source:
             warnings += find_modules(files, read_json)
         repo = replace(repo, small=tuple(name for name in files if name in (*SMALL_FILES, choice.index)))
         shards = _open_shards(repo, choice.names)
-        unlisted = _open_shards(repo, [name for name in choice.unlisted if is_safe_shard_name(name)])
+        unlisted = _open_shards(repo, [name for name in choice.unlisted if is_safe_shard_name(name)], check=False)
     path = repo.path(choice.file) if choice.file is not None else folder
     return Source(
-        model=model,
+        model=redact(model),
         name=_write_name(address, path),
         where=_write_where(address.repo, path),
         commit=repo.commit,
@@ -389,30 +509,37 @@ def open_hub(model: str, address: Address) -> Source:
 
 
 def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
-    """Ask for the commit of a revision and for its files."""
-    api = HfApi(endpoint=endpoint, library_name=_LIBRARY, library_version=VERSION)
-    wrong = "does not answer as the Hub does"
+    """Ask for the commit of a revision and for its files.
+
+    Raises:
+        SourceError: bad_response; CheckpointError: file_too_large; as `read_answer`.
+    """
+    revision = address.revision or "main"
+    url = f"{endpoint}/api/models/{address.repo}/revision/{quote(revision, safe='')}"
+    body = read_answer(url, endpoint, _make_headers(), address.repo, _MAX_API_NBYTES)
     try:
-        info = api.model_info(
-            address.repo, revision=address.revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
-        commit = info.sha or ""
-        if not re.fullmatch("[0-9a-f]{40,64}", commit):
-            wrong = "does not send the commit (sha)"
-            raise ValueError(info.sha)
-        if info.siblings is None:
-            wrong = "does not send the list of files (siblings)"
-            raise ValueError(info.siblings)
-        return commit, [sibling.rfilename for sibling in info.siblings if isinstance(sibling.rfilename, str)]
-    except (HfHubHTTPError, HFValidationError):
-        raise
-    # The answer may be the login page of a hotel's network, or another API; ModelInfo then raises any of these.
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        answer = parse_answer(body)
+    except ValueError:
+        answer = None
+    wrong = "does not answer as the Hub does"
+    if has_secret(body):
+        answer, wrong = None, "repeats the token in its answer"
+    commit, files = (answer.get("sha"), answer.get("siblings")) if isinstance(answer, dict) else (None, None)
+    if isinstance(answer, dict) and not (isinstance(commit, str) and re.fullmatch("[0-9a-f]{40,64}", commit)):
+        answer, wrong = None, "does not send the commit (sha)"
+    elif isinstance(answer, dict) and not isinstance(files, list):
+        answer, wrong = None, "does not send the list of files (siblings)"
+    elif isinstance(answer, dict) and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
+        answer, wrong = None, f"answers with another commit, {commit},"
+    # The answer may be the login page of a hotel's network, or another API.
+    if answer is None or not isinstance(files, list) or not isinstance(commit, str):
         raise SourceError(
             f"{endpoint} {wrong} for {address.repo}",
             reason="bad_response",
             hint="check HF_ENDPOINT, and whether the network asks for a login",
-        ) from error
+        )
+    names = [file.get("rfilename") for file in files if isinstance(file, dict)]
+    return commit, [name for name in names if isinstance(name, str)]
 
 
 def _locate(address: Address, files: Sequence[str]) -> tuple[str, str | None]:
@@ -446,30 +573,45 @@ def _write_name(address: Address, path: str) -> str:
     return name if address.revision in (None, "main") else f"{name}@{address.revision}"
 
 
-def _open_shards(repo: Repo, names: Sequence[str]) -> tuple[Shard, ...]:
+def _open_shards(repo: Repo, names: Sequence[str], *, check: bool = True) -> tuple[Shard, ...]:
+    """Probe each shard, and check that it begins like one.
+
+    Raises:
+        BadIndex: too_many_shards; BadHeader: the first bytes of a shard are not of safetensors.
+    """
+    if len(names) > _MAX_SHARDS:
+        raise BadIndex(
+            f"{repo.id} has {counted(len(names), 'shard', 'shards')}, and the limit is {_MAX_SHARDS}",
+            reason="too_many_shards",
+        )
     halt = threading.Event()
     with ThreadPoolExecutor(_PROBES_AT_ONCE, "probe") as pool:
         try:
-            return tuple(pool.map(lambda name: _open_shard(repo, name, halt), names))
+            return tuple(pool.map(lambda name: _open_shard(repo, name, halt, check), names))
         except BaseException:
             # Without this, the pool would wait for probes that wait for the server.
             halt.set()
             raise
 
 
-def _open_shard(repo: Repo, name: str, halt: threading.Event) -> Shard:
+def _open_shard(repo: Repo, name: str, halt: threading.Event, check: bool) -> Shard:
     cached = _find_in_cache(repo, name)
     if cached is not None:
         return LocalShard.at(name, cached)
     file = repo.file(name)
     head, nbytes, is_ranged = file.probe(PROBE_NBYTES, halt)
     if nbytes is None:
-        nbytes = with_retries(
-            file.where, lambda: get_hf_file_metadata(repo.url(name), token=get_token(), endpoint=repo.endpoint).size
-        )
+        nbytes = file.ask_size()
     if nbytes is None:
         raise BadResponse(f"{repo.endpoint} does not give the size of {name}")
-    return HubShard(name=name, nbytes=nbytes, repo=repo, file=file, head=head, is_ranged=is_ranged)
+    shard = HubShard(name=name, nbytes=nbytes, repo=repo, file=file, head=head, is_ranged=is_ranged)
+    if check:
+        try:
+            header_nbytes(head[:PREFIX_NBYTES], nbytes)
+        except BadHeader:
+            # Thousands of shards need not be probed before this one is rejected, in words of its format.
+            read_header(shard)
+    return shard
 
 
 def _read_small(repo: Repo, name: str) -> bytes:
@@ -479,6 +621,8 @@ def _read_small(repo: Repo, name: str) -> bytes:
     file = repo.file(name)
     body = file.read_prefix(kind.max_nbytes + 1)
     kind.check_size(len(body), file.where)
+    if has_secret(body):
+        raise SourceError(f"{repo.endpoint} repeats the token in {file.where}", reason="bad_response")
     return body
 
 
@@ -493,6 +637,9 @@ def _open_cached(model: str, address: Address) -> Source:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise explain_offline(address.repo) from error
     path = root / address.path
+    # The name of the snapshot is the content of a file in the cache.
+    if root.parent.name != "snapshots" or not re.fullmatch("[0-9a-f]{40,64}", root.name):
+        raise explain_offline(address.repo)
     if not path.exists():
         raise explain_offline(f"{address.repo}/{address.path}")
     if path.is_file() and not is_lone_file(path):
@@ -516,9 +663,68 @@ def _write_ref(repo: Repo, file: Path) -> None:
         return
     ref = snapshot.parents[1] / "refs" / repo.revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(repo.commit)
+    # A new file, so that nothing is written through a link.
+    with tempfile.NamedTemporaryFile("w", dir=ref.parent, suffix=".tmp", delete=False) as file:
+        file.write(repo.commit)
+    Path(file.name).replace(ref)
 
 
 def _read_endpoint() -> str:
+    """Return the address of the server, without a password.
+
+    Raises:
+        UsageError: bad_endpoint. The message does not repeat it, because it may hold a password.
+    """
+    return _split_endpoint()[0]
+
+
+def _read_password() -> str | None:
+    """Return the header for the user and password in the address of the server; None without them."""
+    return _split_endpoint()[1]
+
+
+def _split_endpoint() -> tuple[str, str | None]:
     # constants.ENDPOINT was read when huggingface_hub was imported, which a host program may have done long ago.
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    text = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).strip().rstrip("/")
+    header = None
+    if (found := re.fullmatch(r"(https?://)([^/?#]*)@(.*)", text, re.DOTALL | re.IGNORECASE)) is not None:
+        user, _, password = map(unquote, found[2].partition(":"))
+        pair = f"{user}:{password}"
+        for secret in (pair, found[2], password or user):
+            remember_secret(secret)
+        header = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        text = found[1] + found[3]
+    try:
+        url = httpx.URL(text)
+        fault = check_address(url)
+    # Names of hosts raise errors of several libraries.
+    except Exception:
+        fault = "is not valid"
+    if fault is None and (not text.isprintable() or " " in text or set(text) & set("?#\\")):
+        fault = "has characters that it may not have"
+    if fault is not None:
+        raise UsageError(
+            f"the address in HF_ENDPOINT {fault}",
+            reason="bad_endpoint",
+            hint="e.g. HF_ENDPOINT=https://huggingface.co",
+        )
+    return text, header
+
+
+def _make_headers() -> dict[str, str]:
+    """Return the headers of a request to the server, with the token.
+
+    Raises:
+        UsageError: bad_token. An error of the HTTP library would print the token.
+    """
+    if (token := get_token()) is not None:
+        remember_secret(token)
+        if not re.fullmatch(r"[!-~]{1,4096}", token):
+            raise UsageError(
+                "the token has characters that a token cannot have",
+                reason="bad_token",
+                hint="set HF_TOKEN anew, or run `hf auth login`",
+            )
+    headers = build_hf_headers(library_name=_LIBRARY, library_version=VERSION)
+    password = _read_password()
+    return headers if password is None else headers | {"authorization": password}

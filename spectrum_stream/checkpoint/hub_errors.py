@@ -21,10 +21,23 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 from ..errors import SourceError, SpectrumStreamError
+from .redact import redact, redact_errors
 
 
 class BadResponse(Exception):
     """The server sent an answer that breaks the protocol. Another request may help."""
+
+
+class TooSlow(Exception):
+    """The server sends, but so little that the answer would take forever."""
+
+
+class NotAgain(Exception):
+    """An error of the network that huggingface_hub must not try to repair by another request."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +65,7 @@ class _Failure:
 
         Addresses are left out, because they can be signed.
         """
-        text = self.error.response.text if isinstance(self.error, HfHubHTTPError) else ""
+        text = _read_words(self.error.response) if isinstance(self.error, HfHubHTTPError) else ""
         words = re.sub(r"<[^>]*>|\S*://\S*", " ", text).split()
         return " ".join(words)[:200] or "no reason given"
 
@@ -87,6 +100,14 @@ def _is(*types: type[Exception]) -> Callable[[_Failure], bool]:
 
 def _has_status(*statuses: int) -> Callable[[_Failure], bool]:
     return lambda f: f.status in statuses
+
+
+def _read_words(response: httpx.Response) -> str:
+    """Return the words of an answer, which the client has put into this form."""
+    try:
+        return str(response.json()["error"])
+    except (ValueError, LookupError, TypeError):
+        return response.text
 
 
 def _is_refused_elsewhere(f: _Failure) -> bool:
@@ -164,6 +185,7 @@ _ROWS = (
     _Row(lambda f: f.status is not None, "server_error", "{f.endpoint} answered {f.status} for {f.repo}", _AGAIN),
     _OFFLINE,
     _Row(_is(httpx.TooManyRedirects), "redirect_loop", "{f.endpoint} redirects in a circle for {f.repo}"),
+    _Row(_is(TooSlow), "timeout", "{f.endpoint} answers too slowly for {f.repo}: {f.cause}", _AGAIN),
     _Row(_is(httpx.TimeoutException), "timeout", "{f.endpoint} did not answer in time", _AGAIN),
     _Row(
         _is(httpx.HTTPError),
@@ -176,6 +198,12 @@ _ROWS = (
         "disk_full",
         "the disk is full: {f.repo} cannot be downloaded",
         "use --fetch range, which needs no disk",
+    ),
+    _Row(
+        _is(BadResponse),
+        "bad_response",
+        "{f.endpoint} does not answer as the Hub does for {f.repo}: {f.cause}",
+        _AGAIN,
     ),
     _Row(lambda f: f.errno is not None, "unwritable", "{f.repo} cannot be downloaded: {f.strerror}"),
     _Row(lambda f: True, "bad_response", "{f.endpoint} does not answer as the Hub does for {f.repo}", _AGAIN),
@@ -191,9 +219,19 @@ def explaining(endpoint: str, repo: str, revision: str | None) -> Iterator[None]
     """
     try:
         yield
-    except SpectrumStreamError:
+    except SpectrumStreamError as error:
+        redact_errors(error)
         raise
-    except (httpx.HTTPError, BadResponse, HFValidationError, OSError) as error:
+    except (
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        BadResponse,
+        TooSlow,
+        HFValidationError,
+        OSError,
+        UnicodeError,
+    ) as error:
+        redact_errors(error)
         failure = _Failure(error, endpoint, repo, revision or "main")
         raise _explain(failure, next(row for row in _ROWS if row.fits(failure))) from error
 
@@ -204,18 +242,20 @@ def explain_offline(repo: str) -> SourceError:
 
 
 def _explain(failure: _Failure, row: _Row) -> SourceError:
-    hint = None if row.hint is None else row.hint.format(f=failure)
-    return SourceError(row.message.format(f=failure), reason=row.reason, hint=hint)
+    hint = None if row.hint is None else redact(row.hint.format(f=failure))
+    return SourceError(redact(row.message.format(f=failure)), reason=row.reason, hint=hint)
 
 
 def describe(error: Exception) -> str:
     """Return an error of the network in a few words, without addresses."""
     if isinstance(error, HfHubHTTPError):
         return f"the server answered {error.response.status_code}"
+    if isinstance(error, TooSlow):
+        return "less than 1 kB a second"
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     if isinstance(error, httpx.ConnectError):
         return "no connection"
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError)):
         return "the connection broke off"
-    return str(error)
+    return redact(str(error))

@@ -4,8 +4,9 @@
     → 302 to a signed address on another host          kept for the next ranges, renewed when it expires
     → 206 with `Content-Range: bytes a-b/total`        the only accepted answer; a 200 is closed unread
 
-huggingface_hub provides the client, the headers with the token, and the classes of its error responses. The retries
-are our own: those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off.
+huggingface_hub provides the headers with the token, and the classes of its error responses. The retries are our own:
+those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off. The limits of bytes
+and time are those of `client.py`.
 """
 
 import logging
@@ -19,10 +20,13 @@ from typing import TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_session, hf_raise_for_status, httpx, parse_ratelimit_headers
+from huggingface_hub.utils import hf_raise_for_status, httpx
 
 from ..errors import CheckpointError, SourceError
-from .hub_errors import BadResponse, describe
+from ..text import si_bytes
+from .client import MAX_WAIT_S, RETRY_STATUS, Scope, client, parse_wait, within
+from .hub_errors import BadResponse, TooSlow, describe
+from .redact import redact_errors
 from .source import Halted, RangesIgnored
 
 T = TypeVar("T")
@@ -32,14 +36,16 @@ _log = logging.getLogger("spectrum_stream")
 # The limit of attempts in a row that bring no byte.
 TRIES = 5
 _FIRST_WAIT_S = 0.5
-# The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
-_MAX_WAIT_S = 330.0
-_RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+# An attempt that brings fewer bytes counts as one that brings none.
+_PROGRESS_NBYTES = 64_000
+# Of those that break the protocol: it is rarely chance.
+_BAD_TRIES = 3
+# A connection can starve beside others, so a range that comes too slowly is requested once more.
+_SLOW_TRIES = 2
 # The status codes of a signed address that has expired, or was signed for another range.
 _EXPIRED_STATUS = (400, 401, 403, 404, 410)
 # Stop keeping signed addresses after this many in a row that worked only once.
 _BOUND_TO_RANGES = 2
-_IDENTITY = (None, "", "identity")
 
 
 class RemoteFile:
@@ -47,13 +53,15 @@ class RemoteFile:
 
     Args:
         url: the address that redirects to the file.
+        endpoint: the server that the headers are for.
         commit: the commit that `X-Repo-Commit` must name, if the server sends it.
         headers: with the token.
         where: its name in messages; an address could hold a signature.
     """
 
-    def __init__(self, url: str, commit: str, headers: dict[str, str], where: str) -> None:
+    def __init__(self, url: str, endpoint: str, commit: str, headers: dict[str, str], where: str) -> None:
         self.where = where
+        self._endpoint = httpx.URL(endpoint)
         self._url = httpx.URL(url)
         self._commit = commit
         self._headers = headers
@@ -78,7 +86,6 @@ class RemoteFile:
                 if response.status_code == 416:
                     return b"", 0, True
                 if response.status_code == 200:
-                    _check_encoding(response)
                     size = response.headers.get("content-length")
                     return _read(response, nbytes), int(size) if size is not None else None, False
                 total = _check_range(response, 0, nbytes, None)
@@ -88,6 +95,26 @@ class RemoteFile:
                 return head, total, True
 
         return with_retries(self.where, attempt, halt=halt)
+
+    def ask_size(self) -> int | None:
+        """Return the size of the file, None if the server does not send it.
+
+        Raises:
+            SourceError: bad_response; HfHubHTTPError and httpx's errors, for `explaining`.
+        """
+
+        def attempt() -> int | None:
+            with within(Scope.of_request(self.where, self._endpoint, 0)):
+                response = client().head(self._url, headers=self._headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            # The Hub names the size in the redirect; the storage host may deny a HEAD.
+            for answer in (*response.history, response):
+                if (linked := answer.headers.get(constants.HUGGINGFACE_HEADER_X_LINKED_SIZE)) is not None:
+                    return int(linked)
+            hf_raise_for_status(response)
+            size = response.headers.get("content-length")
+            return int(size) if size is not None else None
+
+        return with_retries(self.where, attempt)
 
     def read_prefix(self, nbytes: int) -> bytes:
         """Read the first bytes of a file without a range request.
@@ -99,7 +126,7 @@ class RemoteFile:
         """
 
         def attempt() -> bytes:
-            with self._get_whole() as response:
+            with self._get_whole(nbytes) as response:
                 return _read(response, nbytes)
 
         return with_retries(self.where, attempt)
@@ -116,7 +143,8 @@ class RemoteFile:
             OSError; SourceError: bad_response; CheckpointError: changed; HfHubHTTPError and httpx's errors, for
             `explaining`.
         """
-        with path.open("wb") as file:
+        # Not through a link, and not into a file that is there.
+        with path.open("xb") as file:
 
             def write(_: int, chunk: bytes) -> None:
                 file.write(chunk)
@@ -125,7 +153,7 @@ class RemoteFile:
             def attempt() -> None:
                 file.seek(0)
                 file.truncate()
-                with self._get_whole() as response:
+                with self._get_whole(nbytes) as response:
                     for chunk in response.iter_raw():
                         if file.tell() + len(chunk) > nbytes:
                             raise CheckpointError(f"{self.where} became longer than {nbytes} bytes", reason="changed")
@@ -136,7 +164,7 @@ class RemoteFile:
             if ranged:
                 with suppress(RangesIgnored):
                     return self.stream(0, nbytes, nbytes, write)
-            with_retries(self.where, attempt)
+            with_retries(self.where, attempt, slow_tries=_SLOW_TRIES)
 
     def stream(
         self,
@@ -178,22 +206,21 @@ class RemoteFile:
                 raise httpx.RemoteProtocolError("the body is short")
 
         if start < stop:
-            with_retries(self.where, attempt, progress=lambda: position, halt=halt)
+            with_retries(self.where, attempt, progress=lambda: position, halt=halt, slow_tries=_SLOW_TRIES)
 
     @contextmanager
-    def _get_whole(self) -> Iterator[httpx.Response]:
-        """Request the file without a range, and check the answer."""
-        with get_session().stream(
-            "GET",
-            self._url,
-            headers=self._headers | {"Accept-Encoding": "identity"},
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        ) as response:
+    def _get_whole(self, nbytes: int) -> Iterator[httpx.Response]:
+        """Request the file without a range, and check the answer. At most `nbytes` bytes of the body are read."""
+        with (
+            within(Scope.of_request(self.where, self._endpoint, nbytes)),
+            client().stream(
+                "GET", self._url, headers=self._headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ) as response,
+        ):
             if response.status_code != 200:
                 hf_raise_for_status(_read_body(response))
                 raise BadResponse(f"the server answered {response.status_code}")
             _check_commit(response, self._commit, self.where)
-            _check_encoding(response)
             yield response
 
     @contextmanager
@@ -232,10 +259,34 @@ class RemoteFile:
     def _get(self, url: httpx.URL, start: int, stop: int) -> Iterator[httpx.Response]:
         same_origin = (url.scheme, url.host, url.port) == (self._url.scheme, self._url.host, self._url.port)
         headers = {k: v for k, v in self._headers.items() if same_origin or k.lower() != "authorization"}
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={start}-{stop - 1}"}
         # The client drops the token itself when it follows a redirect to another origin.
-        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        with (
+            within(Scope.of_request(self.where, self._endpoint, stop - start)),
+            client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+        ):
             yield response
+
+
+def read_answer(url: str, endpoint: str, headers: dict[str, str], where: str, nbytes: int) -> bytes:
+    """Ask the API of a server, and return the body of its answer.
+
+    Raises:
+        CheckpointError: file_too_large; HfHubHTTPError and httpx's errors, for `explaining`.
+    """
+    with (
+        within(Scope.of_request(where, httpx.URL(endpoint), nbytes)),
+        client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+    ):
+        if response.status_code != 200:
+            hf_raise_for_status(_read_body(response))
+            raise BadResponse(f"the server answered {response.status_code}")
+        body = _read(response, nbytes + 1)
+    if len(body) > nbytes:
+        raise CheckpointError(
+            f"the answer of {endpoint} for {where} is larger than {si_bytes(nbytes)}", reason="file_too_large"
+        )
+    return body
 
 
 def with_retries(
@@ -246,35 +297,47 @@ def with_retries(
     halt: threading.Event | None = None,
     tries: int = TRIES,
     connect_tries: int = TRIES,
+    slow_tries: int = 1,
 ) -> T:
     """Call `attempt` until it succeeds, and return its result.
 
     Args:
         where: the file or repo, for messages.
-        progress: the position that was reached. An attempt that advances it is not counted.
+        progress: the position that was reached. An attempt that advances it by 64 kB is not counted.
         halt: set it to stop the waiting.
         tries: the limit of attempts in a row without progress.
         connect_tries: the limit of those that reach no server.
+        slow_tries: the limit of attempts that bring bytes, but too slowly.
 
     Raises:
         Halted; SourceError: rate_limited, bad_response; else the error of the last attempt.
     """
-    failed, reached = 0, progress()
+    failed, bad, slow, reached = 0, 0, 0, progress()
     while True:
         asked: float | None = None
         try:
             return attempt()
         except BadResponse as error:
+            redact_errors(error)
             last: Exception = SourceError(f"{where}: {error}", reason="bad_response")
             last.__cause__ = error
+            bad += 1
+            if bad >= min(_BAD_TRIES, tries):
+                raise last from error
+        except TooSlow as error:
+            slow += 1
+            if slow >= slow_tries:
+                raise
+            last = error
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             last = error
         except HfHubHTTPError as error:
-            if error.response.status_code not in _RETRY_STATUS:
+            if error.response.status_code not in RETRY_STATUS:
                 raise
-            last, asked = error, _parse_wait(error.response)
-        failed, reached = (0, progress()) if progress() > reached else (failed + 1, reached)
-        if asked is not None and asked > _MAX_WAIT_S:
+            last, asked = error, parse_wait(error.response)
+        # A server that breaks off after every byte makes no progress.
+        failed, reached = (0, progress()) if progress() >= reached + _PROGRESS_NBYTES else (failed + 1, reached)
+        if asked is not None and asked > MAX_WAIT_S:
             raise SourceError(
                 f"{where}: the server asks to wait {asked:.0f} s before the next request",
                 reason="rate_limited",
@@ -286,15 +349,6 @@ def with_retries(
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted
-
-
-def _parse_wait(response: httpx.Response) -> float | None:
-    limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
-    if limits is not None and limits.remaining == 0:
-        return float(limits.reset_in_seconds)
-    # The header may hold a date instead, and is then ignored.
-    seconds = response.headers.get("retry-after", "").strip()
-    return float(seconds) if re.fullmatch(r"\d{1,9}", seconds) else None
 
 
 def _check_range(response: httpx.Response, start: int, stop: int, total: int | None, where: str = "") -> int:
@@ -310,8 +364,9 @@ def _check_range(response: httpx.Response, start: int, stop: int, total: int | N
     if response.status_code != 206:
         hf_raise_for_status(_read_body(response))
         raise BadResponse(f"the server answered {response.status_code} to a range")
-    _check_encoding(response)
-    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("content-range", ""))
+    match = re.fullmatch(
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("content-range", "")
+    )
     if match is None:
         raise BadResponse("the answer has no Content-Range header")
     first, last, size = map(int, match.groups())
@@ -328,11 +383,6 @@ def _check_commit(response: httpx.Response, commit: str, where: str) -> None:
     answered = first.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
     if answered is not None and answered != commit:
         raise CheckpointError(f"{where} was answered from another commit, {answered}", reason="changed")
-
-
-def _check_encoding(response: httpx.Response) -> None:
-    if response.headers.get("content-encoding") not in _IDENTITY:
-        raise BadResponse("the answer is compressed, although the request forbids it")
 
 
 def _read_body(response: httpx.Response) -> httpx.Response:

@@ -7,7 +7,6 @@ Data goes to stdout; progress, notes and errors go to stderr. A command returns 
 import errno
 import functools
 import os
-import re
 import traceback
 from importlib import import_module
 from typing import Annotated, Any
@@ -124,9 +123,9 @@ def main() -> int:
 def _fail(error: SpectrumStreamError) -> int:
     output = Output()
     if os.environ.get(DEBUG_VARIABLE):
-        # The part of an address after a question mark can be a signature.
-        redacted = re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1...", traceback.format_exc())
-        for line in redacted.splitlines():
+        from ..checkpoint.redact import redact
+
+        for line in redact(traceback.format_exc()).splitlines():
             output.note(line)
     output.error(error)
     return error.exit_code

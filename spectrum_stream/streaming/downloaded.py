@@ -2,12 +2,14 @@
 
 .snr_results_{slug}.shards/              the folder of temporary shards, which is deleted at the end of a scan
 .snr_results_{slug}.shards/CACHEDIR.TAG  marks it as ours; a folder without this file is neither used nor emptied
+.snr_results_{slug}.shards/{random}/     a new folder for each shard, so that no link can wait in it
 """
 
 import contextlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -113,7 +115,10 @@ def read_downloaded(
             reason="disk_full",
             hint="use --fetch range, which needs no disk" if shard.is_ranged else None,
         )
-    local = shard.download(folder, on_bytes)
+    inside = Path(tempfile.mkdtemp(dir=folder))
+    local = shard.download(inside, on_bytes)
+    if not local.path.resolve().is_relative_to(folder.resolve()) or local.path.is_symlink() or not _is_ours(folder):
+        raise SourceError(f"{folder} was replaced during the download", reason="not_our_folder")
     left = len(matrices)
 
     def release() -> None:
@@ -121,8 +126,7 @@ def read_downloaded(
         left -= 1
         if not left:
             # Windows cannot delete a mapped file. It is deleted with its folder at the end of the scan.
-            with contextlib.suppress(PermissionError):
-                local.path.unlink(missing_ok=True)
+            shutil.rmtree(inside, ignore_errors=True)
             budgets.disk.give(shard.nbytes)
             budgets.shards.give(1)
 

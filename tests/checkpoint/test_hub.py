@@ -646,7 +646,7 @@ def test_hub_download_needs_room_for_one_shard(
     used: list[int] = []
 
     def usage(path: object) -> object:
-        here = sum(p.stat().st_size for p in Path("model_snr_results").glob(".*.shards/*.safetensors"))
+        here = sum(p.stat().st_size for p in Path("model_snr_results").glob(".*.shards/*/*.safetensors"))
         used.append(here)
         return shutil._ntuple_diskusage(10**12, 0, sizes[1] + 10 - here)
 

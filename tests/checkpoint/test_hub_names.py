@@ -12,6 +12,7 @@ from huggingface_hub.utils import httpx
 
 from spectrum_stream import scan
 from spectrum_stream.checkpoint import open_source
+from spectrum_stream.checkpoint.client import client
 from spectrum_stream.checkpoint.hub import Address, parse_address
 from spectrum_stream.errors import SpectrumStreamError
 from spectrum_stream.streaming.plan import plan
@@ -184,7 +185,7 @@ def test_open_source_without_a_network_fails_soon(
         closed.bind(("127.0.0.1", 0))
         use(f"http://127.0.0.1:{closed.getsockname()[1]}", monkeypatch, tmp_path)
     asked: list[httpx.Request] = []
-    session = huggingface_hub.utils.get_session()
+    session = client()
     send = session.send
 
     def note(request: httpx.Request, **options: Any) -> httpx.Response:

@@ -32,7 +32,7 @@ class Cli(Protocol):
     def __call__(self, *args: str | Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `spectrum-stream ARGS` with these variables set, and assert that it exits with this code.
 
-        With None any exit code will do.
+        None stands for any code.
         """
 
 

@@ -1,0 +1,540 @@
+"""The HTTP client under every request, ours and huggingface_hub's: limits of bytes and time, and checks of headers.
+
+    huggingface_hub or `ranges.py` → httpx.Client → _Guard → httpx's transport → _Stream → the socket
+
+The guard checks the address of each request, also after a redirect. It passes on the known headers of an answer only,
+each in the form that it must have. The stream counts the bytes of an answer and the time that is spent in waiting for
+them. Both do so within a `Scope` of the same thread; without one they do nothing, so that a host program that uses
+huggingface_hub in other threads does not notice them.
+"""
+
+import atexit
+import functools
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import huggingface_hub.utils._http as hub_http
+from huggingface_hub import constants
+from huggingface_hub.utils import hf_raise_for_status, httpx, parse_ratelimit_headers
+
+from ..errors import CheckpointError, SourceError, SpectrumStreamError
+from ..text import si_bytes
+from .hub_errors import BadResponse, NotAgain, TooSlow
+from .redact import redact
+
+# An answer must bring this many bytes a second, counted over a window of the seconds that are spent in waiting.
+FLOOR_NBYTES_S = 1000
+_WINDOW_S = 10.0
+# The status line and all headers, with those of answers such as 100 Continue, and what came of the body with them.
+_HEAD_NBYTES = 300_000
+# The words of an error or of a redirect.
+_WORDS_NBYTES = 64_000
+# An answer of huggingface_hub that is not the file: the token for Xet.
+_ANSWER_NBYTES = 1_000_000
+# Bytes of an answer that are not the file: the frames of chunks.
+_SLACK_NBYTES = 1_000_000
+# Requests of one download by huggingface_hub: its retries and their redirects.
+_HUB_REQUESTS = 100
+_HUB_HEAD_S = 60.0
+# The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
+MAX_WAIT_S = 330.0
+RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+_IDENTITY = ("", "identity")
+_ADDRESS_NCHARS = 8000
+# A name, with international ones in their encoded form, or the number of an interface.
+_HOST = re.compile(rb"[0-9a-zA-Z_-]([0-9a-zA-Z._-]{0,252})|[0-9a-fA-F:.]{2,45}(%[0-9a-zA-Z._-]{1,40})?")
+
+_DIGITS = r"[0-9]{1,18}"
+_ETAG = r'(W/)?"?[0-9a-fA-F]{1,128}(-[0-9a-fA-F]{1,32}){0,4}"?'
+# The headers that are passed on. All others, such as cookies, are dropped, and so is one in another form.
+_HEADERS = {
+    name: re.compile(form)
+    for name, form in {
+        "content-length": _DIGITS,
+        "content-range": f"bytes {_DIGITS}-{_DIGITS}/{_DIGITS}",
+        # huggingface_hub makes names of files from these two.
+        "etag": _ETAG,
+        "x-linked-etag": _ETAG,
+        "x-linked-size": _DIGITS,
+        "x-repo-commit": r"[0-9a-f]{40,64}",
+        "x-error-code": r"[A-Za-z]{1,64}",
+        "x-error-message": r"[ -~]{1,500}",
+        "retry-after": r" *[0-9]{1,9} *",
+        "ratelimit": r'"\w{1,64}" *; *r *= *[0-9]{1,9} *; *t *= *[0-9]{1,9}',
+        "x-xet-hash": r"[0-9a-fA-F]{64}",
+        "x-xet-access-token": r"[!-~]{1,8000}",
+        "x-xet-token-expiration": r"[0-9]{1,12}",
+    }.items()
+}
+_XET_AUTH = re.compile(r'<([^<>\s]{1,2000})>[^<>,]*?;\s*rel="?xet-auth"?')
+# The loggers that name addresses.
+_LOGGERS = (
+    *(f"{name}.{part}" for name in ("httpcore", "httpcore2") for part in ("connection", "http11", "proxy", "socks")),
+    *(
+        "httpx",
+        "httpx2",
+        "huggingface_hub.utils._http",
+        "huggingface_hub.file_download",
+        "huggingface_hub.utils._xet",
+    ),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Scope:
+    """The limits of the requests for one file or answer.
+
+    Attributes:
+        where: its name in messages.
+        endpoint: the address of the server; only requests to it carry the token.
+        nbytes: the limit of the body.
+        head_s: the seconds that may still be spent in waiting for headers.
+        commit: the commit that huggingface_hub downloads from; None for our own requests.
+        with_xet: whether huggingface_hub may use Xet.
+        requests: the number of requests, with those that redirects lead to.
+    """
+
+    where: str
+    endpoint: httpx.URL
+    nbytes: int
+    head_s: float
+    commit: str | None = None
+    with_xet: bool = True
+    requests: int = 0
+
+    @classmethod
+    def of_request(cls, where: str, endpoint: httpx.URL, nbytes: int) -> "Scope":
+        """Return the limits of one request of our own, with its redirects."""
+        return cls(where=where, endpoint=endpoint, nbytes=nbytes, head_s=_window_s())
+
+    @classmethod
+    def of_hub(cls, where: str, endpoint: httpx.URL, nbytes: int, commit: str, *, with_xet: bool) -> "Scope":
+        """Return the limits of one download by huggingface_hub."""
+        return cls(
+            where=where, endpoint=endpoint, nbytes=nbytes, head_s=_HUB_HEAD_S, commit=commit, with_xet=with_xet
+        )
+
+    def limit_nbytes(self, request: httpx.Request) -> int:
+        """Return the limit of the body of an answer with status 200 or 206."""
+        is_file = self.commit is None or "/resolve/" in request.url.path or not _is_same(request.url, self.endpoint)
+        return self.nbytes if is_file else _ANSWER_NBYTES
+
+
+class _Local(threading.local):
+    scope: Scope | None = None
+    exchange: "_Exchange | None" = None
+
+
+_local = _Local()
+
+
+@contextmanager
+def within(scope: Scope) -> Iterator[None]:
+    """Apply limits to the requests of this thread."""
+    outer, _local.scope = _local.scope, scope
+    try:
+        yield
+    finally:
+        _local.scope = outer
+
+
+def client() -> httpx.Client:
+    """Return the client for our own requests, made as that of huggingface_hub."""
+    # A connection must not be used by two processes.
+    return _client_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _client_of(_: int) -> httpx.Client:
+    made = _make_client()
+    atexit.register(made.close)
+    return made
+
+
+def _make_client() -> httpx.Client:
+    """Make a client as huggingface_hub does, with the settings of the host program, and with our guard.
+
+    httpx has no public way to put something between a client and the transports that it makes for proxies.
+    """
+    _filter_logs()
+    made: httpx.Client = _swap.factory()
+    made._transport = _Guard(made._transport)
+    made._mounts = {pattern: mount and _Guard(mount) for pattern, mount in made._mounts.items()}
+    return made
+
+
+class _Swap:
+    """Our client in place of huggingface_hub's while it downloads for us.
+
+    `huggingface_hub.set_client_factory` would close the client of the host program, and cannot be undone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._theirs: Any = None
+        self._ours: Any = None
+        self._factory: Any = None
+
+    def factory(self) -> Any:
+        """Make a client with the factory that the host program has set, or with huggingface_hub's."""
+        return (self._factory or hub_http._GLOBAL_CLIENT_FACTORY)()
+
+    def enter(self) -> None:
+        with self._lock, hub_http._CLIENT_LOCK:
+            self._depth += 1
+            if self._depth == 1:
+                self._theirs, self._factory = hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY
+                hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._ours, _make_client
+
+    def leave(self) -> None:
+        with self._lock, hub_http._CLIENT_LOCK:
+            self._depth -= 1
+            # The host program may have set another factory meanwhile.
+            if self._depth == 0 and hub_http._GLOBAL_CLIENT_FACTORY is _make_client:
+                self._ours = hub_http._GLOBAL_CLIENT
+                hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._theirs, self._factory
+            if self._depth == 0:
+                self._theirs = self._factory = None
+
+    def forget(self) -> None:
+        """Drop the connections of the parent process."""
+        self.__init__()  # type: ignore[misc]
+
+    def close(self) -> None:
+        if self._ours is not None:
+            self._ours.close()
+
+
+_swap = _Swap()
+atexit.register(_swap.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_swap.forget)
+
+
+@contextmanager
+def under_huggingface_hub() -> Iterator[None]:
+    """Put our client below huggingface_hub, and give it its own back at the end."""
+    _swap.enter()
+    try:
+        yield
+    finally:
+        _swap.leave()
+
+
+def check_address(url: httpx.URL) -> str | None:
+    """Return what is wrong with an address, or None."""
+    if url.scheme not in ("http", "https"):
+        return "is not of http or https"
+    if not _HOST.fullmatch(url.raw_host):
+        return "has no valid host"
+    if url.port is not None and not 0 < url.port < 65536:
+        return "has an impossible port"
+    if url.userinfo:
+        return "has a user or a password"
+    return "is too long" if len(str(url)) > _ADDRESS_NCHARS else None
+
+
+class _Guard(httpx.BaseTransport):
+    """A transport that checks requests and answers within the scope of the thread."""
+
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self._transport = transport
+        pool = getattr(transport, "_pool", None)
+        if pool is not None and hasattr(pool, "_network_backend"):
+            pool._network_backend = _Backend(pool._network_backend)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        scope = _local.scope
+        if scope is None:
+            return self._transport.handle_request(request)
+        _prepare(request, scope)
+        exchange = _Exchange(scope)
+        _local.exchange = exchange
+        try:
+            response = self._transport.handle_request(request)
+        except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            # huggingface_hub would try again, and tell nobody why.
+            if scope.commit is not None and request.method == "HEAD":
+                raise NotAgain(error) from error
+            raise
+        except (httpx.HTTPError, SpectrumStreamError, BadResponse, TooSlow):
+            raise
+        except Exception as error:
+            # Names of hosts that cannot be encoded, headers that cannot be decoded and the like.
+            raise BadResponse(f"the request cannot be sent ({type(error).__name__})") from error
+        finally:
+            _local.exchange = None
+        try:
+            return _admit(request, response, scope, exchange)
+        except BaseException:
+            response.close()
+            raise
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _prepare(request: httpx.Request, scope: Scope) -> None:
+    """Check a request, and remove from it what another server may not know."""
+    scope.requests += 1
+    if scope.requests > _HUB_REQUESTS:
+        raise BadResponse(f"the server broke off {_HUB_REQUESTS} answers")
+    if (fault := check_address(request.url)) is not None:
+        raise SourceError(f"{scope.where}: its address {fault}", reason="bad_redirect")
+    if not _is_same(request.url, scope.endpoint):
+        request.headers.pop("authorization", None)
+    request.headers.pop("cookie", None)
+    request.headers["Accept-Encoding"] = "identity"
+    timeouts = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {
+        kind: timeouts.get(kind) or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        for kind in ("connect", "read", "write", "pool")
+    }
+
+
+def _admit(request: httpx.Request, response: httpx.Response, scope: Scope, exchange: "_Exchange") -> httpx.Response:
+    """Return an answer with the headers that are understood, or raise what is wrong with it."""
+    status = response.status_code
+    headers = {
+        name: value
+        for name, form in _HEADERS.items()
+        if (value := response.headers.get(name)) is not None and form.fullmatch(value)
+    }
+    headers |= _xet_headers(response, scope)
+    if scope.commit is not None and headers.get("x-repo-commit", scope.commit) != scope.commit:
+        raise CheckpointError(
+            f"{scope.where} was answered from another commit, {headers['x-repo-commit']}", reason="changed"
+        )
+    if status < 200:
+        raise BadResponse(f"the server answered {status}")
+    if status < 300:
+        if request.method != "HEAD" and response.headers.get("content-encoding", "").strip().lower() not in _IDENTITY:
+            raise BadResponse("the answer is compressed, although the request forbids it")
+        exchange.begin_body(scope.limit_nbytes(request))
+        extensions = {key: value for key, value in response.extensions.items() if key != "reason_phrase"}
+        return httpx.Response(status, headers=headers, stream=response.stream, extensions=extensions)
+    words = _read_words(response, exchange)
+    headers.pop("content-length", None)
+    if status in (301, 302, 303, 307, 308) and (location := response.headers.get("location")) is not None:
+        headers["location"] = _check_redirect(request.url, location, scope)
+        words = b""
+    admitted = httpx.Response(status, headers=headers, content=words)
+    if scope.commit is not None and status in RETRY_STATUS:
+        wait = parse_wait(admitted)
+        if request.method == "HEAD" or (wait is not None and wait > MAX_WAIT_S):
+            # huggingface_hub would wait as long as the server asks.
+            admitted.request = request
+            hf_raise_for_status(admitted)
+    return admitted
+
+
+def parse_wait(response: httpx.Response) -> float | None:
+    """Return the seconds that a server asks to wait; None if it does not."""
+    limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    if limits is not None and limits.remaining == 0:
+        return float(limits.reset_in_seconds)
+    # The header may hold a date instead, and was then dropped.
+    seconds = response.headers.get("retry-after", "").strip()
+    return float(seconds) if re.fullmatch(r"[0-9]{1,9}", seconds) else None
+
+
+def _check_redirect(base: httpx.URL, location: str, scope: Scope) -> str:
+    try:
+        if len(location) > _ADDRESS_NCHARS or not location.isprintable():
+            fault: str | None = "is too long or not printable"
+        else:
+            url = base.join(location)
+            fault = check_address(url)
+            if fault is None and (base.scheme, url.scheme) == ("https", "http"):
+                fault = "is not encrypted"
+    # Names of hosts raise errors of several libraries.
+    except Exception:
+        fault = "is not valid"
+    if fault is not None:
+        raise SourceError(
+            f"{base.host} redirects {scope.where} to an address that {fault}",
+            reason="bad_redirect",
+            hint="check HF_ENDPOINT, and whether the network asks for a login",
+        )
+    return location
+
+
+def _xet_headers(response: httpx.Response, scope: Scope) -> dict[str, str]:
+    """Return the addresses for Xet: that of the tokens must be of the endpoint, because the token is sent to it."""
+    headers: dict[str, str] = {}
+    if scope.commit is None or not scope.with_xet:
+        return headers
+    link = _XET_AUTH.search(response.headers.get("link", "")[:_ADDRESS_NCHARS])
+    route = link[1] if link is not None else response.headers.get("x-xet-refresh-route", "")
+    home = constants.HUGGINGFACE_CO_URL_HOME
+    if route.startswith(home):
+        # huggingface_hub asks the endpoint in this case too.
+        route = f"{str(scope.endpoint).rstrip('/')}/{route.removeprefix(home)}"
+    with suppress(httpx.InvalidURL, ValueError):
+        url = httpx.URL(route)
+        below = scope.endpoint.path.rstrip("/") + "/api/"
+        if check_address(url) is None and _is_same(url, scope.endpoint) and url.path.startswith(below):
+            headers["x-xet-refresh-route"] = route
+    with suppress(httpx.InvalidURL, ValueError):
+        storage = response.headers.get("x-xet-cas-url", "")
+        is_encrypted = httpx.URL(storage).scheme == "https" or scope.endpoint.scheme == "http"
+        if storage and check_address(httpx.URL(storage)) is None and is_encrypted:
+            headers["x-xet-cas-url"] = storage
+    return headers
+
+
+def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
+    """Read the beginning of the body of an error, as text that huggingface_hub can read."""
+    if response.headers.get("content-encoding", "").strip().lower() not in _IDENTITY:
+        response.close()
+        return b""
+    exchange.begin_body(_WORDS_NBYTES)
+    body = bytearray()
+    with suppress(httpx.HTTPError, SourceError, TooSlow):
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > _WORDS_NBYTES:
+                break
+    response.close()
+    text = body[:_WORDS_NBYTES].decode("utf-8", "replace").strip()
+    if text[:1] in ("{", "["):
+        # It reads the key `error`. A short text cannot be nested deeply enough to be an error of Python.
+        found = re.search(r'"(?:error|message)"\s*:\s*"((?:[^"\\]|\\.){0,500})"', text)
+        text = "" if found is None else found[1]
+    words = "".join(c if c.isprintable() else " " for c in redact(text[:2000]))
+    # As JSON, because huggingface_hub appends other text in full.
+    return json.dumps({"error": words}).encode() if words else b""
+
+
+def _is_same(url: httpx.URL, endpoint: httpx.URL) -> bool:
+    """Whether an address is of a server: scheme, host and port."""
+    return _origin(url) == _origin(endpoint)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _window_s() -> float:
+    # A user who allows longer pauses has set the variable of huggingface_hub.
+    return max(_WINDOW_S, float(constants.HF_HUB_DOWNLOAD_TIMEOUT) + 2)
+
+
+class _Exchange:
+    """The bytes and the waiting of one request and its answer."""
+
+    __slots__ = ("_in_head", "_left", "_limit", "_received", "_scope", "_waited", "_window_s")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._in_head = True
+        self._limit = self._left = _HEAD_NBYTES
+        self._window_s = _window_s()
+        self._waited, self._received = 0.0, 0
+
+    def begin_body(self, nbytes: int) -> None:
+        """Count the body from now on."""
+        self._in_head = False
+        self._limit, self._left = nbytes, nbytes + nbytes // 8 + _SLACK_NBYTES
+        self._waited, self._received = 0.0, 0
+
+    def clip(self, timeout: float | None) -> float:
+        """Return the timeout of the next read."""
+        left = self._scope.head_s if self._in_head else self._window_s
+        return max(0.001, left if timeout is None else min(timeout, left))
+
+    def count(self, nbytes: int, waited_s: float) -> None:
+        """Count a read.
+
+        Raises:
+            TooSlow; SourceError: bad_response, the answer is too long.
+        """
+        self._left -= nbytes
+        if self._left < 0:
+            raise SourceError(
+                f"{self._scope.where}: the answer is longer than {si_bytes(self._limit)}", reason="bad_response"
+            )
+        if self._in_head:
+            self._scope.head_s -= waited_s
+            if self._scope.head_s <= 0:
+                raise TooSlow
+            return
+        self._waited += waited_s
+        self._received += nbytes
+        if self._waited >= self._window_s:
+            if nbytes and self._received < FLOOR_NBYTES_S * self._window_s:
+                raise TooSlow
+            self._waited, self._received = 0.0, 0
+
+
+class _Stream:
+    """A connection that counts what it reads. An answer belongs to the request that was written last."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._exchange: _Exchange | None = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        exchange = self._exchange
+        if exchange is None:
+            return self._stream.read(max_bytes, timeout)  # type: ignore[no-any-return]
+        started = time.monotonic()
+        try:
+            data: bytes = self._stream.read(max_bytes, exchange.clip(timeout))
+        except Exception:
+            exchange.count(0, time.monotonic() - started)
+            raise
+        exchange.count(len(data), time.monotonic() - started)
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._exchange = _local.exchange
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(self, *args: Any, **kwargs: Any) -> "_Stream":
+        return _Stream(self._stream.start_tls(*args, **kwargs))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Backend:
+    """Makes connections that count what they read."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> _Stream:
+        return _Stream(self._backend.connect_tcp(*args, **kwargs))
+
+    def connect_unix_socket(self, *args: Any, **kwargs: Any) -> _Stream:
+        return _Stream(self._backend.connect_unix_socket(*args, **kwargs))
+
+    def sleep(self, seconds: float) -> None:
+        self._backend.sleep(seconds)
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    if _local.scope is not None:
+        record.msg, record.args = redact(record.getMessage()), ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+@functools.cache
+def _filter_logs() -> None:
+    """Redact the addresses that other libraries log for us."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_redact_record)

@@ -27,7 +27,7 @@ from ..model.names import module_of
 from ..model.no_score import NoScore
 from ..numerics.metrics import SPECTRUM, Metric
 from ..numerics.precision import Precision
-from ..numerics.snr import TOLERANCE, Degeneracy, Score, quick_score, score
+from ..numerics.snr import Degeneracy, Score, is_score_of
 from ..text import printable
 from . import atomic
 
@@ -196,7 +196,8 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
     with _connect(path) as (db, nbytes):
         identity, names, weights = read_source(db)
         # SQLite counts a whole table in one step, which no limit of steps can end.
-        (count,) = db.execute("SELECT count(module) FROM matrices NOT INDEXED").fetchone()
+        count_all = f"SELECT count(*) FROM (SELECT module FROM matrices NOT INDEXED LIMIT {MAX_ROWS})"
+        (count,) = db.execute(count_all).fetchone()
         yield Records(identity, tuple(names), weights, count, read_rows(db, nbytes, spectra=spectra))
 
 
@@ -211,6 +212,7 @@ def protect(db: sqlite3.Connection) -> None:
     limit_steps(db, _SCHEMA_STEPS)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA mmap_size = 0")
 
 
 def limit_steps(db: sqlite3.Connection, steps: int = MAX_ROWS * _ROW_STEPS) -> None:
@@ -227,6 +229,8 @@ def limit_steps(db: sqlite3.Connection, steps: int = MAX_ROWS * _ROW_STEPS) -> N
 
 def check_schema(db: sqlite3.Connection) -> None:
     """Raise a ValueError unless a database has exactly the tables of a record of this version."""
+    # The header of a database can ask for a cache of any size. This reads the header, and then puts 2 MB in its place.
+    db.execute("PRAGMA cache_size = -2000")
     if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
         raise ValueError("another version")
     found = db.execute(f"SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT {len(_SCHEMA) + 1}").fetchall()
@@ -296,7 +300,16 @@ def _is_identity(value: Any) -> bool:
 
 
 def _is_word(value: Any, limit: int = _MAX_WORD_LENGTH) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
+    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value and _is_encodable(value)
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether it can be a part of a path. JSON can express half of a surrogate pair, which cannot."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_inside(shard: str) -> bool:
@@ -315,6 +328,7 @@ def _is_names(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("names"), list)
         and all(isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH for name in value["names"])
+        and _is_encodable("".join(value["names"]))
         and type(value.get("weights")) is int
         and value["weights"] >= 0
     )
@@ -393,14 +407,9 @@ def follows_from_spectrum(record: Record) -> bool:
     Without a score there is nothing to follow.
     """
     found = record.score
-    if found is None:
-        return True
-    s = record.singular_values.astype(np.float64)
-    if math.isclose(quick_score(s, record.n, record.m), found.snr, rel_tol=TOLERANCE):
-        return True
-    # A recorded singular value has at most half of this as its relative error.
-    again = score(s, record.n, record.m, errors=s * FLOAT32_STEP)
-    return abs(again.snr - found.snr) <= (TOLERANCE + again.error) * max(again.snr, found.snr)
+    return found is None or is_score_of(
+        found, record.singular_values.astype(np.float64), record.n, record.m, rounding=FLOAT32_STEP / 2
+    )
 
 
 def to_row(record: Record) -> tuple[Any, ...]:

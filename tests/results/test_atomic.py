@@ -13,8 +13,9 @@ from spectrum_stream.results.atomic import write_atomically
 def test_write_atomically_keeps_the_old_file_if_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(ResultError) as error:
         write_atomically(path, "\ud800")
+    assert error.value.reason == "unwritable"
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 

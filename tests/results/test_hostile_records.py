@@ -17,20 +17,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from spectrum_stream import scan
 from spectrum_stream.errors import ResultError, SpectrumStreamError
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.metrics import METRICS, SPECTRUM
-from spectrum_stream.numerics.snr import quick_score, score
+from spectrum_stream.numerics.snr import Degeneracy, Score, score
 from spectrum_stream.report.data import read_shown
 from spectrum_stream.results import record as records_module
 from spectrum_stream.results.check import check
 from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.provenance import write_provenance
-from spectrum_stream.results.record import COLUMNS, FLOAT32_STEP, TABLES, follows_from_spectrum, record_path
+from spectrum_stream.results.record import COLUMNS, TABLES, follows_from_spectrum, record_path
 from spectrum_stream.results.result import Result, modules_of, write_results
 
 from ..support.checkpoints import Save, llama_tensors
@@ -612,20 +612,40 @@ def test_score_of_a_scan_follows_from_its_recorded_spectrum(s: np.ndarray, more:
     assert follows_from_spectrum(one)
 
 
-@given(spectra(), st.integers(0, 60))
-@settings(max_examples=300)
-def test_quick_score_is_the_score(s: np.ndarray, more: int) -> None:
-    whole = score(s, len(s), len(s) + more, errors=s * FLOAT32_STEP)
-    # A value at tau can be on either side of it.
-    if whole.margin > 1e-12:
-        assert math.isclose(quick_score(s, len(s), len(s) + more), whole.snr, rel_tol=1e-9)
+CHANGED_SCORES: dict[str, Callable[[Score], float | Degeneracy]] = {
+    "snr": lambda found: found.snr * 1.000001,
+    "sigma": lambda found: found.sigma * 1.000001,
+    "tau": lambda found: found.tau * 1.000001,
+    "above": lambda found: found.above - 1 if found.above else 1,
+    "margin": lambda found: found.margin * 1.00001 + 0.00001,
+    "sigma1_over_q25": lambda found: found.sigma1_over_q25 * 1.00001,
+    "degeneracy": lambda found: Degeneracy.ZERO_NOISE,
+}
 
 
-def test_score_that_does_not_follow_is_found() -> None:
-    one = record()
-    assert one.score is not None
-    assert follows_from_spectrum(one)
-    assert not follows_from_spectrum(replace(one, score=replace(one.score, snr=one.score.snr * 1.001)))
+@pytest.mark.parametrize("field", CHANGED_SCORES)
+@given(st.lists(st.floats(0.01, 10), min_size=8, max_size=40, unique=True), st.integers(0, 60))
+def test_score_that_does_not_follow_is_found(field: str, values: list[float], more: int) -> None:
+    s = np.array(sorted(values, reverse=True))
+    found = score(s, len(s), len(s) + more)
+    one = replace(record(), n=len(s), m=len(s) + more, singular_values=s.astype(np.float32))
+    # Close to tau, another number of values above it is possible.
+    assume(found.degeneracy is None and found.margin > 1e-3 and found.sigma > 1e-2 * s[0])
+    assert follows_from_spectrum(replace(one, score=found))
+    changed = replace(found, **{field: CHANGED_SCORES[field](found)})
+    assert not follows_from_spectrum(replace(one, score=changed))
+
+
+@pytest.mark.parametrize("snr", [0.0, 1e-9, 12345.0, 1e300])
+def test_value_at_tau_does_not_excuse_any_score(snr: float) -> None:
+    # The noise is tiny, so that the estimated error is large.
+    s = np.array([5.0, 1.0, 1.0, 1.0, 1e-7, 1e-7, 1e-7, 1e-7])
+    tau = score(s, 8, 8).tau
+    s[3] = np.float32(tau)
+    found = score(s, 8, 8)
+    one = replace(record(), n=8, m=8, singular_values=s.astype(np.float32))
+    assert follows_from_spectrum(replace(one, score=found))
+    assert not follows_from_spectrum(replace(one, score=replace(found, snr=snr)))
 
 
 def test_journal_escapes_the_detail_of_a_row(tmp_path: Path) -> None:

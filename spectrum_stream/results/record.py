@@ -8,7 +8,6 @@ must be ours to the letter, SQLite works within limits, and every value is check
 """
 
 import contextlib
-import json
 import math
 import os
 import sqlite3
@@ -23,6 +22,7 @@ import numpy as np
 
 from ..checkpoint.header import DTYPE_BITS
 from ..errors import ResultError
+from ..files import parse_json
 from ..model.names import module_of
 from ..model.no_score import NoScore
 from ..numerics.metrics import SPECTRUM, Metric
@@ -126,12 +126,13 @@ _SCHEMA = [
     *[("table", name, name, sql) for name, sql in zip(("matrices", "source"), TABLES, strict=True)],
 ]
 
-# Limits of a record, whether it is ours or not. The largest models have some ten thousand matrices.
-MAX_ROWS = 1_000_000
+# Limits of a record, whether it is ours or not (a table in the README has the reasons).
+MAX_ROWS = 400_000
+MAX_NBYTES = 4_000_000_000
 _MAX_NAME_LENGTH = 65_536
 _MAX_WORD_LENGTH = 1_000
 _MAX_SIDE = 2**40
-# A JSON text takes up to twenty times its size when it is parsed.
+# The names of 300,000 tensors are 30 MB.
 _MAX_VALUE_NBYTES = 50_000_000
 _LIMITS: Mapping[str, int] = {
     "SQLITE_LIMIT_LENGTH": _MAX_VALUE_NBYTES,
@@ -242,7 +243,7 @@ def read_source(db: sqlite3.Connection) -> tuple[dict[str, Any], list[str], int]
     """Read the identity, the names and the number of weights.
 
     Raises:
-        ValueError, TypeError, RecursionError, sqlite3.Error: one is missing or has wrong types.
+        ValueError, TypeError, sqlite3.Error: one is missing or has wrong types.
     """
     identity, names = (_read_json(db, key) for key in ("identity", "names"))
     if not _is_identity(identity):
@@ -261,10 +262,12 @@ def read_rows(db: sqlite3.Connection, nbytes: int, *, spectra: bool = True) -> I
 
     Raises, from the iteration:
         ValueError, TypeError, sqlite3.Error: a value is of a wrong type or out of range, a module occurs twice, or
-        there are too many rows.
+        the record is above a limit.
     """
     last = _LAST if spectra else f"CASE typeof({_LAST}) WHEN 'blob' THEN length({_LAST}) END"
     rows = db.execute(f"SELECT {', '.join(COLUMNS[:-1])}, {last} FROM matrices NOT INDEXED")
+    if nbytes > MAX_NBYTES:
+        raise ValueError("too large")
     seen: set[str] = set()
     left = nbytes
     for count, row in enumerate(rows, 1):
@@ -281,7 +284,7 @@ def _read_json(db: sqlite3.Connection, key: str) -> Any:
     row = db.execute("SELECT value FROM source WHERE key = ?", (key,)).fetchone()
     if row is None or not isinstance(row[0], str):
         raise ValueError(f"no {key}")
-    return json.loads(row[0])
+    return parse_json(row[0])
 
 
 def _is_identity(value: Any) -> bool:

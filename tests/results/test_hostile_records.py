@@ -613,7 +613,7 @@ def test_score_of_a_scan_follows_from_its_recorded_spectrum(s: np.ndarray, more:
 
 
 CHANGED_SCORES: dict[str, Callable[[Score], float | Degeneracy]] = {
-    "snr": lambda found: found.snr * 1.000001,
+    "snr": lambda found: found.snr * 1.000001 or 1e-9,
     "sigma": lambda found: found.sigma * 1.000001,
     "tau": lambda found: found.tau * 1.000001,
     "above": lambda found: found.above - 1 if found.above else 1,
@@ -638,12 +638,11 @@ def test_score_that_does_not_follow_is_found(field: str, values: list[float], mo
 
 @pytest.mark.parametrize("snr", [0.0, 1e-9, 12345.0, 1e300])
 def test_value_at_tau_does_not_excuse_any_score(snr: float) -> None:
-    # The noise is tiny, so that the estimated error is large.
-    s = np.array([5.0, 1.0, 1.0, 1.0, 1e-7, 1e-7, 1e-7, 1e-7])
-    tau = score(s, 8, 8).tau
-    s[3] = np.float32(tau)
-    found = score(s, 8, 8)
-    one = replace(record(), n=8, m=8, singular_values=s.astype(np.float32))
+    s = np.array([1.5, 1.0, 1.0, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7])
+    s[1] = score(s, 9, 9).tau
+    found = score(s, 9, 9)
+    assert score(s, 9, 9, errors=s * 2**-23).error > 1
+    one = replace(record(), n=9, m=9, singular_values=s.astype(np.float32))
     assert follows_from_spectrum(replace(one, score=found))
     assert not follows_from_spectrum(replace(one, score=replace(found, snr=snr)))
 

@@ -16,6 +16,7 @@ move the folder of results to another disk in this way.
 import contextlib
 import glob
 import io
+import itertools
 import os
 import secrets
 import stat
@@ -30,6 +31,8 @@ _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0)
 _UNBLOCKED = getattr(os, "O_NONBLOCK", 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+# A killed process leaves one or two. Other programs can put any number there.
+_MAX_LEFTOVERS = 1_000
 
 
 def _nothing(step: str, path: Path) -> None:
@@ -193,7 +196,7 @@ def _prefix(path: Path) -> str:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed processes that wrote this file."""
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp*"):
+    for leftover in itertools.islice(path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp*"), _MAX_LEFTOVERS):
         pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):
             # A folder of this name is not ours, and does no harm.

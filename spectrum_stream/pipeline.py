@@ -339,8 +339,8 @@ def _stale_rows(plan: Plan) -> Callable[[Record], bool]:
             return False
         if plan.precision is not Precision.AUTO and record.precision is not plan.precision:
             return True
-        # Another precision, another version of LAPACK, or a machine with more memory may succeed.
-        if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED, NoScore.NO_MEMORY):
+        # Nothing in the row proves that there is no score. Another precision, or another version of LAPACK, may succeed.
+        if record.no_score is not None:
             return True
         # A limit of memory kept the score inexact, and this plan has no limit.
         inexact = record.score is not None and not record.score.is_exact and record.precision is not Precision.SVD

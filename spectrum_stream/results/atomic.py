@@ -9,23 +9,29 @@ Every step that changes the disk calls `before` first, the commits of a record i
 steps, to let one fail, or to end the process.
 
 Other programs can put links, FIFOs and devices under our names. A rename replaces a link and leaves its target alone.
-Other things that are not regular files stay as they are, and are an error.
+Other things that are not regular files stay as they are, and are an error. Only a folder may be a link, since users
+move the folder of results to another disk in this way.
 """
 
 import contextlib
 import glob
+import itertools
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import ResultError
 
-# Windows has neither of these flags.
+# Windows has only the last of these flags.
 _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0)
 _UNBLOCKED = getattr(os, "O_NONBLOCK", 0)
+_FOLDER = getattr(os, "O_DIRECTORY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+# A killed process leaves one or two. Other programs can put any number there.
+_MAX_LEFTOVERS = 1_000
 
 
 def _nothing(step: str, path: Path) -> None:
@@ -47,43 +53,50 @@ def write_atomically(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_file(path) as temporary:
+        with temporary_file(path) as (temporary, file):
             before("write", path)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                before("fsync", path)
-                os.fsync(file.fileno())
+            file.write(text)
+            file.flush()
+            before("fsync", path)
+            os.fsync(file.fileno())
+            # Windows cannot rename an open file.
+            file.close()
             before("replace", path)
             temporary.replace(path)
         before("sync", path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written: {error.strerror}", reason="unwritable") from error
+    except (OSError, UnicodeEncodeError) as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError | UnicodeEncodeError) -> ResultError:
+    """Make the error of a file that cannot be written, or whose text cannot."""
+    # The names of files, and escapes in JSON, can contain characters that UTF-8 does not have.
+    why = error.strerror if isinstance(error, OSError) else "its text is not valid Unicode"
+    return ResultError(f"{path} cannot be written: {why}", reason="unwritable")
 
 
 @contextlib.contextmanager
-def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[tuple[Path, TextIO]]:
     """Make an empty file next to `path`, which is to be renamed to it, and remove what is left of it.
 
     Args:
         suffix: the end of its name, which begins with `.tmp`.
+
+    Yields:
+        Its path, and the open file. Only the open file is certain to be ours.
 
     Raises:
         ResultError: unwritable, a FIFO, a device or a folder has the name `path`. OSError: it cannot be made.
     """
     check_replaceable(path)
     remove_leftovers(path)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(8)}{suffix}")
     _in_work.append(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
-        os.close(handle)
-        temporary = Path(name)
-        # mkstemp makes files for one user only; a result is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        yield temporary
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _UNFOLLOWED | _BINARY, 0o666)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield temporary, file
     finally:
         remove_own_files(path)
         _in_work.remove(path)
@@ -119,7 +132,7 @@ def check_replaceable(path: Path) -> None:
 def check_own_file(path: Path) -> os.stat_result | None:
     """Return the status of a file that is to be opened for writing, or None if it is absent.
 
-    A hard link is as bad as a symbolic one: another name of the same file belongs to somebody else.
+    A hard link is as bad as a symbolic one, because its other name may belong to somebody else.
 
     Raises:
         ResultError: unwritable, it is not a regular file or has more than one name. OSError.
@@ -162,13 +175,13 @@ def open_own_file(path: Path) -> int:
 
 
 def _prefix(path: Path) -> str:
-    # A long name is cut, so that the temporary name is not too long for the file system.
-    return f".{path.name[:100]}."
+    # A long name is cut, so that the temporary name is not too long for the file system, which counts bytes.
+    return f".{os.fsencode(path.name)[:100].decode(errors='ignore')}."
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed processes that wrote this file."""
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp*"):
+    for leftover in itertools.islice(path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp*"), _MAX_LEFTOVERS):
         pid = leftover.name.removeprefix(_prefix(path)).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):
             # A folder of this name is not ours, and does no harm.
@@ -193,7 +206,7 @@ def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to the disk."""
     # Windows cannot open folders.
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | _FOLDER)
         try:
             os.fsync(handle)
         finally:

@@ -101,9 +101,9 @@ class Journal:
                 self._holder = Holder(path.with_name(f".{path.stem}.holder"), _LOCK_WAIT_S)
             opened.callback(self._holder.close)
             with self._report_errors():
-                if fresh or not self._exists():
+                if is_new := fresh or not self._exists():
                     self._create(state, kept, self._copy_of(state, others) if fresh else [])
-                self._db = self._open()
+                self._db = self._open(is_new)
                 opened.callback(self._db.close)
                 self._adopt(state, kept)
             opened.pop_all()
@@ -111,18 +111,15 @@ class Journal:
     def _exists(self) -> bool:
         """Whether there is a record that may be opened for writing."""
         status = atomic.check_own_file(self.path)
-        wal, _, journal = atomic.companions(self.path)
-        if status is None or status.st_size == 0:
-            return False
-        if os.path.lexists(journal):
-            raise foreign_journal(journal)
-        atomic.check_own_file(wal)
-        return True
+        return status is not None and status.st_size > 0
 
     def _create(self, identity: Mapping[str, Any], names: str, records: Iterable[Record]) -> None:
         """Put a new record in place of the old one, which is not opened."""
-        with atomic.temporary_file(self.path, ".tmp.sqlite") as temporary:
-            with contextlib.closing(self._connect(temporary)) as db:
+        with atomic.temporary_file(self.path, ".tmp.sqlite") as (temporary, file):
+            status = os.fstat(file.fileno())
+            # Closing a file ends the locks that SQLite has on it.
+            file.close()
+            with contextlib.closing(self._connect(temporary, status, is_new=True)) as db:
                 # The file is not in its place yet, so it needs no journal.
                 db.execute("PRAGMA journal_mode = MEMORY")
                 db.execute("BEGIN")
@@ -149,38 +146,58 @@ class Journal:
                 return [r for r in old.rows if r.module in modules and follows_from_spectrum(r)]
         return []
 
-    def _open(self) -> sqlite3.Connection:
-        before = self.path.lstat()
-        db = self._connect(self.path)
+    def _open(self, is_new: bool) -> sqlite3.Connection:
+        status = atomic.check_own_file(self.path)
+        if status is None:
+            raise _replaced(self.path)
+        db = self._connect(self.path, status, is_new=is_new)
         try:
-            # An exclusive lock needs no shared memory, which network file systems do not have.
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
             check_schema(db)
             limit_steps(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
-            # SQLite opens a file by its name, which could have become a link meanwhile.
-            if not os.path.samestat(self.path.lstat(), before):
-                raise OSError(errno.ESTALE, "it was replaced while it was opened", str(self.path))
         except BaseException:
             db.close()
             raise
         return db
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
+    def _connect(self, path: Path, status: os.stat_result, *, is_new: bool) -> sqlite3.Connection:
+        """Open a database for writing, and read nothing yet.
+
+        Args:
+            status: of the file that is to be opened.
+            is_new: whether this process made it, so that it has no journal of any kind.
+        """
         # This mode does not create a file.
         uri = f"{path.absolute().as_uri()}?mode=rw"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_WAIT_S)
-        protect(db)
+        try:
+            protect(db)
+            # An exclusive lock needs no shared memory, which network file systems do not have.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            # SQLite opened the file by its name, which could have become a link meanwhile. It plays journals back when
+            # it reads for the first time, so this is the last moment to look for them.
+            wal, _, journal = atomic.companions(path)
+            if os.path.lexists(journal):
+                raise foreign_journal(journal)
+            if atomic.check_own_file(wal) is not None and is_new:
+                raise _replaced(wal)
+            if not os.path.samestat(path.lstat(), status):
+                raise _replaced(path)
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def records(self) -> dict[str, Record]:
         """Read all rows, by module."""
         with self._report_errors():
-            limit_steps(self._db)
-            files = (self.path, *atomic.companions(self.path))
-            nbytes = sum(file.stat().st_size for file in files if file.exists())
-            return {record.module: record for record in read_rows(self._db, nbytes)}
+            return {record.module: record for record in self._rows()}
+
+    def _rows(self) -> Iterator[Record]:
+        limit_steps(self._db)
+        files = (self.path, *atomic.companions(self.path))
+        return read_rows(self._db, sum(file.stat().st_size for file in files if file.exists()))
 
     def reuse(
         self,
@@ -201,33 +218,32 @@ class Journal:
             is_stale: whether a row must be computed again.
         """
         groups = {module: group for group, modules in members.items() for module in modules}
-        rows = self.records()
-        renamed = {}
-        for module, record in rows.items():
-            names = (groups.get(module, record.group), parameters.get(module, record.parameter))
-            if names != (record.group, record.parameter):
-                renamed[module] = replace(record, group=names[0], parameter=names[1])
-        self._rename(renamed.values())
-        rows |= renamed
-        stale = {module for module, record in rows.items() if is_stale(record) or not follows_from_spectrum(record)}
-        self._delete(sorted(stale))
-        return {module: record for module, record in rows.items() if module not in stale}
+        kept: dict[str, Record] = {}
+        renamed: list[tuple[str, str, str]] = []
+        stale: list[tuple[str]] = []
+        with self._report_errors():
+            # One row after another, since the rows of an untrusted record may not fit into memory.
+            for record in self._rows():
+                if is_stale(record) or not follows_from_spectrum(record):
+                    stale.append((record.module,))
+                    continue
+                names = (parameters.get(record.module, record.parameter), groups.get(record.module, record.group))
+                if names != (record.parameter, record.group):
+                    renamed.append((*names, record.module))
+                    record = replace(record, parameter=names[0], group=names[1])
+                kept[record.module] = record
+        self._change("DELETE FROM matrices WHERE module = ?", stale)
+        self._change("UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?", renamed)
+        return kept
 
-    def _delete(self, modules: Sequence[str]) -> None:
-        if not modules:
+    def _change(self, statement: str, values: Sequence[tuple[str, ...]]) -> None:
+        if not values:
             return
         with self._report_errors():
             atomic.before("commit", self.path)
-            self._db.executemany("DELETE FROM matrices WHERE module = ?", [(module,) for module in modules])
-
-    def _rename(self, records: Iterable[Record]) -> None:
-        names = [(record.parameter, record.group, record.module) for record in records]
-        if not names:
-            return
-        with self._report_errors():
-            atomic.before("commit", self.path)
+            limit_steps(self._db)
             self._db.execute("BEGIN")
-            self._db.executemany("UPDATE matrices SET parameter = ?, group_name = ? WHERE module = ?", names)
+            self._db.executemany(statement, values)
             self._db.execute("COMMIT")
 
     def add(self, record: Record) -> None:
@@ -297,6 +313,10 @@ class Journal:
             reason="locked",
             hint="run the same command when that scan has ended",
         )
+
+
+def _replaced(path: Path) -> OSError:
+    return OSError(errno.ESTALE, "another process put a file in its place", str(path))
 
 
 def _names_of(identity: Mapping[str, Any]) -> tuple[str, str | None]:

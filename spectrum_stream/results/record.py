@@ -27,7 +27,7 @@ from ..model.names import module_of
 from ..model.no_score import NoScore
 from ..numerics.metrics import SPECTRUM, Metric
 from ..numerics.precision import Precision
-from ..numerics.snr import TOLERANCE, Degeneracy, Score, quick_score, score
+from ..numerics.snr import Degeneracy, Score, is_score_of
 from ..text import printable
 from . import atomic
 
@@ -126,12 +126,13 @@ _SCHEMA = [
     *[("table", name, name, sql) for name, sql in zip(("matrices", "source"), TABLES, strict=True)],
 ]
 
-# Limits of a record, whether it is ours or not. The largest models have some ten thousand matrices.
-MAX_ROWS = 1_000_000
+# Limits of a record, whether it is ours or not (a table in the README has the reasons).
+MAX_ROWS = 400_000
+MAX_NBYTES = 4_000_000_000
 _MAX_NAME_LENGTH = 65_536
 _MAX_WORD_LENGTH = 1_000
 _MAX_SIDE = 2**40
-# A JSON text takes up to twenty times its size when it is parsed.
+# The names of 300,000 tensors are 30 MB.
 _MAX_VALUE_NBYTES = 50_000_000
 _LIMITS: Mapping[str, int] = {
     "SQLITE_LIMIT_LENGTH": _MAX_VALUE_NBYTES,
@@ -196,7 +197,8 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
     with _connect(path) as (db, nbytes):
         identity, names, weights = read_source(db)
         # SQLite counts a whole table in one step, which no limit of steps can end.
-        (count,) = db.execute("SELECT count(module) FROM matrices NOT INDEXED").fetchone()
+        count_all = f"SELECT count(*) FROM (SELECT module FROM matrices NOT INDEXED LIMIT {MAX_ROWS})"
+        (count,) = db.execute(count_all).fetchone()
         yield Records(identity, tuple(names), weights, count, read_rows(db, nbytes, spectra=spectra))
 
 
@@ -211,6 +213,7 @@ def protect(db: sqlite3.Connection) -> None:
     limit_steps(db, _SCHEMA_STEPS)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA mmap_size = 0")
 
 
 def limit_steps(db: sqlite3.Connection, steps: int = MAX_ROWS * _ROW_STEPS) -> None:
@@ -227,6 +230,8 @@ def limit_steps(db: sqlite3.Connection, steps: int = MAX_ROWS * _ROW_STEPS) -> N
 
 def check_schema(db: sqlite3.Connection) -> None:
     """Raise a ValueError unless a database has exactly the tables of a record of this version."""
+    # The header of a database can ask for a cache of any size. This reads the header, and then puts 2 MB in its place.
+    db.execute("PRAGMA cache_size = -2000")
     if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
         raise ValueError("another version")
     found = db.execute(f"SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT {len(_SCHEMA) + 1}").fetchall()
@@ -257,10 +262,12 @@ def read_rows(db: sqlite3.Connection, nbytes: int, *, spectra: bool = True) -> I
 
     Raises, from the iteration:
         ValueError, TypeError, sqlite3.Error: a value is of a wrong type or out of range, a module occurs twice, or
-        there are too many rows.
+        the record is above a limit.
     """
     last = _LAST if spectra else f"CASE typeof({_LAST}) WHEN 'blob' THEN length({_LAST}) END"
     rows = db.execute(f"SELECT {', '.join(COLUMNS[:-1])}, {last} FROM matrices NOT INDEXED")
+    if nbytes > MAX_NBYTES:
+        raise ValueError("too large")
     seen: set[str] = set()
     left = nbytes
     for count, row in enumerate(rows, 1):
@@ -296,7 +303,16 @@ def _is_identity(value: Any) -> bool:
 
 
 def _is_word(value: Any, limit: int = _MAX_WORD_LENGTH) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
+    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value and _is_encodable(value)
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether it can be a part of a path. JSON can express half of a surrogate pair, which cannot."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_inside(shard: str) -> bool:
@@ -315,6 +331,7 @@ def _is_names(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("names"), list)
         and all(isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH for name in value["names"])
+        and _is_encodable("".join(value["names"]))
         and type(value.get("weights")) is int
         and value["weights"] >= 0
     )
@@ -393,14 +410,9 @@ def follows_from_spectrum(record: Record) -> bool:
     Without a score there is nothing to follow.
     """
     found = record.score
-    if found is None:
-        return True
-    s = record.singular_values.astype(np.float64)
-    if math.isclose(quick_score(s, record.n, record.m), found.snr, rel_tol=TOLERANCE):
-        return True
-    # A recorded singular value has at most half of this as its relative error.
-    again = score(s, record.n, record.m, errors=s * FLOAT32_STEP)
-    return abs(again.snr - found.snr) <= (TOLERANCE + again.error) * max(again.snr, found.snr)
+    return found is None or is_score_of(
+        found, record.singular_values.astype(np.float64), record.n, record.m, rounding=FLOAT32_STEP / 2
+    )
 
 
 def to_row(record: Record) -> tuple[Any, ...]:

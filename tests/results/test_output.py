@@ -158,6 +158,69 @@ def test_output_never_replaces_an_input(tmp_path: Path) -> None:
     assert refusal(path) is None
 
 
+def test_output_never_replaces_an_input_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "sorted.json"
+    path.write_text('{"up": {"layers.0.up": 1.0}}')
+    # As on a file system that ignores case.
+    (tmp_path / "SORTED.JSON").hardlink_to(path)
+    assert refusal(tmp_path / "SORTED.JSON", path) == "conflicting_options"
+
+
+@posix_only
+def test_output_follows_a_link_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Path) -> None:
+    link, target = tmp_path / "link.yaml", tmp_path / "target.yaml"
+    target.touch()
+    link.symlink_to(target)
+    before = result.read_bytes()
+
+    def exchange(path: Path) -> bool:
+        link.unlink()
+        link.symlink_to(result)
+        return False
+
+    monkeypatch.setattr(output, "_is_of_a_scan", exchange)
+    assert refusal(link) is None
+    assert target.read_text() == "text"
+    assert result.read_bytes() == before
+
+
+@posix_only
+def test_output_is_not_written_into_a_file_that_takes_the_place_of_a_fifo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, victim = tmp_path / "fifo", tmp_path / "victim.txt"
+    victim.write_text("precious")
+    os.mkfifo(path)
+
+    def is_fifo(mode: int) -> bool:
+        if path.is_fifo():
+            path.unlink()
+            path.hardlink_to(victim)
+        return stat.S_IFMT(mode) == stat.S_IFIFO
+
+    monkeypatch.setattr(output.stat, "S_ISFIFO", is_fifo)
+    assert refusal(path) == "unwritable"
+    assert victim.read_text() == "precious"
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["🦙" * 62 + ".yaml", "ж" * 125 + ".yaml", "x" * 255, "a\nb", os.fsdecode(b"\xff")])
+def test_output_can_have_any_name_that_a_file_can_have(tmp_path: Path, name: str) -> None:
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system does not have such names")
+    assert refusal(tmp_path / name) is None
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_output_with_text_that_is_not_unicode_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpectrumStreamError) as error:
+        write_output(tmp_path / "o", "\ud800")
+    assert error.value.reason == "unwritable"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '{"a": 1}', "{" * 100_000, "\0" * 99, "SQLite format 2"])
 def test_output_replaces_a_file_that_only_looks_like_a_result(tmp_path: Path, content: str) -> None:
     (tmp_path / "o").write_text(content)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,10 @@ from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import write_atomically
 from .record import Record, Records, open_records, record_path
 
+# Published results have up to 28,800 modules. More than these would need more than about 1 GB.
+MAX_MODULES = 500_000
+# Names of modules have about 50 characters, and headers of checkpoints have shorter ones than this.
+MAX_NAME_LENGTH = 2_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -123,7 +126,8 @@ class Result:
 
         Raises:
             FileError: not_a_file, file_too_large, unreadable.
-            ResultError: no_such_result, not_a_result; unfinished, a record without a result.
+            ResultError: no_such_result, too_large (modules or names), not_a_result; unfinished, a record without a
+                result.
                 With the path of a record also: other_record, it has other scores; locked; corrupt.
         """
         asked = path = Path(path)
@@ -278,7 +282,7 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
         if any(record.score is None for record, _ in unit):
             continue
         # The median of the sort keys, since no value ranks last.
-        key = statistics.median(metric.rank_key(value) for _, value in unit)
+        key = median_of(metric.rank_key(value) for _, value in unit)
         value = None if key == -math.inf else key if metric.larger_first else -key
         by_name: dict[str, list[Record]] = {}
         for record, _ in unit:
@@ -297,6 +301,19 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
                 )
             )
     return modules
+
+
+def median_of(values: Iterable[float]) -> float:
+    """Compute the median of numbers of any size, at least one and none of them NaN.
+
+    The mean of the middle two is finite if both are, although their sum may not be. It is -inf if one of them is.
+    """
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    if low == high or math.isinf(low):
+        return low
+    mean = (low + high) / 2
+    return mean if math.isfinite(mean) or math.isinf(high) else low / 2 + high / 2
 
 
 def _owners(records: Iterable[Record]) -> dict[str, str]:
@@ -375,8 +392,21 @@ def _read(path: Path) -> tuple[list[Module], bool]:
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):
         # Neither a file nor a terminal accepts half of a surrogate pair.
         if (modules := parse(data)) and not any(_SURROGATE.search(f"{m.name}{m.group}") for m in modules):
+            _check_limits(path, modules)
             return modules, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
+
+
+def _check_limits(path: Path, modules: Sequence[Module]) -> None:
+    if len(modules) > MAX_MODULES:
+        raise ResultError(
+            f"{path} has {len(modules):,} modules, and the limit is {MAX_MODULES:,}", reason="too_large"
+        )
+    longest = max(max(len(module.name), len(module.group)) for module in modules)
+    if longest > MAX_NAME_LENGTH:
+        raise ResultError(
+            f"{path} has a name of {longest:,} characters, and the limit is {MAX_NAME_LENGTH:,}", reason="too_large"
+        )
 
 
 def is_result(data: Any) -> bool:
@@ -415,4 +445,4 @@ def _value_of(snr: float) -> float | None:
         # A NaN compares false with everything and would scramble a sort.
         return None if math.isnan(snr) else float(snr)
     except OverflowError:
-        return math.inf
+        return math.inf if snr > 0 else -math.inf

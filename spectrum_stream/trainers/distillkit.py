@@ -15,6 +15,7 @@ from .patterns import How, Names, alternatives, is_one_group
 from .reading import read_yaml
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
+from .yaml_text import listing
 
 _SPARED = re.compile(r"\^\(\?!(\(\?:.*\)\$)\)", re.DOTALL)
 
@@ -34,7 +35,7 @@ class DistillKit(Trainer):
             ResultError: no_such_parameter, nothing_chosen.
         """
         names = targets_of(selection, parameters).parameters
-        return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
+        return listing("frozen_res", [f"^(?!{exactly(names).removeprefix('^')})"])
 
     def entries(self, text: str) -> list[Entry]:
         spared = map(_spared, _read_frozen(text))

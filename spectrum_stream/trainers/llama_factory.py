@@ -25,6 +25,7 @@ from .patterns import How, check_count
 from .reading import read_yaml
 from .targets import needs_names, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, find_matches, strings
+from .yaml_text import scalar
 
 _LAYER = re.compile(r"^(.*?)\.([0-9]{1,9})\.([^.]+)")
 # Each number of a name; two can share the dot between them.
@@ -87,12 +88,11 @@ class LlamaFactory(Trainer):
         count = _layer_count(targets.names)
         for n in (len(layers), -len(layers)):
             config = {
-                "finetuning_type": "freeze",
-                "freeze_trainable_layers": n,
                 "freeze_trainable_modules": ",".join(kinds),
                 "freeze_extra_modules": ",".join(outside),
             }
-            text = yaml.safe_dump({key: value for key, value in config.items() if value != ""}, sort_keys=False)
+            settings = "".join(f"{key}: {scalar(value)}\n" for key, value in config.items() if value)
+            text = f"finetuning_type: freeze\nfreeze_trainable_layers: {n}\n{settings}"
             if layers and count is not None and self.matches(text, targets.names) == wanted:
                 return text
         raise ResultError(

@@ -15,6 +15,7 @@ from .patterns import How
 from .reading import read_yaml
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
+from .yaml_text import listing
 
 _MAX_ENTRIES = 50_000
 _MAX_LENGTH = 512
@@ -39,7 +40,7 @@ class Soup(Trainer):
             raise ResultError(
                 f"Soup accepts at most {_MAX_ENTRIES} entries of at most {_MAX_LENGTH} characters", reason="too_large"
             )
-        return yaml.safe_dump({"training": {"unfrozen_parameters": entries}}, width=10_000)
+        return f"training:\n{listing('unfrozen_parameters', entries, '  ')}"
 
     def entries(self, text: str) -> list[Entry]:
         patterns = strings(read_yaml(text)["training"]["unfrozen_parameters"])

@@ -5,8 +5,8 @@
     → 206 with `Content-Range: bytes a-b/total`        the only accepted answer; a 200 is closed unread
 
 huggingface_hub provides the headers with the token, and the classes of its error responses. The retries are our own:
-those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off. The limits of bytes
-and time are those of `client.py`.
+those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off. The limits of
+bytes and time are those of `client.py`.
 """
 
 import logging

@@ -345,7 +345,7 @@ def with_retries(
             ) from last
         if failed >= (min(tries, connect_tries) if isinstance(last, httpx.ConnectError) else tries):
             raise last
-        wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
+        wait = asked if asked is not None else _FIRST_WAIT_S * 2 ** (failed - 1) * random.uniform(0.75, 1.25)
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted

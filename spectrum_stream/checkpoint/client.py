@@ -352,8 +352,9 @@ def _check_redirect(base: httpx.URL, location: str, scope: Scope) -> str:
         if len(location) > _ADDRESS_NCHARS or not location.isprintable():
             fault: str | None = "is too long or not printable"
         else:
-            url = base.join(location)
-            fault = check_address(url)
+            own, url = httpx.URL(location), base.join(location)
+            # httpx would take the host of the request, and not its port.
+            fault = "has no host" if own.scheme and not own.host else check_address(url)
             if fault is None and (base.scheme, url.scheme) == ("https", "http"):
                 fault = "is not encrypted"
     # Names of hosts raise errors of several libraries.

@@ -66,8 +66,8 @@ from .tensors import read_header
 
 _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
-# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it. Only the first
-# may use Xet.
+# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it, and only the
+# first may use Xet.
 _DOWNLOAD_TRIES = 3
 # Xet reports its progress several times a second. After this time without a byte, the file is downloaded without it.
 _XET_SILENCE_S = 30.0

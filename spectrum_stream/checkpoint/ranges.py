@@ -5,8 +5,8 @@
     → 206 with `Content-Range: bytes a-b/total`        the only accepted answer; a 200 is closed unread
 
 huggingface_hub provides the headers with the token, and the classes of its error responses. The retries are our own:
-those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off. The limits of bytes
-and time are those of `client.py`.
+those of huggingface_hub sleep as long as a server asks, and cannot continue a body that broke off. The limits of
+bytes and time are those of `client.py`.
 """
 
 import logging
@@ -345,7 +345,7 @@ def with_retries(
             ) from last
         if failed >= (min(tries, connect_tries) if isinstance(last, httpx.ConnectError) else tries):
             raise last
-        wait = asked if asked is not None else _FIRST_WAIT_S * 2**failed * random.uniform(0.75, 1.25)
+        wait = asked if asked is not None else _FIRST_WAIT_S * 2 ** (failed - 1) * random.uniform(0.75, 1.25)
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted

@@ -339,7 +339,7 @@ def _stale_rows(plan: Plan) -> Callable[[Record], bool]:
             return False
         if plan.precision is not Precision.AUTO and record.precision is not plan.precision:
             return True
-        # Nothing in the row proves that there is no score. Another precision, or another version of LAPACK, may succeed.
+        # Nothing in the row proves that there is no score, and another precision or version of LAPACK may succeed.
         if record.no_score is not None:
             return True
         # A limit of memory kept the score inexact, and this plan has no limit.

@@ -24,6 +24,7 @@ from .record import (
     Record,
     check_schema,
     corrupt,
+    count_rows,
     follows_from_spectrum,
     foreign_journal,
     limit_steps,
@@ -175,8 +176,8 @@ class Journal:
             protect(db)
             # An exclusive lock needs no shared memory, which network file systems do not have.
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            # SQLite opened the file by its name, which could have become a link meanwhile. It plays journals back when
-            # it reads for the first time, so this is the last moment to look for them.
+            # SQLite opened the file by its name, which could have become a link meanwhile. It plays journals back
+            # when it reads for the first time, so this is the last moment to look for them.
             wal, _, journal = atomic.companions(path)
             if os.path.lexists(journal):
                 raise foreign_journal(journal)
@@ -196,6 +197,7 @@ class Journal:
 
     def _rows(self) -> Iterator[Record]:
         limit_steps(self._db)
+        count_rows(self._db)
         files = (self.path, *atomic.companions(self.path))
         return read_rows(self._db, sum(file.stat().st_size for file in files if file.exists()))
 

@@ -82,7 +82,7 @@ def check_output(path: Path, inputs: Sequence[Path] = ()) -> Path:
 def _is_same(path: Path, other: Path) -> bool:
     # A file system that ignores case has many paths of one file.
     with contextlib.suppress(OSError):
-        return os.path.samefile(path, other)
+        return path.samefile(other)
     return str(path) == os.path.realpath(other)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultError, UsageError
+from ..checkpoint.header import header_nbytes
+from ..errors import BadHeader, ResultError, UsageError
 from ..files import open_regular
 from ..model.names import slug
 from ..text import VERSION
@@ -118,10 +119,22 @@ def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str |
     root = Path(identity["path"])
     path = root if root.name == shard and not root.is_dir() else root / shard
     status = path.stat()
-    if [status.st_mtime_ns, status.st_ino] != identity["versions"].get(shard) or status.st_size != nbytes:
+    is_scanned = [status.st_mtime_ns, status.st_ino] == identity["versions"].get(shard) and status.st_size == nbytes
+    # A record can be untrusted, and the SHA-256 of another file must not be published.
+    if not is_scanned or not _is_shard(path, nbytes):
         raise ResultError(
             f"{path} is not the file that was scanned",
             reason="changed",
             hint="scan the model again before you write its provenance",
         )
     return sha256(path)
+
+
+def _is_shard(path: Path, nbytes: int) -> bool:
+    with open_regular(path) as file:
+        begin = file.read(9)
+    try:
+        header_nbytes(begin[:8], nbytes)
+    except BadHeader:
+        return False
+    return begin[8:] == b"{"

@@ -196,10 +196,7 @@ def open_records(path: Path, *, spectra: bool = True) -> Iterator[Records]:
     """
     with _connect(path) as (db, nbytes):
         identity, names, weights = read_source(db)
-        # SQLite counts a whole table in one step, which no limit of steps can end.
-        count_all = f"SELECT count(*) FROM (SELECT module FROM matrices NOT INDEXED LIMIT {MAX_ROWS})"
-        (count,) = db.execute(count_all).fetchone()
-        yield Records(identity, tuple(names), weights, count, read_rows(db, nbytes, spectra=spectra))
+        yield Records(identity, tuple(names), weights, count_rows(db), read_rows(db, nbytes, spectra=spectra))
 
 
 def protect(db: sqlite3.Connection) -> None:
@@ -230,7 +227,7 @@ def limit_steps(db: sqlite3.Connection, steps: int = MAX_ROWS * _ROW_STEPS) -> N
 
 def check_schema(db: sqlite3.Connection) -> None:
     """Raise a ValueError unless a database has exactly the tables of a record of this version."""
-    # The header of a database can ask for a cache of any size. This reads the header, and then puts 2 MB in its place.
+    # The header of a database can ask for a cache of any size. This reads the header, and then sets 2 MB.
     db.execute("PRAGMA cache_size = -2000")
     if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
         raise ValueError("another version")
@@ -251,6 +248,20 @@ def read_source(db: sqlite3.Connection) -> tuple[dict[str, Any], list[str], int]
     if not _is_names(names):
         raise ValueError("invalid names")
     return identity, names["names"], names["weights"]
+
+
+def count_rows(db: sqlite3.Connection) -> int:
+    """Count the rows, which takes less time than reading them.
+
+    Raises:
+        ValueError: there are too many. sqlite3.Error.
+    """
+    # SQLite counts a whole table in one step, which no limit of steps can end, unless it has to read a column.
+    some = f"SELECT module FROM matrices NOT INDEXED LIMIT {MAX_ROWS + 1}"
+    (count,) = db.execute(f"SELECT count(*) FROM ({some})").fetchone()
+    if count > MAX_ROWS:
+        raise ValueError("too many rows")
+    return int(count)
 
 
 def read_rows(db: sqlite3.Connection, nbytes: int, *, spectra: bool = True) -> Iterator[Record]:
@@ -275,8 +286,8 @@ def read_rows(db: sqlite3.Connection, nbytes: int, *, spectra: bool = True) -> I
         left -= len(record.module) + len(record.parameter) + len(record.tensor) + len(record.group)
         left -= len(record.detail) + record.singular_values.nbytes
         seen.add(record.module)
-        if len(seen) < count or count > MAX_ROWS or left < 0:
-            raise ValueError("too many rows")
+        if len(seen) < count or left < 0:
+            raise ValueError("a row occurs twice")
         yield record
 
 

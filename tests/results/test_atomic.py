@@ -82,3 +82,16 @@ def test_write_atomically_removes_a_limited_number_of_files(tmp_path: Path, monk
         (tmp_path / f".r.json.{99999990 + i}-abc.tmp").touch()
     write_atomically(tmp_path / "r.json", "text")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.parametrize("target", ["victim.txt", "absent", "r.json", "/dev/null", "."])
+def test_write_atomically_replaces_a_link_and_leaves_its_target_alone(tmp_path: Path, target: str) -> None:
+    (tmp_path / "victim.txt").write_text("precious")
+    (tmp_path / "r.json").symlink_to(target)
+    write_atomically(tmp_path / "r.json", "text")
+    assert not (tmp_path / "r.json").is_symlink()
+    assert (tmp_path / "r.json").read_text() == "text"
+    assert (tmp_path / "victim.txt").read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+    assert Path("/dev/null").is_char_device()

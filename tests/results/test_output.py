@@ -266,3 +266,52 @@ def test_commands_do_not_replace_the_result_or_its_record(
     before = path.read_bytes()
     assert reason(cli(command[0], result, *command[1:], "-o", path, code=2)) == "conflicting_options"
     assert path.read_bytes() == before
+
+
+@posix_only
+@pytest.mark.parametrize("command", [["select", "--top-percent", "50"], ["report"]])
+@pytest.mark.parametrize("kind", ["fifo", "null", "link", "record of a link"])
+def test_commands_keep_the_kind_of_the_file_that_they_write(
+    cli: Cli, result: Path, tmp_path: Path, command: list[str], kind: str
+) -> None:
+    path, target, read = tmp_path / "o", tmp_path / "target.yaml", []
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    if kind == "fifo":
+        os.mkfifo(path)
+        reader.start()
+    else:
+        target.write_text("mine")
+        path.symlink_to({"null": "/dev/null", "link": target}.get(kind, result.with_suffix(".sqlite")))
+    before, status = result.with_suffix(".sqlite").read_bytes(), path.lstat()
+    cli(command[0], result, *command[1:], "-o", path, code=2 if "record" in kind else 0)
+    assert os.path.samestat(path.lstat(), status)
+    assert result.with_suffix(".sqlite").read_bytes() == before
+    if kind == "fifo":
+        reader.join()
+        assert read[0]
+    else:
+        assert (target.read_text() != "mine") == (kind == "link")
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["fifo", "zero", "itself", "folder", "socket"])
+def test_commands_reject_a_result_that_is_not_a_file_at_once(cli: Cli, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "snr_results_x.json"
+    bound = socket.socket(socket.AF_UNIX)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        bound.bind(os.path.relpath(path))
+    else:
+        path.symlink_to(path if kind == "itself" else "/dev/zero")
+    for words in (
+        ("report", path),
+        ("select", path, "--top-percent", "50"),
+        ("check", path),
+        ("compare", path, path, "--metric", "random"),
+        ("verify", path, "--names", path),
+    ):
+        cli(*words, code=2 if words[0] == "verify" else 1)
+    bound.close()

@@ -11,6 +11,7 @@ from spectrum_stream.results.record import record_path
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.hub_server import COMMIT, REPO, HubServer, use
+from ..support.records import change_record
 
 RESULT = Path("model_snr_results/snr_results_org-x.json")
 
@@ -79,6 +80,19 @@ def test_provenance_fails_if_the_weights_changed(model: Path) -> None:
     refused("changed", RESULT, "org/x")
     shard.unlink()
     refused("unreadable", RESULT, "org/x")
+
+
+@pytest.mark.parametrize("content", [b"", b"secret", b"secret of nine bytes or more", bytes(8) + b"x"])
+def test_provenance_does_not_publish_the_hash_of_a_file_that_is_not_a_shard(model: Path, content: bytes) -> None:
+    secret = model / "secret"
+    secret.write_bytes(content)
+    status = secret.stat()
+    facts = {"shards": {"secret": len(content)}, "versions": {"secret": [status.st_mtime_ns, status.st_ino]}}
+    for key, value in facts.items():
+        statement = f"UPDATE source SET value = json_set(value, '$.{key}', json(?)) WHERE key = 'identity'"
+        assert change_record(record_path(RESULT), statement, json.dumps(value)) == 1
+    refused("changed", RESULT, "org/x")
+    assert not provenance_path(RESULT).exists()
 
 
 def test_provenance_needs_a_record(model: Path) -> None:

@@ -94,9 +94,13 @@ def read_file(path: Path, kind: FileKind) -> bytes:
     """
     with open_regular(path) as file:
         try:
-            kind.check_size(os.fstat(file.fileno()).st_size, path)
-            # A file can grow while it is read, and the files of /proc have the size 0. Some give nothing at all.
-            data = file.read(kind.max_nbytes + 1) or b""
+            nbytes = os.fstat(file.fileno()).st_size
+            kind.check_size(nbytes, path)
+            # None if a file of the system has nothing to give now.
+            data = file.read(nbytes + 1) or b""
+            if len(data) > nbytes:
+                # A file can grow while it is read, and the files of /proc have the size 0.
+                data += file.read(kind.max_nbytes + 1 - len(data)) or b""
         except OSError as error:
             raise _unreadable(path, error) from error
     kind.check_size(len(data), path)

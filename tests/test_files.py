@@ -121,6 +121,16 @@ def test_size_is_limited_by_kind_before_anything_is_read(tmp_path: Path, kind: F
     tracemalloc.stop()
 
 
+def test_limit_holds_for_a_file_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"x" * 10)
+    with open_regular(tmp_path / "x") as file:
+        (tmp_path / "x").write_bytes(b"x" * (FileKind.NOTE.max_nbytes + 100))
+        before = os.stat_result((0o100644, *(0,) * 5, 10, *(0,) * 3))
+        monkeypatch.setattr(os, "fstat", lambda handle: before)
+        monkeypatch.setattr("spectrum_stream.files.open_regular", lambda path: file)
+        assert refused(tmp_path / "x", FileKind.NOTE).reason == "file_too_large"
+
+
 def test_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x" * FileKind.NOTE.max_nbytes)
     assert len(read_file(tmp_path / "x", FileKind.NOTE)) == FileKind.NOTE.max_nbytes

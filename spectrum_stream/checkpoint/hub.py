@@ -204,7 +204,7 @@ class HubShard:
                 # A cached model needs its index and config to be used offline.
                 for name in self.repo.small if folder is None else ():
                     if _find_in_cache(self.repo, name) is None:
-                        small = functools.partial(attempt, self.repo.path(name), MAX_JSON_NBYTES)
+                        small = functools.partial(attempt, self.repo.path(name), kind_of(name).max_nbytes)
                         with_retries(self.where, small, tries=_DOWNLOAD_TRIES)
             except FileMetadataError as error:
                 # huggingface_hub rejects a mirror that does not send the commit with a file, or a hash as its ETag.

@@ -23,6 +23,7 @@ from spectrum_stream import plan, scan
 from spectrum_stream.checkpoint import client, hub, open_source, ranges
 from spectrum_stream.checkpoint.redact import redact, remember_secret
 from spectrum_stream.errors import SpectrumStreamError
+from spectrum_stream.files import FileKind
 
 from ..support import hub_server
 from ..support.checkpoints import Save, llama_tensors
@@ -89,8 +90,7 @@ CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
 @pytest.mark.parametrize("kind", ["api", "whole"])
 def test_endless_body_is_cut(raw: RawServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_MAX_API_NBYTES", 1_000_000)
-    monkeypatch.setattr("spectrum_stream.checkpoint.index.MAX_JSON_NBYTES", 1_000_000)
-    monkeypatch.setattr(hub, "MAX_JSON_NBYTES", 1_000_000)
+    monkeypatch.setattr(FileKind.CONFIG, "max_nbytes", 1_000_000)
     raw.answers[kind] = flood(CHUNKED % 200, CHUNK)
     assert refused().reason in ("file_too_large", "bad_response")
 

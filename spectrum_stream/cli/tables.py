@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
-# Models of experts have a group for each number and projection, up to 2,000. A table of more takes minutes to lay out.
-_MAX_GROUPS = 5000
+# Models of experts have a group for each number and projection, up to 1,600. A table of many more takes minutes.
+_MAX_GROUPS = 2000
 _NAMES = {
     Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ PLAIN = ("BF16", (4, 4))
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
-def write(
-    folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any = None, shard: int = 0
-) -> Path:
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def write(folder: Path, shapes: Shapes, config: Any = None, shard: int = 0) -> Path:
     """Write a sparse shard, so that a tensor of any size takes no room."""
     entries: dict[str, Any] = {}
     end = 0
@@ -62,9 +63,8 @@ def limits() -> list[tuple[str, str, str, str]]:
 
 
 def test_readme_has_the_limits_of_the_code() -> None:
-    modules = {
-        name: importlib.import_module(f"spectrum_stream.{name.replace('/', '.')}") for _, _, name, _ in limits()
-    }
+    files = {file for _, _, file, _ in limits()}
+    modules = {file: importlib.import_module(f"spectrum_stream.{file.replace('/', '.')}") for file in files}
     for value, _, module, constant in limits():
         assert value == f"{getattr(modules[module], constant):,}"
     found = {name for module in modules.values() for name in vars(module) if name.startswith("MAX_")}
@@ -114,9 +114,7 @@ def test_all_shards_together_have_the_limits_of_tensors_and_bytes(
     ],
     ids=["plain", "float8", "mxfp4", "mlx", "dbrx"],
 )
-def test_millions_of_fused_experts_have_no_score(
-    tmp_path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Mapping[str, Any]
-) -> None:
+def test_millions_of_fused_experts_have_no_score(tmp_path: Path, shapes: Shapes, config: Mapping[str, Any]) -> None:
     started = time.monotonic()
     found = plan(str(write(tmp_path, {"a.weight": PLAIN, **shapes}, config)))
     assert [s.no_score for s in found.failures] == [NoScore.TOO_MANY_EXPERTS]
@@ -147,7 +145,7 @@ def test_header_module_has_the_limits_that_bound_each_name() -> None:
     assert header.MAX_COMPONENTS <= 64
 
 
-def _plan_seconds(folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any) -> float:
+def _plan_seconds(folder: Path, shapes: Shapes, config: Any) -> float:
     path = str(write(folder, shapes, config))
     started = time.process_time()
     plan(path)
@@ -162,7 +160,7 @@ def _float8(modules: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {**weights, **{f"{module}.weight_scale_inv": ("F32", (1, 1)) for module in modules}}
 
 
-SHAPES = {
+SHAPES: Mapping[str, Callable[[int], Shapes]] = {
     "layers": lambda n: {f"model.layers.{i}.q.weight": PLAIN for i in range(n)},
     "groups": lambda n: {f"model.layers.0.g{i}.weight": PLAIN for i in range(n)},
     "prefixes": lambda n: {f"p{i}.model.layers.{i}.self_attn.q_proj.weight": PLAIN for i in range(n)},

@@ -122,7 +122,9 @@ def main() -> int:
     except Exception as error:
         if _is_import(error):
             return _fail(
-                SpectrumStreamError(f"a library cannot be loaded: {str(error) or type(error).__name__}", reason="no_library")
+                SpectrumStreamError(
+                    f"a library cannot be loaded: {str(error) or type(error).__name__}", reason="no_library"
+                )
             )
         if isinstance(error, OSError):
             return _fail(_system_error(error))

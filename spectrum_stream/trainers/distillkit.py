@@ -8,8 +8,6 @@ is found in every name except the chosen ones.
 import re
 from collections.abc import Collection, Iterable
 
-import yaml
-
 from ..selection.select import Selection
 from .patterns import How, Names, alternatives, is_one_group
 from .reading import read_yaml

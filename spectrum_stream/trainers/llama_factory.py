@@ -16,8 +16,6 @@ import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..errors import ResultError
 from ..selection.select import Selection
 from .parameters import Parameters

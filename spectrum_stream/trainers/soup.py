@@ -7,8 +7,6 @@ soup_cli/config/schema.py)
 
 from collections.abc import Collection
 
-import yaml
-
 from ..errors import ResultError
 from ..selection.select import Selection
 from .patterns import How

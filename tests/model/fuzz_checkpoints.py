@@ -2,8 +2,8 @@
 
     python -m tests.model.fuzz_checkpoints SECONDS [SEED]
 
-It makes checkpoints at random. With `pip install atheris` and `--atheris` it is guided by coverage. Only errors of ours
-may be raised. Everything else ends the run of that checkpoint with its traceback and its seed.
+It makes checkpoints at random. With `pip install atheris` and `--atheris` it is guided by coverage. Only errors of
+ours may be raised. For every other exception, the random run shows the seed and a traceback, and goes on.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ def _run(seconds: float, seed: int) -> None:
                 outcomes[try_one(Path(folder), choose)] += 1
             except Exception:
                 outcomes["ANOTHER EXCEPTION"] += 1
-                print(f"seed {seed}", flush=True)
+                sys.stderr.write(f"seed {seed}\n")
                 traceback.print_exc()
             seed += 1
-    print(f"{outcomes.total()} checkpoints, next seed {seed}: {outcomes.most_common()}")
+    sys.stdout.write(f"{outcomes.total()} checkpoints, next seed {seed}: {outcomes.most_common()}\n")
 
 
 def _run_atheris() -> None:

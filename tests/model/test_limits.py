@@ -1,22 +1,27 @@
 """Compare the limits of the README with the constants, and reject small headers with large plans."""
 
 import importlib
+import io
 import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import spectrum_stream
 from spectrum_stream import plan
-from spectrum_stream.checkpoint import header, open_source, tensors
+from spectrum_stream.checkpoint import header, open_source
+from spectrum_stream.checkpoint import tensors as headers
 from spectrum_stream.checkpoint.header import HeaderFault
+from spectrum_stream.cli import tables
 from spectrum_stream.errors import CheckpointError
 from spectrum_stream.model import inventory
+from spectrum_stream.model.matrix import GroupIndex, Skipped
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.model.quantization import MAX_EXPERTS
 
@@ -27,7 +32,10 @@ PLAIN = ("BF16", (4, 4))
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
-def write(folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any = None, shard: int = 0) -> Path:
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def write(folder: Path, shapes: Shapes, config: Any = None, shard: int = 0) -> Path:
     """Write a sparse shard, so that a tensor of any size takes no room."""
     entries: dict[str, Any] = {}
     end = 0
@@ -55,7 +63,8 @@ def limits() -> list[tuple[str, str, str, str]]:
 
 
 def test_readme_has_the_limits_of_the_code() -> None:
-    modules = {name: importlib.import_module(f"spectrum_stream.{name.replace('/', '.')}") for _, _, name, _ in limits()}
+    files = {file for _, _, file, _ in limits()}
+    modules = {file: importlib.import_module(f"spectrum_stream.{file.replace('/', '.')}") for file in files}
     for value, _, module, constant in limits():
         assert value == f"{getattr(modules[module], constant):,}"
     found = {name for module in modules.values() for name in vars(module) if name.startswith("MAX_")}
@@ -75,15 +84,15 @@ def test_all_shards_together_have_the_limits_of_tensors_and_bytes(
     for shard in (1, 2):
         write(tmp_path, {f"m{shard}.{i}.weight": PLAIN for i in range(3)}, shard=shard)
     source = open_source(str(tmp_path))
-    monkeypatch.setattr(tensors, "MAX_TENSORS", 5)
+    monkeypatch.setattr(headers, "MAX_TENSORS", 5)
     with pytest.raises(CheckpointError) as refused:
-        tensors.read_checkpoint(source)
+        headers.read_checkpoint(source)
     assert refused.value.reason == "too_many_tensors"
-    monkeypatch.setattr(tensors, "MAX_TENSORS", 6)
-    assert len(tensors.read_checkpoint(source).tensors) == 6
-    monkeypatch.setattr(tensors, "MAX_HEADERS_NBYTES", 300)
+    monkeypatch.setattr(headers, "MAX_TENSORS", 6)
+    assert len(headers.read_checkpoint(source).tensors) == 6
+    monkeypatch.setattr(headers, "MAX_HEADERS_NBYTES", 300)
     with pytest.raises(CheckpointError) as refused:
-        tensors.read_checkpoint(source)
+        headers.read_checkpoint(source)
     assert refused.value.reason == "headers_too_large"
 
 
@@ -105,9 +114,7 @@ def test_all_shards_together_have_the_limits_of_tensors_and_bytes(
     ],
     ids=["plain", "float8", "mxfp4", "mlx", "dbrx"],
 )
-def test_millions_of_fused_experts_have_no_score(
-    tmp_path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Mapping[str, Any]
-) -> None:
+def test_millions_of_fused_experts_have_no_score(tmp_path: Path, shapes: Shapes, config: Mapping[str, Any]) -> None:
     started = time.monotonic()
     found = plan(str(write(tmp_path, {"a.weight": PLAIN, **shapes}, config)))
     assert [s.no_score for s in found.failures] == [NoScore.TOO_MANY_EXPERTS]
@@ -115,9 +122,7 @@ def test_millions_of_fused_experts_have_no_score(
     assert time.monotonic() - started < 10
 
 
-def test_matrices_of_all_fused_experts_together_have_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matrices_of_all_fused_experts_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {f"layers.{i}.experts.up_proj": ("BF16", (4, 1, 1)) for i in range(3)})
     monkeypatch.setattr(inventory, "MAX_MATRICES", 11)
     with pytest.raises(CheckpointError) as refused:
@@ -140,7 +145,7 @@ def test_header_module_has_the_limits_that_bound_each_name() -> None:
     assert header.MAX_COMPONENTS <= 64
 
 
-def _plan_seconds(folder: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], config: Any) -> float:
+def _plan_seconds(folder: Path, shapes: Shapes, config: Any) -> float:
     path = str(write(folder, shapes, config))
     started = time.process_time()
     plan(path)
@@ -155,7 +160,7 @@ def _float8(modules: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {**weights, **{f"{module}.weight_scale_inv": ("F32", (1, 1)) for module in modules}}
 
 
-SHAPES = {
+SHAPES: Mapping[str, Callable[[int], Shapes]] = {
     "layers": lambda n: {f"model.layers.{i}.q.weight": PLAIN for i in range(n)},
     "groups": lambda n: {f"model.layers.0.g{i}.weight": PLAIN for i in range(n)},
     "prefixes": lambda n: {f"p{i}.model.layers.{i}.self_attn.q_proj.weight": PLAIN for i in range(n)},
@@ -187,3 +192,26 @@ def test_plan_takes_time_that_is_linear_in_tensors(kind: str, tmp_path: Path) ->
     short = min(_plan_seconds(tmp_path / f"few{i}", SHAPES[kind](few), config) for i in range(2))
     # Quadratic time would be 36 times as long.
     assert _plan_seconds(tmp_path / "many", SHAPES[kind](many), config) < 15 * max(short, 0.05)
+
+
+def test_table_of_a_plan_ends_after_two_thousand_groups(tmp_path: Path) -> None:
+    found = plan(str(write(tmp_path, {f"m{i}.weight": PLAIN for i in range(2003)})))
+    text = io.StringIO()
+    Console(file=text, width=100).print(tables.plan_table(found))
+    assert "and 3 more groups; --json lists all" in text.getvalue()
+    assert len(found.to_dict()["groups"]) == 2003
+
+
+def test_requested_groups_keep_the_skipped_tensors_that_belong_to_them() -> None:
+    index = GroupIndex({"mlp.up_proj", "vision.mlp.up_proj", "mlp.experts.3.w1"}, ["attn.*"])
+    groups = {
+        "layers.0.mlp.up_proj.weight": True,
+        "layers.0.up_proj.weight": True,
+        "layers.0.p_proj.weight": False,
+        "layers.0.mlp.experts.7.w1.weight": True,
+        "layers.0.attn.q.weight": True,
+        "layers.0.mlp.down_proj.weight": False,
+    }
+    for parameter, is_among in groups.items():
+        s = Skipped(tensor="t", dtype="F32", shape=(), no_score=NoScore.EMPTY, parameter=parameter)
+        assert index.has(s) is is_among, parameter

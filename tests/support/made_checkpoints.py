@@ -34,7 +34,8 @@ _ENDINGS = (
 _BESIDE = (
     ".weight_scale_inv", ".weight_scale", ".scale", "_scale", "_scale_inv", ".scales", ".biases", ".qzeros", ".g_idx",
     ".weight_zero_point", ".weight_shape", ".weight_g_idx", ".weight_global_scale", ".weight_scale_2", ".comfy_quant",
-    "_scales", "_bias", "_input_scale", ".input_scale", ".absmax", ".SCB", ".weight.absmax", ".smooth_scale", ".zeros",
+    "_scales", "_bias", "_input_scale", ".input_scale", ".absmax", ".SCB", ".weight.absmax", ".zeros",
+    ".smooth_scale",
     ".weight_quantizer._svdquant_lora_a", ".quant_state.bitsandbytes__nf4", ".qscale_weight", "_weight_scale",
     ".act.scales", ".weight_offset", ".unknown", ".rotation", ".svd_up",
 )  # fmt: skip

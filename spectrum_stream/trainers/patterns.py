@@ -48,6 +48,9 @@ _CHUNK = 500_000
 # So many pairs of entry and name are tried without an index, in a second.
 _FEW_PAIRS = 5_000_000
 _MAX_SHOWN = 3
+# So many first items of expressions are looked up once, for so many beginnings.
+_HEAD = 4
+_MAX_HEADS = 1_000
 _LAST = chr(0x10FFFF)
 
 
@@ -102,6 +105,9 @@ class PatternError(ResultError):
         self.problems = tuple(problems)
 
 
+_Item = str | re.Pattern[str] | None
+
+
 class _Sequence(NamedTuple):
     """An expression without choices, for names without newlines.
 
@@ -111,7 +117,7 @@ class _Sequence(NamedTuple):
     """
 
     from_start: bool
-    items: tuple[str | re.Pattern[str] | None, ...]
+    items: tuple[_Item, ...]
     has_end: bool
 
     @property
@@ -157,6 +163,7 @@ class Names:
         self.expressions = expressions or Expressions()
         self._found: dict[_Key, Hits] = {}
         self._problems: dict[_Key, str] = {}
+        self._heads: dict[tuple[_Item, ...], list[_Branch]] = {}
         self._last: tuple[Sequence[Entry], list[Hits]] | None = None
         self._matches_left = MAX_MATCHES
         # `$` also matches before a newline at the end, and `.` does not match one.
@@ -260,19 +267,28 @@ class Names:
         first = bisect_left(self.all, prefix, first, end)
         return first, bisect_left(self.all, after, first, end) if (after := _after(prefix)) else end
 
-    def _narrow(self, items: Iterable[str | re.Pattern[str] | None]) -> list[_Branch]:
+    def _narrow(self, items: tuple[_Item, ...]) -> list[_Branch]:
         """Return the names that start with a sequence of items."""
         branches = [_Branch(0, len(self.all), "")] if self.all else []
+        if len(items) <= _HEAD:
+            return self._follow(branches, items)
+        # Most entries of a file start alike: `model.layers.`.
+        if (start := self._heads.get(items[:_HEAD])) is None:
+            start = self._follow(branches, items[:_HEAD])
+            if len(self._heads) < _MAX_HEADS:
+                self._heads[items[:_HEAD]] = start
+        return self._follow(start, items[_HEAD:])
+
+    def _follow(self, branches: list[_Branch], items: Iterable[_Item]) -> list[_Branch]:
         for item in items:
+            if not branches:
+                break
             if isinstance(item, str):
-                branches = [
-                    _Branch(*self._range(text + item, first, end), text + item) for first, end, text in branches
-                ]
+                longer = [(first, end, text + item) for first, end, text in branches]
+                branches = [_Branch(*self._range(text, first, end), text) for first, end, text in longer]
             else:
                 branches = [new for branch in branches for new in self._split(branch, item)]
             branches = [branch for branch in branches if branch.first < branch.end]
-            if not branches:
-                break
             if len(branches) > 1:
                 self._count(len(branches))
         return branches
@@ -530,8 +546,8 @@ def _read(pattern: str, how: How) -> list[_Sequence] | None:
     return sequences
 
 
-def _items_of(text: str) -> tuple[str | re.Pattern[str] | None, ...] | None:
-    items: list[str | re.Pattern[str] | None] = []
+def _items_of(text: str) -> tuple[_Item, ...] | None:
+    items: list[_Item] = []
     for literal, dot, digits in _ITEM.findall(text):
         items.append(_unescaped(literal) if literal else None if dot else _RUNS[digits])
     for item, following in pairwise(items):

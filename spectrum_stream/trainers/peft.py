@@ -105,9 +105,13 @@ class Peft(Trainer):
         weights = Names(
             (name.removesuffix(".weight") for name in names if name.endswith(".weight")), names.expressions
         )
-        targeted, excluded = (_adapted(options.get(key), weights) for key in ("target_modules", "exclude_modules"))
+        excluded = {f"{module}.weight" for module in _adapted(options.get("exclude_modules"), weights)}
         fused = [Entry(end, end, How.END) for end in strings(options.get("target_parameters") or [])]
-        return {f"{module}.weight" for module in targeted - excluded} | names.matched(fused)
+        if isinstance(modules := options.get("target_modules"), list):
+            targeted = names.matched(self.entries(text))
+        else:
+            targeted = {f"{module}.weight" for module in _adapted(modules, weights)}
+        return (targeted - excluded) | names.matched(fused)
 
     def conflicts(self, text: str, parameters: Parameters) -> list[Finding]:
         """Find a string of targets for a mixture of experts."""

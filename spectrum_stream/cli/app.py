@@ -27,6 +27,7 @@ EXIT_CODES = {
     2: "wrong command line",
     3: "done, but some weights have no score",
     4: "verify found a mismatch",
+    129: "terminal closed, resumable",
     130: "interrupted, resumable",
     143: "terminated, resumable",
 }

@@ -17,7 +17,7 @@ from ..model.no_score import NoScore
 from ..numerics.metrics import METRICS, SPECTRUM
 from ..numerics.snr import TOLERANCE, Degeneracy
 from ..results.record import Record, Records
-from ..results.result import Module, Result
+from ..results.result import Module, Result, median_of
 from ..text import si_bytes
 
 # The limit for all spectra together: 64 quantiles for each of 45,000 matrices.
@@ -208,7 +208,7 @@ def _make_fused(module: Module, experts: Sequence[ShownEntry]) -> ShownEntry:
         name: [value for expert in experts if (value := expert.metrics.get(name)) is not None]
         for name in experts[0].metrics
     }
-    medians = {name: float(np.median(present)) if present else None for name, present in values.items()}
+    medians = {name: median_of(present) if present else None for name, present in values.items()}
     flags = {expert.flag for expert in experts}
     # If all experts are degenerate, so is the median. A single one among many moves it little.
     flag = flags.pop() if len(flags) == 1 else ""

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -278,7 +277,7 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
         if any(record.score is None for record, _ in unit):
             continue
         # The median of the sort keys, since no value ranks last.
-        key = statistics.median(metric.rank_key(value) for _, value in unit)
+        key = median_of(metric.rank_key(value) for _, value in unit)
         value = None if key == -math.inf else key if metric.larger_first else -key
         by_name: dict[str, list[Record]] = {}
         for record, _ in unit:
@@ -297,6 +296,19 @@ def _combine(pairs: Sequence[tuple[Record, float | None]], metric: Metric) -> li
                 )
             )
     return modules
+
+
+def median_of(values: Iterable[float]) -> float:
+    """Compute the median of numbers of any size, at least one and none of them NaN.
+
+    The mean of the middle two is finite if both are, although their sum may not be. It is -inf if one of them is.
+    """
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    if low == high or math.isinf(low):
+        return low
+    mean = (low + high) / 2
+    return mean if math.isfinite(mean) or math.isinf(high) else low / 2 + high / 2
 
 
 def _owners(records: Iterable[Record]) -> dict[str, str]:
@@ -417,4 +429,4 @@ def _value_of(snr: float) -> float | None:
         # A NaN compares false with everything and would scramble a sort.
         return None if math.isnan(snr) else float(snr)
     except OverflowError:
-        return math.inf
+        return math.inf if snr > 0 else -math.inf

@@ -5,14 +5,14 @@ of the trainer itself come on top.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from ..errors import ResultError, UsageError
 from ..results.result import Module, Result
 from ..text import si_bytes, si_number
-from .select import Rule, Selection, choose
+from .select import Choices, Rule, Selection
 
 # A percentage is raised in steps of a hundredth.
 _STEPS = 10_000
@@ -76,7 +76,7 @@ class Needs:
 
     @property
     def share(self) -> float:
-        return self.trainable / self.total
+        return self.trainable / self.total if self.total else 0.0
 
     def nbytes(self, recipe: Recipe) -> float:
         """Compute the bytes of weights, gradients and optimizer state."""
@@ -122,8 +122,10 @@ def fit(
             hint="scan it without --groups",
         )
 
+    choices = Choices.of(opened, rule)
+
     def selection(step: int) -> Selection:
-        return choose(opened, replace(rule, percent=step * 100 / _STEPS))
+        return choices.at(step * 100 / _STEPS)
 
     names = {module.name for module in opened.modules}
     if unseen := [m for m in selection(_STEPS).always if m not in names and f"{m}.weight" in opened.parameters]:

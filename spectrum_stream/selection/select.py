@@ -1,9 +1,10 @@
 """From scores to the modules to train: the top percentage of every group, by Spectrum's rules or other ones."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from ..errors import UsageError
 from ..model.names import is_embedding, is_head, is_norm, pick_groups, pool_of
@@ -173,28 +174,61 @@ def choose(result: str | Path | Result | Iterable[Module], rule: Rule) -> Select
         UsageError: no_such_group; nothing_left, the rule leaves out every module.
         ResultError: the file cannot be read.
     """
-    opened = Result.of(result)
-    modules = opened.modules
-    excluded = {module.owner for module in modules if _is_excluded(module.name, rule)}
-    excluded_always = {name for name in ALWAYS if _is_excluded(name, rule)}
-    ranked = rank(module for module in modules if module.owner not in excluded)
-    if rule.groups:
-        wanted = pick_groups((module.group for module in modules), rule.groups)
-        ranked = {name: group for name, group in ranked.items() if name in wanted}
-    if not ranked:
-        raise UsageError("the options leave no module to choose from", reason="nothing_left")
-    percents = _percents(rule, ranked)
-    owners = {module.name: module.owner for module in modules}
-    return Selection(
-        rule,
-        ranked,
-        {
-            name: tuple(module.name for module in _take(_in_order_of_choice(group, rule), percents[name], rule))
-            for name, group in ranked.items()
-        },
-        tuple(name for name in ALWAYS if name not in excluded_always and owners.get(name, name) not in excluded),
-        opened,
-    )
+    return Choices.of(Result.of(result), rule).at(rule.percent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """All selections that a rule can make of a result at any percentage.
+
+    Attributes:
+        rule: the rule; `at` replaces its percentage.
+        ranked, always, result: as in `Selection`.
+        units: the names of each group in the order of choice; experts that are ranked together are one unit.
+        percents: the percentages of single groups.
+    """
+
+    rule: Rule
+    ranked: Mapping[str, tuple[Module, ...]]
+    units: Mapping[str, Sequence[Sequence[str]]]
+    percents: Mapping[str, float]
+    always: tuple[str, ...]
+    result: Result
+
+    @classmethod
+    def of(cls, result: Result, rule: Rule) -> Self:
+        """Rank the modules that a rule can choose.
+
+        Raises:
+            UsageError: as `choose`.
+        """
+        modules = result.modules
+        excluded = {module.owner for module in modules if _is_excluded(module.name, rule)}
+        excluded_always = {name for name in ALWAYS if _is_excluded(name, rule)}
+        ranked = rank(module for module in modules if module.owner not in excluded)
+        if rule.groups:
+            wanted = pick_groups((module.group for module in modules), rule.groups)
+            ranked = {name: group for name, group in ranked.items() if name in wanted}
+        if not ranked:
+            raise UsageError("the options leave no module to choose from", reason="nothing_left")
+        owners = {module.name: module.owner for module in modules}
+        return cls(
+            rule=rule,
+            ranked=ranked,
+            units={name: _units(_in_order_of_choice(group, rule)) for name, group in ranked.items()},
+            percents=_percents(rule, ranked),
+            always=tuple(n for n in ALWAYS if n not in excluded_always and owners.get(n, n) not in excluded),
+            result=result,
+        )
+
+    def at(self, percent: float) -> Selection:
+        """Choose a percentage of every group without a percentage of its own."""
+        rule = replace(self.rule, percent=percent)
+        chosen = {}
+        for name, units in self.units.items():
+            count = _count(len(units), self.percents.get(name, percent), rule)
+            chosen[name] = tuple(module for unit in units[:count] for module in unit)
+        return Selection(rule, self.ranked, chosen, self.always, self.result)
 
 
 def _is_excluded(module: str, rule: Rule) -> bool:
@@ -205,31 +239,26 @@ def _is_excluded(module: str, rule: Rule) -> bool:
     )
 
 
-def _percents(rule: Rule, groups: Iterable[str]) -> dict[str, float]:
-    """Find the percentage of each group."""
-    names = list(groups)
+def _percents(rule: Rule, groups: Collection[str]) -> dict[str, float]:
+    """Find the groups with a percentage of their own."""
     percents: dict[str, float] = {}
     for pattern, percent in rule.percents.items():
         # The name of a group can also be a glob, such as `a?`. The name wins.
-        if pattern in names:
+        if pattern in groups:
             percents[pattern] = percent
     for pattern, percent in rule.percents.items():
-        if pattern not in names:
-            for name in pick_groups(names, [pattern]):
+        if pattern not in groups:
+            for name in pick_groups(groups, [pattern]):
                 percents.setdefault(name, percent)
-    return {name: percents.get(name, rule.percent) for name in names}
+    return percents
 
 
-def _take(group: Sequence[Module], percent: float, rule: Rule) -> list[Module]:
-    """Take the first modules of a group.
-
-    Experts that are ranked together count as one.
-    """
-    units: dict[str, list[Module]] = {}
+def _units(group: Iterable[Module]) -> list[list[str]]:
+    """Put experts that are ranked together into one unit."""
+    units: dict[str, list[str]] = {}
     for module in group:
-        units.setdefault(pool_of(module.name, module.group) or module.name, []).append(module)
-    count = _count(len(units), percent, rule)
-    return [module for unit in list(units.values())[:count] for module in unit]
+        units.setdefault(pool_of(module.name, module.group) or module.name, []).append(module.name)
+    return list(units.values())
 
 
 def _count(size: int, percent: float, rule: Rule) -> int:

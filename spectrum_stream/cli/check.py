@@ -11,6 +11,7 @@ from ..results.provenance import write_provenance
 from ..text import counted
 from .options import OUTPUT, JsonOption, QuietOption
 from .output import command_line, open_output
+from .tables import MAX_ROWS
 
 EXAMPLES = (
     "spectrum-stream check model_snr_results/snr_results_org-name.json",
@@ -49,16 +50,18 @@ def check_command(
             output.note(f"wrote {write_provenance(file, model)}")
     findings = {file: check(file) for file in files}
     for file, found in findings.items():
-        for finding in found:
+        for finding in found[:MAX_ROWS]:
             output.line(f"{file}: {finding.detail} ({finding.reason})")
+        if (more := len(found) - MAX_ROWS) > 0:
+            output.line(f"{file}: {more:,} more findings; --json lists all")
         if not found:
             output.line(f"{file}: OK")
     listed = {str(f): [{"reason": str(x.reason), "detail": x.detail} for x in found] for f, found in findings.items()}
     output.data({"schema_version": 1, "files": listed})
     output.line()
-    if wrong := [str(file) for file, found in findings.items() if found]:
+    if wrong := [file for file, found in findings.items() if found]:
         count = counted(len(findings), "file", "files")
         output.line(f"{len(wrong)} of {count} cannot be published yet")
         output.line(f"next: correct the findings above, then run {command_line('check', *wrong)}")
         raise typer.Exit(1)
-    output.next("select", str(files[0]), "--top-percent", "25")
+    output.next("select", files[0], "--top-percent", "25")

@@ -1,5 +1,6 @@
 """Compare two rankings: compare."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,7 @@ def compare_command(
     output.line()
     _list_changes(output, comparison, a, b or a, (first.metric.name, second.metric.name))
     words = () if by == SPECTRUM else ("--metric", by.name)
-    output.next("select", str(b or a), "--top-percent", f"{top_percent:g}", *words)
+    output.next("select", b or a, "--top-percent", f"{top_percent:g}", *words)
 
 
 def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path, by: tuple[str, str]) -> None:
@@ -66,16 +67,24 @@ def _list_changes(output: Output, comparison: Comparison, a: Path, b: Path, by: 
     if any(group.entered or group.left for group in decided):
         first, second = (str(a), str(b)) if a != b else by
         output.line(f"+ is selected only by {second}, - only by {first}:")
-    for group in comparison.groups.values():
-        if group.is_decided:
-            for sign, modules in (("+", group.entered), ("-", group.left)):
-                for module in modules:
-                    output.line(f"  {sign} {module}")
+    changes = [
+        f"  {sign} {module}"
+        for group in decided
+        for sign, modules in (("+", group.entered), ("-", group.left))
+        for module in modules
+    ]
+    _list(output, changes)
     for path, modules in ((a, comparison.only_a), (b, comparison.only_b)):
         if modules:
             output.line(f"only in {path}, {counted(len(modules), 'module', 'modules')}:")
-        for module in modules:
-            output.line(f"  {module}")
+        _list(output, [f"  {module}" for module in modules])
+
+
+def _list(output: Output, lines: Sequence[str]) -> None:
+    for line in lines[: tables.MAX_ROWS]:
+        output.line(line)
+    if (more := len(lines) - tables.MAX_ROWS) > 0:
+        output.line(f"  and {more:,} more; --json lists all")
 
 
 def _data(comparison: Comparison, a: tuple[str, str], b: tuple[str, str]) -> dict[str, object]:

@@ -76,7 +76,7 @@ class Output:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def next(self, *words: str) -> None:
+    def next(self, *words: str | Path) -> None:
         """Print the next command to type; not with --json or -q."""
         self.line(f"next: {command_line(*words)}")
 
@@ -123,9 +123,22 @@ def open_output(as_json: bool, quiet: bool) -> Output:
     return output
 
 
-def command_line(*words: str) -> str:
-    """Return a command of this program, quoted for a shell."""
-    return shlex.join(("spectrum-stream", *words))
+def command_line(*words: str | Path) -> str:
+    """Return a command of this program, quoted for bash and zsh; a path is never taken for an option."""
+    return " ".join(["spectrum-stream", *map(_word, words)])
+
+
+def _word(word: str | Path) -> str:
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    # A terminal shows other characters as escapes, which a shell reads only in this kind of quotes.
+    escaped = (
+        c if c.isprintable() and c not in "\\'" else "".join(f"\\{byte:03o}" for byte in os.fsencode(c)) for c in text
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 class LogNotes(logging.Handler):

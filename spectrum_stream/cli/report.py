@@ -70,10 +70,10 @@ def report_command(
         }
     )
     if page is None:
-        output.next("report", *map(str, results), "-o", "report.html")
+        output.next("report", *results, "-o", "report.html")
     else:
         output.line(f"wrote {page}")
-        output.next("select", str(results[-1]), "--top-percent", f"{top_percent:g}")
+        output.next("select", results[-1], "--top-percent", f"{top_percent:g}")
 
 
 def _select(shown: Shown, top_percent: float) -> Selection:
@@ -104,7 +104,7 @@ def _module(entry: ShownEntry, ranks: dict[str, int], chosen: set[str]) -> dict[
         "flag": entry.flag or None,
         "n": entry.n,
         "m": entry.m,
-        "tau": entry.tau,
+        "tau": _finite(entry.tau),
         "metrics": {name: _finite(value) for name, value in entry.metrics.items()},
     }
 

@@ -99,13 +99,13 @@ def select_command(
     _present(output, outcome, trainer, path, names)
     if budget is not None:
         output.line(f"the budget allows {selection.rule.percent:g} percent of every group")
-    output.next("verify", str(path), *_against(opened, names_file), "--format", trainer.name)
+    output.next("verify", path, *_against(opened, names_file), "--format", trainer.name)
 
 
-def _against(result: Result, names_file: Path | None) -> tuple[str, ...]:
+def _against(result: Result, names_file: Path | None) -> tuple[str | Path, ...]:
     """Return the options with which `verify` checks against the parameters that the result is named after."""
     if names_file is not None or result.names == GIVEN:
-        return ("--names", str(names_file or "FILE"))
+        return ("--names", names_file or "FILE")
     others = () if result.names in (None, Names.V5) else ("--names", str(result.names))
     return ("--model", result.model or "MODEL", *others)
 

@@ -1,9 +1,9 @@
 """Plans and results for a terminal: rich renderables and sentences, never printed here."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.console import Group as Lines
@@ -17,7 +17,7 @@ from ..model.parameters import GIVEN, Names
 from ..model.schemes import is_companion
 from ..numerics.metrics import SPECTRUM, Metric
 from ..results.record import Record
-from ..results.result import Module
+from ..results.result import Module, median_of
 from ..selection.budget import Needs, Recipe, needs
 from ..selection.compare import Comparison
 from ..selection.diagnose import Diagnostics
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..pipeline import ScanResult
 
 _MAX_FINDINGS = 40
+# A mixture of 512 experts has about 1,550 groups. A line takes about a millisecond.
+MAX_ROWS = 2_000
 _NAMES = {
     Names.CHECKPOINT: "as in the checkpoint, unchecked",
     Names.V4: "as in transformers 4",
@@ -156,16 +158,19 @@ def score_table(
         chosen: the names of the chosen modules of each group; None without a selection.
     """
     weak = {name: {k: n for k, n in d.to_dict().items() if n is not None} for name, d in (diagnostics or {}).items()}
-    totals = {title: sum(counts[title] for counts in weak.values()) for counts in weak.values() for title in counts}
+    totals: Counter[str] = Counter()
+    for counts in weak.values():
+        # `update` keeps a title with the total 0.
+        totals.update(counts)
     # A column of zeros would take room from the names.
     shown = [title for title, total in totals.items() if total]
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
     for column in ("count", "min", "median", "max", *(["chosen"] if chosen else []), *map(_title, shown)):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, group in ranked.items():
+    for name, group in islice(ranked.items(), MAX_ROWS):
         values = [module.value for module in group if module.value is not None]
-        spread = (min(values), statistics.median(values), max(values)) if values else ()
+        spread = (min(values), median_of(values), max(values)) if values else ()
         table.add_row(
             _group(name),
             str(len(group)),
@@ -173,7 +178,7 @@ def score_table(
             *([str(len(chosen[name]))] if chosen else []),
             *(str(weak[name][title] or "") for title in shown),
         )
-    captions = []
+    captions = [_unlisted(len(ranked))] if len(ranked) > MAX_ROWS else []
     if metric != SPECTRUM:
         order = "largest" if metric.larger_first else "smallest"
         captions.append(f"ranked by {metric.name}, {order} first: {metric.why}")
@@ -191,15 +196,21 @@ def _title(counted: str) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Show every group: the correlation and the differences of two rankings."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("group", overflow="fold")
     for column in ("count", "spearman", "kendall", "chosen", "kept", "in", "out"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, g in comparison.groups.items():
+    for name, g in islice(comparison.groups.items(), MAX_ROWS):
         correlations = ("" if x is None else f"{x:.2f}" for x in (g.spearman, g.kendall))
         numbers = (g.chosen_b, g.kept, len(g.entered), len(g.left))
         table.add_row(_group(name), str(g.count), *correlations, *map(str, numbers))
+    if len(comparison.groups) > MAX_ROWS:
+        table.caption = _unlisted(len(comparison.groups))
     return table
+
+
+def _unlisted(groups: int) -> str:
+    return f"and {groups - MAX_ROWS:,} more groups; --json lists all"
 
 
 def needs_table(need: Needs) -> Table:

@@ -23,6 +23,8 @@ from ..text import si_bytes
 # The limit for all spectra together: 64 quantiles for each of 45,000 matrices.
 _MAX_QUANTILES = 2_900_000
 _QUANTILES_PER_MATRIX = (16, 256)
+# The entries of the largest result that is shown: a page of so many matrices has about 100 MB.
+MAX_ENTRIES = 300_000
 # Steps per halving: a relative error of at most 1.7e-4, and 32 halvings in 16 bits.
 _STEPS = 2048
 _ZERO = 65535
@@ -122,19 +124,32 @@ def read_shown(path: Path) -> Shown:
     """Read a result, with its record if the scores match.
 
     Raises:
-        ResultError: the result cannot be read, as `Result.open`. A bad record is not an error.
+        ResultError: the result cannot be read, as `Result.open`; too_many, it has more than `MAX_ENTRIES` matrices.
+            A bad record is not an error.
     """
     result = Result.open(path)
+    _check_count(path.name, len(result.modules))
     facts = [("result", path.name), ("scores", str(len(result.modules)))]
     why_not = "there is no scan record next to the result"
     try:
         with result.records() as records:
             return _with_record(path.name, facts, result.modules, records)
     except ResultError as error:
+        if error.reason == "too_many":
+            raise
         if error.reason != "no_record":
             why_not = str(error)
     note = f"{why_not}: spectra are not available, and degenerate scores are not marked"
     return Shown(path.name, tuple(facts), (note,), tuple(map(_make_unrecorded, result.modules)))
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > MAX_ENTRIES:
+        raise ResultError(
+            f"{name} has {count:,} matrices, and a report shows at most {MAX_ENTRIES:,}",
+            reason="too_many",
+            hint="select and compare read larger results",
+        )
 
 
 def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Module], records: Records) -> Shown:
@@ -145,6 +160,7 @@ def _with_record(name: str, facts: list[tuple[str, str]], modules: Sequence[Modu
     precisions: Counter[str] = Counter()
     inexact = quantized = 0
     identity, count = records.identity, records.count
+    _check_count(name, count)
     low, high = _QUANTILES_PER_MATRIX
     keep = max(low, min(high, _MAX_QUANTILES // max(count, 1)))
     for record in records.rows:

@@ -1,7 +1,6 @@
 """Draw the map in a terminal: in colors or digits, and in bands if the terminal is too narrow."""
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from ..results.result import median_of
 from ..text import printable
 from .data import Shown, ShownEntry
 from .grid import CIVIDIS, Grid, Place, lay, place_of
@@ -17,6 +17,8 @@ from .grid import CIVIDIS, Grid, Place, lay, place_of
 _CELL_WIDTH = 2
 # As on the page, the scale is logarithmic if scores spread over more than this factor.
 _LOG_FACTOR = 20
+# The rows times the layers of the largest map. Published models have at most 126 layers and about 20 rows.
+_MAX_CELLS = 20_000
 # The row and the layer of a cell.
 _Key = tuple[tuple[str, str], str]
 
@@ -40,6 +42,11 @@ class TerminalMap:
         self._scales = {row: _scale(cells) for row, cells in by_row.items()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, layers = len(self._grid.rows), len(self._grid.columns)
+        if rows * layers > _MAX_CELLS:
+            yield Text(f"a map of {rows:,} groups and {layers:,} layers is too large for a terminal")
+            yield Text("write a page with -o report.html, which shows a part at a time")
+            return
         labels = [printable(label) for label in self._grid.labels()]
         widest = max(map(len, labels), default=0)
         label_width = min(widest, max(12, options.max_width // 3))
@@ -104,7 +111,7 @@ def _cells(entries: Sequence[ShownEntry], places: Sequence[Place], chosen: set[s
         flags = {entry.flag for entry in own}
         picked = sum(entry.module in chosen for entry in own)
         cells[key] = _Cell(
-            statistics.median(values) if values else None,
+            median_of(values) if values else None,
             "x" if not values else "!" if "" not in flags else " ",
             " " if not picked else "*" if picked == len(own) else "+",
         )
@@ -128,7 +135,9 @@ class _Scale:
             return 0.5
         if value == math.inf or (value <= 0 and self._is_log):
             return float(value > 0)
-        return min(1.0, max(0.0, (self._to(value) - self._low) / (self._high - self._low)))
+        # The difference of two halves is finite, and that of large numbers may not be.
+        low, high = self._low / 2, self._high / 2
+        return min(1.0, max(0.0, (self._to(value) / 2 - low) / (high - low))) if low < high else 0.5
 
 
 def _scale(cells: Iterable[_Cell]) -> _Scale | None:

@@ -26,6 +26,10 @@ from .record import Record, Records, open_records, record_path
 
 # The largest published result (28,800 modules) is 3 MB, and a selection is smaller than its result.
 MAX_RESULT_NBYTES = 200_000_000
+# Published results have up to 28,800 modules. More than these would need more than about 1 GB.
+MAX_MODULES = 500_000
+# Names of modules have about 50 characters, and headers of checkpoints have shorter ones than this.
+MAX_NAME_LENGTH = 2_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -122,7 +126,8 @@ class Result:
             path: the JSON, or its record. With the JSON, an unusable record is a note and not an error.
 
         Raises:
-            ResultError: no_such_result, unreadable, too_large, not_a_result; unfinished, a record without a result.
+            ResultError: no_such_result, unreadable, too_large (bytes, modules or names), not_a_result; unfinished, a
+                record without a result.
                 With the path of a record also: other_record, it has other scores; locked; corrupt.
         """
         asked = path = Path(path)
@@ -389,8 +394,21 @@ def _read(path: Path) -> tuple[list[Module], bool]:
     for parse, is_sorted in ((_parse_modules, False), (_parse_groups, True)):
         # Neither a file nor a terminal accepts half of a surrogate pair.
         if (modules := parse(data)) and not any(_SURROGATE.search(f"{m.name}{m.group}") for m in modules):
+            _check_limits(path, modules)
             return modules, is_sorted
     raise ResultError(f"{path} is not a Spectrum result", reason="not_a_result")
+
+
+def _check_limits(path: Path, modules: Sequence[Module]) -> None:
+    if len(modules) > MAX_MODULES:
+        raise ResultError(
+            f"{path} has {len(modules):,} modules, and the limit is {MAX_MODULES:,}", reason="too_large"
+        )
+    longest = max(max(len(module.name), len(module.group)) for module in modules)
+    if longest > MAX_NAME_LENGTH:
+        raise ResultError(
+            f"{path} has a name of {longest:,} characters, and the limit is {MAX_NAME_LENGTH:,}", reason="too_large"
+        )
 
 
 def is_result(data: Any) -> bool:

@@ -199,7 +199,8 @@ def _encode(group: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _sum_by(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """Add the integers of each group exactly; `group` is ascending."""
     ends = np.concatenate(([0], np.cumsum(values)))
-    return ends[np.searchsorted(group, np.arange(count), side="right")] - ends[np.searchsorted(group, np.arange(count))]
+    first, last = (np.searchsorted(group, np.arange(count), side=side) for side in ("left", "right"))
+    return ends[last] - ends[first]
 
 
 def _tied_with_others(codes: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from ..text import counted
 from .parameters import Parameters
 from .targets import Target, Targets, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, find_matches
+from .yaml_text import is_plain
 
 ALWAYS_PATTERNS = tuple(f"^{module}.weight$" for module in ALWAYS)
 
@@ -206,12 +207,13 @@ def patterns_of(target: Target, targets: Targets) -> tuple[str, ...]:
         # Either Spectrum's pattern for the embedding trains the shared parameter, or it needs its own pattern.
         by_pattern = target.parameter in targets.always and f"^{target.parameter}$" in ALWAYS_PATTERNS
         embedding = () if by_pattern else (f"{plain(target.parameter)}$",)
-        return (module if not targets.starting_with(module) else f"{module}.weight$", *embedding)
+        return (f"{module}.weight$" if any(targets.starting_with(module)) else module, *embedding)
     if target.is_bare:
         # A parameter name that is only guessed can turn out to be the name of a module.
         return (f"{module}$",) if target.certain else (module,)
-    own = {name for name in targets.starting_with(f"{module}.") if "." not in name[len(module) + 1 :]}
-    return (module,) if own.issuperset(targets.starting_with(module)) else (f"{plain(target.parameter)}$",)
+    end = len(module) + 1
+    is_alone = all(n.startswith(f"{module}.") and "." not in n[end:] for n in targets.starting_with(module))
+    return (module,) if is_alone else (f"{plain(target.parameter)}$",)
 
 
 def read_patterns(path: Path) -> tuple[str, ...]:
@@ -242,8 +244,8 @@ def plain(name: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    # YAML reads `2`, `null` and `no`, which have harmless characters only, as other types than strings.
-    return _LITERAL.fullmatch(name) is not None and (not name or yaml.safe_load(name) == name)
+    # The group "" has no characters that need quotes.
+    return not name or is_plain(name)
 
 
 def _always(selection: Selection) -> list[str]:

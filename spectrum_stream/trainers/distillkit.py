@@ -14,6 +14,7 @@ from ..selection.select import Selection
 from .patterns import alternatives
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
+from .yaml_text import listing
 
 
 class DistillKit(Trainer):
@@ -31,7 +32,7 @@ class DistillKit(Trainer):
             ResultError: no_such_parameter, nothing_chosen.
         """
         names = targets_of(selection, parameters).parameters
-        return yaml.safe_dump({"frozen_res": [f"^(?!{exactly(names).removeprefix('^')})"]}, width=10_000)
+        return listing("frozen_res", [f"^(?!{exactly(names).removeprefix('^')})"])
 
     def entries(self, text: str) -> list[Entry]:
         spared = [re.fullmatch(r"\^\(\?!(\(\?:.*\)\$)\)", pattern) for pattern in _read_frozen(text)]

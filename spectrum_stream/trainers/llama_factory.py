@@ -22,6 +22,7 @@ from ..selection.select import Selection
 from .parameters import Parameters
 from .targets import needs_names, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, strings
+from .yaml_text import scalar
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.([^.]+)")
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
@@ -82,12 +83,11 @@ class LlamaFactory(Trainer):
         count = _layer_count(targets.names)
         for n in (len(layers), -len(layers)):
             config = {
-                "finetuning_type": "freeze",
-                "freeze_trainable_layers": n,
                 "freeze_trainable_modules": ",".join(kinds),
                 "freeze_extra_modules": ",".join(outside),
             }
-            text = yaml.safe_dump({key: value for key, value in config.items() if value != ""}, sort_keys=False)
+            settings = "".join(f"{key}: {scalar(value)}\n" for key, value in config.items() if value)
+            text = f"finetuning_type: freeze\nfreeze_trainable_layers: {n}\n{settings}"
             if layers and count is not None and self.matches(text, targets.names) == wanted:
                 return text
         raise ResultError(

@@ -26,6 +26,7 @@ from .parameters import Parameters
 from .patterns import alternatives
 from .targets import Targets, exactly, targets_of
 from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, find_matches, strings
+from .yaml_text import listing, scalar
 
 _LIST = "trainable_parameters"
 _REGEX = "trainable_parameters_regex"
@@ -79,17 +80,16 @@ class MsSwift(Trainer):
                 nothing_chosen.
         """
         targets = targets_of(selection, parameters)
-        names: list[str] | str = list(targets.parameters)
-        key = _LIST
-        if not _is_exact(targets):
-            key, names = _REGEX, exactly(names)
-            if len(names.encode()) >= _MAX_NBYTES:
-                raise ResultError(
-                    f"an expression of {len(names)} characters is too long for the command line of ms-swift",
-                    reason="too_large",
-                    hint="choose fewer modules, or another format",
-                )
-        return yaml.safe_dump({_RATIO: 1, key: names}, sort_keys=False, width=10_000)
+        if _is_exact(targets):
+            return f"{_RATIO}: 1\n{listing(_LIST, targets.parameters)}"
+        expression = exactly(targets.parameters)
+        if len(expression.encode("utf-8", "surrogatepass")) >= _MAX_NBYTES:
+            raise ResultError(
+                f"an expression of {len(expression)} characters is too long for the command line of ms-swift",
+                reason="too_large",
+                hint="choose fewer modules, or another format",
+            )
+        return f"{_RATIO}: 1\n{_REGEX}: {scalar(expression)}\n"
 
     def entries(self, text: str) -> list[Entry]:
         config = _load(text)
@@ -164,7 +164,7 @@ def _is_exact(targets: Targets) -> bool:
     if not targets.complete and any(target.is_bare for target in targets.chosen):
         return False
     names = set(targets.parameters)
-    return all(names.issuperset(targets.starting_with(name)) for name in names)
+    return all(other in names for name in names for other in targets.starting_with(name))
 
 
 def _start(text: str) -> Entry:

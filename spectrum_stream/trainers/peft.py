@@ -19,7 +19,9 @@ because PEFT 0.21 ignores their keys.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+import shlex
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
 from ..errors import ResultError
@@ -55,8 +57,10 @@ class Peft(Trainer):
         targets = targets_of(selection, parameters)
         if not targets.chosen:
             raise ResultError("there is nothing to adapt", reason="nothing_chosen")
+        # The names that end alike are together if they are sorted from the end.
+        backward = sorted(name[::-1] for name in targets.names)
         for target in targets.chosen:
-            _check(target, targets.names)
+            _check(target, backward)
         fused = [target.parameter for target in targets.chosen if target.is_bare]
         modules = [_module(target) for target in targets.chosen if not target.is_bare]
         is_mixture = _is_mixture((*targets.names, *fused))
@@ -64,7 +68,7 @@ class Peft(Trainer):
             raise ResultError(
                 f"PEFT does not adapt routers, and treats modules of these names as experts: {taken[0]}",
                 reason="not_adaptable",
-                hint=f"leave such groups out: --groups '{group_of(taken[0])}=0'",
+                hint=_leave_out(group_of(taken[0])),
             )
         ranks = {
             f"^{re.escape(_module(target))}": 2 * RANK
@@ -115,8 +119,12 @@ class Peft(Trainer):
         return [Finding(Reason.TOO_MANY, "target_modules", detail)]
 
 
-def _check(target: Target, names: Collection[str]) -> None:
-    """Raise ResultError for a target that PEFT cannot adapt, or only with other ones."""
+def _check(target: Target, backward: Sequence[str]) -> None:
+    """Raise ResultError for a target that PEFT cannot adapt, or only with other ones.
+
+    Args:
+        backward: the names of the model, each from its end to its start, sorted.
+    """
     if is_norm(target.module):
         raise ResultError(
             f"LoRA has no adapter for the norm {target.module}", reason="not_adaptable", hint="--no-norms"
@@ -127,10 +135,17 @@ def _check(target: Target, names: Collection[str]) -> None:
             reason="not_adaptable",
             hint="--no-head",
         )
-    if target.is_bare and (others := [name for name in names if name.endswith(f".{target.parameter}")]):
+    end = f".{target.parameter}"[::-1]
+    others = backward[(first := bisect_left(backward, end)) : first + 1]
+    if target.is_bare and others and others[0].startswith(end):
         raise inexact(
-            f"{target.parameter} would also adapt {others[0]}", f"leave the group out: --groups '{target.group}=0'"
+            f"{target.parameter} would also adapt {others[0][::-1]}",
+            _leave_out(target.group),
         )
+
+
+def _leave_out(group: str) -> str:
+    return f"leave the group out: --groups {shlex.quote(f'{group}=0')}"
 
 
 def _is_mixture(names: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from ..errors import ResultError
 from ..selection.select import Selection
 from .targets import exactly, targets_of
 from .trainer import Entry, Trainer, strings
+from .yaml_text import listing
 
 _MAX_ENTRIES = 50_000
 _MAX_LENGTH = 512
@@ -38,7 +39,7 @@ class Soup(Trainer):
             raise ResultError(
                 f"Soup accepts at most {_MAX_ENTRIES} entries of at most {_MAX_LENGTH} characters", reason="too_large"
             )
-        return yaml.safe_dump({"training": {"unfrozen_parameters": entries}}, width=10_000)
+        return f"training:\n{listing('unfrozen_parameters', entries, '  ')}"
 
     def entries(self, text: str) -> list[Entry]:
         patterns = strings(yaml.safe_load(text)["training"]["unfrozen_parameters"])

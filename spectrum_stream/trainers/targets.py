@@ -1,13 +1,14 @@
 """A selection as parameters of the model, which is the start of every `render`."""
 
 import re
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 from ..errors import ResultError
 from ..results.result import Module
 from ..selection.select import Selection
-from .patterns import starting_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +57,10 @@ class Targets:
         """All parameters to train, each once."""
         return tuple(dict.fromkeys((*self.always, *(target.parameter for target in self.chosen))))
 
-    def starting_with(self, prefix: str) -> tuple[str, ...]:
-        """Return the names that start with a prefix."""
-        return starting_with(self.names, prefix)
+    def starting_with(self, prefix: str) -> Iterator[str]:
+        """Yield the names that start with a prefix; the first few are often enough."""
+        names = islice(self.names, bisect_left(self.names, prefix), None)
+        return takewhile(lambda name: name.startswith(prefix), names)
 
 
 def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:

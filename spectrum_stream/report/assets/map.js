@@ -181,10 +181,7 @@ function hideTip() { $("tip").hidden = true; tipped = null; }
 
 // Both results share one color scale.
 function rowPairs(row) {
-  return results.flatMap((result) => columns.flatMap((_, c) => {
-    const cell = result.cells.get(row * columns.length + c);
-    return cell ? [[result, cell]] : [];
-  }));
+  return results.flatMap((result) => (result.lines.get(row) || []).map((cell) => [result, cell]));
 }
 const allPairs = () => results.flatMap((result) => [...result.cells.values()].map((cell) => [result, cell]));
 

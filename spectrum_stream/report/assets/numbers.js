@@ -22,6 +22,8 @@ function numeral(value) {
   if (value === Infinity) return "∞";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   const rounded = Number(value.toPrecision(4)), size = Math.abs(rounded);
+  // The largest numbers are infinite when they are rounded up.
+  if (size === Infinity) return value.toExponential(3).replace("e+", "e");
   return size < 1e-4 || size >= 1e6 ? rounded.toExponential().replace("e+", "e") : String(rounded);
 }
 
@@ -36,10 +38,16 @@ function logTicks(low, high, decadesDivided) {
   return ticks.filter((tick) => tick > 0 && tick < Infinity);
 }
 
+// Whether a plot can show a number: Plotly adds squares and powers of them. No scan gives others.
+const isDrawable = (value) => value === 0 || (Math.abs(value) > 1e-100 && Math.abs(value) < 1e100);
+
 function median(values) {
   const sorted = Float64Array.from(values).sort();
   const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  const [low, high] = [sorted[sorted.length - 1 - half], sorted[half]];
+  if (low === high || low === -Infinity) return low;
+  // The sum of two large numbers is infinite, and the halves of two tiny ones are zero.
+  return Number.isFinite(low + high) ? (low + high) / 2 : low / 2 + high / 2;
 }
 
 // Spectrum's rule: rank each group by score, equal scores in the file's order. Pooled experts share one rank.

@@ -52,10 +52,11 @@ function openMatrix(result, i) {
   $("detail").hidden = false;
   $("detail-title").textContent = shown(result.module[i]);
   drawFacts(state.picked);
-  const hasSpectrum = result.points[i] > 1 && result.largest[i] > 0;
+  const hasSpectrum = result.points[i] > 1 && result.largest[i] > 0 && isDrawable(result.largest[i]);
   $("spectrum").hidden = $("density").hidden = !hasSpectrum;
   if (hasSpectrum) drawMatrix(state.picked);
   else if (result.points[i] === 1) $("detail-note").textContent = "One singular value: nothing to draw.";
+  else if (result.largest[i] > 0) $("detail-note").textContent = "The singular values are out of the range of a plot.";
   else if (result.points[i]) $("detail-note").textContent = "All singular values are zero.";
   else $("detail-note").textContent = "Only a scan record (.sqlite next to the result) has singular values.";
   drawMaps();
@@ -63,7 +64,8 @@ function openMatrix(result, i) {
 }
 
 function drawMatrix({ result, i }) {
-  const values = singularValues(result, i), n = result.n[i], m = result.m[i], tau = result.tau[i];
+  const values = singularValues(result, i), n = result.n[i], m = result.m[i];
+  const tau = isDrawable(result.tau[i]) ? result.tau[i] : 0;
   const count = Math.min(n, m), last = values.length - 1, beta = count / Math.max(n, m);
   const accent = inked("--accent"), second = inked("--second"), threshold = inked("--threshold");
   const positions = values.map((_, k) => 1 + (k * (count - 1)) / last);
@@ -117,11 +119,15 @@ const BOXES_AT_ONCE = 60;
 function drawSpread() {
   // Ranks spread the same way in every group, so their box plot would be useless.
   const metric = state.metric === RANK ? SCORE : state.metric;
+  let undrawn = 0;
   const groupsOf = results.map((result) => {
     const byRow = new Map();
     const values = result.metrics.get(metric) || [];
     result.row.forEach((row, i) => {
-      if (values[i] === null || !Number.isFinite(values[i])) return;
+      if (values[i] === null || !isDrawable(values[i])) {
+        undrawn += values[i] !== null;
+        return;
+      }
       if (!byRow.has(row)) byRow.set(row, []);
       byRow.get(row).push(values[i]);
     });
@@ -136,6 +142,7 @@ function drawSpread() {
     wanted.length > used.length ? `The first ${used.length} of ${wanted.length} groups.` : "",
     "The box is the middle half, the line in it the median.",
     scale?.isLog ? "Logarithmic." : "",
+    undrawn ? `${undrawn} ${undrawn === 1 ? "value is" : "values are"} out of range and not drawn.` : "",
   ].join(" ");
   if (!used.length) return;
   const traces = results.map((result, number) => {
@@ -168,7 +175,7 @@ function drawPair() {
   for (const [key, cell] of a.cells) {
     const other = b.cells.get(key);
     const values = other ? [valueOf(a, cell), valueOf(b, other)] : [];
-    if (!other || !values.every((v) => v !== null && Number.isFinite(v))) continue;
+    if (!other || !values.every((v) => v !== null && isDrawable(v))) continue;
     x.push(values[0]);
     y.push(values[1]);
     const place = `${rows[Math.floor(key / columns.length)]}, ${layerName(key % columns.length)}`;

@@ -12,7 +12,13 @@ const results = data.results.map((raw, number) => {
   const { rank, size } = rankings(raw.group, snr, raw.is_ranked, raw.pool);
   const metrics = new Map([[SCORE, snr], [RANK, Array.from(rank, (r) => r || null)]]);
   for (const [name, values] of Object.entries(raw.metrics)) metrics.set(name, numbers(values));
-  return { ...raw, number, snr, rank, size, metrics, letter: "AB"[number], cells: cellsOf(raw) };
+  const cells = cellsOf(raw), lines = new Map();
+  for (const [key, cell] of cells) {
+    const row = Math.floor(key / columns.length);
+    if (!lines.has(row)) lines.set(row, []);
+    lines.get(row).push(cell);
+  }
+  return { ...raw, number, snr, rank, size, metrics, letter: "AB"[number], cells, lines };
 });
 
 // A cell has one matrix, or experts as parts. Fused experts have both.
@@ -71,7 +77,8 @@ function scaleOf(values, metric = state.metric) {
   const [from, to] = isLog ? [Math.log(low), Math.log(high)] : [low, high];
   const at = (v) => {
     if (to === from) return 0.5;
-    const share = ((isLog ? Math.log(Math.max(v, low)) : v) - from) / (to - from);
+    // The difference of two large numbers is infinite, and that of their halves is not.
+    const share = ((isLog ? Math.log(Math.max(v, low)) : v) / 2 - from / 2) / (to / 2 - from / 2 || 1);
     return Math.min(1, Math.max(0, share));
   };
   // The first rank is the best.

@@ -46,7 +46,8 @@ function listColumns(forFile) {
   });
   const ratio = ({ at }) => {
     if (at.includes(-1) || !results[0].snr[at[0]]) return null;
-    return results[1].snr[at[1]] / results[0].snr[at[0]];
+    const ratio = results[1].snr[at[1]] / results[0].snr[at[0]];
+    return Number.isNaN(ratio) ? null : ratio;
   };
   if (results.length > 1) made.push({ name: "B / A", isNumber: true, of: ratio });
   made.push({ name: "mark", of: (item) => item.mark });
@@ -108,9 +109,12 @@ function tableRow(item, all) {
   return tr;
 }
 
-// A spreadsheet runs a text that begins like this as a formula. If it splits fields at semicolons, a text in the middle
-// of a line can begin a field as well.
-const inertField = (text) => text.replace(/[;\t\r\n](?=[=+\-@])/g, "$&'").replace(/^(?=[=+\-@;\t\r\n])/, "'");
+// A spreadsheet runs a text that begins like this as a formula, also with full-width signs. If it splits fields at
+// semicolons, tabs or other separators, a text in the middle of a line can begin a field as well. It may ignore quotes,
+// spaces and invisible characters in front of the sign.
+const SIGN = "[\"'\\p{C}\\p{Z}]*[=+\\-@＝＋－＠﹦﹢﹣﹫]";
+const STARTS = [new RegExp(`[;|\\t\\r\\n](?=${SIGN})`, "gu"), new RegExp(`^(?=${SIGN}|[;|\\t\\r\\n])`, "u")];
+const inertField = (text) => STARTS.reduce((inert, start) => inert.replace(start, "$&'"), text);
 const quoted = (text) => `"${inertField(text).replaceAll('"', '""')}"`;
 
 function csvText() {

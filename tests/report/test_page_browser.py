@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -518,3 +519,69 @@ def test_page_pooled_experts_are_the_parts_of_a_cell(show: Show, save: Save) -> 
         names = page.eval_on_selector_all("#expert-maps tbody th", "all => all.map(th => th.textContent)")
         assert names == [str(i) for i in range(count)]
         assert page.locator("#expert-maps td[aria-label]").count() == len(ups)
+
+
+LARGEST = 1.7976931348623157e308
+EXTREMES = (math.inf, -math.inf, LARGEST, -1.7e308, 1e308, 5e-324, 1e-320, -0.0, 0.0, 1e101, 1e-101, 1.0)
+
+
+def broken_attributes(tab: Any) -> list[str]:
+    """Return the attributes of drawings that hold no finite number."""
+    found: list[str] = tab.evaluate(
+        """() => [...document.querySelectorAll("svg *")].flatMap((node) => [...node.attributes])
+            .filter((a) => /NaN|Infinity/.test(a.value)).map((a) => `${a.name}=${a.value}`)"""
+    )
+    return found
+
+
+def test_page_shows_numbers_of_any_size(show: Show) -> None:
+    quantiles = np.array([0, 1, 2048, 30_000, 65_535], dtype=np.uint16)
+    entries = [
+        make_entry(
+            f"l.{i}.{group}", group, value, n=5, m=7, tau=tau, above=1, largest=largest, quantiles=quantiles,
+            metrics={"condition": largest, "estimated error": tau},
+        )
+        for group in ("a", "b")
+        for i, value in enumerate(EXTREMES)
+        for tau, largest in [(EXTREMES[i - 2 if group == "a" else 0], EXTREMES[-i if group == "a" else i])]
+    ]  # fmt: skip
+    # The experts of a cell: their median, and a row of large numbers of both signs.
+    entries += [make_entry(f"l.{i % 2}.experts.{i}.w", f"experts.{i}.w", v) for i, v in enumerate(EXTREMES)]
+    shown = Shown("x", (), (), tuple(entries))
+    for results in ((shown,), (shown, shown)):
+        with show(*results) as tab:
+            for metric in ("score", "condition", "estimated error", "rank"):
+                tab.select_option("#metric", metric)
+                for scale in ("all", "row"):
+                    tab.select_option("#scale", scale)
+                    styles = tab.eval_on_selector_all("#maps td", "all => all.map((td) => td.getAttribute('style'))")
+                    assert not any("NaN" in (style or "") for style in styles)
+            assert "out of range and not drawn" in tab.text_content("#boxes-note")
+            for td in tab.locator("#maps td[aria-label]").all()[:24]:
+                td.click()
+                assert broken_attributes(tab) == []
+            assert "NaN" not in tab.text_content("#overlap") + tab.text_content("#detail-note")
+
+
+def test_page_numerals_and_medians_hold_any_number(tab: Any) -> None:
+    assert tab.evaluate("numeral(1.7976931348623157e308)") == "1.798e308"
+    assert tab.evaluate("median([1e308, 1.7e308])") == 1.35e308
+    assert tab.evaluate("median([5e-324, 5e-324])") == 5e-324
+    assert tab.evaluate("String(median([-Infinity, Infinity]))") == "-Infinity"
+    assert tab.evaluate("scaleOf([-1.7e308, 0, 1.7e308]).at(0)") == 0.5
+
+
+def test_page_csv_defuses_full_width_signs_and_every_separator(show: Show) -> None:
+    leads = ("", " ", '"', "\u200b", "a;", "a\t", "a|", 'a;"')
+    names = [f"{lead}{sign}1" for sign in "=+-@＝＋－＠" for lead in leads]
+    names += ["a\r\n=1", "safe;name", "a-b+c=d@e", "a,b"]
+    with show(Shown("x", (), (), tuple(make_entry(name, name, 1.0) for name in names))) as tab:
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        text = Path(download.value.path()).read_bytes().decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["module"].replace("'", "") for row in rows] == names
+    assert [row["module"] for row in rows[-3:]] == ["safe;name", "a-b+c=d@e", "a,b"]
+    for delimiter in ";\t|":
+        fields = [field for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) for field in row]
+        assert not [field for field in fields if re.match(r'["\s\u200b]*[=+\-@＝＋－＠]', field)]

@@ -18,7 +18,8 @@ const results = data.results.map((raw, number) => {
     if (!lines.has(row)) lines.set(row, []);
     lines.get(row).push(cell);
   }
-  return { ...raw, number, snr, rank, size, metrics, letter: "AB"[number], cells, lines };
+  const tau = numbers(raw.tau), largest = numbers(raw.largest), letter = "AB"[number];
+  return { ...raw, number, snr, tau, largest, rank, size, metrics, letter, cells, lines };
 });
 
 // A cell has one matrix, or experts as parts. Fused experts have both.

@@ -1,0 +1,51 @@
+"""A coverage-guided fuzzer of everything that reads a foreign result, to be run by hand.
+
+    pip install atheris && python -m tests.results.fuzz_result -max_total_time=300
+
+Only our own errors may be raised, and trainers' files must be read back.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+with atheris.instrument_imports(include=["spectrum_stream"]):
+    from spectrum_stream.errors import SpectrumStreamError
+    from spectrum_stream.results.check import check
+    from tests.support.results import use_result
+
+_FOLDER = Path(tempfile.mkdtemp())
+
+
+def one(data: bytes) -> None:
+    path = _FOLDER / "snr_results_x.json"
+    path.write_bytes(data)
+    check(path)
+    try:
+        use_result(path)
+    except SpectrumStreamError as error:
+        assert error.reason
+
+
+_SEEDS: tuple[Any, ...] = (
+    {"l.0.a": {"snr": 1.5, "type": "a"}, "l.1.a": {"snr": 1e308, "type": "a"}},
+    {"a": {"l.0.a": 1.0, "l.1.a": float("nan")}},
+    {f"l.{i}.experts.{j}.w": {"snr": 1.0 * j, "type": f"experts.{j}.w"} for i in range(2) for j in range(3)},
+    {"lm_head": {"snr": 2, "type": "lm_head"}, "model.embed_tokens": {"snr": -1, "type": "\u2028"}},
+)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as corpus:
+        for i, seed in enumerate(_SEEDS):
+            Path(corpus, str(i)).write_text(json.dumps(seed))
+        atheris.Setup([*sys.argv, corpus], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

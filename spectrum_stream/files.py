@@ -124,8 +124,8 @@ def parse_json(data: bytes | str, *, object_pairs_hook: Callable[[list[tuple[str
     try:
         return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_integer)
     except RecursionError as error:
-        # Text that is not JSON can hide its nesting from `check_json`.
-        raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from error
+        # Only text that is not JSON can hide its nesting from `check_json`.
+        raise ValueError("it is not JSON, and nested too deeply") from error
 
 
 def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:

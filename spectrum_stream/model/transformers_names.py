@@ -217,10 +217,10 @@ class _Server:
         import transformers
         from transformers import conversion_mapping, core_model_loading  # noqa: F401
 
+        base = transformers.PreTrainedModel
         models = [getattr(transformers, name, None) for name in names]
-        model_class = next(
-            (m for m in models if isinstance(m, type) and issubclass(m, transformers.PreTrainedModel)), None
-        )
+        # The base of all models has no parameters.
+        model_class = next((m for m in models if isinstance(m, type) and issubclass(m, base) and m is not base), None)
         mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
         if model_class is None or kind is None or kind not in mapping:
             raise _Unknown(", ".join(names) or "a config.json without architectures")

@@ -120,16 +120,6 @@ def test_only_the_command_line_prints() -> None:
     assert not calls
 
 
-TEXTS = (
-    "axolotl",
-    "axolotl_plugin",
-    "distillkit",
-    "llama_factory",
-    "ms_swift",
-    "peft",
-    "plain_json",
-    "soup",
-)
 OPENERS = {"open", "fdopen", "read_text", "read_bytes", "safe_open"}
 PARSERS = {"load", "loads", "load_all", "safe_load", "safe_load_all", "full_load", "unsafe_load"}
 # The files that may read or parse without `files.py`, each with the reason.
@@ -138,6 +128,9 @@ DOORS = {
     "__main__": "opens /dev/null",
     "checkpoint.header json.loads": "with hooks, after check_json",
     "checkpoint.ranges path.open": "writes our temporary shard",
+    "cli.limits os.open": "opens /dev/null",
+    "model.limited_process os.fdopen": "the standard streams of a process of ours",
+    "model.limited_process json.loads": "what this program and that process send to each other",
     "model.family_names": "a file of the package",
     "report.page": "files of the package, and of plotly",
     "results.atomic": "the door for files that this program writes",
@@ -145,7 +138,9 @@ DOORS = {
     "results.output": "writes the file of -o",
     "streaming.decode safe_open": "by the descriptor of an open file",
     "streaming.downloaded (folder / _MARKER).open": "writes the mark of our folder",
-    **{f"trainers.{name}": "the text of a selection" for name in TEXTS},
+    "trainers.expression_process json.loads": "what this program sends to a process of its own",
+    "trainers.expressions json.loads": "what that process answers",
+    "trainers.reading yaml.load": "within the limits of texts",
 }
 
 

@@ -21,9 +21,11 @@ from spectrum_stream.checkpoint.header import HeaderFault
 from spectrum_stream.cli import tables
 from spectrum_stream.errors import CheckpointError
 from spectrum_stream.model import inventory
+from spectrum_stream.model.config import QuantizationConfig
 from spectrum_stream.model.matrix import GroupIndex, Skipped
 from spectrum_stream.model.no_score import NoScore
-from spectrum_stream.model.quantization import MAX_EXPERTS
+from spectrum_stream.model.quantization import MAX_EXPERTS, Unreadable
+from spectrum_stream.model.schemes import layers
 
 PACKAGE = Path(spectrum_stream.__file__).parent
 ROW = re.compile(r"^\| [^|]+ \| ([0-9,]+) \| `(\w+)` \| `([\w/]+)\.py`, `(\w+)` \|$")
@@ -215,3 +217,11 @@ def test_requested_groups_keep_the_skipped_tensors_that_belong_to_them() -> None
     for parameter, is_among in groups.items():
         s = Skipped(tensor="t", dtype="F32", shape=(), no_score=NoScore.EMPTY, parameter=parameter)
         assert index.has(s) is is_among, parameter
+
+
+def test_patterns_of_a_config_take_a_limited_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns = {f"{'[a-z]*' * 20}[{i}]": {"bits": 8} for i in range(200)}
+    rules = layers.Layers(QuantizationConfig({"quant_method": "gptq", "dynamic": patterns}))
+    assert not isinstance(rules.config_of("b" * 100), Unreadable)
+    monkeypatch.setattr(layers, "_MAX_STEPS", 5_000_000)
+    assert isinstance(rules.config_of("b" * 100), Unreadable)

@@ -9,10 +9,12 @@ from typing import Any
 from ..config import QuantizationConfig
 from ..no_score import NoScore
 from ..quantization import Unreadable
-from .patterns import NotPlain, matches
+from .patterns import NotPlain, count_steps, matches
 
 # Patterns are tried for each module, so their number is limited. Names of single modules are not patterns.
 _MAX_PATTERNS = 256
+# 100,000 modules with two patterns of 30 characters each take half of these steps, and all of them take 30 seconds.
+_MAX_STEPS = 300_000_000
 _MAX_COMPONENTS = 32
 # A pattern that only one name matches.
 _LITERAL = re.compile(r"\^?((?:[\w\-]|\\\.)+)\$")
@@ -42,6 +44,7 @@ class Layers:
     def __init__(self, config: QuantizationConfig) -> None:
         self._config = config
         self._data = dict(config.data)
+        self._steps = 0
         self._rules = [r for r in (_read_dynamic(config), _read_extra_config(config)) if r is not None]
 
     @property
@@ -57,6 +60,7 @@ class Layers:
         override: dict[str, Any] = {}
         for rules in self._rules:
             try:
+                self._count_steps(rules, module)
                 found = _find_rule(rules, module)
             except NotPlain as error:
                 return Unreadable(NoScore.NOT_UNDERSTOOD, f"a pattern in {rules.setting}, {str(error)[:60]}")
@@ -67,6 +71,17 @@ class Layers:
             override |= found
         # A config can have the settings of each module, and a copy for each would take quadratic time.
         return replace(self._config, data=ChainMap(override, self._data)) if override else self._config
+
+    def _count_steps(self, rules: _Rules, module: str) -> None:
+        """Check that the patterns are matched in limited time.
+
+        Raises:
+            NotPlain: the patterns and the names of all modules so far take too many steps.
+        """
+        if len(rules.patterns) <= _MAX_PATTERNS:
+            self._steps += sum(count_steps(pattern, module) for _, pattern, _ in rules.patterns)
+        if self._steps > _MAX_STEPS:
+            raise NotPlain("one of those that take too long")
 
 
 def _find_rule(rules: _Rules, module: str) -> Mapping[str, Any] | None:

@@ -32,6 +32,11 @@ def matches(pattern: str, name: str, anywhere: bool = False) -> bool:
     return bool(step(name, set(range(len(name) + 1)) if anywhere else {0}))
 
 
+def count_steps(pattern: str, name: str) -> int:
+    """Return the most positions that `matches` visits for a name."""
+    return len(pattern) * (len(name) + 1) if _has_texts(_find_texts(pattern), name) else 0
+
+
 @lru_cache(maxsize=1024)
 def _parse(pattern: str) -> _Step:
     if len(pattern) > _MAX_LENGTH:

@@ -266,7 +266,7 @@ class _Watch:
             except BaseException as error:
                 done.append(error)
 
-        self._last_byte = self._stop = None
+        self._forget()
         thread = threading.Thread(target=work, name="download", daemon=True)
         thread.start()
         while thread.is_alive():
@@ -291,6 +291,9 @@ class _Watch:
             raise BadResponse(f"the download fails ({type(outcome).__name__})") from outcome
         raise outcome
 
+    def _forget(self) -> None:
+        self._last_byte, self._stop = None, None
+
     def _count(self, nbytes: int) -> None:
         if nbytes:
             self._last_byte = time.monotonic()
@@ -305,7 +308,7 @@ def _abort_xet() -> None:
     """End a download by Xet that is under way."""
     from huggingface_hub.utils._xet import abort_xet_session
 
-    abort_xet_session()
+    abort_xet_session()  # type: ignore[no-untyped-call]
 
 
 def _download(repo: Repo, path: str, folder: Path | None, scope: Scope, counter: type[Any]) -> Path:
@@ -664,9 +667,9 @@ def _write_ref(repo: Repo, file: Path) -> None:
     ref = snapshot.parents[1] / "refs" / repo.revision
     ref.parent.mkdir(parents=True, exist_ok=True)
     # A new file, so that nothing is written through a link.
-    with tempfile.NamedTemporaryFile("w", dir=ref.parent, suffix=".tmp", delete=False) as file:
-        file.write(repo.commit)
-    Path(file.name).replace(ref)
+    with tempfile.NamedTemporaryFile("w", dir=ref.parent, suffix=".tmp", delete=False) as new:
+        new.write(repo.commit)
+    Path(new.name).replace(ref)
 
 
 def _read_endpoint() -> str:

@@ -35,7 +35,7 @@ from .ties import find_stored_ties
 from .unscored import Unscored, find_unscored, mark_weights
 
 # The largest published models have about 70,000 matrices.
-MAX_MATRICES = 500_000
+MAX_MATRICES = 400_000
 # A layer of experts that lacks a projection of the others is an entry of a plan, and all layers can lack all others'.
 MAX_MISSING = 100_000
 # The reasons of quantized weights that cannot be read.

@@ -55,9 +55,9 @@ def one(data: bytes) -> None:
 
 def main() -> None:
     made = httpx.Client(transport=client._Guard(httpx.MockTransport(_answer)), follow_redirects=True)
-    ranges.client = lambda: made  # type: ignore[assignment]
+    ranges.client = lambda: made  # type: ignore[attr-defined]
     ranges._FIRST_WAIT_S = 0.0
-    ranges.MAX_WAIT_S = 0.0
+    ranges.MAX_WAIT_S = 0.0  # type: ignore[attr-defined]
     ranges._log.disabled = True
     shard = b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":1}'
     ranged = b"\x01\x02bytes 0-%d/%d\n%s" % (len(shard) - 1, len(shard), shard)

@@ -119,7 +119,7 @@ def test_compressed_body_is_never_expanded(
 @pytest.mark.parametrize("status", [200, 404, 401])
 def test_odd_json_is_an_error_of_ours(raw: RawServer, text: bytes, status: int) -> None:
     for kind in ("api", "probe"):
-        raw.answers = {kind: lambda _, sock: send(sock, status, text, **{"Content-Type": "application/json"})}
+        raw.answers = {kind: lambda _, sock: send(sock, status, text, {"Content-Type": "application/json"})}
         assert refused().reason in ("bad_response", "server_error", "bad_token", "no_such_repo", "header_too_short",
                                     "header_past_end", "header_too_large")  # fmt: skip
 
@@ -277,7 +277,10 @@ def test_xet_that_fails_is_replaced_by_http(raw: RawServer) -> None:
     raw.headers |= {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": own}
 
     def no_token(path: str, sock: socket.socket) -> object:
-        return send(sock, 200) if "xet-read-token" in path else HONEST
+        if "xet-read-token" not in path:
+            return HONEST
+        send(sock, 200)
+        return None
 
     raw.answers["api"] = no_token
     assert values(scan(REPO, fetch="download", name="download")) == local
@@ -299,7 +302,10 @@ def test_xet_storage_that_is_silent_is_replaced_by_http(raw: RawServer, monkeypa
         }
 
         def token(path: str, sock: socket.socket) -> object:
-            return send(sock, 200, **known) if "xet-read-token" in path else HONEST
+            if "xet-read-token" not in path:
+                return HONEST
+            send(sock, 200, headers=known)
+            return None
 
         raw.answers["api"] = token
         started = time.monotonic()
@@ -401,7 +407,7 @@ def test_server_that_asks_huggingface_hub_to_wait_is_refused(raw: RawServer, fet
     from spectrum_stream.pipeline import run
 
     for kind in ("head", "whole"):
-        raw.answers = {kind: lambda _, sock: send(sock, 429, **{"Retry-After": wait})}
+        raw.answers = {kind: lambda _, sock: send(sock, 429, headers={"Retry-After": wait})}
         if kind == "head" or len(wait) < 100:
             assert refused(lambda: list(run(a_plan))).reason == "rate_limited"
 

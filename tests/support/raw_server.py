@@ -68,31 +68,31 @@ class RawServer:
             return send(sock, 200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": names}).encode())
         name = unquote(path.split("?")[0].partition("/resolve/")[2].partition("/")[2])
         if name not in self.files:
-            return send(sock, 404, **{"X-Error-Code": "EntryNotFound"})
+            return send(sock, 404, headers={"X-Error-Code": "EntryNotFound"})
         data = self.files[name]
         known = {"X-Repo-Commit": COMMIT, "ETag": f'"{zlib.crc32(name.encode()):08x}"'} | self.headers
         if kind == "head":
-            return send(sock, 200, **known | {"Content-Length": str(len(data))})
+            return send(sock, 200, headers={**known, "Content-Length": str(len(data))})
         if wanted is None:
-            return send(sock, 200, data, **known)
+            return send(sock, 200, data, known)
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start, stop = int(first), min(int(last) + 1, len(data))
-        return send(sock, 206, data[start:stop], **known | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
+        return send(sock, 206, data[start:stop], {**known, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
 
 
-def send(sock: socket.socket, status: int, body: bytes = b"", **headers: str) -> None:
+def send(sock: socket.socket, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
     """Write an answer, with its length unless that or a transfer encoding is given."""
-    if not {"content-length", "transfer-encoding"} & {name.lower() for name in headers}:
-        headers |= {"Content-Length": str(len(body))}
-    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    known = dict(headers or {})
+    if not {"content-length", "transfer-encoding"} & {name.lower() for name in known}:
+        known["Content-Length"] = str(len(body))
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in known.items()), "", ""]
     sock.sendall("\r\n".join(lines).encode("latin-1") + body)
 
 
 def redirect(to: str) -> Answer:
     """Redirect, with the headers that the Hub sends about a file."""
-    return lambda _, sock: send(
-        sock, 302, Location=to, **{"X-Repo-Commit": COMMIT, "ETag": '"ab"', "X-Linked-Etag": '"ab"'}
-    )
+    headers = {"Location": to, "X-Repo-Commit": COMMIT, "ETag": '"ab"', "X-Linked-Etag": '"ab"'}
+    return lambda _, sock: send(sock, 302, headers=headers)
 
 
 def bomb(nbytes: int) -> bytes:

@@ -109,7 +109,7 @@ def test_compressed_body_is_never_expanded(
 ) -> None:
     packed = bomb(1 << 28)
     raw.answers[kind] = lambda _, sock: send(
-        sock, status, packed, **{"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        sock, status, packed, {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     )
     monkeypatch.setattr(ranges, "_FIRST_WAIT_S", 0.0)
     assert refused().reason in ("bad_response", "forbidden", "server_error", "header_too_short")

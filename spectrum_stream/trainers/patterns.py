@@ -386,7 +386,9 @@ class Names:
             found: dict[int, tuple[int, int, int]] = {}
             for order, sequence in enumerate(sequences):
                 if sequence.from_start:
-                    places = ((at, 0, end) for at, end in self._starting_with(sequence))
+                    places: Iterator[tuple[int, int, int]] = (
+                        (at, 0, end) for at, end in self._starting_with(sequence)
+                    )
                 else:
                     places = self._places(sequence, holders[sequence.needle])
                 for at, start, end in places:

@@ -10,11 +10,11 @@ file can have a million entries. So most entries are not given to `re`:
 """
 
 import re
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, dropwhile, pairwise
 from typing import NamedTuple
 
 from ..errors import ResultError
@@ -127,9 +127,17 @@ class _Sequence(NamedTuple):
         return only if isinstance(only, str) else None
 
     @property
-    def needle(self) -> str:
-        """The longest literal text in it."""
-        return max((item for item in self.items if isinstance(item, str)), key=len, default="")
+    def needle(self) -> tuple[_Item, ...]:
+        """The first literal text in it, and the texts and characters after that, up to the length in the index."""
+        found: list[_Item] = []
+        room = _MAX_ENDING
+        for item in dropwhile(lambda item: not isinstance(item, str), self.items):
+            if isinstance(item, re.Pattern) or not room:
+                break
+            item = item and item[:room]
+            room -= len(item) if item else 1
+            found.append(item)
+        return tuple(found)
 
     @property
     def source(self) -> str:
@@ -151,6 +159,70 @@ _LITERAL_KINDS = (How.NAME, How.START, How.END)
 _NO_HITS = Hits()
 
 
+class _Sorted:
+    """Sorted texts, in which those with the same prefix are together."""
+
+    def __init__(self, texts: list[str], count: Callable[[int], None]) -> None:
+        """
+        Args:
+            count: what limits the number of places that are visited.
+        """
+        self.all = texts
+        self.count = count
+        self._heads: dict[tuple[_Item, ...], list[_Branch]] = {}
+
+    def range_of(self, prefix: str, first: int = 0, end: int | None = None) -> tuple[int, int]:
+        """Return the positions of the names that start with a prefix, within others that share a shorter one."""
+        end = len(self.all) if end is None else end
+        first = bisect_left(self.all, prefix, first, end)
+        return first, bisect_left(self.all, after, first, end) if (after := _after(prefix)) else end
+
+    def narrow(self, items: tuple[_Item, ...]) -> list[_Branch]:
+        """Return the names that start with a sequence of items."""
+        branches = [_Branch(0, len(self.all), "")] if self.all else []
+        if len(items) <= _HEAD:
+            return self._follow(branches, items)
+        # Most entries of a file start alike: `model.layers.`.
+        if (start := self._heads.get(items[:_HEAD])) is None:
+            start = self._follow(branches, items[:_HEAD])
+            if len(self._heads) < _MAX_HEADS:
+                self._heads[items[:_HEAD]] = start
+        return self._follow(start, items[_HEAD:])
+
+    def _follow(self, branches: list[_Branch], items: Iterable[_Item]) -> list[_Branch]:
+        for item in items:
+            if not branches:
+                break
+            if isinstance(item, str):
+                longer = [(first, end, text + item) for first, end, text in branches]
+                branches = [_Branch(*self.range_of(text, first, end), text) for first, end, text in longer]
+            else:
+                branches = [new for branch in branches for new in self._split(branch, item)]
+            branches = [branch for branch in branches if branch.first < branch.end]
+            if len(branches) > 1:
+                self.count(len(branches))
+        return branches
+
+    def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
+        """Yield the names of a branch by their next character, or their next run of digits."""
+        position, at = len(branch.text), branch.first
+        at = bisect_right(self.all, branch.text, at, branch.end)
+        while at < branch.end:
+            name = self.all[at]
+            if digits is None:
+                text = name[: position + 1]
+                stop = self.range_of(text, at, branch.end)[1]
+                yield _Branch(at, stop, text)
+            elif (run := digits.match(name, position)) is None:
+                stop = self.range_of(name[: position + 1], at, branch.end)[1]
+            else:
+                # Names with a longer run start with this one too, so the character after it counts.
+                is_end = run.end() == len(name)
+                stop = at + 1 if is_end else self.range_of(name[: run.end() + 1], at, branch.end)[1]
+                yield _Branch(at, stop, name[: run.end()])
+            at = stop
+
+
 class Names:
     """The names of parameters, sorted, so that names with the same prefix are together."""
 
@@ -160,10 +232,10 @@ class Names:
             expressions: the process for expressions; it can be shared, with its limit of time.
         """
         self.all = sorted(set(names))
+        self._sorted = _Sorted(self.all, self._count)
         self.expressions = expressions or Expressions()
         self._found: dict[_Key, Hits] = {}
         self._problems: dict[_Key, str] = {}
-        self._heads: dict[tuple[_Item, ...], list[_Branch]] = {}
         self._last: tuple[Sequence[Entry], list[Hits]] | None = None
         self._matches_left = MAX_MATCHES
         # `$` also matches before a newline at the end, and `.` does not match one.
@@ -258,60 +330,8 @@ class Names:
         if is_whole_name:
             at = bisect_left(self.all, text)
             return Hits(((at, at + 1),)) if at < len(self.all) and self.all[at] == text else _NO_HITS
-        first, end = self._range(text)
+        first, end = self._sorted.range_of(text)
         return self._of_branches([_Branch(first, end, text)]) if first < end else _NO_HITS
-
-    def _range(self, prefix: str, first: int = 0, end: int | None = None) -> tuple[int, int]:
-        """Return the positions of the names that start with a prefix, within others that share a shorter one."""
-        end = len(self.all) if end is None else end
-        first = bisect_left(self.all, prefix, first, end)
-        return first, bisect_left(self.all, after, first, end) if (after := _after(prefix)) else end
-
-    def _narrow(self, items: tuple[_Item, ...]) -> list[_Branch]:
-        """Return the names that start with a sequence of items."""
-        branches = [_Branch(0, len(self.all), "")] if self.all else []
-        if len(items) <= _HEAD:
-            return self._follow(branches, items)
-        # Most entries of a file start alike: `model.layers.`.
-        if (start := self._heads.get(items[:_HEAD])) is None:
-            start = self._follow(branches, items[:_HEAD])
-            if len(self._heads) < _MAX_HEADS:
-                self._heads[items[:_HEAD]] = start
-        return self._follow(start, items[_HEAD:])
-
-    def _follow(self, branches: list[_Branch], items: Iterable[_Item]) -> list[_Branch]:
-        for item in items:
-            if not branches:
-                break
-            if isinstance(item, str):
-                longer = [(first, end, text + item) for first, end, text in branches]
-                branches = [_Branch(*self._range(text, first, end), text) for first, end, text in longer]
-            else:
-                branches = [new for branch in branches for new in self._split(branch, item)]
-            branches = [branch for branch in branches if branch.first < branch.end]
-            if len(branches) > 1:
-                self._count(len(branches))
-        return branches
-
-    def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
-        """Yield the names of a branch by their next character, or their next run of digits."""
-        position, at = len(branch.text), branch.first
-        if at < branch.end and len(self.all[at]) == position:
-            at += 1
-        while at < branch.end:
-            name = self.all[at]
-            if digits is None:
-                text = name[: position + 1]
-                stop = self._range(text, at, branch.end)[1]
-                yield _Branch(at, stop, text)
-            elif (run := digits.match(name, position)) is None:
-                stop = self._range(name[: position + 1], at, branch.end)[1]
-            else:
-                # Names with a longer run start with this one too, so the character after it counts.
-                is_end = run.end() == len(name)
-                stop = at + 1 if is_end else self._range(name[: run.end() + 1], at, branch.end)[1]
-                yield _Branch(at, stop, name[: run.end()])
-            at = stop
 
     def _of_branches(self, branches: list[_Branch]) -> Hits:
         partial, count = [], 0
@@ -328,7 +348,7 @@ class Names:
         if first < end and text and not text.endswith("."):
             if self.all[first] == text:
                 first += 1
-            dot, after = self._range(f"{text}.", first, end)
+            dot, after = self._sorted.range_of(f"{text}.", first, end)
             yield first, dot
             yield after, end
 
@@ -350,7 +370,7 @@ class Names:
     def _first_of(self, sequences: Sequence[_Sequence]) -> Hits:
         """Find the names that start with one of several sequences; the first that fits counts."""
         if len(sequences) == 1 and not sequences[0].has_end:
-            return self._of_branches(self._narrow(sequences[0].items))
+            return self._of_branches(self._sorted.narrow(sequences[0].items))
         found: dict[int, tuple[int, int]] = {}
         for sequence in sequences:
             for at, end in self._starting_with(sequence):
@@ -359,7 +379,7 @@ class Names:
 
     def _starting_with(self, sequence: _Sequence) -> Iterator[tuple[int, int]]:
         """Yield the positions of the names that start with a sequence, and where it ends in them."""
-        for first, stop, text in self._narrow(sequence.items):
+        for first, stop, text in self._sorted.narrow(sequence.items):
             # A name that is the text comes first among those that start with it.
             stop = stop if not sequence.has_end else first + (self.all[first] == text)
             self._count(stop - first)
@@ -380,15 +400,20 @@ class Names:
         """Find the names in which sequences occur, the first occurrence in each, and keep the hits."""
         if not wanted:
             return
-        needles = {one.needle for sequences in wanted.values() for one in sequences if not one.from_start}
-        holders = self._holders(needles)
+        floating = [one for sequences in wanted.values() for one in sequences if not one.from_start]
+        if len(floating) * len(self.all) <= _FEW_PAIRS:
+            holders: Mapping[tuple[_Item, ...], Sequence[int]] = {}
+        else:
+            holders = self._holders({one.needle for one in floating})
         for key, sequences in wanted.items():
             found: dict[int, tuple[int, int, int]] = {}
             for order, sequence in enumerate(sequences):
                 if sequence.from_start:
-                    places = ((at, 0, end) for at, end in self._starting_with(sequence))
+                    places: Iterator[tuple[int, int, int]] = (
+                        (at, 0, end) for at, end in self._starting_with(sequence)
+                    )
                 else:
-                    places = self._places(sequence, holders[sequence.needle])
+                    places = self._places(sequence, holders.get(sequence.needle, range(len(self.all))))
                 for at, start, end in places:
                     this = (start, order, end)
                     found[at] = min(found.get(at, this), this)
@@ -398,26 +423,22 @@ class Names:
         """Yield the first occurrence of a sequence in each of some names: position, start and end."""
         self._count(len(holders))
         if (literal := sequence.literal) is not None:
-            yield from ((at, start := self.all[at].find(literal), start + len(literal)) for at in holders)
+            found = ((at, self.all[at].find(literal)) for at in holders)
+            yield from ((at, start, start + len(literal)) for at, start in found if start >= 0)
         else:
             look = re.compile(sequence.source).search
             yield from ((at, *match.span()) for at in holders if (match := look(self.all[at])) is not None)
 
-    def _holders(self, needles: Collection[str]) -> dict[str, Sequence[int]]:
-        """Return the positions of the names that each text is in."""
-        if len(needles) * len(self.all) <= _FEW_PAIRS:
-            return {needle: [at for at, name in enumerate(self.all) if needle in name] for needle in needles}
-        found: dict[str, list[int]] = {needle: [] for needle in needles}
+    def _holders(self, needles: Iterable[tuple[_Item, ...]]) -> dict[tuple[_Item, ...], list[int]]:
+        """Return the positions of the names that each beginning of a sequence is in."""
+        found: dict[tuple[_Item, ...], list[int]] = {needle: [] for needle in needles if needle}
         for first, endings, owners in self._endings():
+            index = _Sorted(endings, self._count)
             for needle, places in found.items():
-                start = needle[:_MAX_ENDING]
-                low = bisect_left(endings, start)
-                high = bisect_left(endings, after, low) if (after := _after(start)) else len(endings)
-                if low < high:
-                    self._count(high - low)
-                    new = sorted({owners[i] + first for i in range(low, high)})
-                    places += new if len(needle) <= _MAX_ENDING else (at for at in new if needle in self.all[at])
-        return dict(found)
+                if branches := index.narrow(needle):
+                    self._count(sum(end - start for start, end, _ in branches))
+                    places += sorted({owners[i] + first for start, end, _ in branches for i in range(start, end)})
+        return found
 
     def _endings(self) -> Iterator[tuple[int, list[str], list[int]]]:
         """Yield the endings of the names, sorted, and their owners, for some names at a time.

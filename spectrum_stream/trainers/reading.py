@@ -79,7 +79,7 @@ def _check(text: str) -> None:
             if any(event.anchor == name for _, name in opened):
                 raise _above_limit("a part of it contains itself")
             # PyYAML reports a name that does not exist.
-            count += sizes.get(event.anchor, 1)
+            count += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((count, event.anchor))
             count += 1

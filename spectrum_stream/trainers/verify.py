@@ -329,8 +329,8 @@ class _Nearest:
             tail = name.split(".", 1)[-1]
             for end in (name, f"{name}.weight", *((f"{tail}.weight", tail) if tail not in _LEAVES else ())):
                 after_dot = f".{end}"
-                found = (n for n in self._parameters.shapes if n.endswith(after_dot) or n == end)
-                if (near := next(found, None)) is not None:
+                ending = (n for n in self._parameters.shapes if n.endswith(after_dot) or n == end)
+                if (near := next(ending, None)) is not None:
                     return near
         wanted = _ANY_NUMBER.sub("0", re.sub(r"\[[0-9:]*\]$", "", entry).strip("^$")).replace("\\", "")
         wanted = _without_numbers(wanted)

@@ -14,7 +14,27 @@
 Each error has a `reason`, a stable code for scripts and tests, and may have a `hint`, the next thing to type.
 The message is one sentence that names the thing and the problem. If one matrix of many fails, that is not an
 error but a status in the matrix's record.
+
+Errors of lack of memory come from Python, numpy, torch, safetensors and the system, each with a class of its own.
+`is_out_of_memory` knows them all.
 """
+
+import errno
+
+# The words of libraries for lack of memory or of threads, in lower case. torch has a class for some devices only, and
+# safetensors, CUDA's libraries and the dynamic linker have only words.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "_alloc_failed",
+    "can't start new thread",
+    "can't allocate lock",
+    "failed to map segment",
+    "resource temporarily unavailable",
+)
 
 
 class SpectrumStreamError(Exception):
@@ -67,3 +87,29 @@ class ResultError(SpectrumStreamError):
 
 class FreezeError(SpectrumStreamError):
     """A selection matches no parameter of the model, or would leave none to train."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the process cannot have more memory, or another thread.
+
+    Errors of this package are never meant; one of them may have such an error as its cause.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, SpectrumStreamError):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    # To name the classes of other libraries, this would have to import them.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, Exception) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def no_memory() -> SpectrumStreamError:
+    """Make the error for a lack of memory that ends a command."""
+    return SpectrumStreamError(
+        "the system does not give this process the memory or the threads that it needs",
+        reason="no_memory",
+        hint="close other programs, raise a limit (ulimit -a), or use --max-memory with scan; finished scores are saved",
+    )

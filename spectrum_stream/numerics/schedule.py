@@ -1,27 +1,29 @@
 """Batches, device placement and escalation of precision. These three decisions are made only here:
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
-    placement   the device; a batch that does not fit is halved, and a matrix that does not fit goes to the CPU
+    placement   the device; a batch that does not fit is halved, and a matrix that does not fit goes to the CPU; one
+                that does not fit there either is computed alone, and then has no score
     batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
                 lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
                 small matrices of one shape and dtype are one batch.
 
 Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
-name, and lists of them cleared, before each `yield`.
+name, and lists of them cleared, before each `yield`. A traceback holds the locals of all its functions, so nothing is
+tried again in an `except` clause: the memory of the first try would still be taken.
 """
 
 import bisect
-import concurrent.futures
 import contextlib
+import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_out_of_memory
 from ..model.matrix import Matrix
 from ..model.no_score import NoScore
 from . import costs
@@ -35,7 +37,8 @@ from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 # Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
-Item = tuple[Matrix, Weights | Packed]
+# A matrix that could not be read comes with the reason.
+Item = tuple[Matrix, Weights | Packed | NoScore]
 
 
 class Compute(Protocol):
@@ -83,9 +86,6 @@ def compute_batch(
         device: where to compute.
         limit_nbytes: skip precisions that need more memory, except the first.
         compute: computes the spectra of a batch. Tests replace it by functions that fail.
-
-    Raises:
-        torch.OutOfMemoryError: on the CPU.
     """
     started = time.perf_counter()
     steps = precision.steps
@@ -93,7 +93,7 @@ def compute_batch(
         steps = tuple(step for step in steps if step is steps[0] or _nbytes(ws[0], step) <= limit_nbytes)
     results: list[Computed | None] = [None] * len(ws)
     for step in steps:
-        todo = [i for i, result in enumerate(results) if result is None or not _is_exact_enough(result)]
+        todo = [i for i, result in enumerate(results) if result is None or not _is_final(result)]
         for i, found in zip(todo, _compute_in_memory([ws[i] for i in todo], step, device, compute), strict=True):
             earlier = results[i]
             # An inexact score is better than none.
@@ -111,8 +111,11 @@ def compute_batch(
     ]
 
 
-def _is_exact_enough(result: Computed) -> bool:
-    return result.score is not None and result.score.error <= TOLERANCE
+def _is_final(result: Computed) -> bool:
+    """Whether another precision is not tried: the score is exact enough, or memory is short, and it takes more."""
+    if result.score is None:
+        return result.spectrum is NoScore.NO_MEMORY
+    return result.score.error <= TOLERANCE
 
 
 def _nbytes(w: Weights, precision: Precision) -> int:
@@ -132,29 +135,45 @@ def _compute_in_memory(
     # Metal has no float64, and the SVD always runs on the CPU.
     if precision is Precision.SVD or (where.type == "mps" and precision is Precision.FP64):
         where = torch.device("cpu")
-    try:
-        spectra = compute(ws, precision, where, looped=device.looped)
-    except torch.OutOfMemoryError:
-        if where.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(ws) > 1:
-            half = len(ws) // 2
-            return [
-                *_compute_in_memory(ws[:half], precision, device, compute),
-                *_compute_in_memory(ws[half:], precision, device, compute),
-            ]
+    looped = device.looped
+    found = _try_in_memory(ws, precision, where, compute, looped=looped)
+    if found is None and where.type == "cuda":
+        torch.cuda.empty_cache()
+    if found is None and len(ws) > 1:
+        half = len(ws) // 2
+        return [
+            *_compute_in_memory(ws[:half], precision, device, compute),
+            *_compute_in_memory(ws[half:], precision, device, compute),
+        ]
+    if found is None and where.type != "cpu":
         where = torch.device("cpu")
-        spectra = compute(ws, precision, where, looped=False)
-    return [
-        Computed(
-            spectrum=spectrum,
-            score=None
-            if isinstance(spectrum, NoScore)
-            else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
-            device=str(where),
-        )
-        for w, spectrum in zip(ws, spectra, strict=True)
-    ]
+        found = _try_in_memory(ws, precision, where, compute, looped=False)
+    return found if found is not None else [_no_memory(where)]
+
+
+def _try_in_memory(
+    ws: Sequence[Weights], precision: Precision, where: torch.device, compute: Compute, *, looped: bool
+) -> list[Computed] | None:
+    """Compute a batch; return None if it does not fit into memory."""
+    try:
+        return [
+            Computed(
+                spectrum=spectrum,
+                score=None
+                if isinstance(spectrum, NoScore)
+                else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
+                device=str(where),
+            )
+            for w, spectrum in zip(ws, compute(ws, precision, where, looped=looped), strict=True)
+        ]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _no_memory(where: torch.device = CPU.torch_device) -> Computed:
+    return Computed(spectrum=NoScore.NO_MEMORY, score=None, device=str(where))
 
 
 def compute_all(
@@ -180,16 +199,19 @@ def compute_all(
     # If a program limits the threads of torch, it needs the other cores itself.
     workers = min(workers or count_cores(), torch.get_num_threads())
 
-    def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Computed]]:
-        readable: list[tuple[Matrix, Weights]] = []
-        results: list[tuple[Matrix, Computed]] = []
-        for matrix, w in batch:
-            try:
-                readable.append((matrix, w.dequantize() if isinstance(w, Packed) else w))
-            except CheckpointError as error:
-                results.append(
-                    (matrix, Computed(spectrum=NoScore.BAD_SCALES, score=None, device="cpu", detail=str(error)))
-                )
+    def prepare(item: Item) -> tuple[Weights | None, Computed | None]:
+        matrix, w = item
+        if isinstance(w, NoScore):
+            return None, Computed(spectrum=w, score=None, device="cpu")
+        try:
+            return w.dequantize() if isinstance(w, Packed) else w, None
+        except CheckpointError as error:
+            return None, Computed(spectrum=NoScore.BAD_SCALES, score=None, device="cpu", detail=str(error))
+
+    def run_or_raise(batch: Sequence[Item], at_once: int) -> list[tuple[Matrix, Computed]]:
+        prepared = [(item[0], *prepare(item)) for item in batch]
+        results = [(matrix, failed) for matrix, _, failed in prepared if failed is not None]
+        readable = [(matrix, w) for matrix, w, _ in prepared if w is not None]
         if readable:
             limit = None if limit_nbytes is None else limit_nbytes // at_once
             ws = [w for _, w in readable]
@@ -197,8 +219,18 @@ def compute_all(
             results += [(matrix, result) for (matrix, _), result in zip(readable, computed, strict=True)]
         return results
 
+    def run(batch: Sequence[Item], at_once: int = 1) -> list[tuple[Matrix, Computed]]:
+        try:
+            return run_or_raise(batch, at_once)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # The scales of the batch, or its results, do not fit.
+        half = len(batch) // 2
+        return [*run(batch[:half]), *run(batch[half:])] if half else [(batch[0][0], _no_memory())]
+
     # On a CPU small matrices wait for a core, and on a device for others of their shape and dtype.
-    pool = _Pool(lambda item: run([item], workers), workers)
+    pool = _Pool(lambda item, at_once: run([item], at_once), workers)
     waiting: dict[tuple[int, int, str], list[Item]] = {}
     with exact_products(), pool:
         for item in items:
@@ -243,20 +275,26 @@ def _compute_and_clear(
 class _Pool:
     """Computes small matrices, each on one core, as many at once as there are workers.
 
-    The longest waiting one starts first. If a long one were the last, the other cores would be idle.
+    The longest waiting one starts first. If a long one were the last, the other cores would be idle. A matrix that
+    does not fit into memory beside the others is computed again when they are done.
+
+    Args:
+        run: computes a matrix while as many as the second argument are computed.
     """
 
-    def __init__(self, run: Callable[[Item], list[tuple[Matrix, Computed]]], workers: int) -> None:
+    def __init__(self, run: Callable[[Item, int], list[tuple[Matrix, Computed]]], workers: int) -> None:
         self._run = run
         self._workers = workers
         self._waiting: list[Item] = []
-        self._running: set[Future[list[tuple[Matrix, Computed]]]] = set()
+        self._running = 0
+        # The results of a worker, or the item itself if it did not fit into memory.
+        self._done: queue.SimpleQueue[list[tuple[Matrix, Computed]] | Item | BaseException] = queue.SimpleQueue()
         self._open = contextlib.ExitStack()
         self._executor: ThreadPoolExecutor | None = None
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) + len(self._running) >= self._workers * _WAITING_PER_WORKER
+        return len(self._waiting) + self._running >= self._workers * _WAITING_PER_WORKER
 
     @property
     def is_busy(self) -> bool:
@@ -271,14 +309,37 @@ class _Pool:
         With `wait`, wait for at least one.
         """
         # One more is submitted than can run, so that a free worker does not have to wait for this thread.
-        while self._waiting and len(self._running) <= self._workers:
-            if self._executor is None:
-                self._open.enter_context(one_thread_each())
-                # The threads of the executor adopt the setting when they start.
-                self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))
+        while self._waiting and self._running <= self._workers:
             # The worker owns the tensor, so its memory is freed as soon as it is computed.
-            self._running.add(self._executor.submit(self._run, self._waiting.pop()))
+            self._start(self._waiting.pop())
         yield from self._take_done(wait)
+
+    def _start(self, item: Item) -> None:
+        is_first = self._executor is None
+        if self._executor is None:
+            self._open.enter_context(one_thread_each())
+            # The threads of the executor adopt the setting when they start.
+            self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))
+        self._running += 1
+        try:
+            self._executor.submit(self._work, item)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # The system gives no more threads. The item is queued all the same, for the threads that there are.
+        if is_first:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._work(item)
+            self._close()
+
+    def _work(self, item: Item) -> None:
+        try:
+            results = self._run(item, self._workers)
+            is_alone = self._workers == 1
+            self._done.put(results if is_alone or results[0][1].spectrum is not NoScore.NO_MEMORY else item)
+        except BaseException as error:
+            self._done.put(error)
 
     def drain(self) -> Iterator[tuple[Matrix, Computed]]:
         """Yield all that are running, until all cores are free."""
@@ -287,11 +348,20 @@ class _Pool:
         self._close()
 
     def _take_done(self, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
-        done, self._running = concurrent.futures.wait(
-            self._running, None if wait else 0, concurrent.futures.FIRST_COMPLETED
-        )
-        for future in done:
-            yield from future.result()
+        again: list[Item] = []
+        while self._running and (wait or again or not self._done.empty()):
+            found = self._done.get()
+            self._running -= 1
+            wait = False
+            if isinstance(found, BaseException):
+                raise found
+            if isinstance(found, list):
+                yield from found
+            else:
+                again.append(found)
+        while again:
+            results = self._run(again.pop(), 1)
+            yield from results
 
     def _close(self) -> None:
         self._open.close()
@@ -302,8 +372,8 @@ class _Pool:
 
     def __exit__(self, *exc: object) -> None:
         self._waiting.clear()
-        for future in self._running:
-            future.cancel()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
         self._close()
 
 

@@ -1,7 +1,12 @@
 """Scheduling, escalation and errors, on the CPU and on a simulated device with little memory."""
 
+import errno
+import threading
+import time
+import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,12 +120,125 @@ def test_compute_batch_moves_a_matrix_that_does_not_fit_to_the_cpu() -> None:
     assert {m.device for m in found} == {"cpu"}
 
 
-def test_compute_batch_raises_when_the_cpu_is_out_of_memory() -> None:
-    def compute(*args: object, **options: object) -> list[Spectrum | NoScore]:
-        raise torch.OutOfMemoryError
+# The words of torch 2.13, numpy 2.4 and CUDA 12.
+NO_MEMORY = [
+    MemoryError(),
+    np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype(np.float32)),  # type: ignore[attr-defined]
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+    RuntimeError("can't start new thread"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
 
-    with pytest.raises(torch.OutOfMemoryError):
-        compute_batch([random(4, 4, 0)], compute=compute)
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: f"{type(error).__name__} {str(error)[-20:]}")
+@pytest.mark.parametrize("device", [CPU, FULL_DEVICE, PRETENDED], ids=["cpu", "full", "batches"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compute_all_gives_up_only_the_matrix_without_memory(error: Exception, device: Device, workers: int) -> None:
+    calls: list[int] = []
+
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        calls.append(len(ws))
+        if any(float(w[0, 0]) == 7 for w in ws):
+            raise error
+        return singular_values(ws, precision)
+
+    ws = [random(24, 60, seed) for seed in range(9)]
+    ws[4][0, 0] = 7
+    found = {m.module: c for m, c in compute_all(items_of(ws), device=device, workers=workers, compute=compute)}
+    assert len(found) == len(ws)
+    assert [name for name, computed in found.items() if computed.score is None] == ["m4"]
+    assert found["m4"].spectrum is NoScore.NO_MEMORY
+    if device is not CPU:
+        assert max(calls) > 1
+
+
+@pytest.mark.parametrize("device", [CPU, PRETENDED], ids=["cpu", "batches"])
+def test_compute_all_without_memory_holds_no_tensor_of_the_first_try(device: Device) -> None:
+    """A traceback keeps the locals of all its functions alive."""
+    block: list[weakref.ref[torch.Tensor]] = []
+
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        assert not any(kept() is not None for kept in block)
+        k = torch.zeros(len(ws), 9)
+        block.append(weakref.ref(k))
+        raise MemoryError
+
+    ws = [random(24, 60, seed) for seed in range(4)]
+    found = dict(compute_all(items_of(ws), device=device, workers=1, compute=compute))
+    assert {computed.spectrum for computed in found.values()} == {NoScore.NO_MEMORY}
+    assert len(block) >= 4
+
+
+def test_compute_all_tries_a_matrix_again_when_others_have_given_their_memory_back() -> None:
+    running = 0
+    lock = threading.Lock()
+
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        nonlocal running
+        with lock:
+            running += 1
+            is_alone = running == 1
+        try:
+            if not is_alone:
+                raise MemoryError
+            time.sleep(0.01)
+            return singular_values(ws, precision)
+        finally:
+            with lock:
+                running -= 1
+
+    ws = [random(24, 60, seed) for seed in range(20)]
+    found = dict(compute_all(items_of(ws), workers=4, compute=compute))
+    assert len(found) == 20
+    assert all(computed.score is not None for computed in found.values())
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_compute_all_works_with_the_threads_that_the_system_gives(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, 0
+
+    def start_some(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == threads:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    before = torch.get_num_threads()
+    found = dict(compute_all(items_of([random(24, 60, seed) for seed in range(40)]), workers=4))
+    assert len(found) == 40
+    assert all(computed.score is not None for computed in found.values())
+    assert torch.get_num_threads() == before
+
+
+def test_compute_batch_without_memory_for_more_precision_keeps_the_score() -> None:
+    calls: list[Precision] = []
+
+    def compute(
+        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
+    ) -> list[Spectrum | NoScore]:
+        calls.append(precision)
+        if precision is not Precision.FP32:
+            raise MemoryError
+        return singular_values(ws, precision)
+
+    (found,) = compute_batch([hard(200, 300)], compute=compute)
+    assert found.score is not None
+    (none,) = compute_batch([hard(200, 300)], compute=compute, precision=Precision.FP64)
+    assert none.spectrum is NoScore.NO_MEMORY
 
 
 def hard(n: int, m: int) -> torch.Tensor:

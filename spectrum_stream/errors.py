@@ -19,7 +19,9 @@ Errors of lack of memory come from Python, numpy, torch, safetensors and the sys
 `is_out_of_memory` knows them all.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 # The words of libraries for lack of memory or of threads, in lower case. torch has a class for some devices only, and
 # safetensors, CUDA's libraries and the dynamic linker have only words.
@@ -104,6 +106,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, Exception) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def memory_reported() -> Iterator[None]:
+    """Restate errors that mean a lack of memory as one of this package: no_memory."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # The functions of the traceback keep tensors alive.
+        raise no_memory() from error.with_traceback(None)
 
 
 def no_memory() -> SpectrumStreamError:

@@ -4,8 +4,11 @@
 and writes Spectrum's files at the end. `scan` runs it to its end. This module prints nothing.
 """
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,10 +16,17 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from .checkpoint import LocalShard
-from .errors import CheckpointError, ComputeError, ResultError, UsageError
+from .checkpoint import LocalShard, Source
+from .checkpoint.local import open_local
+from .errors import (
+    CheckpointError,
+    ComputeError,
+    ResultError,
+    SpectrumStreamError,
+    UsageError,
+    memory_reported,
+)
 from .model import schemes
-from .model.config import ModelConfig
 from .model.matrix import Matrix
 from .model.no_score import NoScore
 from .model.parameters import Names
@@ -149,6 +159,7 @@ def scan(
         UsageError: conflicting_options, a plan and options; bad_percent; no_such_device.
         ResultError: the record or a file cannot be written; locked, another scan holds the record.
         ComputeError: all_failed.
+        SpectrumStreamError: no_memory, it is short for more than single matrices; finished scores are recorded.
         As `plan`.
     """
     if top_percent is not None:
@@ -159,18 +170,22 @@ def scan(
             reason="conflicting_options",
             hint="give the options to plan()",
         )
-    made = model_or_plan if isinstance(model_or_plan, Plan) else plan(model_or_plan, **options)
-    for event in run(made, top_percent=top_percent, fresh=fresh, device=open_device(device)):
-        if on_event is not None:
-            on_event(event)
-        if isinstance(event, ScanFinished):
-            return event.result
+    with memory_reported():
+        made = model_or_plan if isinstance(model_or_plan, Plan) else plan(model_or_plan, **options)
+        with contextlib.closing(
+            run(made, top_percent=top_percent, fresh=fresh, device=open_device(device))
+        ) as events:
+            for event in events:
+                if on_event is not None:
+                    on_event(event)
+                if isinstance(event, ScanFinished):
+                    return event.result
     raise AssertionError("a scan ends with ScanFinished")
 
 
 def run(
     plan: Plan, *, top_percent: float | None = None, fresh: bool = False, device: Device = CPU
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Carry out a plan, and yield events; the last one is `ScanFinished`.
 
     Closing the generator early leaves a valid record, which the next scan of the plan resumes.
@@ -181,6 +196,7 @@ def run(
 
     Raises:
         UsageError: bad_percent, too_little_disk. ResultError, CheckpointError, SourceError, ComputeError: as `scan`.
+        MemoryError, or an error of a library, if it is short for more than single matrices.
     """
     if top_percent is not None:
         check_percent(top_percent)
@@ -292,11 +308,21 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "shards": {s.name: s.nbytes for s in source.shards},
         # Only shards on this machine have a version. The commit stands for the content of the others.
         "versions": {s.name: [s.mtime_ns, s.inode] for s in source.shards if isinstance(s, LocalShard)},
-        "quantization": ModelConfig(source.config, source.quantization_files).quantization.data,
+        "files": _digest(source),
         "engine": _ERROR_MODEL,
         "names": inventory.names,
         "names_sha256": inventory.names_sha256,
     }
+
+
+def _digest(source: Source) -> str:
+    """Return a digest of the content of the small files that decide numbers and names.
+
+    These are the index and the configs. Their order and white space do not count.
+    """
+    content = (source.config, source.quantization_files, source.weight_map, source.adapter_config)
+    text = json.dumps([dict(part) if part is not None else None for part in content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stale_rows(plan: Plan) -> Callable[[Record], bool]:
@@ -313,8 +339,8 @@ def _stale_rows(plan: Plan) -> Callable[[Record], bool]:
             return False
         if plan.precision is not Precision.AUTO and record.precision is not plan.precision:
             return True
-        # Another precision, or another version of LAPACK, may succeed.
-        if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED):
+        # Another precision, another version of LAPACK, or a machine with more memory may succeed.
+        if record.no_score in (NoScore.OUT_OF_RANGE, NoScore.NOT_CONVERGED, NoScore.NO_MEMORY):
             return True
         # A limit of memory kept the score inexact, and this plan has no limit.
         inexact = record.score is not None and not record.score.is_exact and record.precision is not Precision.SVD
@@ -406,6 +432,19 @@ def _check_unchanged(plan: Plan) -> None:
                 reason="changed",
                 hint="run the same command again when the file is complete; earlier results are intact",
             )
+    # A commit fixes the content of all files.
+    if plan.source.commit is not None:
+        return
+    try:
+        is_same = _digest(open_local(plan.source.model, Path(plan.source.where))) == _digest(plan.source)
+    except SpectrumStreamError:
+        is_same = False
+    if not is_same:
+        raise CheckpointError(
+            f"the config or the index of {plan.source.where} was changed while it was scanned",
+            reason="changed",
+            hint="run the same command again, which scans the checkpoint with the new files; earlier results are intact",
+        )
 
 
 def _publish(

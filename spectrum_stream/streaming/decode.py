@@ -14,15 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import LocalShard
-from ..errors import CheckpointError, ComputeError
+from ..errors import CheckpointError, is_out_of_memory
 from ..model.matrix import Matrix
+from ..model.no_score import NoScore
 from ..numerics.dequantize import DTYPES, Packed
-from ..text import si_bytes
 
 # A function to call when a matrix is computed and its tensor is gone.
 Release = Callable[[], None]
-# An item of a reader: a matrix as it is stored, with its parts if it is quantized.
-Read = tuple[Matrix, torch.Tensor | Packed, Release]
+# An item of a reader: a matrix as it is stored, with its parts if it is quantized; NO_MEMORY if it does not fit.
+Read = tuple[Matrix, torch.Tensor | Packed | NoScore, Release]
 
 # BLAS may round differently for another alignment, up to the size of a cache line.
 _LINE_NBYTES = 64
@@ -36,6 +36,7 @@ class ShardReader:
 
     Raises:
         CheckpointError: unreadable, the file is gone or is not safetensors; changed, it is not the planned file.
+        MemoryError: the system does not map the whole file.
     """
 
     def __init__(self, shard: LocalShard) -> None:
@@ -99,6 +100,8 @@ class ShardReader:
         try:
             yield
         except (SafetensorError, OSError) as error:
+            if is_out_of_memory(error):
+                raise MemoryError(self._shard.name) from error
             raise CheckpointError(f"{self._shard.where} cannot be read: {error}", reason="unreadable") from error
 
     def __enter__(self) -> "ShardReader":
@@ -109,13 +112,23 @@ class ShardReader:
         self._bytes.close()
 
 
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Leave the block silently at an error that means a lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+
+
 def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     """Allocate a stored matrix: a tensor of `stored_shape`, and its bytes to fill.
 
     The alignment is that of a memory map of the shard, so that both give the same bits.
 
     Raises:
-        ComputeError: too_little_memory.
+        MemoryError.
     """
     dtype = DTYPES[matrix.dtype]
     # The format allows an offset that is not a multiple of the item size; torch does not.
@@ -124,10 +137,6 @@ def empty_matrix(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
     try:
         memory = mmap.mmap(-1, offset + matrix.nbytes, **_PRIVATE)
     except (OSError, OverflowError) as error:
-        raise ComputeError(
-            f"{matrix.tensor} does not fit into memory ({si_bytes(matrix.nbytes)})",
-            reason="too_little_memory",
-            hint="use --fetch download, which maps the matrix instead",
-        ) from error
+        raise MemoryError(matrix.tensor) from error
     stored = torch.frombuffer(memory, dtype=torch.uint8, offset=offset)
     return stored.view(dtype).reshape(matrix.stored_shape), memoryview(memory)[offset:]

@@ -1,11 +1,13 @@
 """Matrices of a shard on this machine, through its memory map."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 from ..checkpoint import LocalShard
 from ..model.matrix import Matrix
+from ..model.no_score import NoScore
 from .bounded import Budget
-from .decode import Read, Release, ShardReader
+from .decode import Read, Release, ShardReader, without_memory
 from .parts import PartReader
 
 _READ_NBYTES = 4 << 20
@@ -30,11 +32,21 @@ def read_mapped(
     Raises:
         Closed; CheckpointError: unreadable, changed; as `PartReader.attach`.
     """
-    scratch = memoryview(bytearray(_READ_NBYTES))
     # The views outlive the reader: a tensor keeps its map.
-    with ShardReader(shard) as reader:
+    with contextlib.ExitStack() as opened:
+        reader = None
+        # Without memory for the map of the shard, or for the buffer, none of its matrices is read.
+        with without_memory():
+            scratch = memoryview(bytearray(_READ_NBYTES))
+            reader = opened.enter_context(ShardReader(shard))
         for matrix in matrices:
             if ahead is not None:
                 ahead.take(matrix.nbytes)
-            reader.warm(matrix.start, matrix.nbytes, scratch)
-            yield parts.attach(matrix, reader.read(matrix), release)
+            read: Read = matrix, NoScore.NO_MEMORY, release
+            with without_memory():
+                if reader is not None:
+                    reader.warm(matrix.start, matrix.nbytes, scratch)
+                    read = parts.attach(matrix, reader.read(matrix), release)
+            yield read
+            # This name would keep the tensor alive.
+            del read

@@ -10,7 +10,7 @@ from ..model.matrix import Matrix
 from ..model.quantization import Part
 from ..numerics.dequantize import Packed
 from .bounded import Budget
-from .decode import Read, Release
+from .decode import Read, Release, without_memory
 from .fetch import plan_requests
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class PartReader:
         This waits for room in the budget.
 
         Raises:
-            Closed; SourceError; CheckpointError: changed.
+            Closed; SourceError; CheckpointError: changed; MemoryError or others, without memory for the parts.
         """
         quantization = matrix.quantization
         if quantization is None:
@@ -65,18 +65,31 @@ class PartReader:
             self._budget.give(quantization.parts_nbytes)
             release()
 
-        if matrix.key not in self._read:
-            self._read = self._read_batch()
-        return matrix, Packed(stored, quantization, self._read[matrix.key]), release_both
+        try:
+            if matrix.key not in self._read:
+                # Those of the last batch are released.
+                self._read = {}
+                with without_memory():
+                    self._read = self._read_batch(matrix.key, _BATCH_NBYTES)
+            if matrix.key not in self._read:
+                self._read = self._read_batch(matrix.key, 0)
+            return matrix, Packed(stored, quantization, self._read[matrix.key]), release_both
+        except BaseException:
+            self._budget.give(quantization.parts_nbytes)
+            raise
 
-    def _read_batch(self) -> dict[str, dict[str, bytes]]:
-        """Read the parts of the next matrices: bytes by matrix key and role."""
+    def _read_batch(self, key: str, limit: int) -> dict[str, dict[str, bytes]]:
+        """Read the parts of a matrix, and of the next ones up to so many bytes: bytes by matrix key and role."""
+        # A matrix without memory was left out.
+        while self._left[0][0] != key:
+            self._left.popleft()
         batch: list[tuple[str, Part]] = []
         # A weight that needs no other tensor has no parts.
         found: dict[str, dict[str, bytes]] = {}
         nbytes = 0
-        while self._left and (not found or nbytes + sum(part.nbytes for part in self._left[0][1]) <= _BATCH_NBYTES):
-            key, parts = self._left.popleft()
+        for key, parts in self._left:
+            if found and nbytes + sum(part.nbytes for part in parts) > limit:
+                break
             found[key] = {}
             batch += [(key, part) for part in parts]
             nbytes += sum(part.nbytes for part in parts)
@@ -92,6 +105,8 @@ class PartReader:
                 if len(body) != part.nbytes:
                     raise CheckpointError(f"{shard.where} was cut after it was planned", reason="changed")
                 found[key][part.role] = body
+        for _ in found:
+            self._left.popleft()
         return found
 
 

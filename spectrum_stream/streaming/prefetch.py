@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from ..checkpoint import LocalShard, Shard
-from ..errors import SourceError
+from ..errors import SourceError, is_out_of_memory
 from ..model.matrix import Matrix
 from ..numerics.schedule import Item
 from ..text import si_bytes
@@ -43,8 +43,8 @@ class Prefetcher:
 
     It is a context manager. Iterate over it once.
 
-    Yields None repeatedly while no matrix is read. Call `release` for every matrix that was computed, when its tensor
-    is gone.
+    Yields None repeatedly while no matrix is read, and NO_MEMORY in the place of a tensor that does not fit into
+    memory. Call `release` for every matrix that was computed, when its tensor is gone.
 
     Args:
         shards: the shards by name.
@@ -55,8 +55,8 @@ class Prefetcher:
         budgets: the limits of the thread's lead.
 
     Raises, from the iteration:
-        CheckpointError: unreadable, changed. SourceError: from the network or the disk. ComputeError:
-        too_little_memory.
+        CheckpointError: unreadable, changed. SourceError: from the network or the disk. MemoryError, if it is short
+        for more than a matrix.
     """
 
     def __init__(
@@ -106,6 +106,9 @@ class Prefetcher:
                     item = self._ready.get(timeout=_ASK_AGAIN_S)
                 except queue.Empty:
                     self._traffic.starved_s += time.monotonic() - started
+                    # Without memory the thread can end before it reports why.
+                    if not self._thread.is_alive() and self._ready.empty():
+                        raise MemoryError("the reader ended") from None
                     continue
             self._traffic.starved_s += time.monotonic() - started
             if item is None:
@@ -136,9 +139,12 @@ class Prefetcher:
             self._ready.put(None)
         except Closed:
             return
-        except OSError as error:
-            self._ready.put(SourceError(f"a shard cannot be read: {error.strerror}", reason="unreadable"))
         except BaseException as error:
+            if is_out_of_memory(error):
+                # The functions of the traceback keep tensors alive.
+                error = error.with_traceback(None)
+            elif isinstance(error, OSError):
+                error = SourceError(f"a shard cannot be read: {error.strerror}", reason="unreadable")
             self._ready.put(error)
 
     def _read(self, shard: Shard, matrices: Sequence[Matrix]) -> Iterator[Read]:

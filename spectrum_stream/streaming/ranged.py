@@ -5,13 +5,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..checkpoint import RangesIgnored, RemoteShard
 from ..model.matrix import Matrix
+from ..model.no_score import NoScore
 from .bounded import Budget
-from .decode import Read, empty_matrix
+from .decode import Read, empty_matrix, without_memory
 from .fetch import plan_requests
 from .parts import PartReader
+
+if TYPE_CHECKING:
+    import torch
 
 _REQUESTS_IN_FLIGHT = 4
 
@@ -36,7 +41,7 @@ def read_ranged(
         The matrices that were not read because the server stopped sending ranges; empty in most cases.
 
     Raises:
-        Closed; Halted; SourceError; CheckpointError: changed; ComputeError: too_little_memory.
+        Closed; Halted; SourceError; CheckpointError: changed.
     """
     run = _RangedRun(shard, matrices, parts, ahead, on_bytes, halt)
     try:
@@ -49,12 +54,19 @@ def read_ranged(
 
 
 class _Buffer:
-    """A matrix in transfer: bytes [start, stop) of its shard, and their memory."""
+    """A matrix in transfer: bytes [start, stop) of its shard, and their memory.
+
+    Attributes:
+        tensor: None if there is no memory for it, or none for one of its requests.
+    """
 
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
         self.start, self.stop = matrix.start, matrix.start + matrix.nbytes
-        self.tensor, self.bytes = empty_matrix(matrix)
+        self.tensor: torch.Tensor | None = None
+        self.bytes = memoryview(b"")
+        with without_memory():
+            self.tensor, self.bytes = empty_matrix(matrix)
 
     def write(self, position: int, chunk: bytes) -> None:
         """Copy the part of a chunk that belongs to the matrix.
@@ -62,7 +74,7 @@ class _Buffer:
         The chunk begins at `position`.
         """
         first, last = max(position, self.start), min(position + len(chunk), self.stop)
-        if first < last:
+        if first < last and self.bytes:
             self.bytes[first - self.start : last - self.start] = chunk[first - position : last - position]
 
 
@@ -86,8 +98,8 @@ class _RangedRun:
         self._shard, self._matrices, self._parts, self._ahead = shard, matrices, parts, ahead
         self._on_bytes, self._halt = on_bytes, halt
         self._pool = ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "request")
-        # Each request with the buffers that are full when it is done.
-        self._pending: deque[tuple[Future[None], list[_Buffer]]] = deque()
+        # Each request with the buffers that it fills, and those of them that are full when it is done.
+        self._pending: deque[tuple[Future[None], list[_Buffer], list[_Buffer]]] = deque()
         self.undelivered = {w.key: w for w in matrices}
         self.requested: dict[str, Matrix] = {}
 
@@ -106,7 +118,8 @@ class _RangedRun:
             self._ahead.take(nbytes, beside=sum(b.matrix.nbytes for b in unfinished))
             self.requested |= {w.key: w for w in starting}
             unfinished += [_Buffer(w) for w in starting]
-            self._pending.append((self._request(start, stop, unfinished), [b for b in unfinished if b.stop <= stop]))
+            future = self._request(start, stop, unfinished)
+            self._pending.append((future, unfinished, [b for b in unfinished if b.stop <= stop]))
             unfinished = [b for b in unfinished if b.stop > stop]
             while len(self._pending) >= _REQUESTS_IN_FLIGHT:
                 yield from self._deliver()
@@ -117,12 +130,24 @@ class _RangedRun:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _deliver(self) -> Iterator[Read]:
-        future, finished = self._pending.popleft()
-        future.result()
+        future, buffers, finished = self._pending.popleft()
+        is_done = False
+        with without_memory():
+            future.result()
+            is_done = True
+        for buffer in () if is_done else buffers:
+            buffer.tensor = None
         for buffer in finished:
             matrix = buffer.matrix
             del self.undelivered[matrix.key], self.requested[matrix.key]
-            yield self._parts.attach(matrix, buffer.tensor, partial(self._ahead.give, matrix.nbytes))
+            release = partial(self._ahead.give, matrix.nbytes)
+            read: Read = matrix, NoScore.NO_MEMORY, release
+            if buffer.tensor is not None:
+                with without_memory():
+                    read = self._parts.attach(matrix, buffer.tensor, release)
+            yield read
+            # This name would keep the tensor alive.
+            del read
 
     def _request(self, start: int, stop: int, buffers: Sequence[_Buffer]) -> Future[None]:
         def write(position: int, chunk: bytes) -> None:

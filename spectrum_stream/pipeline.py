@@ -316,12 +316,12 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _digest(source: Source) -> str:
-    """Return a digest of the content of the small files that decide numbers and names.
+    """Return a digest of the small files that decide numbers and names: the index and the configs.
 
-    These are the index and the configs. Their order and white space do not count.
+    The order of their entries and white space do not count.
     """
     content = (source.config, source.quantization_files, source.weight_map, source.adapter_config)
-    text = json.dumps([dict(part) if part is not None else None for part in content], sort_keys=True)
+    text = json.dumps([part if part is None else dict(part) for part in content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, ResultError, SpectrumStreamError
-from spectrum_stream.pipeline import MatrixScored, run
+from spectrum_stream.pipeline import MatrixScored, ScanStarted, run
 from spectrum_stream.results.journal import Journal
 from spectrum_stream.streaming.plan import plan
 
@@ -84,6 +84,76 @@ def test_scan_drops_scores_from_before_a_change(save: Save, working_folder: Path
     assert sum(isinstance(e, MatrixScored) for e in events) == len(result.records)
     fresh = scan(str(folder), name="y")
     assert [r.score for r in result.records] == [r.score for r in fresh.records]
+
+
+INDEX = "model.safetensors.index.json"
+SMALL_FILES = {
+    "config.json": {"rope_theta": 10_000},
+    "quantize_config.json": {"bits": 4, "group_size": 32},
+    "adapter_config.json": {"peft_type": "LORA"},
+}
+
+
+@pytest.mark.parametrize("name", [*SMALL_FILES, INDEX])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_scan_notices_a_small_file_that_changes_meanwhile(
+    save: Save, working_folder: Path, name: str, is_there: bool
+) -> None:
+    tensors = llama_tensors(2)
+    folder = save(tensors, shards=2)
+    path = folder / name
+    is_there = is_there or name == INDEX
+    content = json.loads(path.read_text()) if name == INDEX else {}
+    if is_there and name != INDEX:
+        path.write_text("{}")
+    with pytest.raises(CheckpointError) as error:
+        for event in run(plan(str(folder), name="x")):
+            if isinstance(event, MatrixScored) and event.done == 3:
+                # The index has another place for a tensor that is already planned.
+                weight_map = content.get("weight_map", {}) | {next(iter(tensors)): "model-00002-of-00002.safetensors"}
+                path.write_text(json.dumps({"weight_map": weight_map} if name == INDEX else SMALL_FILES[name]))
+    assert error.value.reason == "changed"
+    assert not list(working_folder.rglob("*.json"))
+
+
+def test_scan_notices_a_config_that_is_gone_or_broken_meanwhile(save: Save, working_folder: Path) -> None:
+    folder = save(llama_tensors(2), config={"a": 1})
+    for broken in (None, "{", "[" * 10_000):
+        (folder / "config.json").write_text('{"a": 1}')
+        with pytest.raises(CheckpointError) as error:
+            for event in run(plan(str(folder), name="x"), fresh=True):
+                if isinstance(event, MatrixScored) and event.done == 3:
+                    (folder / "config.json").unlink()
+                    if broken is not None:
+                        (folder / "config.json").write_text(broken)
+        assert error.value.reason == "changed"
+    assert not list(working_folder.rglob("*.json"))
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize("name", SMALL_FILES)
+@pytest.mark.parametrize("done", [3, 100])
+def test_scan_reuses_no_score_of_another_config(save: Save, name: str, done: int) -> None:
+    folder = save(llama_tensors(2))
+    for event in run(plan(str(folder), name="x")):
+        if isinstance(event, MatrixScored) and event.done == done:
+            break
+    (folder / name).write_text(json.dumps(SMALL_FILES[name]))
+    first, *scored = [e for e in run(plan(str(folder), name="x")) if isinstance(e, ScanStarted | MatrixScored)]
+    assert isinstance(first, ScanStarted)
+    assert first.done == 0
+    assert first.dropped >= min(done, len(first.plan.matrices))
+    assert len(scored) == len(first.plan.matrices)
+
+
+@pytest.mark.usefixtures("working_folder")
+def test_scan_reuses_scores_when_a_config_is_only_formatted(save: Save) -> None:
+    folder = save(llama_tensors(2), config={"a": 1, "b": 2})
+    scan(str(folder), name="x")
+    (folder / "config.json").write_text('{"b": 2,\n  "a": 1}')
+    events: list[object] = []
+    scan(str(folder), name="x", on_event=events.append)
+    assert not [e for e in events if isinstance(e, MatrixScored)]
 
 
 LOST_PAGE = """

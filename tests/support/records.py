@@ -17,7 +17,7 @@ IDENTITY: dict[str, Any] = {
     "commit": None,
     "shards": {"model.safetensors": 10},
     "versions": {"model.safetensors": [20, 30]},
-    "quantization": None,
+    "files": "0" * 64,
     "engine": 3,
     "names": "checkpoint",
     "names_sha256": None,

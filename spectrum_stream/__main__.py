@@ -1,40 +1,33 @@
 """The process: `python -m spectrum_stream`, and both console scripts.
 
-It handles signals and closed standard streams. The handlers are set before the command line is imported, because
-that import takes a third of a second and a signal may arrive meanwhile.
+It handles signals, closed standard streams and the limits of the system. The handlers are set before the command line
+is imported, because that import takes a third of a second and a signal may arrive meanwhile.
 """
 
-import ctypes
+import atexit
 import io
 import os
-import signal
 import sys
-from pathlib import Path
-from types import FrameType
 from typing import NoReturn, TextIO
+
+from .cli import limits, signals
 
 _LOST_PAGES = (
     b"error: a shard was cut while it was read, or its disk is gone (changed)\n"
     b"hint: run the same command again when the file is complete; earlier results are intact\n"
 )
+_NO_MEMORY = b"error: the system does not give this process the memory or the threads that it needs (no_memory)\n"
 # Python must not free a function that C may call.
 _kept: list[object] = []
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 130 after Ctrl-C, 143 after SIGTERM, else with its own code."""
+    """Run the command line and exit: 128 + the number of a signal that ended it, else with its own code."""
+    signals.catch_signals()
+    # The first function that is registered is the last one to run.
+    atexit.register(signals.ignore_signals)
     _open_standard_streams()
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # An exception during the import of torch would abort the process. Before a scan nothing has to be closed.
-        if not hasattr(sys.modules.get("spectrum_stream.pipeline"), "run"):
-            os._exit(128 + number)
-        received.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    limits.limit_threads()
     _end_when_pages_are_lost()
     code = 0
     try:
@@ -43,12 +36,31 @@ def main() -> NoReturn:
         code = run()
     except KeyboardInterrupt:
         pass
-    if received:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    except Exception as error:
+        # The command line restates all errors but those of its own import, and a lack of memory while it does so.
+        from .errors import is_out_of_memory
+
+        if not isinstance(error, ImportError) and not is_out_of_memory(error):
+            raise
+        code = 1
+        os.write(2, _NO_MEMORY if is_out_of_memory(error) else f"error: {error} (no_library)\n".encode())
+    code = signals.exit_code() or _flush(code)
+    if signals.exit_code() is not None:
         # The interpreter would wait for its threads, and one of them may be waiting for a server.
-        os._exit(128 + received[0])
+        os._exit(code)
     sys.exit(code)
+
+
+def _flush(code: int) -> int:
+    """Flush stdout and stderr; return the exit code of the process, 1 if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The interpreter would try it again, and print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or 1
+    return code
 
 
 def _end_when_pages_are_lost() -> None:
@@ -66,6 +78,9 @@ def _end_when_pages_are_lost() -> None:
     - Only a thread that holds the GIL and waits for the faulting thread would never let go of it. torch gives up the
       GIL before it shares a matrix with other threads. Everything else that waits (locks, queues, joins) does so too.
     """
+    import ctypes
+    import signal
+
     if not hasattr(signal, "SIGBUS"):
         return
 
@@ -93,7 +108,7 @@ def _open_standard_streams() -> None:
 
 
 def _open_null() -> TextIO:
-    return Path(os.devnull).open("w", encoding="utf-8")
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import SpectrumStreamError, UsageError
+from ..errors import SpectrumStreamError, UsageError, memory_reported
 from ..text import VERSION
+from .limits import try_import
 from .output import Output, command_line
 
 DEBUG_VARIABLE = "SPECTRUM_STREAM_DEBUG"
@@ -78,6 +79,7 @@ class _Commands(TyperGroup):
 
 @functools.cache
 def _load_command(name: str) -> Any:
+    try_import(f"{__package__}.{name}")
     module = import_module(f".{name}", __package__)
     alone = typer.Typer(add_completion=False)
     # Lines of one paragraph are joined in the help, so each example is a paragraph.
@@ -109,7 +111,8 @@ def main() -> int:
     """Run the command line and return the exit code."""
     try:
         # Not standalone, so that errors of the command line are raised and handled here too.
-        return app(standalone_mode=False) or 0
+        with memory_reported():
+            return app(standalone_mode=False) or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SpectrumStreamError as error:
@@ -117,8 +120,14 @@ def main() -> int:
     except _FrameworkError as error:
         # Without arguments, the help has already been printed.
         return 2 if type(error).__name__ == "NoArgsIsHelpError" else _fail(_usage_error(error))
-    except OSError as error:
-        return _fail(_system_error(error))
+    except Exception as error:
+        if _is_import(error):
+            return _fail(
+                SpectrumStreamError(f"a library cannot be loaded: {str(error) or type(error).__name__}", reason="no_library")
+            )
+        if isinstance(error, OSError):
+            return _fail(_system_error(error))
+        raise
 
 
 def _fail(error: SpectrumStreamError) -> int:
@@ -130,6 +139,14 @@ def _fail(error: SpectrumStreamError) -> int:
             output.note(line)
     output.error(error)
     return error.exit_code
+
+
+def _is_import(error: Exception) -> bool:
+    """Whether an error came from the import of a module, also from the code that it runs."""
+    trace = error.__traceback__
+    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
+        trace = trace.tb_next
+    return trace is not None or isinstance(error, ImportError)
 
 
 def _system_error(error: OSError) -> SpectrumStreamError:

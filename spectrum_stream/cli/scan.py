@@ -1,5 +1,6 @@
 """Score the weights of a model: scan. The only command that prompts, with -i."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import ComputeError, UsageError
+from ..errors import ComputeError, UsageError, is_out_of_memory
 from ..model.matrix import Experts
 from ..model.parameters import Names
 from ..numerics.precision import Precision
@@ -42,8 +43,10 @@ from .options import (
     TopPercentOption,
     plan_options,
 )
+from .limits import try_import
 from .output import Output, open_output
 from .progress import ProgressView
+from .signals import check_signals, held
 from .values import model_of
 
 if TYPE_CHECKING:
@@ -118,10 +121,16 @@ def run_plan(
     for warning in plan.warnings:
         output.warn(warning)
     try:
+        try_import("spectrum_stream.pipeline")
         from ..numerics.device import open_device
         from ..pipeline import ScanFinished, run
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ComputeError(f"torch cannot be loaded: {error}", reason="no_torch") from error
+    # The class of the error depends on the place where its import fails.
+    except Exception as error:
+        raise ComputeError(
+            f"torch cannot be loaded: {str(error) or type(error).__name__}",
+            reason="no_torch",
+            hint="raise the limit of memory (ulimit -a)" if is_out_of_memory(error) else None,
+        ) from error
 
     device = open_device(device_name)
     output.note(
@@ -130,8 +139,10 @@ def run_plan(
     )
     result: ScanResult | None = None
     try:
-        with ProgressView(output) as view:
-            for event in run(plan, top_percent=top_percent, fresh=fresh, device=device):
+        events = run(plan, top_percent=top_percent, fresh=fresh, device=device)
+        with held(), contextlib.closing(events), ProgressView(output) as view:
+            for event in events:
+                check_signals()
                 view.on_event(event)
                 if isinstance(event, ScanFinished):
                     result = event.result

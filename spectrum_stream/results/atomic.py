@@ -36,6 +36,9 @@ def _nothing(step: str, path: Path) -> None:
 # It is called with `write`, `fsync`, `replace`, `sync`, `commit` or `close`, and with the file.
 before: Callable[[str, Path], None] = _nothing
 
+# The files that are being written. A signal ends the process at once, and their temporary files are removed before.
+_in_work: list[Path] = []
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file that is the whole old one or the whole new one at any time.
@@ -72,18 +75,27 @@ def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """
     check_replaceable(path)
     remove_leftovers(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
-    os.close(handle)
-    temporary = Path(name)
+    _in_work.append(path)
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
+        os.close(handle)
+        temporary = Path(name)
         # mkstemp makes files for one user only; a result is as readable as any other file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         yield temporary
     finally:
-        for left in (temporary, *companions(temporary)):
-            left.unlink(missing_ok=True)
+        remove_own_files(path)
+        _in_work.remove(path)
+
+
+def remove_own_files(path: Path | None = None) -> None:
+    """Remove the temporary files of this process next to a file, or next to all files that are being written."""
+    for target in [*_in_work] if path is None else [path]:
+        for left in target.parent.glob(f"{glob.escape(_prefix(target))}{os.getpid()}-*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def companions(database: Path) -> list[Path]:

@@ -1,0 +1,120 @@
+"""Signals that end the process: at once, or after the scan is closed.
+
+    a scan is under way   its record, its temporary shards and the terminal are closed first
+    any other time        the process ends at once; only temporary files are removed
+
+The handler runs in the main thread between any two steps of Python. An exception that it raises inside a library, a
+destructor or the code that closes a file would be printed as a traceback, leave a lock taken, or be lost. So it raises
+KeyboardInterrupt only where the scan computes or waits, and otherwise looks again a little later.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+# SIGHUP: the terminal is closed. SIGXCPU: the limit of processor time is near.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
+_LOOK_AGAIN_S = 0.02
+# If the scan cannot be closed for so long, as with a disk or a terminal that hangs, it is not closed.
+_PATIENCE_S = 5.0
+
+
+class _Process:
+    """The state of the process: the signals that it got, and whether a scan has to be closed first."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.since = 0.0
+        self.is_held = False
+        self.is_closing = False
+
+
+_process = _Process()
+
+
+def catch_signals() -> None:
+    """Let signals end the process, with 128 + the number of the signal as its exit code."""
+    for name in _NAMES:
+        number = getattr(signal, name, None)
+        # nohup lets the process ignore SIGHUP.
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            signal.signal(number, _on_signal)
+
+
+def ignore_signals() -> None:
+    """Ignore signals from now on: the work is done, and the interpreter only frees its memory."""
+    for name in _NAMES:
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def exit_code() -> int | None:
+    """Return 128 + the number of the first signal, or None if there was none."""
+    return 128 + _process.received[0] if _process.received else None
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Hold signals back in the block, except where a scan computes or waits.
+
+    Raises:
+        KeyboardInterrupt: there was a signal.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _on_signal)
+    _process.is_held = True
+    try:
+        yield
+    finally:
+        _process.is_held = False
+    check_signals()
+
+
+def check_signals() -> None:
+    """Raise KeyboardInterrupt if there was a signal that was held back."""
+    if _process.received and not _process.is_closing:
+        _process.is_closing = True
+        raise KeyboardInterrupt
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    process = _process
+    is_timer = number == getattr(signal, "SIGALRM", None)
+    if not is_timer:
+        if not process.received:
+            process.since = time.monotonic()
+        process.received.append(number)
+    if not process.received:
+        return
+    is_late = time.monotonic() > process.since + _PATIENCE_S
+    if not process.is_held or (is_late and not _is_interruptible(frame)):
+        _end()
+    if process.is_closing:
+        return
+    if _is_interruptible(frame):
+        process.is_closing = True
+        raise KeyboardInterrupt
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
+
+
+def _is_interruptible(frame: FrameType | None) -> bool:
+    """Whether the main thread computes, or waits for a matrix or for a worker."""
+    if frame is None:
+        return False
+    module = frame.f_globals.get("__name__", "")
+    waits = module == "spectrum_stream.streaming.prefetch" and frame.f_code.co_name == "__iter__"
+    return waits or module.startswith("spectrum_stream.numerics.")
+
+
+def _end() -> None:
+    """End the process at once. The interpreter would wait for threads, and one may be waiting for a server."""
+    atomic = sys.modules.get("spectrum_stream.results.atomic")
+    # The module may be in the middle of its import.
+    if hasattr(atomic, "remove_own_files"):
+        atomic.remove_own_files()
+    os._exit(exit_code() or 1)

@@ -1,7 +1,6 @@
 """The process: `python -m spectrum_stream`, and both console scripts.
 
-It handles signals, closed standard streams and the limits of the system. The handlers are set before the command line
-is imported, because that import takes a third of a second and a signal may arrive meanwhile.
+It handles closed standard streams, and sets the handlers of signals before the command line is imported, because that import takes a third of a second and a signal may arrive meanwhile.
 """
 
 import atexit
@@ -31,24 +30,35 @@ def main() -> NoReturn:
     _end_when_pages_are_lost()
     code = 0
     try:
-        from .cli.app import main as run
-
-        code = run()
+        code = _run()
     except KeyboardInterrupt:
         pass
-    except Exception as error:
-        # The command line restates all errors but those of its own import, and a lack of memory while it does so.
-        from .errors import is_out_of_memory
-
-        if not isinstance(error, ImportError) and not is_out_of_memory(error):
-            raise
-        code = 1
-        os.write(2, _NO_MEMORY if is_out_of_memory(error) else f"error: {error} (no_library)\n".encode())
     code = signals.exit_code() or _flush(code)
     if signals.exit_code() is not None:
         # The interpreter would wait for its threads, and one of them may be waiting for a server.
         os._exit(code)
     sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command line and return its exit code."""
+    from .errors import is_out_of_memory
+
+    try:
+        from .cli.app import main as run
+    # The class of the error depends on the place where the import of a library fails.
+    except Exception as error:
+        words = str(error) or type(error).__name__
+        os.write(2, _NO_MEMORY if is_out_of_memory(error) else f"error: {words} (no_library)\n".encode())
+        return 1
+    try:
+        return run()
+    except Exception as error:
+        # It restates this error, unless memory is short for that too.
+        if not is_out_of_memory(error):
+            raise
+    os.write(2, _NO_MEMORY)
+    return 1
 
 
 def _flush(code: int) -> int:

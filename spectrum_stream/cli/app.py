@@ -28,6 +28,7 @@ EXIT_CODES = {
     2: "wrong command line",
     3: "done, but some weights have no score",
     4: "verify found a mismatch",
+    129: "terminal closed, resumable",
     130: "interrupted, resumable",
     143: "terminated, resumable",
 }
@@ -123,7 +124,9 @@ def main() -> int:
     except Exception as error:
         if _is_import(error):
             return _fail(
-                SpectrumStreamError(f"a library cannot be loaded: {str(error) or type(error).__name__}", reason="no_library")
+                SpectrumStreamError(
+                    f"a library cannot be loaded: {str(error) or type(error).__name__}", reason="no_library"
+                )
             )
         if isinstance(error, OSError):
             return _fail(_system_error(error))

@@ -23,6 +23,7 @@ from ..streaming.plan import RESULTS_FOLDER, Plan
 from ..text import counted, duration, printable, si_bytes
 from ..trainers import DEFAULT
 from . import tables
+from .limits import try_import
 from .options import (
     DeviceOption,
     ExpertsOption,
@@ -43,7 +44,6 @@ from .options import (
     TopPercentOption,
     plan_options,
 )
-from .limits import try_import
 from .output import Output, open_output
 from .progress import ProgressView
 from .signals import check_signals, held

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import spectrum_stream
+from spectrum_stream.model.no_score import NoScore
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import COMMAND, Cli, reason, run_process
@@ -227,6 +228,180 @@ def test_full_file_system_gives_one_sentence_and_the_scan_resumes(cli: Cli, save
     assert not list(Path().rglob("*.json"))
     assert not list(Path().rglob("*.tmp"))
     assert "resuming" in cli("scan", folder, "--name", "x").stderr
+
+
+# Signals at every step
+
+
+def interrupted(signals: str, steps: str, *args: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run a command undisturbed, and with signals at some of its steps."""
+    command = [sys.executable, "-m", "tests.support.interrupted", signals, steps, *args]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, done.stderr
+    undisturbed, *runs = map(json.loads, done.stdout.splitlines())
+    assert undisturbed["code"] == 0
+    return undisturbed, runs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(
+    ("signals", "steps"),
+    [
+        ("SIGTERM", "files"),
+        ("SIGINT,SIGTERM", "files"),
+        ("SIGTERM", "20"),
+        ("SIGINT", "20"),
+        ("SIGHUP", "5"),
+        (",".join(["SIGINT"] * 20), "10"),
+    ],
+)
+@pytest.mark.parametrize("command", ["scan", "select"])
+def test_signal_at_any_step_leaves_whole_files_and_no_traceback(
+    save: Save, tmp_path: Path, cli: Cli, command: str, signals: str, steps: str
+) -> None:
+    folder = save(noise(3, 60, 80))
+    args = ["scan", str(folder), "--name", "x", "--top-percent", "50"]
+    if command == "select":
+        cli(*args)
+        args = ["select", "model_snr_results/snr_results_x.json", "--top-percent", "34", "-o", "chosen.yaml"]
+    undisturbed, runs = interrupted(signals, steps, *args)
+    assert runs
+    for run in runs:
+        assert run["code"] == 128 + signal.Signals[signals.split(",")[0]], run
+        assert "Traceback" not in run["output"]
+        assert "Exception ignored" not in run["output"]
+        for file, digest in run["files"].items():
+            assert ".tmp" not in file and not file.endswith(".holder"), run
+            assert Path(file).suffix not in (".json", ".yaml") or undisturbed["files"][file] == digest, run
+
+
+@pytest.mark.slow
+def test_signal_in_the_first_moments_prints_no_traceback(save: Save) -> None:
+    command = [*COMMAND, "scan", str(save(llama_tensors(1))), "--name", "x"]
+    for i in range(12):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # The interpreter itself takes longer than this to start.
+        time.sleep(0.05 + 0.02 * i)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode in (143, -signal.SIGTERM)
+        assert "Traceback" not in stderr
+
+
+# Limits
+
+
+def run_limited(limit: str, nbytes: int, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process with a limit of the system."""
+    script = (
+        "import resource, runpy, sys;"
+        f"resource.setrlimit(resource.{limit}, ({nbytes}, {nbytes}));"
+        "sys.argv = ['spectrum-stream', *sys.argv[1:]];"
+        "from spectrum_stream.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", script, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def large_and_small(folder: Path, side: int) -> Path:
+    """Write a checkpoint with small matrices, and one that is so large that its product needs 4 side² bytes.
+
+    Its bytes are a hole in the file.
+    """
+    folder.mkdir()
+    sides = {"layers.0.up.weight": 64, "layers.1.up.weight": side, "layers.2.up.weight": 64}
+    header, at = {}, 0
+    for name, n in sides.items():
+        header[name] = {"dtype": "BF16", "shape": [n, n], "data_offsets": [at, at + 2 * n * n]}
+        at += 2 * n * n
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        for entry in header.values():
+            if entry["shape"] == [64, 64]:
+                file.seek(start + entry["data_offsets"][0])  # type: ignore[index]
+                file.write(
+                    torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+                    .bfloat16()
+                    .view(torch.uint8)
+                    .numpy()
+                    .tobytes()
+                )
+        file.truncate(start + at)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_matrix_that_does_not_fit_into_memory_has_no_score_and_is_tried_again(
+    tmp_path: Path, working_folder: Path
+) -> None:
+    folder = large_and_small(tmp_path / "model", 16_000)
+    for said in ("to read", "resuming"):
+        done = run_limited("RLIMIT_DATA", 1_200_000_000, "scan", folder, "--name", "x")
+        assert done.returncode == 3, done.stderr
+        assert "Traceback" not in done.stderr
+        assert said in done.stderr
+        assert NoScore.NO_MEMORY.sentence in done.stderr
+        names = json.loads(Path("model_snr_results/snr_results_x.json").read_text())
+        assert set(names) == {"layers.0.up", "layers.2.up"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("nbytes", [60, 100, 130, 200, 450, 540, 560])
+def test_limit_of_memory_gives_one_sentence_for_every_command(save: Save, cli: Cli, nbytes: int) -> None:
+    """Libraries in C end the process if they get no memory during their import."""
+    folder = save(llama_tensors(1))
+    cli("scan", folder, "--name", "x")
+    result = "model_snr_results/snr_results_x.json"
+    commands: list[tuple[str | Path, ...]] = [
+        ("scan", folder, "--name", "x"),
+        ("plan", folder),
+        ("select", result, "--top-percent", "50"),
+        ("report", result),
+        ("compare", result, "--metric", "alpha"),
+        ("check", result),
+    ]
+    for args in commands if nbytes < 200 else commands[:1]:
+        done = run_limited("RLIMIT_AS", nbytes * 1_000_000, *args)
+        assert done.returncode in (0, 1), done
+        assert "Traceback" not in done.stderr
+        if done.returncode:
+            assert reason(done) in ("no_torch", "no_memory", "no_library")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError('Unable to open /dev/urandom')",  # as torch raises where there is no such device
+        "ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+        "OSError('libcudart.so.12: cannot open shared object file')",
+        "SystemError('returned NULL without setting an exception')",
+        "MemoryError()",
+        "KeyError('torch')",
+        "AttributeError('partially initialized')",
+    ],
+)
+@pytest.mark.parametrize("library", ["torch", "numpy", "rich", "typer", "yaml"])
+def test_library_that_cannot_be_loaded_is_one_sentence(
+    save: Save, working_folder: Path, tmp_path: Path, library: str, error: str
+) -> None:
+    if library != "torch" and not error.startswith(("ImportError", "MemoryError", "KeyError")):
+        pytest.skip("one library is enough for the rare ones")
+    (tmp_path / "path" / library).mkdir(parents=True)
+    (tmp_path / "path" / library / "__init__.py").write_text(f"raise {error}")
+    paths = os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])
+    done = run_process("scan", save(llama_tensors(1)), PYTHONPATH=paths)
+    assert done.returncode == 1
+    assert reason(done) in (["no_torch"] if library == "torch" else ["no_library", "no_memory"])
+    assert "Traceback" not in done.stderr
 
 
 def test_torch_that_cannot_be_loaded_is_one_sentence(save: Save, working_folder: Path, tmp_path: Path) -> None:

@@ -23,10 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import spectrum_stream.cli.report
-import spectrum_stream.cli.scan
-import spectrum_stream.cli.select
-import spectrum_stream.pipeline
 from spectrum_stream.__main__ import main
 from spectrum_stream.results import atomic
 

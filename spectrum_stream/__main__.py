@@ -1,9 +1,11 @@
 """The process: `python -m spectrum_stream`, and both console scripts.
 
-It handles closed standard streams, and sets the handlers of signals before the command line is imported, because that import takes a third of a second and a signal may arrive meanwhile.
+It handles closed standard streams, and sets the handlers of signals before the command line is imported, because that
+import takes a third of a second and a signal may arrive meanwhile.
 """
 
 import atexit
+import contextlib
 import io
 import os
 import sys
@@ -29,10 +31,8 @@ def main() -> NoReturn:
     limits.limit_threads()
     _end_when_pages_are_lost()
     code = 0
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         code = _run()
-    except KeyboardInterrupt:
-        pass
     code = signals.exit_code() or _flush(code)
     if signals.exit_code() is not None:
         # The interpreter would wait for its threads, and one of them may be waiting for a server.

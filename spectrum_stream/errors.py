@@ -125,5 +125,5 @@ def no_memory() -> SpectrumStreamError:
     return SpectrumStreamError(
         "the system does not give this process the memory or the threads that it needs",
         reason="no_memory",
-        hint="close other programs, raise a limit (ulimit -a), or use --max-memory with scan; finished scores are saved",
+        hint="raise the limits (ulimit -a), or use --max-memory with scan; finished scores are saved",
     )

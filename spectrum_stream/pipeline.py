@@ -443,7 +443,7 @@ def _check_unchanged(plan: Plan) -> None:
         raise CheckpointError(
             f"the config or the index of {plan.source.where} was changed while it was scanned",
             reason="changed",
-            hint="run the same command again, which scans the checkpoint with the new files; earlier results are intact",
+            hint="run the same command again when the files are complete; earlier results are intact",
         )
 
 

@@ -145,7 +145,7 @@ def test_scan_resumes_after_an_interruption(save: Save) -> None:
     folder = save(llama_tensors(3), shards=2)
     events = run(plan(str(folder), name="x"))
     first = [next(events) for _ in range(6)]
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert not Path("model_snr_results/snr_results_x.json").exists()
     rest = collect(folder)
     assert started(rest).done == 5
@@ -307,7 +307,7 @@ def test_scan_does_not_publish_a_partial_group(save: Save) -> None:
     folder = save(llama_tensors(3), shards=2)
     events = run(plan(str(folder), name="x"))
     first = computed([next(events) for _ in range(10)])
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     collect(folder, groups=["model.norm"])
     counts = {g: sum(e["type"] == g for e in results().values()) for g in {e["type"] for e in results().values()}}
     members = plan(str(folder)).inventory.members

@@ -16,8 +16,8 @@ else:
 def limit_threads() -> None:
     """Let OpenBLAS, which numpy loads, start no threads if memory is limited.
 
-    It reserves memory for each, and if it cannot start one, it prints lines of its own and interrupts the process. The
-    singular values come from torch, so this costs no time.
+    It reserves memory for each, and if it cannot start one, it prints lines of its own and interrupts the process.
+    The singular values come from torch, so this costs no time.
     """
     if _is_limited():
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

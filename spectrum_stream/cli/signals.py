@@ -4,8 +4,8 @@
     any other time        the process ends at once; only temporary files are removed
 
 The handler runs in the main thread between any two steps of Python. An exception that it raises inside a library, a
-destructor or the code that closes a file would be printed as a traceback, leave a lock taken, or be lost. So it raises
-KeyboardInterrupt only where the scan computes or waits, and otherwise looks again a little later.
+destructor or the code that closes a file would be printed as a traceback, leave a lock taken, or be lost. So it
+raises KeyboardInterrupt only where the scan computes or waits, and otherwise looks again a little later.
 """
 
 import contextlib
@@ -113,8 +113,8 @@ def _is_interruptible(frame: FrameType | None) -> bool:
 
 def _end() -> None:
     """End the process at once. The interpreter would wait for threads, and one may be waiting for a server."""
-    atomic = sys.modules.get("spectrum_stream.results.atomic")
     # The module may be in the middle of its import.
-    if hasattr(atomic, "remove_own_files"):
-        atomic.remove_own_files()
+    remove = getattr(sys.modules.get("spectrum_stream.results.atomic"), "remove_own_files", None)
+    if remove is not None:
+        remove()
     os._exit(exit_code() or 1)

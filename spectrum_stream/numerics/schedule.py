@@ -200,7 +200,7 @@ def compute_all(
     workers = min(workers or count_cores(), torch.get_num_threads())
 
     def prepare(item: Item) -> tuple[Weights | None, Computed | None]:
-        matrix, w = item
+        _, w = item
         if isinstance(w, NoScore):
             return None, Computed(spectrum=w, score=None, device="cpu")
         try:

@@ -99,7 +99,8 @@ class ShardReader:
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except (SafetensorError, OSError) as error:
+        # torch opens the file for safetensors, and its errors are RuntimeErrors.
+        except (SafetensorError, OSError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise MemoryError(self._shard.name) from error
             raise CheckpointError(f"{self._shard.where} cannot be read: {error}", reason="unreadable") from error

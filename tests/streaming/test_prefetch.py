@@ -16,7 +16,7 @@ from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.schedule import Item
 from spectrum_stream.streaming import ranged
 from spectrum_stream.streaming.bounded import Budget, Budgets, Traffic
-from spectrum_stream.streaming.decode import ShardReader
+from spectrum_stream.streaming.decode import ShardReader, empty_matrix
 from spectrum_stream.streaming.parts import PartReader
 from spectrum_stream.streaming.plan import Plan, plan
 from spectrum_stream.streaming.prefetch import Prefetcher
@@ -158,6 +158,21 @@ def test_prefetcher_yields_no_memory_for_a_shard_that_is_not_mapped(
     assert [w is NoScore.NO_MEMORY for _, w in found] == [True] * 4 + [False] * 4
 
 
+def test_shard_reader_without_descriptors_raises_an_error_of_the_package(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_plan = plan(str(save({"a.weight": torch.ones(2, 3)})))
+
+    def open_none(path: Path, **options: Any) -> Any:
+        # The words of torch 2.13.
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Too many open files (24)")
+
+    monkeypatch.setattr("spectrum_stream.streaming.decode.safe_open", open_none)
+    with pytest.raises(CheckpointError) as error:
+        all_of(prefetcher_of(a_plan))
+    assert error.value.reason == "unreadable"
+
+
 def test_part_reader_reads_the_parts_of_one_matrix_if_those_of_a_batch_do_not_fit(
     save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +233,7 @@ def test_read_ranged_gives_up_only_the_matrices_without_memory(
     a_plan = plan(str(save(tensors)))
     shard = InMemory("model.safetensors", a_plan.source.shards[0], is_ranged=True)
     short = a_plan.matrices[3]
-    make = ranged.empty_matrix
+    make = empty_matrix
 
     def make_some(matrix: Matrix) -> tuple[torch.Tensor, memoryview]:
         if fails == "buffer" and matrix == short:

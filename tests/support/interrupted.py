@@ -2,9 +2,9 @@
 
     python -m tests.support.interrupted SIGNALS STEPS ARGS...
 
-SIGNALS are names with commas, sent 2 ms apart. STEPS is `files`, for each step that changes a file, or a number: so many
-calls of functions, evenly between the start and the end of the command. Print a JSON line for each run: the exit code,
-the output, and the files that are left.
+SIGNALS are names with commas, sent 2 ms apart. STEPS is `files`, for each step that changes a file, or a number: so
+many calls of functions, evenly between the start and the end of the command. Print a JSON line for each run: the exit
+code, the output, and the files that are left.
 """
 
 import atexit
@@ -124,11 +124,14 @@ def _main() -> None:
     numbers = [signal.Signals[name] for name in names.split(",")]
     by_files = kind == "files"
     undisturbed, total = _run(args, -1, numbers, by_files)
-    print(json.dumps(undisturbed))
+    # A fork would print again what it finds in the buffer.
+    sys.stdout.write(f"{json.dumps(undisturbed)}\n")
+    sys.stdout.flush()
     count = total if by_files else int(kind)
     for i in range(1, count + 1):
         at = i if by_files else total * i // (count + 1)
-        print(json.dumps(_run(args, at, numbers, by_files)[0]), flush=True)
+        sys.stdout.write(f"{json.dumps(_run(args, at, numbers, by_files)[0])}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

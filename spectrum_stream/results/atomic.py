@@ -75,6 +75,7 @@ def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """
     check_replaceable(path)
     remove_leftovers(path)
+    temporary = None
     _in_work.append(path)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=suffix)
@@ -86,13 +87,15 @@ def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         yield temporary
     finally:
-        remove_own_files(path)
+        if temporary is not None:
+            for left in (temporary, *companions(temporary)):
+                left.unlink(missing_ok=True)
         _in_work.remove(path)
 
 
-def remove_own_files(path: Path | None = None) -> None:
-    """Remove the temporary files of this process next to a file, or next to all files that are being written."""
-    for target in [*_in_work] if path is None else [path]:
+def remove_own_files() -> None:
+    """Remove the temporary files of this process, which is about to end."""
+    for target in _in_work:
         for left in target.parent.glob(f"{glob.escape(_prefix(target))}{os.getpid()}-*"):
             with contextlib.suppress(OSError):
                 left.unlink()

@@ -98,13 +98,14 @@ def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[tuple[Path, Tex
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yield temporary, file
     finally:
-        remove_own_files(path)
+        for left in (temporary, *companions(temporary)):
+            left.unlink(missing_ok=True)
         _in_work.remove(path)
 
 
-def remove_own_files(path: Path | None = None) -> None:
-    """Remove the temporary files of this process next to a file, or next to all files that are being written."""
-    for target in [*_in_work] if path is None else [path]:
+def remove_own_files() -> None:
+    """Remove the temporary files of this process, which is about to end."""
+    for target in _in_work:
         for left in target.parent.glob(f"{glob.escape(_prefix(target))}{os.getpid()}-*"):
             with contextlib.suppress(OSError):
                 left.unlink()

@@ -754,7 +754,7 @@ def test_score_of_a_scan_follows_from_its_recorded_spectrum(s: np.ndarray, more:
     assert follows_from_spectrum(one)
 
 
-CHANGED_SCORES: dict[str, Callable[[Score], float | Degeneracy]] = {
+CHANGED_SCORES: dict[str, Callable[[Score], Any]] = {
     "snr": lambda found: found.snr * 1.000001 or 1e-9,
     "sigma": lambda found: found.sigma * 1.000001,
     "tau": lambda found: found.tau * 1.000001,

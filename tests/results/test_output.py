@@ -198,7 +198,7 @@ def test_output_is_not_written_into_a_file_that_takes_the_place_of_a_fifo(
             path.hardlink_to(victim)
         return stat.S_IFMT(mode) == stat.S_IFIFO
 
-    monkeypatch.setattr(output.stat, "S_ISFIFO", is_fifo)
+    monkeypatch.setattr(stat, "S_ISFIFO", is_fifo)
     assert refusal(path) == "unwritable"
     assert victim.read_text() == "precious"
 
@@ -281,7 +281,7 @@ def test_commands_keep_the_kind_of_the_file_that_they_write(
         reader.start()
     else:
         target.write_text("mine")
-        path.symlink_to({"null": "/dev/null", "link": target}.get(kind, result.with_suffix(".sqlite")))
+        path.symlink_to({"null": Path("/dev/null"), "link": target}.get(kind, result.with_suffix(".sqlite")))
     before, status = result.with_suffix(".sqlite").read_bytes(), path.lstat()
     cli(command[0], result, *command[1:], "-o", path, code=2 if "record" in kind else 0)
     assert os.path.samestat(path.lstat(), status)

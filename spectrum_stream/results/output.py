@@ -2,6 +2,8 @@
 
 absent, regular     written as a whole, also behind a link, which stays a link
 FIFO, terminal      opened and written, never replaced: `-o /dev/stdout`, `-o >(less)`
+open file           continued where it stands: `-o /dev/stdout >> all.yaml`
+other link of /proc an error: /proc/self/exe is the program that runs Python
 result, record      an error: a scan takes hours, and no other output may replace what it wrote
 anything else       an error: a folder, a socket, a disk
 """
@@ -9,6 +11,7 @@ anything else       an error: a folder, a socket, a disk
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Sequence
@@ -25,6 +28,8 @@ _SQLITE = b"SQLite format 3\0"
 # Long enough for the reader of a FIFO to start, and too short to look like a hang.
 _READER_WAIT_S = 5.0
 _ASK_AGAIN_S = 0.05
+# As many as Linux follows.
+_MAX_LINKS = 40
 
 
 def write_output(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
@@ -46,13 +51,16 @@ def write_output(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
             status = None
         if status is None or stat.S_ISREG(status.st_mode):
             real = check_output(path, inputs)
-            if status is None or real.exists():
+            descriptor = _find_descriptor(path)
+            if descriptor is None:
                 write_atomically(real, text)
-                return
-        elif not stat.S_ISFIFO(status.st_mode) and not stat.S_ISCHR(status.st_mode):
+            else:
+                with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
+                    file.write(text)
+        elif stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            _write_into(path, text, _READER_WAIT_S if stat.S_ISFIFO(status.st_mode) else 0)
+        else:
             raise ResultError(f"{path} is not a file that can be written", reason="unwritable")
-        # A deleted file is still there for a process that has it open, as /dev/fd/3.
-        _write_into(path, text, _READER_WAIT_S if stat.S_ISFIFO(status.st_mode) else 0)
     except (OSError, UnicodeEncodeError) as error:
         raise unwritable(path, error) from error
 
@@ -79,6 +87,28 @@ def check_output(path: Path, inputs: Sequence[Path] = ()) -> Path:
     )
 
 
+def _find_descriptor(path: Path) -> int | None:
+    """Return the descriptor of this process that a path such as /dev/stdout leads to; None for any other path.
+
+    A link in /proc leads to an open file, and not to a name. The name can be that of a program, of another file by
+    now, or of none.
+
+    Raises:
+        ResultError: unwritable, a link in /proc leads to a file that is not open for writing here. OSError.
+    """
+    own = re.compile(rf"/proc/{os.getpid()}(?:/task/[0-9]+)?/fd/([0-9]+)")
+    for _ in range(_MAX_LINKS):
+        path = Path(os.path.realpath(path.parent), path.name)
+        if not path.is_symlink():
+            return None
+        if path.is_relative_to("/proc"):
+            if (found := own.fullmatch(str(path))) is None:
+                raise ResultError(f"{path} is not a file that can be written", reason="unwritable")
+            return int(found[1])
+        path = path.parent / path.readlink()
+    return None
+
+
 def _is_same(path: Path, other: Path) -> bool:
     # A file system that ignores case has many paths of one file.
     with contextlib.suppress(OSError):
@@ -101,7 +131,7 @@ def _is_of_a_scan(path: Path) -> bool:
 
 
 def _write_into(path: Path, text: str, wait_s: float) -> None:
-    """Write to a FIFO, to a device, or to an open file that has no name.
+    """Write to a FIFO or a device.
 
     Args:
         wait_s: seconds to wait for a reader.
@@ -118,12 +148,9 @@ def _write_into(path: Path, text: str, wait_s: float) -> None:
                 raise
             time.sleep(_ASK_AGAIN_S)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        status = os.fstat(handle)
-        if stat.S_ISREG(status.st_mode):
-            if status.st_nlink:
-                # Another process put it there after the check.
-                raise ResultError(f"{path} was replaced while it was opened", reason="unwritable")
-            file.truncate()
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            # Another process put it there after the check.
+            raise ResultError(f"{path} was replaced while it was opened", reason="unwritable")
         if hasattr(os, "set_blocking"):
             os.set_blocking(handle, True)
         file.write(text)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import socket
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -127,8 +129,39 @@ def test_output_to_a_deleted_file_that_is_open_is_written_into_it(tmp_path: Path
     with (tmp_path / "gone").open("w+") as file:
         (tmp_path / "gone").unlink()
         assert refusal(Path(f"/proc/self/fd/{file.fileno()}")) is None
+        file.seek(0)
         assert file.read() == "text"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux only")
+@pytest.mark.parametrize("place", ["/proc/self/fd", "/proc/thread-self/fd", "/dev/fd"])
+def test_output_to_an_open_file_continues_it(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text("before\n")
+    with path.open("a") as file:
+        inode = path.stat().st_ino
+        (tmp_path / "link").symlink_to(f"{place}/{file.fileno()}")
+        assert refusal(tmp_path / "link") is None
+    assert path.read_text() == "before\ntext"
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="Linux only")
+def test_output_never_replaces_a_program_behind_a_link_of_the_system(tmp_path: Path) -> None:
+    # A process of another program, since a fault would replace the program.
+    program = tmp_path / "sleep"
+    shutil.copy(shutil.which("sleep") or "", program)
+    before = program.read_bytes()
+    running = subprocess.Popen([program, "60"])
+    try:
+        (tmp_path / "link").symlink_to(f"/proc/{running.pid}/exe")
+        for path in (Path(f"/proc/{running.pid}/exe"), tmp_path / "link"):
+            assert refusal(path) == "unwritable"
+    finally:
+        running.kill()
+        running.wait()
+    assert program.read_bytes() == before
 
 
 def test_output_never_replaces_a_result_or_what_belongs_to_it(result: Path, tmp_path: Path) -> None:

@@ -324,27 +324,3 @@ def test_commands_keep_the_kind_of_the_file_that_they_write(
         assert read[0]
     else:
         assert (target.read_text() != "mine") == (kind == "link")
-
-
-@posix_only
-@pytest.mark.parametrize("kind", ["fifo", "zero", "itself", "folder", "socket"])
-def test_commands_reject_a_result_that_is_not_a_file_at_once(cli: Cli, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "snr_results_x.json"
-    bound = socket.socket(socket.AF_UNIX)
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "socket":
-        bound.bind(os.path.relpath(path))
-    else:
-        path.symlink_to(path if kind == "itself" else "/dev/zero")
-    for words in (
-        ("report", path),
-        ("select", path, "--top-percent", "50"),
-        ("check", path),
-        ("compare", path, path, "--metric", "random"),
-        ("verify", path, "--names", path),
-    ):
-        cli(*words, code=2 if words[0] == "verify" else 1)
-    bound.close()

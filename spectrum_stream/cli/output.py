@@ -83,7 +83,10 @@ class Output:
     def data(self, value: Any) -> None:
         """Print JSON on stdout, with --json."""
         if self.as_json:
-            self._stdout.out(json.dumps(value, indent=2, allow_nan=False), highlight=False)
+            # rich would need a gigabyte for a result of 100,000 modules.
+            sys.stdout.writelines(json.JSONEncoder(indent=2, allow_nan=False).iterencode(value))
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Print a note on stderr; not with -q."""

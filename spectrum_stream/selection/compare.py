@@ -200,7 +200,8 @@ def _sum_by(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """Add the integers of each group exactly; `group` is ascending."""
     ends = np.concatenate(([0], np.cumsum(values)))
     first, last = (np.searchsorted(group, np.arange(count), side=side) for side in ("left", "right"))
-    return ends[last] - ends[first]
+    sums: np.ndarray = ends[last] - ends[first]
+    return sums
 
 
 def _tied_with_others(codes: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ Spectrum's own list would match too much there. Here every dot is escaped and ev
 
 import re
 from collections.abc import Collection
+from itertools import islice
 
 from ..selection.select import Selection
 from .axolotl import plain
-from .patterns import check_count
+from .patterns import MAX_ENTRIES, check_count
 from .targets import targets_of
 from .trainer import Entry, Trainer
 
@@ -40,8 +41,8 @@ class SftRecipes(Trainer):
         return "\n".join(["unfrozen_parameters:", *(f"- ^{re.escape(plain(name))}$" for name in names)]) + "\n"
 
     def entries(self, text: str) -> list[Entry]:
-        check_count(sum(1 for _ in _ENTRY.finditer(text)))
-        # Entries can be longer than what the recipes take of them.
-        return [
-            Entry(pattern, pattern) for found in _ENTRY.finditer(text) for pattern in [found[1].split("- ", 1)[0]]
-        ]
+        found = [entry[1] for entry in islice(_ENTRY.finditer(text), MAX_ENTRIES + 1)]
+        check_count(len(found))
+        # The recipes take an entry up to the next `- `.
+        patterns = (entry.split("- ", 1)[0] if "- " in entry else entry for entry in found)
+        return [Entry(pattern, pattern) for pattern in patterns]

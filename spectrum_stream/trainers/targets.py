@@ -4,7 +4,6 @@ import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, takewhile
 
 from ..errors import ResultError
 from ..results.result import Module
@@ -59,8 +58,10 @@ class Targets:
 
     def starting_with(self, prefix: str) -> Iterator[str]:
         """Yield the names that start with a prefix; the first few are often enough."""
-        names = islice(self.names, bisect_left(self.names, prefix), None)
-        return takewhile(lambda name: name.startswith(prefix), names)
+        for at in range(bisect_left(self.names, prefix), len(self.names)):
+            if not self.names[at].startswith(prefix):
+                return
+            yield self.names[at]
 
 
 def targets_of(selection: Selection, names: Collection[str] | None) -> Targets:

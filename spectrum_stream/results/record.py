@@ -114,7 +114,7 @@ _SCORE_TYPES: Mapping[str, tuple[type, ...]] = {
 # The spectrum is last, so that SQLite reads the other columns without its pages.
 COLUMNS = (*_TYPES, *_SCORE_TYPES, _LAST)
 # Raise it with any change of the columns or of the identity.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 TABLES = (
     f"CREATE TABLE matrices ({', '.join(COLUMNS)}, PRIMARY KEY (module))",

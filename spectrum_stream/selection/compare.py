@@ -215,7 +215,8 @@ def _find_ranks(group: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.n
         return codes
     counts = np.bincount(codes)
     before = np.cumsum(sizes) - sizes
-    return (2 * np.cumsum(counts) - counts)[codes] - 2 * before[group] - sizes[group]
+    ranks: np.ndarray = (2 * np.cumsum(counts) - counts)[codes] - 2 * before[group] - sizes[group]
+    return ranks
 
 
 def _count_inversions(group: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, count: int) -> np.ndarray:

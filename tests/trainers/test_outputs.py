@@ -1,5 +1,6 @@
 """Names in the files of trainers: every reader gives them back as the same texts, or the export fails."""
 
+import importlib
 import io
 import re
 import time
@@ -39,14 +40,11 @@ def read_by_pyyaml(text: str) -> Any:
 
 
 def read_by_ruamel(text: str) -> Any:
-    import ruamel.yaml
-
-    return ruamel.yaml.YAML(typ="safe", pure=True).load(text)
+    return importlib.import_module("ruamel.yaml").YAML(typ="safe", pure=True).load(text)
 
 
 def read_by_omegaconf(text: str) -> Any:
-    import omegaconf
-
+    omegaconf = importlib.import_module("omegaconf")
     # A `${x}` in a config refers to another setting, in any quotes.
     return omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(io.StringIO(text)), resolve=False)
 

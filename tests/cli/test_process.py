@@ -249,17 +249,17 @@ def interrupted(signals: str, steps: str, *args: str) -> tuple[dict[str, Any], l
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
-    ("signals", "steps"),
+    ("command", "signals", "steps"),
     [
-        ("SIGTERM", "files"),
-        ("SIGINT,SIGTERM", "files"),
-        ("SIGTERM", "20"),
-        ("SIGINT", "20"),
-        ("SIGHUP", "5"),
-        (",".join(["SIGINT"] * 20), "10"),
+        ("scan", "SIGTERM", "files"),
+        ("scan", "SIGINT,SIGTERM", "files"),
+        ("scan", "SIGTERM", "20"),
+        ("scan", "SIGHUP", "5"),
+        ("scan", ",".join(["SIGINT"] * 20), "10"),
+        ("select", "SIGTERM", "files"),
+        ("select", "SIGINT", "10"),
     ],
 )
-@pytest.mark.parametrize("command", ["scan", "select"])
 def test_signal_at_any_step_leaves_whole_files_and_no_traceback(
     save: Save, tmp_path: Path, cli: Cli, command: str, signals: str, steps: str
 ) -> None:

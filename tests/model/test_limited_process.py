@@ -103,6 +103,8 @@ def test_process_has_no_network_and_no_secrets(monkeypatch: pytest.MonkeyPatch, 
 PARENT = f"""
 import os, signal, sys, threading
 from spectrum_stream.model.limited_process import LimitedProcess
+# A shell lets its background jobs ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 process = LimitedProcess({PROGRAM!r})
 print(process.ask("state", {SOON})["pid"], flush=True)
 threading.Thread(target=process.ask, args=({{"sleep": 600}}, 600), daemon=True).start()

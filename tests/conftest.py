@@ -13,6 +13,8 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from spectrum_stream.checkpoint import redact
+
 from .support.checkpoints import Save, write_checkpoint
 from .support.cli import Cli, run_here
 from .support.real_checkpoints import make_smollm2
@@ -47,6 +49,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI") and _skipped and not hasattr(session.config, "workerinput"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         sys.stderr.write(f"\nskipped in CI: {', '.join(sorted(_skipped))}\n")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the secrets of one test in the next, which may use the same words."""
+    monkeypatch.setattr(redact, "_secrets", set())
 
 
 @pytest.fixture

@@ -9,6 +9,9 @@ import re
 from urllib.parse import quote
 
 _HIDDEN = "..."
+# A shorter text also occurs in other words. Tokens of the Hub have 37 characters.
+_MIN_NCHARS = 4
+_MIN_UNIQUE_NCHARS = 12
 # The secrets of this process, as they can stand in a text.
 _secrets: set[str] = set()
 _PATTERNS = (
@@ -35,13 +38,16 @@ def remember_secret(text: str) -> None:
 
     A text of less than four characters would also occur in other words, and is ignored.
     """
-    if len(text) >= 4:
+    if len(text) >= _MIN_NCHARS:
         _secrets.update((text, quote(text, safe=""), quote(text), base64.b64encode(text.encode()).decode()))
 
 
 def has_secret(data: bytes) -> bool:
-    """Whether a secret of this process occurs in an answer."""
-    return any(secret.encode() in data for secret in tuple(_secrets))
+    """Whether a secret of this process occurs in an answer.
+
+    A short password may be a word of an honest answer, so it does not count.
+    """
+    return any(secret.encode() in data for secret in tuple(_secrets) if len(secret) >= _MIN_UNIQUE_NCHARS)
 
 
 def redact(text: str) -> str:

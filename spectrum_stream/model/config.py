@@ -60,7 +60,7 @@ class QuantizationConfig:
     @property
     def group_size(self) -> int | None:
         """The number of columns that share a scale, for all weights."""
-        return _integer(self.data.get("group_size", self.data.get("q_group_size")))
+        return _size(self.data.get("group_size", self.data.get("q_group_size")))
 
     @property
     def symmetric(self) -> bool | None:
@@ -74,7 +74,7 @@ class QuantizationConfig:
     def packed_integers(self) -> tuple[tuple[int, int | None], ...]:
         """(bits, group size) of the integers of all weights, or of each group of layers; None for whole rows."""
         found = [(self.bits, self.group_size)]
-        found += [(_bits(w.get("num_bits")), _integer(w.get("group_size"))) for w in self.groups]
+        found += [(_bits(w.get("num_bits")), _size(w.get("group_size"))) for w in self.groups]
         return tuple(dict.fromkeys((bits, size) for bits, size in found if bits is not None))
 
     @cached_property
@@ -82,10 +82,10 @@ class QuantizationConfig:
         """(rows, columns) that share a scale of float8 or int8; default: 128 x 128."""
         found: list[tuple[int, int]] = []
         for block in (self.data.get("weight_block_size"), *(w.get("block_structure") for w in self.groups)):
-            match [_integer(side) for side in block] if isinstance(block, list) else []:
+            match [_size(side) for side in block] if isinstance(block, list) else []:
                 case [int(rows), int(columns)]:
                     found.append((rows, columns))
-        sizes = [_integer(w.get("group_size")) for w in self.groups]
+        sizes = [_size(w.get("group_size")) for w in self.groups]
         found += [(1, size) for size in sizes if size is not None]
         return tuple(dict.fromkeys(found)) or (_DEFAULT_BLOCK,)
 
@@ -288,6 +288,11 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 def _integer(value: Any) -> int | None:
     """Return the value if it is an integer above 0 and not a bool, and not larger than any honest one."""
     return value if type(value) is int and 0 < value <= LARGEST_NUMBER else None
+
+
+def _size(value: Any) -> int | None:
+    """Return the size of a group or block of weights, if it is one. The largest are the whole row or column."""
+    return min(value, LARGEST_NUMBER) if type(value) is int and value > 0 else None
 
 
 def _bits(value: Any) -> int | None:

@@ -20,7 +20,7 @@ from ..support.checkpoints import Save, llama_tensors, reference_score
 from ..support.cli import Cli
 from ..support.families import tiny
 
-pytestmark = pytest.mark.usefixtures("working_folder")
+pytestmark = pytest.mark.usefixtures("working_folder", "transformers_here")
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 

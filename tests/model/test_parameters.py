@@ -14,7 +14,7 @@ import torch
 
 from spectrum_stream import freeze, plan, scan
 from spectrum_stream.errors import ResultError, UsageError
-from spectrum_stream.model import families, transformers_names
+from spectrum_stream.model import families
 from spectrum_stream.model.config import ModelConfig
 from spectrum_stream.model.family_names import _entries
 from spectrum_stream.model.names import is_extra_layer
@@ -77,25 +77,6 @@ def check_names(loaded: Any, folder: Path) -> None:
     weights = {name for name, w in parameters.items() if name.endswith(".weight") and w.ndim <= 2}
     assert weights <= scores.keys(), weights - scores.keys()
     assert result.selection is not None and 0 < freeze(loaded, result.selection).trainable_share < 1
-
-
-class Here:
-    """The process of `InstalledModel`, in this one: its import of transformers takes longer than most tests."""
-
-    def __init__(self, module: str) -> None:
-        assert module == transformers_names.__name__
-        self._server = transformers_names._Server()
-
-    def ask(self, request: Any, seconds: float) -> Any:
-        return json.loads(json.dumps(self._server.answer(json.loads(json.dumps(request)))))
-
-    def close(self) -> None:
-        del self._server
-
-
-@pytest.fixture
-def transformers_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers_names, "LimitedProcess", Here)
 
 
 @pytest.mark.usefixtures("transformers_here")

@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import re
 import time
 from typing import Any
 
@@ -28,11 +27,13 @@ TYPED = (
     "!x", "? x", ": x", "x:", "x #y", "#x", "&a", "*a", "%TAG", "@x", "`x", "[x", "]", "{x", "}", ",x", "|", ">", "'",
     '"', "\\", "", " ", " x", "x ", "\t", "x\x85y", "x\u2028y", "x\u2029y", "\ufeffx", "x\ufeff", "\x7f", "\x80",
     "\x9f",
-    "\0", "\x1b", "\r", "\n", "x\n", "\r\n", "\ufffe", "\uffff", "\U0001f999", "\ud800", "\udfff", "é", "${x}", "$x",
+    "\0", "\x1b", "\r", "\n", "x\n", "\r\n", "\ufffe", "\uffff", "\U0001f999", "é", "${x}", "$x",
     "${oc.env:HOME}", "\\n", "''", "a'b", "{trained}", "{0}", "%s",
 )  # fmt: skip
 samples = st.sampled_from([*TYPED, *CORPUS.values()])
-texts = st.one_of(samples, st.text(max_size=20), st.text(st.characters(), max_size=9))
+# Neither a header nor a result has names with half of a surrogate pair.
+whole = st.characters(exclude_categories=("Cs",))
+texts = st.one_of(samples, st.text(max_size=20, alphabet=whole))
 
 
 def read_by_pyyaml(text: str) -> Any:
@@ -53,14 +54,11 @@ def read_by_omegaconf(text: str) -> Any:
     ("module", "read"), [("yaml", read_by_pyyaml), ("ruamel.yaml", read_by_ruamel), ("omegaconf", read_by_omegaconf)]
 )
 def test_yaml_text_is_read_back_by_every_reader(module: str, read: Any) -> None:
-    # A skip inside of the property would report the example, and xdist cannot send half of a surrogate pair.
     pytest.importorskip(module)
 
     @given(st.lists(texts, max_size=5))
     @example(list(TYPED))
-    def check(names: list[str]) -> None:
-        # The readers of YAML 1.2 have no halves of surrogate pairs, and no selection has them.
-        wanted = [n for n in names if read is read_by_pyyaml or not re.search("[\ud800-\udfff]", n)]
+    def check(wanted: list[str]) -> None:
         text = f"{listing('key', wanted)}scalar: {scalar(wanted[0] if wanted else 'x')}\n"
         assert text.isascii() and read(text) == {"key": wanted, "scalar": wanted[0] if wanted else "x"}
         assert read(f"outer:\n{listing('key', wanted, '  ')}") == {"outer": {"key": wanted}}

@@ -1,0 +1,27 @@
+"""Fixtures for the tests of names."""
+
+import json
+from typing import Any
+
+import pytest
+
+from spectrum_stream.model import transformers_names
+
+
+class Here:
+    """The process of `InstalledModel`, in this one: its import of transformers takes longer than most tests."""
+
+    def __init__(self, module: str) -> None:
+        assert module == transformers_names.__name__
+        self._server = transformers_names._Server()
+
+    def ask(self, request: Any, seconds: float) -> Any:
+        return json.loads(json.dumps(self._server.answer(json.loads(json.dumps(request)))))
+
+    def close(self) -> None:
+        del self._server
+
+
+@pytest.fixture
+def transformers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_names, "LimitedProcess", Here)

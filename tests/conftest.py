@@ -1,6 +1,7 @@
 """Fixtures for all tests. The code that tests import is in `support`."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -12,8 +13,6 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-
-from spectrum_stream.checkpoint import redact
 
 from .support.checkpoints import Save, write_checkpoint
 from .support.cli import Cli, run_here
@@ -54,7 +53,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the secrets of one test in the next, which may use the same words."""
-    monkeypatch.setattr(redact, "_secrets", set())
+    # The package has a function of the same name.
+    monkeypatch.setattr(importlib.import_module("spectrum_stream.checkpoint.redact"), "_secrets", set())
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from ..files import FileKind, read_file
 MAX_ANSWER = 256_000_000
 # A process that its parent cannot end any more ends by itself after this much more processor time.
 _LAST_SECONDS = 120
+_LAST_WAIT_S = 2.0
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -109,7 +110,10 @@ class LimitedProcess:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            code = self._process.poll()
+            code = None
+            # Its output can end a moment before the process does.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(_LAST_WAIT_S)
             ended = "ended without an answer" if code is None or code >= 0 else f"was ended by signal {-code}"
             raise ProcessFailed(f"its process {ended}") from error
 

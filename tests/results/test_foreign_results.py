@@ -147,9 +147,9 @@ def test_command_line_is_the_same_words_in_a_shell(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["g{i}", "l.{i}.g{i}", "l.{i}.g"])
-def test_commands_on_100_000_modules_take_seconds_of_the_processor(cli: Cli, pattern: str) -> None:
-    modules = [pattern.format(i=i) for i in range(100_000)]
+@pytest.mark.parametrize(("pattern", "count"), [("g{i}", 20_000), ("l.{i}.g{i}", 100_000), ("l.{i}.g", 20_000)])
+def test_commands_on_many_modules_take_seconds_of_the_processor(cli: Cli, pattern: str, count: int) -> None:
+    modules = [pattern.format(i=i) for i in range(count)]
     write({name: (i * 7919 % 100_003, name.split(".")[-1]) for i, name in enumerate(modules)})
     commands: tuple[tuple[list[str | Path], int], ...] = (
         (["select", RESULT, "--top-percent", "50", "-o", "s.yaml"], 0),
@@ -165,7 +165,7 @@ def test_commands_on_100_000_modules_take_seconds_of_the_processor(cli: Cli, pat
     for words, code in commands:
         started = time.process_time()
         done = cli(*words, code=code)
-        assert time.process_time() - started < 20, words
+        assert time.process_time() - started < count / 5_000, words
         assert "--json" in words or len(done.stdout.splitlines()) < 9_000
 
 

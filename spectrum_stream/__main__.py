@@ -1,7 +1,7 @@
 """The process: `python -m spectrum_stream`, and both console scripts.
 
-It handles closed standard streams, and sets the handlers of signals before the command line is imported, because that
-import takes a third of a second and a signal may arrive meanwhile.
+It handles closed standard streams. It sets the signal handlers before it imports the command line, because that
+import takes a third of a second, and a signal may arrive meanwhile.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _kept: list[object] = []
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 128 + the number of a signal that ended it, else with its own code."""
+    """Run the command line and exit with its code, or with 128 + a signal's number."""
     signals.catch_signals()
     # The first function that is registered is the last one to run.
     atexit.register(signals.ignore_signals)
@@ -54,7 +54,7 @@ def _run() -> int:
     try:
         return run()
     except Exception as error:
-        # It restates this error, unless memory is short for that too.
+        # This import restates the error, unless memory is too short for it too.
         if not is_out_of_memory(error):
             raise
     os.write(2, _NO_MEMORY)
@@ -67,7 +67,7 @@ def _flush(code: int) -> int:
         try:
             stream.flush()
         except OSError:
-            # The interpreter would try it again, and print a traceback.
+            # The interpreter would flush again, and print a traceback.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = code or 1
     return code

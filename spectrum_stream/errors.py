@@ -15,15 +15,15 @@ Each error has a `reason`, a stable code for scripts and tests, and may have a `
 The message is one sentence that names the thing and the problem. If one matrix of many fails, that is not an
 error but a status in the matrix's record.
 
-Errors of lack of memory come from Python, numpy, torch, safetensors and the system, each with a class of its own.
-`is_out_of_memory` knows them all.
+Python, numpy, torch, safetensors and the system report a lack of memory, each with its own class of error.
+`is_out_of_memory` recognizes all of them.
 """
 
 import contextlib
 import errno
 from collections.abc import Iterator
 
-# The words of libraries for lack of memory or of threads, in lower case. torch has a class for some devices only, and
+# The words of libraries for a lack of memory or threads, in lower case. torch has a class for some devices only.
 # safetensors, CUDA's libraries and the dynamic linker have only words.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -57,7 +57,7 @@ class UsageError(SpectrumStreamError):
 
 
 class FileError(SpectrumStreamError):
-    """A file cannot be read: not_a_file, such as a FIFO; file_too_large; or unreadable."""
+    """A file cannot be read: not_a_file (e.g. a FIFO), file_too_large, unreadable."""
 
 
 class SourceError(SpectrumStreamError):
@@ -92,9 +92,9 @@ class FreezeError(SpectrumStreamError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the process cannot have more memory, or another thread.
+    """Whether an error means that the process gets no more memory or threads.
 
-    Errors of this package are never meant; one of them may have such an error as its cause.
+    Errors of this package do not count, although such an error may be their cause.
     """
     if isinstance(error, MemoryError):
         return True
@@ -102,7 +102,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    # To name the classes of other libraries, this would have to import them.
+    # The names of classes are compared, because the classes themselves would have to be imported.
     if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, Exception) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
@@ -110,7 +110,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_reported() -> Iterator[None]:
-    """Restate errors that mean a lack of memory as one of this package: no_memory."""
+    """Restate errors for a lack of memory as an error of this package: no_memory."""
     try:
         yield
     except Exception as error:

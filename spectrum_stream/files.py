@@ -1,8 +1,8 @@
-"""The one door for files that this program did not write: regular files only, with limits.
+"""Open, read and parse files that this program did not write, within limits.
 
-Files of a checkpoint, of a user and of other programs are untrusted. A FIFO or a device under their name would block,
-or never end. A short text of JSON can need a hundred times its size in memory. So every file is opened, read and
-parsed here, and its limits are checked before anything is built from it.
+Files of a checkpoint, of a user and of other programs are untrusted. A FIFO or a device with the name of such a file
+could block, or never end. Short JSON can need a hundred times its size in memory. So this module opens, reads and
+parses every such file, and checks its limits before it builds anything from it.
 """
 
 import io
@@ -21,7 +21,7 @@ from .text import si_bytes
 # 300,000 layers with five settings each in config.json, or a result of 500,000 modules.
 MAX_JSON_VALUES = 2_000_000
 MAX_JSON_DEPTH = 100
-# Python reads no longer integers by default, and takes quadratic time for them.
+# Python rejects longer integers by default, because it takes quadratic time to read them.
 _MAX_DIGITS = 4300
 
 # Windows has no FIFOs in its file system, and one more kind of file.
@@ -31,11 +31,11 @@ _OTHER_BYTES = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class JsonTooLarge(ValueError):
-    """JSON is above a limit: it has too many values, too many levels, or an integer of too many digits."""
+    """JSON has too many values, too many levels, or an integer with too many digits."""
 
 
 class FileKind(Enum):
-    """A kind of untrusted files: its name in messages, and the size of the largest one that is read."""
+    """A kind of untrusted file: its name in messages, and the limit of its size."""
 
     CONFIG = ("config", 50_000_000)
     INDEX = ("index", 100_000_000)
@@ -43,7 +43,7 @@ class FileKind(Enum):
     SELECTION = ("selection", 100_000_000)
     NAMES = ("list of names", 50_000_000)
     PROVENANCE = ("provenance", 10_000_000)
-    # The files of a few bytes in which programs keep a commit or a process.
+    # Small files in which programs keep a commit or a process number.
     NOTE = ("note", 10_000)
 
     def __init__(self, label: str, max_nbytes: int) -> None:
@@ -51,7 +51,7 @@ class FileKind(Enum):
         self.max_nbytes = max_nbytes
 
     def check_size(self, nbytes: int, where: object) -> None:
-        """Check the size of a file, or the number of bytes that came so far.
+        """Check the size of a file, or the number of bytes that were received so far.
 
         Raises:
             FileError: file_too_large.
@@ -64,7 +64,9 @@ class FileKind(Enum):
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading, at once and only if it is a regular file. A link is followed.
+    """Open a file for reading without waiting, if it is a regular file.
+
+    A link is followed.
 
     Raises:
         FileError: not_a_file; unreadable. FileNotFoundError.
@@ -75,7 +77,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise
     except IsADirectoryError as error:
-        # Python refuses to open the descriptor of a folder.
+        # Python cannot open the descriptor of a folder.
         raise _not_a_file(path) from error
     except OSError as error:
         # A socket cannot be opened at all.
@@ -96,7 +98,7 @@ def read_file(path: Path, kind: FileKind) -> bytes:
         try:
             nbytes = os.fstat(file.fileno()).st_size
             kind.check_size(nbytes, path)
-            # None if a file of the system has nothing to give now.
+            # This is None if a file of the system has no data now.
             data = file.read(nbytes + 1) or b""
             if len(data) > nbytes:
                 # A file can grow while it is read, and the files of /proc have the size 0.
@@ -129,13 +131,13 @@ def parse_json(data: bytes | str, *, object_pairs_hook: Callable[[list[tuple[str
 
 
 def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
-    """Check the number of values and their nesting before JSON is parsed, in linear time.
+    """Check the number and nesting of values in JSON, in linear time.
 
-    It does not check that the data is JSON. The parser of text that is not stops by itself.
+    Call it before the JSON is parsed. It does not check that the data is JSON. If it is not, the parser stops anyway.
 
     Args:
-        max_values: how many commas and opening brackets may be outside of strings. There are at least as many of them
-            as values that are not the first in their list or object.
+        max_values: the limit of commas and opening brackets outside of strings. Each value that is not the first of
+            its list or object has one of them.
 
     Raises:
         JsonTooLarge.
@@ -152,13 +154,13 @@ def check_json(data: bytes, max_values: int = MAX_JSON_VALUES) -> None:
     if opened + rest.count(b",") > max_values:
         raise JsonTooLarge(f"it has more than {max_values:,} values")
     if opened != rest.count(b"]") + rest.count(b"}"):
-        # It is not JSON, so the parser ends within these limits.
+        # This is not JSON, so the parser stops within these limits.
         return
     rest = rest.translate(None, b',"')
     for _ in range(MAX_JSON_DEPTH):
         if not rest:
             return
-        # The innermost brackets.
+        # This finds the innermost brackets.
         rest = rest.replace(b"[]", b"").replace(b"{}", b"")
     if rest:
         raise JsonTooLarge(f"it is nested deeper than {MAX_JSON_DEPTH} levels")

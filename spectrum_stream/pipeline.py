@@ -159,7 +159,7 @@ def scan(
         UsageError: conflicting_options, a plan and options; bad_percent; no_such_device.
         ResultError: the record or a file cannot be written; locked, another scan holds the record.
         ComputeError: all_failed.
-        SpectrumStreamError: no_memory, it is short for more than single matrices; finished scores are recorded.
+        SpectrumStreamError: no_memory, for more than single matrices; finished scores are recorded.
         As `plan`.
     """
     if top_percent is not None:
@@ -316,9 +316,9 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _digest(source: Source) -> str:
-    """Return a digest of the small files that decide numbers and names: the index and the configs.
+    """Return a digest of the index and the configs, which decide numbers and names.
 
-    The order of their entries and white space do not count.
+    The order of entries and white space do not count.
     """
     content = (source.config, source.quantization_files, source.weight_map, source.adapter_config)
     text = json.dumps([part if part is None else dict(part) for part in content], sort_keys=True)

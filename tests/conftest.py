@@ -52,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the secrets of one test in the next, which may use the same words."""
+    """Forget the secrets of a test, because the next one may use the same words."""
     # The package has a function of the same name.
     monkeypatch.setattr(importlib.import_module("spectrum_stream.checkpoint.redact"), "_secrets", set())
 

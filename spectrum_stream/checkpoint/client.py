@@ -1,11 +1,12 @@
-"""The HTTP client under every request, ours and huggingface_hub's: limits of bytes and time, and checks of headers.
+"""The HTTP client of every request, with limits of bytes and time.
+
+huggingface_hub's requests go through it too.
 
     huggingface_hub or `ranges.py` → httpx.Client → _Guard → httpx's transport → _Stream → the socket
 
-The guard checks the address of each request, also after a redirect. It passes on the known headers of an answer only,
-each in the form that it must have. The stream counts the bytes of an answer and the time that is spent in waiting for
-them. Both do so within a `Scope` of the same thread; without one they do nothing, so that a host program that uses
-huggingface_hub in other threads does not notice them.
+The guard checks the address of each request, also after a redirect. It passes on only known headers in their correct
+form. The stream counts the bytes of an answer and the time spent waiting for them. Both work only within a `Scope` of
+the same thread. So they do not change the requests of a host program that uses huggingface_hub in other threads.
 """
 
 import atexit
@@ -30,18 +31,19 @@ from ..text import si_bytes
 from .hub_errors import BadResponse, NotAgain, TooSlow
 from .redact import redact
 
-# An answer must bring this many bytes a second, counted over a window of the seconds that are spent in waiting.
+# An answer must bring this many bytes a second, counted over a window of the seconds spent waiting.
 FLOOR_NBYTES_S = 1000
 _WINDOW_S = 10.0
-# The status line and all headers, with those of answers such as 100 Continue, and what came of the body with them.
+# The limit of the status line and all headers. Those of answers such as 100 Continue count, and so does the part of
+# the body that comes with them.
 _HEAD_NBYTES = 300_000
-# The words of an error or of a redirect.
+# The body of an error or of a redirect.
 _WORDS_NBYTES = 64_000
-# An answer of huggingface_hub that is not the file: the token for Xet.
+# An answer to huggingface_hub that is not the file: the token for Xet.
 _ANSWER_NBYTES = 1_000_000
-# Bytes of an answer that are not the file: the frames of chunks.
+# Bytes of an answer that are not the file: the chunked encoding.
 _SLACK_NBYTES = 1_000_000
-# Requests of one download by huggingface_hub: its retries and their redirects.
+# The requests of one download by huggingface_hub: its retries and their redirects.
 _HUB_REQUESTS = 100
 _HUB_HEAD_S = 60.0
 # The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
@@ -49,18 +51,18 @@ MAX_WAIT_S = 330.0
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 _IDENTITY = ("", "identity")
 _ADDRESS_NCHARS = 8000
-# A name, with international ones in their encoded form, or the number of an interface.
+# A host name (international ones in their encoded form), or an IP address, which can name an interface.
 _HOST = re.compile(rb"[0-9a-zA-Z_-]([0-9a-zA-Z._-]{0,252})|[0-9a-fA-F:.]{2,45}(%[0-9a-zA-Z._-]{1,40})?")
 
 _DIGITS = r"[0-9]{1,18}"
 _ETAG = r'(W/)?"?[0-9a-fA-F]{1,128}(-[0-9a-fA-F]{1,32}){0,4}"?'
-# The headers that are passed on. All others, such as cookies, are dropped, and so is one in another form.
+# The headers that are passed on. Others, such as cookies, are dropped. So is a header in another form.
 _HEADERS = {
     name: re.compile(form)
     for name, form in {
         "content-length": _DIGITS,
         "content-range": f"bytes {_DIGITS}-{_DIGITS}/{_DIGITS}",
-        # huggingface_hub makes names of files from these two.
+        # huggingface_hub uses these two as file names.
         "etag": _ETAG,
         "x-linked-etag": _ETAG,
         "x-linked-size": _DIGITS,
@@ -93,13 +95,13 @@ class Scope:
     """The limits of the requests for one file or answer.
 
     Attributes:
-        where: its name in messages.
+        where: the name of the file or answer in messages.
         endpoint: the address of the server; only requests to it carry the token.
         nbytes: the limit of the body.
-        head_s: the seconds that may still be spent in waiting for headers.
+        head_s: the seconds that are left to wait for headers.
         commit: the commit that huggingface_hub downloads from; None for our own requests.
         with_xet: whether huggingface_hub may use Xet.
-        requests: the number of requests, with those that redirects lead to.
+        requests: the number of requests so far, redirects included.
     """
 
     where: str
@@ -148,7 +150,7 @@ def within(scope: Scope) -> Iterator[None]:
 
 def client() -> httpx.Client:
     """Return the client for our own requests, made as that of huggingface_hub."""
-    # A connection must not be used by two processes.
+    # Two processes must not share a connection.
     return _client_of(os.getpid())
 
 
@@ -160,9 +162,10 @@ def _client_of(_: int) -> httpx.Client:
 
 
 def _make_client() -> httpx.Client:
-    """Make a client as huggingface_hub does, with the settings of the host program, and with our guard.
+    """Make a client with huggingface_hub's settings and our guard.
 
-    httpx has no public way to put something between a client and the transports that it makes for proxies.
+    The settings are those of the host program. httpx has no public way to put something between a client and the
+    transports that it makes for proxies.
     """
     _filter_logs()
     made: httpx.Client = _swap.factory()
@@ -185,7 +188,7 @@ class _Swap:
         self._factory: Any = None
 
     def factory(self) -> Any:
-        """Make a client with the factory that the host program has set, or with huggingface_hub's."""
+        """Make a client with the factory of the host program or huggingface_hub."""
         return (self._factory or hub_http._GLOBAL_CLIENT_FACTORY)()
 
     def enter(self) -> None:
@@ -198,7 +201,7 @@ class _Swap:
     def leave(self) -> None:
         with self._lock, hub_http._CLIENT_LOCK:
             self._depth -= 1
-            # The host program may have set another factory meanwhile.
+            # The host program may have set another factory in the meantime.
             if self._depth == 0 and hub_http._GLOBAL_CLIENT_FACTORY is _make_client:
                 self._ours = hub_http._GLOBAL_CLIENT
                 hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._theirs, self._factory
@@ -222,7 +225,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def under_huggingface_hub() -> Iterator[None]:
-    """Put our client below huggingface_hub, and give it its own back at the end."""
+    """Let huggingface_hub use our client, and restore its own at the end."""
     _swap.enter()
     try:
         yield
@@ -233,11 +236,11 @@ def under_huggingface_hub() -> Iterator[None]:
 def check_address(url: httpx.URL) -> str | None:
     """Return what is wrong with an address, or None."""
     if url.scheme not in ("http", "https"):
-        return "is not of http or https"
+        return "does not begin with http:// or https://"
     if not _HOST.fullmatch(url.raw_host):
         return "has no valid host"
     if url.port is not None and not 0 < url.port < 65536:
-        return "has an impossible port"
+        return "has an invalid port"
     if url.userinfo:
         return "has a user or a password"
     return "is too long" if len(str(url)) > _ADDRESS_NCHARS else None
@@ -262,14 +265,14 @@ class _Guard(httpx.BaseTransport):
         try:
             response = self._transport.handle_request(request)
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            # huggingface_hub would try again, and tell nobody why.
+            # huggingface_hub would try again without a message.
             if scope.commit is not None and request.method == "HEAD":
                 raise NotAgain(error) from error
             raise
         except (httpx.HTTPError, SpectrumStreamError, BadResponse, TooSlow):
             raise
         except Exception as error:
-            # Names of hosts that cannot be encoded, headers that cannot be decoded and the like.
+            # Examples are host names that cannot be encoded and headers that cannot be decoded.
             raise BadResponse(f"the request cannot be sent ({type(error).__name__})") from error
         finally:
             _local.exchange = None
@@ -284,10 +287,10 @@ class _Guard(httpx.BaseTransport):
 
 
 def _prepare(request: httpx.Request, scope: Scope) -> None:
-    """Check a request, and remove from it what another server may not know."""
+    """Check a request, and remove secrets that are not for its server."""
     scope.requests += 1
     if scope.requests > _HUB_REQUESTS:
-        raise BadResponse(f"the server broke off {_HUB_REQUESTS} answers")
+        raise BadResponse(f"one download takes more than {_HUB_REQUESTS} requests")
     if (fault := check_address(request.url)) is not None:
         raise SourceError(f"{scope.where}: its address {fault}", reason="bad_redirect")
     if not _is_same(request.url, scope.endpoint):
@@ -302,7 +305,7 @@ def _prepare(request: httpx.Request, scope: Scope) -> None:
 
 
 def _admit(request: httpx.Request, response: httpx.Response, scope: Scope, exchange: "_Exchange") -> httpx.Response:
-    """Return an answer with the headers that are understood, or raise what is wrong with it."""
+    """Return an answer with its known headers, or raise an error about it."""
     status = response.status_code
     headers = {
         name: value
@@ -312,7 +315,7 @@ def _admit(request: httpx.Request, response: httpx.Response, scope: Scope, excha
     headers |= _xet_headers(response, scope)
     if scope.commit is not None and headers.get("x-repo-commit", scope.commit) != scope.commit:
         raise CheckpointError(
-            f"{scope.where} was answered from another commit, {headers['x-repo-commit']}", reason="changed"
+            f"{scope.where} comes from another commit, {headers['x-repo-commit']}", reason="changed"
         )
     if status < 200:
         raise BadResponse(f"the server answered {status}")
@@ -342,7 +345,7 @@ def parse_wait(response: httpx.Response) -> float | None:
     limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     if limits is not None and limits.remaining == 0:
         return float(limits.reset_in_seconds)
-    # The header may hold a date instead, and was then dropped.
+    # The header may hold a date instead. It was dropped then.
     seconds = response.headers.get("retry-after", "").strip()
     return float(seconds) if re.fullmatch(r"[0-9]{1,9}", seconds) else None
 
@@ -353,11 +356,11 @@ def _check_redirect(base: httpx.URL, location: str, scope: Scope) -> str:
             fault: str | None = "is too long or not printable"
         else:
             own, url = httpx.URL(location), base.join(location)
-            # httpx would take the host of the request, and not its port.
+            # httpx would add the host of the request, but not its port.
             fault = "has no host" if own.scheme and not own.host else check_address(url)
             if fault is None and (base.scheme, url.scheme) == ("https", "http"):
                 fault = "is not encrypted"
-    # Names of hosts raise errors of several libraries.
+    # Host names can raise errors of several libraries.
     except Exception:
         fault = "is not valid"
     if fault is not None:
@@ -370,7 +373,10 @@ def _check_redirect(base: httpx.URL, location: str, scope: Scope) -> str:
 
 
 def _xet_headers(response: httpx.Response, scope: Scope) -> dict[str, str]:
-    """Return the addresses for Xet: that of the tokens must be of the endpoint, because the token is sent to it."""
+    """Return the addresses for Xet that may be used.
+
+    The token is sent to the first one, so that must be an address of the endpoint.
+    """
     headers: dict[str, str] = {}
     if scope.commit is None or not scope.with_xet:
         return headers
@@ -378,7 +384,7 @@ def _xet_headers(response: httpx.Response, scope: Scope) -> dict[str, str]:
     route = link[1] if link is not None else response.headers.get("x-xet-refresh-route", "")
     home = constants.HUGGINGFACE_CO_URL_HOME
     if route.startswith(home):
-        # huggingface_hub asks the endpoint in this case too.
+        # huggingface_hub also replaces this address by the endpoint.
         route = f"{str(scope.endpoint).rstrip('/')}/{route.removeprefix(home)}"
     with suppress(httpx.InvalidURL, ValueError):
         url = httpx.URL(route)
@@ -394,7 +400,7 @@ def _xet_headers(response: httpx.Response, scope: Scope) -> dict[str, str]:
 
 
 def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
-    """Read the beginning of the body of an error, as text that huggingface_hub can read."""
+    """Read the start of an error's body, in a form for huggingface_hub."""
     if response.headers.get("content-encoding", "").strip().lower() not in _IDENTITY:
         response.close()
         return b""
@@ -408,16 +414,16 @@ def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
     response.close()
     text = body[:_WORDS_NBYTES].decode("utf-8", "replace").strip()
     if text[:1] in ("{", "["):
-        # It reads the key `error`. A short text cannot be nested deeply enough to be an error of Python.
+        # The text of the key `error` is the message. The expression cannot fail at deep nesting, as a parser can.
         found = re.search(r'"(?:error|message)"\s*:\s*"((?:[^"\\]|\\.){0,500})"', text)
         text = "" if found is None else found[1]
     words = "".join(c if c.isprintable() else " " for c in redact(text[:2000]))
-    # As JSON, because huggingface_hub appends other text in full.
+    # The words are written as JSON, because huggingface_hub appends other text in full.
     return json.dumps({"error": words}).encode() if words else b""
 
 
 def _is_same(url: httpx.URL, endpoint: httpx.URL) -> bool:
-    """Whether an address is of a server: scheme, host and port."""
+    """Whether an address has the scheme, host and port of a server."""
     return _origin(url) == _origin(endpoint)
 
 
@@ -426,12 +432,12 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _window_s() -> float:
-    # A user who allows longer pauses has set the variable of huggingface_hub.
+    # A user allows longer pauses with the variable of huggingface_hub.
     return max(_WINDOW_S, float(constants.HF_HUB_DOWNLOAD_TIMEOUT) + 2)
 
 
 class _Exchange:
-    """The bytes and the waiting of one request and its answer."""
+    """The bytes and the waiting time of one request and its answer."""
 
     __slots__ = ("_in_head", "_left", "_limit", "_received", "_scope", "_waited", "_window_s")
 
@@ -478,7 +484,10 @@ class _Exchange:
 
 
 class _Stream:
-    """A connection that counts what it reads. An answer belongs to the request that was written last."""
+    """A connection that counts the bytes that it reads.
+
+    An answer belongs to the request that was written last.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -512,7 +521,7 @@ class _Stream:
 
 
 class _Backend:
-    """Makes connections that count what they read."""
+    """Makes connections that count the bytes that they read."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -536,6 +545,6 @@ def _redact_record(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def _filter_logs() -> None:
-    """Redact the addresses that other libraries log for us."""
+    """Redact the addresses that other libraries log during our requests."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_redact_record)

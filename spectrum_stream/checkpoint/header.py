@@ -26,9 +26,9 @@ from ..files import JsonTooLarge, check_json
 
 PREFIX_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000
-# A tensor of two dimensions has eight.
+# A tensor of two dimensions has eight values.
 MAX_HEADER_VALUES = 5_000_000
-# The headers of all shards of a checkpoint.
+# The limit of the headers of all shards together.
 MAX_HEADERS_NBYTES = 100_000_000
 # The largest published models have about 300,000 tensors, with names of up to 150 characters and 20 components, and
 # with up to 5 dimensions.
@@ -36,7 +36,7 @@ MAX_TENSORS = 500_000
 MAX_NAME_LENGTH = 1000
 MAX_COMPONENTS = 64
 MAX_DIMENSIONS = 64
-# The longest dtype of the format has 11 characters. An unknown one is a part of messages.
+# The longest dtype of the format has 11 characters. Messages contain an unknown one.
 _MAX_DTYPE_LENGTH = 64
 _MAX_USIZE = 2**64 - 1
 _FIELDS = ("dtype", "shape", "data_offsets")
@@ -97,7 +97,7 @@ class Header:
     Attributes:
         tensors: in the order of their bytes.
         metadata: `__metadata__`, free text by key; empty without one.
-        nbytes: N, its length.
+        nbytes: N, the length of the header.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -177,7 +177,7 @@ def _load(header: bytes) -> dict[str, Any]:
         raise
     except JsonTooLarge as error:
         _reject(HeaderFault.ABOVE_LIMIT, f"the header is above a limit: {error}")
-    # A hostile header can hide its nesting from the check.
+    # A header that is not JSON can hide its nesting from the check.
     except (ValueError, RecursionError):
         _reject(HeaderFault.NOT_JSON, "the header is not JSON")
     if not isinstance(entries, dict):

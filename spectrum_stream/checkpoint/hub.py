@@ -66,18 +66,18 @@ from .tensors import read_header
 
 _LIBRARY = "spectrum-stream"
 _PROBES_AT_ONCE = 8
-# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it, and only the
-# first may use Xet.
+# huggingface_hub itself tries the body of a file five times. These tries are for the requests before it. Only the
+# first one may use Xet.
 _DOWNLOAD_TRIES = 3
 # Xet reports its progress several times a second. After this time without a byte, the file is downloaded without it.
 _XET_SILENCE_S = 30.0
 _XET_ABORT_S = 5.0
-# The largest answers of the API, for repos with the most files, have some megabytes.
+# The largest answers of the API have a few megabytes, for the repos with the most files.
 _MAX_API_NBYTES = 50_000_000
-# The largest published checkpoints have some hundred shards.
+# The largest published checkpoints have a few hundred shards.
 _MAX_SHARDS = 10_000
 _REVISION_NCHARS = 250
-# Git allows none of these in the name of a branch or tag, and no control characters.
+# Git allows neither these nor control characters in the name of a branch or tag.
 _NOT_IN_REVISIONS = re.compile(r"[\s~^:?*\[\\]|\.\.|@\{|//|/\.|^[./]|[./]$|\.lock(/|$)")
 # Without a network, the command fails soon. A running scan can wait for the network to come back.
 _CONNECT_TRIES = 2
@@ -226,10 +226,12 @@ class HubShard:
 
 
 class _Watch:
-    """A download by huggingface_hub in a thread of its own, which is left alone if Xet falls silent.
+    """A download by huggingface_hub in a separate thread.
+
+    If Xet sends nothing more, the thread is abandoned.
 
     Attributes:
-        counter: the class of progress bars that huggingface_hub gives the bytes to.
+        counter: the class of progress bars that huggingface_hub reports bytes to.
     """
 
     def __init__(self, on_bytes: Callable[[int], object]) -> None:
@@ -256,7 +258,7 @@ class _Watch:
         """Run a download to its end.
 
         Raises:
-            BadResponse: it fails in a way that is not of the network; what `on_bytes` and `download` raise.
+            BadResponse: it fails for a reason other than the network; the errors of `on_bytes` and `download`.
         """
         done: list[Path | BaseException] = []
 
@@ -284,7 +286,7 @@ class _Watch:
         if isinstance(outcome, NotAgain):
             raise outcome.error
         if isinstance(outcome, LocalEntryNotFoundError):
-            # Every failure of the first request is wrapped in this error; the cause is the real one.
+            # huggingface_hub wraps every failure of the first request in this error. The cause is the real failure.
             raise outcome.__cause__ or outcome from None
         if isinstance(outcome, (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError)):
             # huggingface_hub and hf_xet raise any of these for an answer that they do not expect.
@@ -305,7 +307,7 @@ class _Watch:
 
 
 def _abort_xet() -> None:
-    """End a download by Xet that is under way."""
+    """End a running download by Xet."""
     from huggingface_hub.utils._xet import abort_xet_session
 
     abort_xet_session()  # type: ignore[no-untyped-call]
@@ -370,7 +372,7 @@ def parse_address(model: str) -> Address | None:
 
 
 def _check_revision(repo: str, revision: str | None) -> None:
-    """Check that a revision can be one. The cache uses it as a path.
+    """Check that a text can be a revision, because the cache uses it as a path.
 
     Raises:
         UsageError: bad_revision.
@@ -534,7 +536,7 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
         answer, wrong = None, "does not send the list of files (siblings)"
     elif isinstance(answer, dict) and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
         answer, wrong = None, f"answers with another commit, {commit},"
-    # The answer may be the login page of a hotel's network, or another API.
+    # The answer may be the login page of a network, or come from another API.
     if answer is None or not isinstance(files, list) or not isinstance(commit, str):
         raise SourceError(
             f"{endpoint} {wrong} for {address.repo}",
@@ -577,10 +579,10 @@ def _write_name(address: Address, path: str) -> str:
 
 
 def _open_shards(repo: Repo, names: Sequence[str], *, check: bool = True) -> tuple[Shard, ...]:
-    """Probe each shard, and check that it begins like one.
+    """Probe each shard, and check that it begins like safetensors.
 
     Raises:
-        BadIndex: too_many_shards; BadHeader: the first bytes of a shard are not of safetensors.
+        BadIndex: too_many_shards; BadHeader: a shard does not begin like safetensors.
     """
     if len(names) > _MAX_SHARDS:
         raise BadIndex(
@@ -612,7 +614,7 @@ def _open_shard(repo: Repo, name: str, halt: threading.Event, check: bool) -> Sh
         try:
             header_nbytes(head[:PREFIX_NBYTES], nbytes)
         except BadHeader:
-            # Thousands of shards need not be probed before this one is rejected, in words of its format.
+            # This shard is rejected at once, with the name of its format, before thousands of others are probed.
             read_header(shard)
     return shard
 
@@ -640,7 +642,7 @@ def _open_cached(model: str, address: Address) -> Source:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise explain_offline(address.repo) from error
     path = root / address.path
-    # The name of the snapshot is the content of a file in the cache.
+    # The name of the snapshot comes from a file in the cache.
     if root.parent.name != "snapshots" or not re.fullmatch("[0-9a-f]{40,64}", root.name):
         raise explain_offline(address.repo)
     if not path.exists():
@@ -666,7 +668,7 @@ def _write_ref(repo: Repo, file: Path) -> None:
         return
     ref = snapshot.parents[1] / "refs" / repo.revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    # A new file, so that nothing is written through a link.
+    # This writes a new file, so that nothing is written through a link.
     with tempfile.NamedTemporaryFile("w", dir=ref.parent, suffix=".tmp", delete=False) as new:
         new.write(repo.commit)
     Path(new.name).replace(ref)
@@ -676,13 +678,13 @@ def _read_endpoint() -> str:
     """Return the address of the server, without a password.
 
     Raises:
-        UsageError: bad_endpoint. The message does not repeat it, because it may hold a password.
+        UsageError: bad_endpoint. The message does not repeat the address, because it may hold a password.
     """
     return _split_endpoint()[0]
 
 
 def _read_password() -> str | None:
-    """Return the header for the user and password in the address of the server; None without them."""
+    """Return the header for the user and password in HF_ENDPOINT, or None."""
     return _split_endpoint()[1]
 
 
@@ -700,11 +702,11 @@ def _split_endpoint() -> tuple[str, str | None]:
     try:
         url = httpx.URL(text)
         fault = check_address(url)
-    # Names of hosts raise errors of several libraries.
+    # Host names can raise errors of several libraries.
     except Exception:
         fault = "is not valid"
     if fault is None and (not text.isprintable() or " " in text or set(text) & set("?#\\")):
-        fault = "has characters that it may not have"
+        fault = "has characters that are not allowed"
     if fault is not None:
         raise UsageError(
             f"the address in HF_ENDPOINT {fault}",
@@ -718,7 +720,7 @@ def _make_headers() -> dict[str, str]:
     """Return the headers of a request to the server, with the token.
 
     Raises:
-        UsageError: bad_token. An error of the HTTP library would print the token.
+        UsageError: bad_token. An error of the HTTP library would contain the token.
     """
     if (token := get_token()) is not None:
         remember_secret(token)
@@ -726,7 +728,7 @@ def _make_headers() -> dict[str, str]:
             raise UsageError(
                 "the token has characters that a token cannot have",
                 reason="bad_token",
-                hint="set HF_TOKEN anew, or run `hf auth login`",
+                hint="set HF_TOKEN again, or run `hf auth login`",
             )
     headers = build_hf_headers(library_name=_LIBRARY, library_version=VERSION)
     password = _read_password()

@@ -29,11 +29,11 @@ class BadResponse(Exception):
 
 
 class TooSlow(Exception):
-    """The server sends, but so little that the answer would take forever."""
+    """The server sends too few bytes a second."""
 
 
 class NotAgain(Exception):
-    """An error of the network that huggingface_hub must not try to repair by another request."""
+    """An error of the network that huggingface_hub must not retry."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -103,7 +103,7 @@ def _has_status(*statuses: int) -> Callable[[_Failure], bool]:
 
 
 def _read_words(response: httpx.Response) -> str:
-    """Return the words of an answer, which the client has put into this form."""
+    """Return the words of an error, in the form that `client.py` writes."""
     try:
         return str(response.json()["error"])
     except (ValueError, LookupError, TypeError):
@@ -168,7 +168,7 @@ _ROWS = (
         _has_status(401),
         "bad_token",
         "{f.endpoint} does not accept the token",
-        "it may have expired: set HF_TOKEN anew, or run `hf auth login`",
+        "it may have expired: set HF_TOKEN again, or run `hf auth login`",
     ),
     _Row(
         _has_status(403),

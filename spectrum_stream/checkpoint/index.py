@@ -28,9 +28,9 @@ QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_con
 MODULES_FILE = "modules.json"
 _MODULES_WITH_WEIGHTS = ("Dense", "CNN", "LSTM", "LayerNorm", "WeightedLayerPooling", "SparseStaticEmbedding")
 SMALL_FILES = (CONFIG_FILE, ADAPTER_CONFIG_FILE, MODULES_FILE, *QUANTIZATION_FILES)
-# A path in a file system can have 4096 bytes, and a name of the Hub fewer.
+# A path in a file system can have 4096 bytes, and a name on the Hub has fewer.
 _MAX_PATH_LENGTH = 1000
-# A lone file is looked up in so many of the indexes beside it.
+# A lone file is looked up in at most this many indexes beside it.
 _MAX_INDEXES = 20
 _SHOWN_LENGTH = 200
 
@@ -319,7 +319,7 @@ def is_one_of_several(name: str, files: Iterable[str], read_json: Callable[[str]
 
 
 def kind_of(name: str) -> FileKind:
-    """Return the kind of one of the small files of a checkpoint, by its name."""
+    """Return the kind of a small file of a checkpoint, by its name."""
     return FileKind.INDEX if is_index(name) else FileKind.CONFIG
 
 
@@ -327,10 +327,10 @@ def parse_small(data: bytes, where: str) -> Any:
     """Parse an index or a config; return None if it is not JSON.
 
     Args:
-        where: its name in messages.
+        where: the name of the file in messages.
 
     Raises:
-        FileError: file_too_large, it is above the limits of JSON.
+        FileError: file_too_large, above the limits of JSON.
     """
     try:
         return parse_json(data)
@@ -434,7 +434,10 @@ def _complete(copy: _Copy) -> list[str]:
 
 
 def _numbers(split: Mapping[int, str]) -> tuple[range, re.Match[str]]:
-    """Return the numbers of a set of shards, which counts from 1, or from 0, and the parts of one of its names."""
+    """Return the numbers of a set of shards, and the parts of one of its names.
+
+    A set counts from 1 or from 0.
+    """
     match = _SHARD.fullmatch(next(iter(split.values())))
     assert match is not None
     total = int(match["total"])
@@ -443,7 +446,7 @@ def _numbers(split: Mapping[int, str]) -> tuple[range, re.Match[str]]:
 
 def _is_complete(split: Mapping[int, str]) -> bool:
     numbers, _ = _numbers(split)
-    # The names can claim a million shards, so the ones that are there are counted first.
+    # The names can claim a million shards, so the shards that exist are counted first.
     return len(split) >= len(numbers) and all(number in split for number in numbers)
 
 
@@ -515,7 +518,7 @@ def _check_names(weight_map: Mapping[str, str], where: str) -> None:
         if not is_safe_shard_name(name):
             plain = name.removeprefix("./")
             raise BadIndex(
-                f"{where} names a shard by another path than one below the checkpoint, or by an unsafe one: "
+                f"{where} names a shard by an unsafe path, or by one that is not below the checkpoint: "
                 f"'{_short(name)}'",
                 reason="unsafe_shard_name",
                 hint=f"write {plain} in the index" if is_safe_shard_name(plain) else None,

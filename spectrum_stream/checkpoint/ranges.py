@@ -36,11 +36,11 @@ _log = logging.getLogger("spectrum_stream")
 # The limit of attempts in a row that bring no byte.
 TRIES = 5
 _FIRST_WAIT_S = 0.5
-# An attempt that brings fewer bytes counts as one that brings none.
+# An attempt that brings fewer bytes counts as one without progress.
 _PROGRESS_NBYTES = 64_000
-# Of those that break the protocol: it is rarely chance.
+# The limit of answers that break the protocol, which is rarely a coincidence.
 _BAD_TRIES = 3
-# A connection can starve beside others, so a range that comes too slowly is requested once more.
+# One of several connections can get too few bytes, so a range that comes too slowly is requested once more.
 _SLOW_TRIES = 2
 # The status codes of a signed address that has expired, or was signed for another range.
 _EXPIRED_STATUS = (400, 401, 403, 404, 410)
@@ -143,7 +143,7 @@ class RemoteFile:
             OSError; SourceError: bad_response; CheckpointError: changed; HfHubHTTPError and httpx's errors, for
             `explaining`.
         """
-        # Not through a link, and not into a file that is there.
+        # Nothing is written through a link or into an existing file.
         with path.open("xb") as file:
 
             def write(_: int, chunk: bytes) -> None:
@@ -210,7 +210,10 @@ class RemoteFile:
 
     @contextmanager
     def _get_whole(self, nbytes: int) -> Iterator[httpx.Response]:
-        """Request the file without a range, and check the answer. At most `nbytes` bytes of the body are read."""
+        """Request the file without a range, and check the answer.
+
+        At most `nbytes` bytes of the body are read.
+        """
         with (
             within(Scope.of_request(self.where, self._endpoint, nbytes)),
             client().stream(
@@ -269,7 +272,7 @@ class RemoteFile:
 
 
 def read_answer(url: str, endpoint: str, headers: dict[str, str], where: str, nbytes: int) -> bytes:
-    """Ask the API of a server, and return the body of its answer.
+    """Send a request to the API of a server, and return the body of its answer.
 
     Raises:
         CheckpointError: file_too_large; HfHubHTTPError and httpx's errors, for `explaining`.
@@ -303,7 +306,7 @@ def with_retries(
 
     Args:
         where: the file or repo, for messages.
-        progress: the position that was reached. An attempt that advances it by 64 kB is not counted.
+        progress: returns the position that was reached. An attempt that advances it by 64 kB is not counted.
         halt: set it to stop the waiting.
         tries: the limit of attempts in a row without progress.
         connect_tries: the limit of those that reach no server.
@@ -382,7 +385,7 @@ def _check_commit(response: httpx.Response, commit: str, where: str) -> None:
     first = response.history[0] if response.history else response
     answered = first.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
     if answered is not None and answered != commit:
-        raise CheckpointError(f"{where} was answered from another commit, {answered}", reason="changed")
+        raise CheckpointError(f"{where} comes from another commit, {answered}", reason="changed")
 
 
 def _read_body(response: httpx.Response) -> httpx.Response:

@@ -1,6 +1,6 @@
-"""Secrets in texts: the token, the password of an endpoint, and the signatures in addresses.
+"""Remove secrets from texts: tokens, passwords and signatures in addresses.
 
-An address that is signed gives access to the file until it expires. Every text that could hold one is redacted here
+A signed address gives access to the file until it expires. Every text that could hold one is redacted here
 before it becomes a message, a log or a traceback.
 """
 
@@ -12,7 +12,7 @@ _HIDDEN = "..."
 # A shorter text also occurs in other words. Tokens of the Hub have 37 characters.
 _MIN_NCHARS = 4
 _MIN_UNIQUE_NCHARS = 12
-# The secrets of this process, as they can stand in a text.
+# The secrets of this process, in all forms that a text can contain.
 _secrets: set[str] = set()
 _PATTERNS = (
     # user:password@host
@@ -36,7 +36,7 @@ _PATTERNS = (
 def remember_secret(text: str) -> None:
     """Hide a text, and its forms in addresses and headers, from now on.
 
-    A text of less than four characters would also occur in other words, and is ignored.
+    A text of less than four characters is ignored, because it would also occur in other words.
     """
     if len(text) >= _MIN_NCHARS:
         _secrets.update((text, quote(text, safe=""), quote(text), base64.b64encode(text.encode()).decode()))
@@ -45,7 +45,7 @@ def remember_secret(text: str) -> None:
 def has_secret(data: bytes) -> bool:
     """Whether a secret of this process occurs in an answer.
 
-    A short password may be a word of an honest answer, so it does not count.
+    A short password does not count, because a correct answer may contain it as a word.
     """
     return any(secret.encode() in data for secret in tuple(_secrets) if len(secret) >= _MIN_UNIQUE_NCHARS)
 
@@ -60,7 +60,7 @@ def redact(text: str) -> str:
 
 
 def redact_errors(error: BaseException) -> BaseException:
-    """Remove secrets from an error and from those that it was raised from, because a traceback prints them all."""
+    """Remove secrets from an error and its causes, which a traceback prints too."""
     waiting, seen = [error], set()
     while waiting:
         one = waiting.pop()

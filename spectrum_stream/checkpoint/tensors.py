@@ -21,7 +21,7 @@ from .header import (
 from .partial import check_slices, find_slices
 from .source import PROBE_NBYTES
 
-# The headers of this many shards that the index does not list are read for a warning.
+# For a warning, the headers of at most this many shards that the index does not list are read.
 _MAX_DESCRIBED = 5
 
 
@@ -54,7 +54,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         SourceError: slices, the shards hold slices of the matrices.
         BadHeader: a shard is malformed or truncated; the message names it.
         CheckpointError: adapter, there are no weights but those of an adapter; empty_weights, all tensors are empty
-            and another copy is there; too_many_tensors, headers_too_large, in all shards together.
+            and another copy is there; too_many_tensors or headers_too_large, in all shards together.
     """
     if (slices := find_slices([shard.name for shard in source.shards], source.where, source.config)) is not None:
         raise slices
@@ -83,7 +83,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         warnings += _compare_with_index(source.weight_map, tensors)
         warnings += [_describe_unlisted(shard, tensors) for shard in source.unlisted[:_MAX_DESCRIBED]]
         if more := len(source.unlisted[_MAX_DESCRIBED:]):
-            warnings.append(f"the index does not list {more} other shards, which are its shards by their numbers")
+            warnings.append(f"the index does not list {more} other shards, which belong to it by their numbers")
     _check_not_empty(source, [tensor for _, tensor in tensors.values()])
     left_out = _check_adapter(source, tensors, metadata)
     if left_out:
@@ -108,7 +108,7 @@ def _check_limits(source: Source, tensors: int, headers_nbytes: int) -> None:
         )
     if headers_nbytes > MAX_HEADERS_NBYTES:
         raise CheckpointError(
-            f"the headers of {source.where} are larger than {si_bytes(MAX_HEADERS_NBYTES)}, the limit for all",
+            f"the headers of {source.where} have more than {si_bytes(MAX_HEADERS_NBYTES)} together, the limit",
             reason="headers_too_large",
         )
 

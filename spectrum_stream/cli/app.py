@@ -144,7 +144,7 @@ def _fail(error: SpectrumStreamError) -> int:
 
 
 def _is_import(error: Exception) -> bool:
-    """Whether an error came from the import of a module, also from the code that it runs."""
+    """Whether an error came from the import of a module or the code that it runs."""
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
         trace = trace.tb_next

@@ -1,4 +1,7 @@
-"""Limits of memory, as `ulimit -v` sets them: libraries in C end the process if they get none during their import."""
+"""Import libraries under a memory limit, such as `ulimit -v`.
+
+Libraries in C end the process if they get no memory during their import.
+"""
 
 import os
 import warnings
@@ -16,25 +19,25 @@ else:
 def limit_threads() -> None:
     """Let OpenBLAS, which numpy loads, start no threads if memory is limited.
 
-    It reserves memory for each, and if it cannot start one, it prints lines of its own and interrupts the process.
-    The singular values come from torch, so this costs no time.
+    OpenBLAS reserves memory for each thread. If it cannot start one, it prints messages and interrupts the process.
+    torch computes the singular values, so fewer threads of numpy cost no time.
     """
     if _is_limited():
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def try_import(module: str) -> None:
-    """Import a module of this package in a copy of the process first, if memory is limited.
+    """Try the import of a module in a copy of the process, if memory is limited.
 
-    An abort in C then ends the copy.
+    If a library aborts in C, only the copy ends.
 
     Raises:
-        MemoryError: the copy ended. Errors of Python are left to the import in this process.
+        MemoryError: the copy ended. Python's own errors appear when this process imports the module.
     """
     if not _is_limited() or not hasattr(os, "fork"):
         return
     with warnings.catch_warnings():
-        # Other threads may wait for a server, and the copy does not have them.
+        # Other threads may be waiting for a server. The copy does not have them.
         warnings.simplefilter("ignore")
         try:
             child = os.fork()

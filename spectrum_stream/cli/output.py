@@ -127,7 +127,10 @@ def open_output(as_json: bool, quiet: bool) -> Output:
 
 
 def command_line(*words: str | Path) -> str:
-    """Return a command of this program, quoted for bash and zsh; a path is never taken for an option."""
+    """Return a command of this program, quoted for bash and zsh.
+
+    A path is written so that it is never read as an option.
+    """
     return " ".join(["spectrum-stream", *map(_word, words)])
 
 
@@ -137,7 +140,7 @@ def _word(word: str | Path) -> str:
         text = f"./{text}"
     if text.isprintable():
         return shlex.quote(text)
-    # A terminal shows other characters as escapes, which a shell reads only in this kind of quotes.
+    # A terminal shows other characters as escapes. A shell reads those only in this kind of quotes.
     escaped = (
         c if c.isprintable() and c not in "\\'" else "".join(f"\\{byte:03o}" for byte in os.fsencode(c)) for c in text
     )

@@ -3,9 +3,9 @@
     a scan is under way   its record, its temporary shards and the terminal are closed first
     any other time        the process ends at once; only temporary files are removed
 
-The handler runs in the main thread between any two steps of Python. An exception that it raises inside a library, a
-destructor or the code that closes a file would be printed as a traceback, leave a lock taken, or be lost. So it
-raises KeyboardInterrupt only where the scan computes or waits, and otherwise looks again a little later.
+The handler runs in the main thread between any two steps of Python. If it raised an exception inside a library, a
+destructor or the code that closes a file, the exception could print a traceback, leave a lock taken, or be lost. So
+it raises KeyboardInterrupt only where the scan computes or waits. Elsewhere it tries again a little later.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from types import FrameType
 # SIGHUP: the terminal is closed. SIGXCPU: the limit of processor time is near.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
 _LOOK_AGAIN_S = 0.02
-# If the scan cannot be closed for so long, as with a disk or a terminal that hangs, it is not closed.
+# If closing the scan takes longer, for example because a disk or a terminal hangs, the process ends without it.
 _PATIENCE_S = 5.0
 
 
 class _Process:
-    """The state of the process: the signals that it got, and whether a scan has to be closed first."""
+    """The signals that the process got, and whether a scan must be closed first."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -37,7 +37,7 @@ _process = _Process()
 
 
 def catch_signals() -> None:
-    """Let signals end the process, with 128 + the number of the signal as its exit code."""
+    """Let signals end the process with exit code 128 + the number of the signal."""
     for name in _NAMES:
         number = getattr(signal, name, None)
         # nohup lets the process ignore SIGHUP.
@@ -46,7 +46,7 @@ def catch_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignore signals from now on: the work is done, and the interpreter only frees its memory."""
+    """Ignore signals, because the work is done and only memory is freed."""
     for name in _NAMES:
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, signal.SIG_IGN)
@@ -62,7 +62,7 @@ def held() -> Iterator[None]:
     """Hold signals back in the block, except where a scan computes or waits.
 
     Raises:
-        KeyboardInterrupt: there was a signal.
+        KeyboardInterrupt: a signal arrived.
     """
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, _on_signal)
@@ -75,7 +75,7 @@ def held() -> Iterator[None]:
 
 
 def check_signals() -> None:
-    """Raise KeyboardInterrupt if there was a signal that was held back."""
+    """Raise KeyboardInterrupt if a signal was held back."""
     if _process.received and not _process.is_closing:
         _process.is_closing = True
         raise KeyboardInterrupt
@@ -103,7 +103,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _is_interruptible(frame: FrameType | None) -> bool:
-    """Whether the main thread computes, or waits for a matrix or for a worker."""
+    """Whether the main thread computes, or waits for a matrix or a worker."""
     if frame is None:
         return False
     module = frame.f_globals.get("__name__", "")
@@ -112,7 +112,10 @@ def _is_interruptible(frame: FrameType | None) -> bool:
 
 
 def _end() -> None:
-    """End the process at once. The interpreter would wait for threads, and one may be waiting for a server."""
+    """End the process at once.
+
+    The interpreter would wait for threads, and one may be waiting for a server.
+    """
     # The module may be in the middle of its import.
     remove = getattr(sys.modules.get("spectrum_stream.results.atomic"), "remove_own_files", None)
     if remove is not None:

@@ -286,12 +286,15 @@ def _first(numbers: Iterator[int | None]) -> int | None:
 
 
 def _integer(value: Any) -> int | None:
-    """Return the value if it is an integer above 0 and not a bool, and not larger than any honest one."""
+    """Return the value if it is an integer from 1 to `LARGEST_NUMBER`, not a bool."""
     return value if type(value) is int and 0 < value <= LARGEST_NUMBER else None
 
 
 def _size(value: Any) -> int | None:
-    """Return the size of a group or block of weights, if it is one. The largest are the whole row or column."""
+    """Return the size of a group or block of weights, or None.
+
+    A size above any row or column means the whole row or column.
+    """
     return min(value, LARGEST_NUMBER) if type(value) is int and value > 0 else None
 
 

@@ -1,10 +1,10 @@
-"""Compare the sizes in config.json with the headers, before transformers builds a model from it.
+"""Compare the sizes in config.json with the headers.
 
-A model takes memory and time for each layer, expert and label, and config.json is untrusted: a few bytes of it can
-stand for a million layers. A checkpoint has at least one tensor for each layer, and one tensor or row for each expert
-and label. Other sizes, such as `vocab_size`, cost nothing in a model without weights, so their limit is the same for
-all checkpoints. Honest numbers of positions are larger than any tensor, so only the process that builds the model
-limits their tables.
+This happens before transformers builds a model. A model takes memory and time for each layer, expert and label, and
+config.json is untrusted: a few bytes of it can declare a million layers. A checkpoint has at least one tensor for
+each layer, and one tensor or row for each expert and label. Other sizes, such as `vocab_size`, cost nothing in a
+model without weights, so their limit is the same for all checkpoints. Real numbers of positions can be larger than
+any tensor, so only the process that builds the model limits their tables.
 """
 
 import re
@@ -22,8 +22,8 @@ class _Kind:
 
     Attributes:
         key: matches their keys.
-        few: a number that is built within a second. It needs no tensors, because MODEL can be one shard of many.
-        has_rows: whether a row of a tensor is enough for one.
+        few: a number that is always allowed, because it is built within a second. MODEL can be one shard of many.
+        has_rows: whether a row of a tensor is enough for each.
     """
 
     key: re.Pattern[str]
@@ -43,9 +43,9 @@ _KINDS = (
     _kind(r"repeats?|stages?|hidden_groups|(layers|blocks)_per_\w+|convs|flows|codebooks|quantizers|networks", 256),
     # `num_local_experts`, `n_routed_experts`, `zero_expert_num`
     _kind(r"experts|experts?_num|num_experts?", 1024, has_rows=True),
-    # The labels that a model without a head keeps from its training are more than its rows.
+    # A model without a head can keep more labels from its training than it has rows.
     _kind(r"labels|classes", 100_000, has_rows=True),
-    # Sizes cost nothing, but no tensor of any model is so large.
+    # Sizes cost nothing in a model without weights, but no real tensor is so large.
     _Kind(
         re.compile(r"(\w+_)?(vocab_size|hidden_size|intermediate_size|d_model|d_ff|n_embd|ffn_dim)"),
         10**8,
@@ -62,7 +62,7 @@ def find_excess(config: Mapping[str, Any], tensors: int, rows: int) -> str | Non
         rows: the largest dimension of a tensor.
 
     Returns:
-        a sentence about it; None if there is none.
+        a sentence about the setting; None if there is none.
     """
     for key, value, depth in _walk(config):
         if depth > MAX_DEPTH:
@@ -89,7 +89,7 @@ def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
 
 
 def _largest(value: Any) -> float:
-    """Return a number, or the largest one of a list or its length; 0 for anything else."""
+    """Return a number, or a list's largest number or length; 0 for other values."""
     if isinstance(value, list):
         return max(len(value), *(one for one in value if isinstance(one, (int, float))), 0)
     return value if isinstance(value, (int, float)) else 0

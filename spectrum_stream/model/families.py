@@ -20,7 +20,7 @@ _OLD_NAMES: Rules = (
     (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
 )
-# Few names have them, which this shows without the expressions.
+# Few names have these texts. This test is faster than the expressions.
 _OLD_ENDINGS = (".gamma", ".beta", ".weight_g", ".weight_v")
 
 # The matrices of an expert become parts of the two parameters of the layer.

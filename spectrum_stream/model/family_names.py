@@ -47,8 +47,8 @@ class ModelClass:
         tied: parameters that share another one, each with the one that named_parameters lists.
         heads: those of them that are the head of a language model.
         ignored: expressions for stored names that transformers leaves out silently.
-        prefixes: (the prefix to remove, the prefix to add) by a name without numbers, None if the class lacks it. A
-            cache: checkpoints have few such names.
+        prefixes: a cache of (the prefix to remove, the prefix to add) by a name without numbers, None if the class
+            lacks it. A checkpoint has few such names.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Family:
     """The classes of a family, the one that most trainers load first.
 
     `known` has the parameters of all classes, without the prefix of the base model, and `starts` these prefixes.
-    `answers` is a cache of names without numbers, and whether any class has them.
+    `answers` is a cache: whether any class has a name without numbers.
     """
 
     classes: Mapping[str, ModelClass]

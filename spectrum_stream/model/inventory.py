@@ -36,7 +36,7 @@ from .unscored import Unscored, find_unscored, mark_weights
 
 # The largest published models have about 70,000 matrices.
 MAX_MATRICES = 400_000
-# A layer of experts that lacks a projection of the others is an entry of a plan, and all layers can lack all others'.
+# A plan has an entry for each projection that a layer of experts lacks. Each layer can lack those of all others.
 MAX_MISSING = 100_000
 # The reasons of quantized weights that cannot be read.
 _STORAGE = (NoScore.UNSUPPORTED_DTYPE, NoScore.NOT_UNDERSTOOD, NoScore.MISSING_SCALES, NoScore.BAD_SCALES)
@@ -113,7 +113,7 @@ def take_inventory(
     skipped = mark_weights(skipped, total_nbytes)
     named = name_parameters(matrices, skipped, config, names)
     matrices = list(named.matrices)
-    # Scales have no parameter, and a copy of each would take time.
+    # Scales have no parameter, so they are not copied.
     skipped = [
         s if (parameter := named.find_parameter(s)) is None else replace(s, parameter=parameter) for s in skipped
     ]
@@ -390,7 +390,7 @@ def _prefix_groups(matrices: Sequence[Matrix], layers: int | None) -> list[Matri
     The prefix keeps them apart from the language model. Spectrum ranks a layer of a vision tower with the language
     model if both have the same name for it.
     """
-    # So far, a module without a number is its own group.
+    # Up to here, a module without a number is its own group.
     towers = {tower_of(w.module) for w in matrices if w.group != w.module}
     prefixed = []
     for w in matrices:

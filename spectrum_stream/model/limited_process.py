@@ -1,7 +1,7 @@
-"""A process of its own for a computation that an untrusted file may make too large.
+"""A separate process for work that an untrusted file may make too large.
 
-The process is a fresh Python that answers requests, each one line of JSON. It ends when an answer takes too long or
-needs too much memory, and when the process that started it ends in any way.
+The process is a new Python that answers requests, each one line of JSON. It ends when an answer takes too long or
+needs too much memory, and when its parent process ends in any way.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from ..files import FileKind, read_file
 
 # The longest answer, in bytes.
 MAX_ANSWER = 256_000_000
-# A process that its parent cannot end any more ends by itself after this much more processor time.
+# If the parent can no longer end the process, the process ends itself after this much more processor time.
 _LAST_SECONDS = 120
 _LAST_WAIT_S = 2.0
 _ENVIRONMENT = {
@@ -41,7 +41,7 @@ _START = (
 
 
 class ProcessFailed(Exception):
-    """The process gave no answer. The message has the reason, as the end of a sentence."""
+    """The process gave no answer. The message is the end of a sentence."""
 
 
 class LimitedProcess:
@@ -56,7 +56,7 @@ class LimitedProcess:
 
     def __init__(self, module: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS} | _ENVIRONMENT
-        # The process finds the same packages. A relative path, such as that of the working folder, is left out.
+        # The process finds the same packages. Relative paths, such as the working folder, are left out.
         paths = [path for path in sys.path if Path(path).is_absolute()]
         paths += [str(Path(__file__).parents[2])]
         try:
@@ -70,7 +70,7 @@ class LimitedProcess:
             )
         except (OSError, ValueError) as error:
             raise ProcessFailed(f"its process cannot be started: {error}") from error
-        # It ends with this object too, for example after Ctrl-C.
+        # The process also ends with this object, for example after Ctrl-C.
         self.close = weakref.finalize(self, _end, self._process)
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class LimitedProcess:
         """Send a request and wait for the answer.
 
         Raises:
-            ProcessFailed: there was no answer in this time, it is too long, or the process ended.
+            ProcessFailed: no answer in this time, the answer is too long, or the process ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         is_late = threading.Event()
@@ -120,16 +120,16 @@ class LimitedProcess:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
-    # The rest of a request cannot be written to a process that is gone.
+    # The rest of a request cannot be written to a process that has ended.
     with contextlib.suppress(OSError):
         process.communicate()
 
 
 def answer_requests(answer: Callable[[Any], Any], nbytes: int) -> None:
-    """Answer the requests of the process that started this one, until that ends.
+    """Answer the requests of the parent process until it ends.
 
     Args:
-        nbytes: the memory that it can take after the first answer. The first request imports what is needed.
+        nbytes: the memory that it can take after the first answer. The first request imports the libraries.
     """
     # Libraries print to the standard output, and only answers belong there.
     answers = os.fdopen(os.dup(1), "wb")
@@ -149,7 +149,7 @@ def answer_requests(answer: Callable[[Any], Any], nbytes: int) -> None:
 def _read_requests(stream: BinaryIO, requests: "queue.SimpleQueue[bytes]") -> None:
     for line in stream:
         requests.put(line)
-    # The other process has ended, and there is nobody who could end this one.
+    # The parent process has ended, so nothing else can end this process.
     os._exit(0)
 
 
@@ -159,7 +159,7 @@ def _deny_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _limit_memory(nbytes: int) -> None:
-    """Let this process allocate only so much more memory, where the system has such a limit."""
+    """Limit the memory that this process can still allocate, if the system can."""
     try:
         import resource
 

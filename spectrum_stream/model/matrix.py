@@ -41,13 +41,13 @@ class Skipped:
 
     @property
     def groups(self) -> set[str]:
-        """The groups of its parameter: its own, and that of all experts."""
+        """The groups of its parameter: its own group, and that of all experts."""
         module = module_of(self.parameter or "")
         return {group_of(module), group_of(fused_name_of(module) or module)}
 
 
 class GroupIndex:
-    """Tells which skipped tensors belong to some groups, in time that is almost linear.
+    """An index of groups that finds their skipped tensors in almost linear time.
 
     Args:
         groups: the groups of matrices.
@@ -57,11 +57,11 @@ class GroupIndex:
     def __init__(self, groups: Collection[str], patterns: Sequence[str]) -> None:
         self._groups = {without_expert(group) for group in groups} | set(groups)
         self._patterns = patterns
-        # Sorted by their ends, so that those with the same end are neighbors.
+        # The groups are sorted by their ends, so that groups with the same end are neighbors.
         self._reversed = sorted(group[::-1] for group in self._groups)
 
     def has(self, s: Skipped) -> bool:
-        """Whether a skipped tensor belongs to one of the groups, or to one that matches a pattern.
+        """Whether a skipped tensor belongs to a group or matches a pattern.
 
         Missing experts belong to the groups of the other experts: those with their numbers, and those of all.
         """

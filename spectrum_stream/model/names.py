@@ -45,7 +45,7 @@ def module_of(tensor: str) -> str:
 
     Other names stay as they are.
     """
-    # This is called many times for each tensor, so it does not call `is_weight`.
+    # This runs many times for each tensor, so it does not call `is_weight`.
     return tensor[:-7] if tensor.endswith(WEIGHT_SUFFIX) and len(tensor) > 7 else tensor
 
 
@@ -77,7 +77,7 @@ def is_fused_experts(module: str) -> bool:
     Examples are `mlp.experts.gate_up_proj` (transformers 5, Llama-4, gpt-oss, Qwen3-VL-MoE), the `input_linear` and
     `output_linear` of Granite and JetMoE, `moe.gate_proj` (Step3), and `mlp.switch_mlp.gate_proj` (MLX).
     """
-    # Most names have none of these texts, which shows without a split.
+    # Most names have none of these texts. This test is faster than a split.
     if not ("experts" in module or "moe" in module or "switch_mlp" in module or module.endswith("put_linear")):
         return False
     parts = module.split(".")

@@ -168,7 +168,7 @@ def find_naming(
         stored: the names of the tensors, in the order of the checkpoint; packed weights by `parameter_of`.
         weights: those of them that must be parameters of the model; default: all that end in `.weight`.
         shared: those of them that share a parameter, such as a tied head; they get a name if the model has one.
-        rows: the largest dimension of a tensor, which limits the model that transformers builds.
+        rows: the largest dimension of a tensor. It limits the model that transformers builds.
 
     Raises:
         UsageError: as `name_parameters`.
@@ -192,7 +192,7 @@ def find_naming(
                 find_owner=built.tied.get,
                 is_tied=can_be_tied(config),
             )
-            # One question for all names is quicker than one for each.
+            # One request for all names is faster than one for each.
             model.find([*stored, *map(without_components, weights)])
             naming = replace(_load(stored, weights, config.layer_count, model.find, unloaded), built=built)
         if 2 * len(naming.unknown) > len(weights) or _loads_nothing(naming, weights):

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from .no_score import NoScore
 
-# Published models have up to 512 experts a layer, and those of research 2,048.
+# Published models have up to 512 experts a layer, and research models 2,048.
 MAX_EXPERTS = 10_000
 
 

@@ -1,11 +1,10 @@
 """Get the names of parameters from the installed transformers.
 
 transformers builds the model without weights and applies its own renaming to stored names. config.json is untrusted.
-So it is compared with the headers first, and the model is built in a process of its own, with limits of time and
-memory.
+So it is compared with the headers first, and a separate process with limits of time and memory builds the model.
 
-`InstalledModel` asks that process. `serve` and everything below it run there. This is the only file that imports
-private modules of transformers.
+`InstalledModel` sends requests to that process. `serve` and everything below it run there. This is the only file that
+imports private modules of transformers.
 """
 
 import warnings
@@ -22,15 +21,15 @@ from .config import ModelConfig
 from .config_limits import find_excess
 from .limited_process import LimitedProcess, ProcessFailed, answer_requests
 
-# Limits in seconds. The import of torch and transformers depends on the disk, and config.json has no part in it.
+# Limits in seconds. The time to import torch and transformers depends on the disk, not on config.json.
 _IMPORT_SECONDS = 180
 _BUILD_SECONDS = 20
 _SECONDS_PER_NAME = 0.001
 _BUILD_NBYTES = 1_000_000_000
-# A class can keep the experts of a layer apart that are stored as one tensor, and MODEL can be one shard of many.
+# A class can have a parameter for each expert of one stored tensor, and MODEL can be one shard of many.
 _FEW_PARAMETERS = 20_000
 _PARAMETERS_PER_TENSOR = 4
-# Settings about running a model change no name, and could name code, a file or a repo.
+# Settings for running a model change no name, but they could name code, a file or a repo.
 _NOT_NEEDED = ("_name_or_path", "auto_map", "compression_config", "dtype", "quantization_config", "torch_dtype")
 _NOT_NEEDED_PARTS = ("implementation", "kernel_config", "use_kernels")
 
@@ -53,7 +52,7 @@ class BuiltModel:
 
 
 class InstalledModel:
-    """The renaming of stored names by the installed transformers, in a process that holds the built model.
+    """Renames stored names with the installed transformers, in another process.
 
     Args:
         tensors: the number of tensors in the checkpoint, which limits the size of the model.
@@ -65,7 +64,7 @@ class InstalledModel:
     """
 
     def __init__(self, config: ModelConfig, tensors: int, rows: int = 0) -> None:
-        # The package is found without its import, which takes seconds.
+        # This finds the package without its import, which takes seconds.
         if find_spec("transformers") is None:
             raise _missing()
         if (excess := find_excess(config.data, tensors, rows)) is not None:
@@ -92,7 +91,7 @@ class InstalledModel:
         self.close()
 
     def close(self) -> None:
-        """End the process. `built` stays."""
+        """End the process. `built` remains usable."""
         self._process.close()
 
     def find(self, tensors: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -176,7 +175,7 @@ def _short(text: str) -> str:
 
 
 def serve() -> None:
-    """Build one model, and find the parameters of stored names: the program of the process."""
+    """Build one model and find the parameters of stored names, in the process."""
     answer_requests(_Server().answer, _BUILD_NBYTES)
 
 
@@ -202,13 +201,13 @@ class _Server:
                 case {"config": config, "limit": limit}:
                     return self._build(config, limit)
                 case {"find": tensors}:
-                    # Some renamings begin once a name was seen, and that can come after the names that they change.
+                    # Some renamings begin only after a certain name, which can come after the names that they change.
                     for _ in range(2):
                         found = [self._find(tensor) for tensor in tensors]
                     return found
         except _Unknown as error:
             return {"unknown": str(error)}
-        # The config is untrusted, and every model has its own way to fail.
+        # The config is untrusted, and each model can fail with another error.
         except Exception as error:
             return {"unknown": f"{self._class_name} with this config.json: {_text_of(error)}"}
         raise AssertionError
@@ -264,7 +263,7 @@ class _Server:
 
 @contextmanager
 def _limited_parameters(limit: int) -> Iterator[None]:
-    """Stop a build at its first parameter above a limit."""
+    """Stop the build of a model when it has too many parameters."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     count = 0
@@ -283,8 +282,11 @@ def _limited_parameters(limit: int) -> Iterator[None]:
 
 
 def _find_tied(model: Any, names: Sequence[str]) -> dict[str, str]:
-    """Find the names that will share a parameter, each with the first one, which named_parameters() lists."""
-    # On the meta device no parameters are tied yet. The model has a list of those that will be.
+    """Find the names that will share a parameter, each with the first one.
+
+    named_parameters() lists only the first one.
+    """
+    # On the meta device no parameters are tied yet. The model lists those that will be tied.
     pairs = (getattr(model, "all_tied_weights_keys", None) or {}).items()
     order = {name: i for i, name in enumerate(names)}
     found = (sorted(pair, key=order.__getitem__) for pair in pairs if set(pair) <= order.keys())

@@ -113,7 +113,7 @@ def _find_unreadable(skipped: Iterable[Skipped]) -> set[str]:
 def _owners_of(tensor: str) -> list[str]:
     """Return the names that `X.scale`, `X_scale` and `X:scale` can belong to."""
     last = tensor.rfind(".") + 1
-    # Names have few words. A name with many is not from a model.
+    # Names of models have few words.
     signs = [match.start() for match in _SIGN.finditer(tensor, last)][:_MAX_SIGNS]
     return [tensor[: max(last - 1, 0)], *(tensor[:i] for i in signs)]
 

@@ -142,7 +142,7 @@ def _find_shared_prefix(weights: Collection[str], fits: Callable[[str], bool]) -
     candidates = [prefix for prefix, _ in _splits(misfits[len(misfits) // 2]) if prefix]
     votes: dict[str, int] = {}
     for prefix in candidates:
-        # The last component, `weight`, is no name by itself.
+        # The last component, `weight`, is not a name by itself.
         sharing = [name for name in misfits if name.startswith(prefix) and "." in name[len(prefix) :]]
         if 2 * len(sharing) > len(weights):
             votes[prefix] = sum(fits(name[len(prefix) :]) for name in sharing)

@@ -1,8 +1,8 @@
 """Batches, device placement and escalation of precision. These three decisions are made only here:
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
-    placement   the device; a batch that does not fit is halved, and a matrix that does not fit goes to the CPU; one
-                that does not fit there either is computed alone, and then has no score
+    placement   the device; a batch that does not fit is halved; a matrix that does not fit goes to the CPU; if it
+                does not fit there, it is computed alone; if it still does not fit, it has no score
     batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
                 lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
                 small matrices of one shape and dtype are one batch.
@@ -37,7 +37,7 @@ from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 # Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
-# A matrix that could not be read comes with the reason.
+# A matrix that could not be read has the reason here.
 Item = tuple[Matrix, Weights | Packed | NoScore]
 
 
@@ -112,7 +112,10 @@ def compute_batch(
 
 
 def _is_final(result: Computed) -> bool:
-    """Whether another precision is not tried: the score is exact enough, or memory is short, and it takes more."""
+    """Whether no other precision is tried.
+
+    The score is exact enough, or there is no memory for another precision.
+    """
     if result.score is None:
         return result.spectrum is NoScore.NO_MEMORY
     return result.score.error <= TOLERANCE
@@ -275,8 +278,8 @@ def _compute_and_clear(
 class _Pool:
     """Computes small matrices, each on one core, as many at once as there are workers.
 
-    The longest waiting one starts first. If a long one were the last, the other cores would be idle. A matrix that
-    does not fit into memory beside the others is computed again when they are done.
+    The longest item starts first. If it were the last, the other cores would be idle. A matrix that does not fit into
+    memory together with the others is computed again when they are done.
 
     Args:
         run: computes a matrix while as many as the second argument are computed.
@@ -327,7 +330,7 @@ class _Pool:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # The system gives no more threads. The item is queued all the same, for the threads that there are.
+        # The system gives no more threads. The item is queued nevertheless, for the existing threads.
         if is_first:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._work(item)

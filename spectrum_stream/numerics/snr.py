@@ -136,8 +136,8 @@ def score(
 def is_score_of(found: Score, singular_values: np.ndarray, n: int, m: int, *, rounding: float) -> bool:
     """Check a score against singular values that were rounded after it was computed.
 
-    Everything but the error is checked. A rounded value can be on the other side of tau, so the number above tau is
-    the one of the score, and must be possible. Takes a tenth of the time of `score`.
+    Everything but the error is checked. A rounded value can be on the other side of tau. So the number of values
+    above tau is taken from the score, and must be possible. This takes a tenth of the time of `score`.
 
     Args:
         singular_values: float64, (min(n, m),), descending, finite, not negative.

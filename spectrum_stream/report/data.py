@@ -23,7 +23,7 @@ from ..text import si_bytes
 # The limit for all spectra together: 64 quantiles for each of 45,000 matrices.
 _MAX_QUANTILES = 2_900_000
 _QUANTILES_PER_MATRIX = (16, 256)
-# The entries of the largest result that is shown: a page of so many matrices has about 100 MB.
+# The limit of entries in a report. A page with so many matrices has about 100 MB.
 MAX_ENTRIES = 300_000
 # Steps per halving: a relative error of at most 1.7e-4, and 32 halvings in 16 bits.
 _STEPS = 2048

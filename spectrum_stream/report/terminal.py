@@ -17,7 +17,7 @@ from .grid import CIVIDIS, Grid, Place, lay, place_of
 _CELL_WIDTH = 2
 # As on the page, the scale is logarithmic if scores spread over more than this factor.
 _LOG_FACTOR = 20
-# The rows times the layers of the largest map. Published models have at most 126 layers and about 20 rows.
+# The limit of rows times layers in a map. Published models have at most 126 layers and about 20 rows.
 _MAX_CELLS = 20_000
 # The row and the layer of a cell.
 _Key = tuple[tuple[str, str], str]
@@ -135,7 +135,7 @@ class _Scale:
             return 0.5
         if value == math.inf or (value <= 0 and self._is_log):
             return float(value > 0)
-        # The difference of two halves is finite, and that of large numbers may not be.
+        # The difference of two halves is finite. The difference of large numbers may not be.
         low, high = self._low / 2, self._high / 2
         return min(1.0, max(0.0, (self._to(value) / 2 - low) / (high - low))) if low < high else 0.5
 

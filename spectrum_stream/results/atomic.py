@@ -30,7 +30,7 @@ _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0)
 _UNBLOCKED = getattr(os, "O_NONBLOCK", 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
-# A killed process leaves one or two. Other programs can put any number there.
+# A killed process leaves one or two of these files. Other programs can leave any number.
 _MAX_LEFTOVERS = 1_000
 
 
@@ -41,7 +41,7 @@ def _nothing(step: str, path: Path) -> None:
 # It is called with `write`, `fsync`, `replace`, `sync`, `commit` or `close`, and with the file.
 before: Callable[[str, Path], None] = _nothing
 
-# The files that are being written. A signal ends the process at once, and their temporary files are removed before.
+# The files that are being written. If a signal ends the process, their temporary files are removed first.
 _in_work: list[Path] = []
 
 
@@ -70,7 +70,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def unwritable(path: Path, error: OSError | UnicodeEncodeError) -> ResultError:
-    """Make the error of a file that cannot be written, or whose text cannot."""
+    """Make the error for a file or text that cannot be written."""
     # The names of files, and escapes in JSON, can contain characters that UTF-8 does not have.
     why = error.strerror if isinstance(error, OSError) else "its text is not valid Unicode"
     return ResultError(f"{path} cannot be written: {why}", reason="unwritable")
@@ -84,7 +84,7 @@ def temporary_file(path: Path, suffix: str = ".tmp") -> Iterator[tuple[Path, Tex
         suffix: the end of its name, which begins with `.tmp`.
 
     Yields:
-        Its path, and the open file. Only the open file is certain to be ours.
+        Its path, and the open file. Another process can replace the path, but not the open file.
 
     Raises:
         ResultError: unwritable, a FIFO, a device or a folder has the name `path`. OSError: it cannot be made.
@@ -133,7 +133,7 @@ def check_replaceable(path: Path) -> None:
 def check_own_file(path: Path) -> os.stat_result | None:
     """Return the status of a file that is to be opened for writing, or None if it is absent.
 
-    A hard link is as bad as a symbolic one, because its other name may belong to somebody else.
+    A hard link is as unsafe as a symbolic link, because its other name may belong to another user.
 
     Raises:
         ResultError: unwritable, it is not a regular file or has more than one name. OSError.
@@ -176,7 +176,7 @@ def open_own_file(path: Path) -> int:
 
 
 def _prefix(path: Path) -> str:
-    # A long name is cut, so that the temporary name is not too long for the file system, which counts bytes.
+    # A long name is cut, so that the temporary name is not too long for the file system. Its limit is in bytes.
     return f".{os.fsencode(path.name)[:100].decode(errors='ignore')}."
 
 

@@ -166,8 +166,8 @@ class Journal:
         """Open a database for writing, and read nothing yet.
 
         Args:
-            status: of the file that is to be opened.
-            is_new: whether this process made it, so that it has no journal of any kind.
+            status: the status of the file to open.
+            is_new: whether this process made the file, so that it has no journal of any kind.
         """
         # This mode does not create a file.
         uri = f"{path.absolute().as_uri()}?mode=rw"
@@ -176,7 +176,7 @@ class Journal:
             protect(db)
             # An exclusive lock needs no shared memory, which network file systems do not have.
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            # SQLite opened the file by its name, which could have become a link meanwhile. It plays journals back
+            # SQLite opened the file by its name, which could have become a link meanwhile. It applies journals
             # when it reads for the first time, so this is the last moment to look for them.
             wal, _, journal = atomic.companions(path)
             if os.path.lexists(journal):
@@ -224,7 +224,7 @@ class Journal:
         renamed: list[tuple[str, str, str]] = []
         stale: list[tuple[str]] = []
         with self._report_errors():
-            # One row after another, since the rows of an untrusted record may not fit into memory.
+            # Rows are read one after another, because those of an untrusted record may not fit into memory.
             for record in self._rows():
                 if is_stale(record) or not follows_from_spectrum(record):
                     stale.append((record.module,))

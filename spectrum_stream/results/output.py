@@ -28,7 +28,7 @@ _SQLITE = b"SQLite format 3\0"
 # Long enough for the reader of a FIFO to start, and too short to look like a hang.
 _READER_WAIT_S = 5.0
 _ASK_AGAIN_S = 0.05
-# As many as Linux follows.
+# Linux follows the same number of links.
 _MAX_LINKS = 40
 
 
@@ -69,7 +69,7 @@ def check_output(path: Path, inputs: Sequence[Path] = ()) -> Path:
     """Raise if a file is an input, a result, its record or its provenance, or a new file has the name of a record.
 
     Returns:
-        The file that was checked, which is not a link: another process can change a link after the check.
+        The file that was checked. It is not a link, because another process can change a link after the check.
 
     Raises:
         UsageError: conflicting_options.
@@ -88,10 +88,10 @@ def check_output(path: Path, inputs: Sequence[Path] = ()) -> Path:
 
 
 def _find_descriptor(path: Path) -> int | None:
-    """Return the descriptor of this process that a path such as /dev/stdout leads to; None for any other path.
+    """Return the open descriptor that a path such as /dev/stdout leads to, or None.
 
-    A link in /proc leads to an open file, and not to a name. The name can be that of a program, of another file by
-    now, or of none.
+    A link in /proc leads to an open file, not to a name. Its text can be the name of a program, of another file or of
+    no file.
 
     Raises:
         ResultError: unwritable, a link in /proc leads to a file that is not open for writing here. OSError.
@@ -110,7 +110,7 @@ def _find_descriptor(path: Path) -> int | None:
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    # A file system that ignores case has many paths of one file.
+    # On a file system that ignores case, one file has many paths.
     with contextlib.suppress(OSError):
         return path.samefile(other)
     return str(path) == os.path.realpath(other)

@@ -120,7 +120,7 @@ def _shard_sha256(identity: Mapping[str, Any], shard: str, nbytes: int) -> str |
     path = root if root.name == shard and not root.is_dir() else root / shard
     status = path.stat()
     is_scanned = [status.st_mtime_ns, status.st_ino] == identity["versions"].get(shard) and status.st_size == nbytes
-    # A record can be untrusted, and the SHA-256 of another file must not be published.
+    # A record can be untrusted, and it must not cause the SHA-256 of another file to be published.
     if not is_scanned or not _is_shard(path, nbytes):
         raise ResultError(
             f"{path} is not the file that was scanned",

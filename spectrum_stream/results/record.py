@@ -126,7 +126,7 @@ _SCHEMA = [
     *[("table", name, name, sql) for name, sql in zip(("matrices", "source"), TABLES, strict=True)],
 ]
 
-# Limits of a record, whether it is ours or not (a table in the README has the reasons).
+# Limits of every record. README.md has a table with the reasons.
 MAX_ROWS = 400_000
 MAX_NBYTES = 4_000_000_000
 _MAX_NAME_LENGTH = 65_536
@@ -251,12 +251,13 @@ def read_source(db: sqlite3.Connection) -> tuple[dict[str, Any], list[str], int]
 
 
 def count_rows(db: sqlite3.Connection) -> int:
-    """Count the rows, which takes less time than reading them.
+    """Count the rows, in less time than it takes to read them.
 
     Raises:
         ValueError: there are too many. sqlite3.Error.
     """
-    # SQLite counts a whole table in one step, which no limit of steps can end, unless it has to read a column.
+    # SQLite counts a whole table in one step, which the limit of steps cannot stop. It counts row by row if it
+    # has to read a column.
     some = f"SELECT module FROM matrices NOT INDEXED LIMIT {MAX_ROWS + 1}"
     (count,) = db.execute(f"SELECT count(*) FROM ({some})").fetchone()
     if count > MAX_ROWS:
@@ -318,7 +319,10 @@ def _is_word(value: Any, limit: int = _MAX_WORD_LENGTH) -> bool:
 
 
 def _is_encodable(text: str) -> bool:
-    """Whether it can be a part of a path. JSON can express half of a surrogate pair, which cannot."""
+    """Whether a text can be a part of a path.
+
+    JSON can express half of a surrogate pair, and a path cannot.
+    """
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

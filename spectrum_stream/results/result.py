@@ -25,9 +25,9 @@ from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import write_atomically
 from .record import Record, Records, open_records, record_path
 
-# Published results have up to 28,800 modules. More than these would need more than about 1 GB.
+# Published results have up to 28,800 modules. More modules than the limit need more than about 1 GB.
 MAX_MODULES = 500_000
-# Names of modules have about 50 characters, and headers of checkpoints have shorter ones than this.
+# Names of modules have about 50 characters. The limit for names in a checkpoint is lower.
 MAX_NAME_LENGTH = 2_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

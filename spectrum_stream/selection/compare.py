@@ -152,7 +152,7 @@ _Correlations = list[float | None]
 def _correlate(x: np.ndarray, y: np.ndarray, counts: Sequence[int]) -> tuple[_Correlations, _Correlations]:
     """Compute Spearman's rho and Kendall's tau-b of many groups at once.
 
-    One group at a time would take numpy minutes for 100,000 groups.
+    With one group at a time, numpy would take minutes for 100,000 groups.
 
     Args:
         x, y: (count,), without NaN, group after group.
@@ -177,7 +177,7 @@ def _correlate(x: np.ndarray, y: np.ndarray, counts: Sequence[int]) -> tuple[_Co
     )
     is_decided = (tied_x < pairs) & (tied_y < pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The product of the sums could be above the range of int64.
+        # The product of the sums could exceed the range of int64.
         rho = np.clip(products / (np.sqrt(squares_x) * np.sqrt(squares_y)), -1, 1)
         tau = np.clip((concordant - discordant) / (np.sqrt(pairs - tied_x) * np.sqrt(pairs - tied_y)), -1, 1)
     rhos, taus = (
@@ -188,7 +188,7 @@ def _correlate(x: np.ndarray, y: np.ndarray, counts: Sequence[int]) -> tuple[_Co
 
 
 def _encode(group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Number the pairs of group and value in ascending order, from 0; equal ones alike."""
+    """Number the pairs of group and value in ascending order; equal pairs share one."""
     order = np.lexsort((values, group))
     is_new = (np.diff(group[order]) != 0) | (values[order][1:] != values[order][:-1])
     codes = np.zeros(len(order), dtype=np.int64)
@@ -205,12 +205,12 @@ def _sum_by(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _tied_with_others(codes: np.ndarray) -> np.ndarray:
-    """Return for each value the number of other ones that are equal."""
+    """Return for each value the number of other equal values."""
     return np.bincount(codes)[codes] - 1 if len(codes) else codes
 
 
 def _find_ranks(group: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return twice the distance of each mean rank to the mean of its group, an integer."""
+    """Return twice the distance of each mean rank to its group's mean (an integer)."""
     if not len(codes):
         return codes
     counts = np.bincount(codes)
@@ -220,12 +220,12 @@ def _find_ranks(group: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.n
 
 
 def _count_inversions(group: np.ndarray, codes_x: np.ndarray, codes_y: np.ndarray, count: int) -> np.ndarray:
-    """Count the pairs of each group with y in the other order than x (Knight, JASA 61, 1966).
+    """Count the pairs of each group with y in the other order than x.
 
-    The codes are split into halves by one bit after the other, from the highest one. In a stable order, two codes of
-    one half are inverted at the bit that separates them. So this takes n log n steps of numpy.
+    (Knight, JASA 61, 1966.) The codes are split into halves by one bit after another, from the highest. In a stable
+    order, two codes of one half are inverted at the bit that separates them. So this takes n log n steps of numpy.
     """
-    # Equal values of x are in the order of y, so that they are not counted as inversions.
+    # Equal values of x are sorted by y, so that they are not counted as inversions.
     order = np.lexsort((codes_y, codes_x))
     codes, owners = codes_y[order], group[order]
     found = np.zeros(count, dtype=np.int64)

@@ -222,7 +222,7 @@ class Choices:
         )
 
     def at(self, percent: float) -> Selection:
-        """Choose a percentage of every group without a percentage of its own."""
+        """Choose a percentage of every group that has no percentage of its own."""
         rule = replace(self.rule, percent=percent)
         chosen = {}
         for name, units in self.units.items():

@@ -24,7 +24,7 @@ from ..numerics.dequantize import DTYPES, Packed
 
 # A function to call when a matrix is computed and its tensor is gone.
 Release = Callable[[], None]
-# An item of a reader: a matrix as it is stored, with its parts if it is quantized; NO_MEMORY if it does not fit.
+# An item of a reader: a matrix as stored, with its parts if it is quantized, or NO_MEMORY if it does not fit.
 Read = tuple[Matrix, torch.Tensor | Packed | NoScore, Release]
 
 # BLAS may round differently for another alignment, up to the size of a cache line.
@@ -104,7 +104,7 @@ class ShardReader:
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        # torch opens the file for safetensors, and its errors are RuntimeErrors.
+        # torch opens the file for safetensors, and raises RuntimeErrors.
         except (SafetensorError, OSError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise MemoryError(self._shard.name) from error
@@ -119,9 +119,9 @@ class ShardReader:
 
 
 def _name_opened(file: io.BufferedReader, path: Path) -> Path:
-    """Return a path that leads to an open file, also if something else has got its name since.
+    """Return a path that leads to an open file, even if its name was replaced.
 
-    Only Linux has one. safetensors opens a file by its path, and would wait for ever at a FIFO.
+    Only Linux has such a path. safetensors opens a file by its path, and would wait forever at a FIFO.
     """
     opened = Path(f"/proc/self/fd/{file.fileno()}")
     return opened if opened.exists() else path
@@ -129,7 +129,7 @@ def _name_opened(file: io.BufferedReader, path: Path) -> Path:
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
-    """Leave the block silently at an error that means a lack of memory."""
+    """Leave the block silently if an error means a lack of memory."""
     try:
         yield
     except Exception as error:

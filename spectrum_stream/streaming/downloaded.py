@@ -2,7 +2,7 @@
 
 .snr_results_{slug}.shards/              the folder of temporary shards, which is deleted at the end of a scan
 .snr_results_{slug}.shards/CACHEDIR.TAG  marks it as ours; a folder without this file is neither used nor emptied
-.snr_results_{slug}.shards/{random}/     a new folder for each shard, so that no link can wait in it
+.snr_results_{slug}.shards/{random}/     a new folder for each shard, so that it contains no link
 """
 
 import contextlib

@@ -35,7 +35,7 @@ def read_mapped(
     # The views outlive the reader: a tensor keeps its map.
     with contextlib.ExitStack() as opened:
         reader = None
-        # Without memory for the map of the shard, or for the buffer, none of its matrices is read.
+        # Without memory to map the shard, or for the buffer, none of its matrices is read.
         with without_memory():
             scratch = memoryview(bytearray(_READ_NBYTES))
             reader = opened.enter_context(ShardReader(shard))

@@ -53,7 +53,7 @@ class PartReader:
         This waits for room in the budget.
 
         Raises:
-            Closed; SourceError; CheckpointError: changed; MemoryError or others, without memory for the parts.
+            Closed; SourceError; CheckpointError: changed; MemoryError or other errors, if memory is short.
         """
         quantization = matrix.quantization
         if quantization is None:
@@ -67,7 +67,7 @@ class PartReader:
 
         try:
             if matrix.key not in self._read:
-                # Those of the last batch are released.
+                # The parts of the last batch are released.
                 self._read = {}
                 with without_memory():
                     self._read = self._read_batch(matrix.key, _BATCH_NBYTES)
@@ -79,8 +79,12 @@ class PartReader:
             raise
 
     def _read_batch(self, key: str, limit: int) -> dict[str, dict[str, bytes]]:
-        """Read the parts of a matrix, and of the next ones up to so many bytes: bytes by matrix key and role."""
-        # A matrix without memory was left out.
+        """Read the parts of a matrix, and of the next ones up to a limit of bytes.
+
+        Returns:
+            the bytes by matrix key and role.
+        """
+        # A matrix that does not fit into memory was left out.
         while self._left[0][0] != key:
             self._left.popleft()
         batch: list[tuple[str, Part]] = []

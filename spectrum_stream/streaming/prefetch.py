@@ -43,8 +43,8 @@ class Prefetcher:
 
     It is a context manager. Iterate over it once.
 
-    Yields None repeatedly while no matrix is read, and NO_MEMORY in the place of a tensor that does not fit into
-    memory. Call `release` for every matrix that was computed, when its tensor is gone.
+    Yields None repeatedly while no matrix is read, and NO_MEMORY in place of a tensor that does not fit into memory.
+    Call `release` for every matrix that was computed, after its tensor is freed.
 
     Args:
         shards: the shards by name.
@@ -55,7 +55,7 @@ class Prefetcher:
         budgets: the limits of the thread's lead.
 
     Raises, from the iteration:
-        CheckpointError: unreadable, changed. SourceError: from the network or the disk. MemoryError, if it is short
+        CheckpointError: unreadable, changed. SourceError: from the network or the disk. MemoryError: memory is short
         for more than a matrix.
     """
 
@@ -106,7 +106,7 @@ class Prefetcher:
                     item = self._ready.get(timeout=_ASK_AGAIN_S)
                 except queue.Empty:
                     self._traffic.starved_s += time.monotonic() - started
-                    # Without memory the thread can end before it reports why.
+                    # If memory is short, the thread can end before it reports the reason.
                     if not self._thread.is_alive() and self._ready.empty():
                         raise MemoryError("the reader ended") from None
                     continue

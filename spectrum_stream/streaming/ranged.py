@@ -57,7 +57,7 @@ class _Buffer:
     """A matrix in transfer: bytes [start, stop) of its shard, and their memory.
 
     Attributes:
-        tensor: None if there is no memory for it, or none for one of its requests.
+        tensor: None if there is no memory for it or for one of its requests.
     """
 
     def __init__(self, matrix: Matrix) -> None:
@@ -98,7 +98,7 @@ class _RangedRun:
         self._shard, self._matrices, self._parts, self._ahead = shard, matrices, parts, ahead
         self._on_bytes, self._halt = on_bytes, halt
         self._pool = ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "request")
-        # Each request with the buffers that it fills, and those of them that are full when it is done.
+        # Each request has the buffers that it fills, and the buffers that are full when it is done.
         self._pending: deque[tuple[Future[None], list[_Buffer], list[_Buffer]]] = deque()
         self.undelivered = {w.key: w for w in matrices}
         self.requested: dict[str, Matrix] = {}

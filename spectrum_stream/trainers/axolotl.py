@@ -161,7 +161,7 @@ def names_rows(pattern: str) -> bool:
 
 
 def entry_of(pattern: str) -> Entry:
-    """Return a pattern as an entry: the expression that must match from the start of a name."""
+    """Return a pattern as an entry, which must match from the start of a name."""
     rows = _ROWS.match(pattern) if pattern.endswith("]") else None
     text = rows[1] if rows else pattern
     return Entry(pattern, _DOT.sub(r"\\.", text) if ".+" in text else text.replace(".", r"\."))
@@ -244,7 +244,7 @@ def _load(text: str) -> dict[str, Any]:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        ResultError: not_a_selection, it is not a mapping, or is above a limit.
+        ResultError: not_a_selection, it is not a mapping or is above a limit.
     """
     config = read_yaml(text)
     if isinstance(config, list):
@@ -280,7 +280,7 @@ def _patterns_in(config: Mapping[str, Any]) -> list[Any]:
         return value or []
     if isinstance(value, (str, dict)):
         # A text can have several names, and a mapping has those that end in a colon.
-        # The hint shows the first few.
+        # The hint shows only the first entries.
         is_text = isinstance(value, str)
         names = re.split(r"[\s,]+", value[:500].strip()) if is_text else [_show(name) for name in islice(value, 20)]
         hint = f"write a list: `{_KEY}: [{', '.join(names)[:200]}]`"

@@ -44,7 +44,7 @@ class DistillKit(Trainer):
         trained = set(names)
         searched = []
         for pattern in _read_frozen(text):
-            # The negation of a list of names would take time for each name and each pair of them.
+            # Negating the expression of a list of names takes quadratic time, so the expression inside is matched.
             if (spared := _spared(pattern)) is None:
                 searched.append(Entry(pattern, pattern, How.SEARCH))
             else:
@@ -53,7 +53,7 @@ class DistillKit(Trainer):
 
 
 def _spared(pattern: str) -> str | None:
-    """Return the expression for the parameters that a frozen expression does not freeze: X$ of `^(?!X$)`."""
+    """Return `X$` of `^(?!X$)`, which matches the parameters that stay trainable."""
     found = _SPARED.fullmatch(pattern)
     return found[1] if found and is_one_group(found[1].removesuffix("$")) else None
 

@@ -1,9 +1,9 @@
-"""Match regular expressions against names, as a program of its own that another process can end.
+"""Match regular expressions against names, as a program that can be ended.
 
 `expressions.py` starts it. It imports only the standard library, so it starts in 20 ms. It reads one JSON object from
-stdin: `names`, `requests` (pairs of an expression and how it matches), `max_nbytes` and `max_seconds`. It writes a
-line that it is ready, and then a line of JSON for each request, in order: `error`, or `spans`, `partial` and `count`
-as in `patterns.Hits`, with positions of names.
+stdin: `names`, `requests` (pairs of an expression and how it matches), `max_nbytes` and `max_seconds`. When it is
+ready, it writes a line. Then it writes a line of JSON for each request, in order: `error`, or `spans`, `partial` and
+`count` as in `patterns.Hits`, with positions of names.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ _MAX_SHOWN = 3
 
 
 def is_whole(name: str, start: int, end: int) -> bool:
-    """Whether a match has whole components of a name: `layers.1`, but not in `layers.10`."""
+    """Whether a match has whole components: `layers.1`, but not in `layers.10`."""
     begins = start == 0 or "." in (name[start - 1], name[start : start + 1])
     return begins and (end == len(name) or "." in (name[end], name[end - 1 : end]))
 
 
 def runs(positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield the runs of ascending positions, each as its first one and its end."""
+    """Yield the runs of ascending positions, each as its first position and its end."""
     first = last = -1
     for position in positions:
         if position != last:
@@ -51,7 +51,7 @@ def _answer(pattern: str, how: str, names: list[str]) -> dict[str, Any]:
         return {"error": "it is nested too deeply"}
     except MemoryError:
         return {"error": "it needs too much memory"}
-    # A lookahead matches without a character, so it names nothing.
+    # A lookahead can match no character. Such a match is not partial.
     partial = [i for i, match in found if match.end() and not is_whole(match.string, match.start(), match.end())]
     return {
         "spans": list(runs(i for i, _ in found)),
@@ -61,14 +61,14 @@ def _answer(pattern: str, how: str, names: list[str]) -> dict[str, Any]:
 
 
 def _limit(max_nbytes: int, max_seconds: int) -> None:
-    """Set limits of memory and of processor time, where the system has them."""
+    """Limit memory and processor time, if the system can."""
     try:
         import resource
     except ImportError:
         return
     wanted = (("RLIMIT_AS", max_nbytes), ("RLIMIT_DATA", max_nbytes), ("RLIMIT_CPU", max_seconds), ("RLIMIT_CORE", 0))
     for name, value in wanted:
-        # macOS has no limit of memory, and a lower hard limit cannot be raised.
+        # macOS cannot limit memory, and a hard limit that is lower cannot be raised.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (value, value))
 

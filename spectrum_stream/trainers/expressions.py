@@ -1,7 +1,7 @@
-"""Regular expressions with a limit of time: they are matched in a process that is ended after it.
+"""Match regular expressions with a time limit, in a process that can be ended.
 
-The engine of Python's `re` backtracks, and can take centuries for `(a+)+b` and a name of 40 characters. It cannot be
-interrupted in a thread. Compiling can be as slow, for `(?:a{1,60000}){1,60000}`.
+Python's `re` backtracks, and can take centuries for `(a+)+b` and a name of 40 characters. It cannot be interrupted in
+a thread. Compiling can be as slow, e.g. for `(?:a{1,60000}){1,60000}`.
 """
 
 import json
@@ -20,13 +20,13 @@ from . import expression_process
 
 # An expression takes a second for 300,000 names if it does not backtrack much.
 MAX_SECONDS_EACH = 3.0
-# All expressions of a file together.
+# The limit for all expressions of a file together.
 MAX_SECONDS = 12.0
 MAX_NBYTES = 1_000_000_000
 
 _START_SECONDS = 30.0
 _PYTHON = re.compile(r"(?:python|pypy)[0-9.tdm]*(?:\.exe)?|pythonw(?:\.exe)?", re.IGNORECASE)
-_SLOW = f"takes longer than {MAX_SECONDS_EACH:g} s to match: write it without repeats inside of repeats"
+_SLOW = f"takes longer than {MAX_SECONDS_EACH:g} s to match: write it without nested repeats"
 _NOT_TRIED = f"was not tried, because the expressions before it took {MAX_SECONDS:g} s"
 
 Answer = dict[str, Any] | str
@@ -34,7 +34,7 @@ Answer = dict[str, Any] | str
 
 
 class Expressions:
-    """Matches regular expressions in other processes, all of them within one limit of time."""
+    """Matches regular expressions in other processes, within one time limit."""
 
     def __init__(self) -> None:
         self._seconds_left = MAX_SECONDS
@@ -46,7 +46,7 @@ class Expressions:
             requests: each expression, and `match`, `search` or `whole`.
 
         Raises:
-            ResultError: no_process, another process of Python cannot be started.
+            ResultError: no_process, another Python process cannot be started.
         """
         answers: list[Answer] = []
         while len(answers) < len(requests) and self._seconds_left > 0:
@@ -77,7 +77,7 @@ class Expressions:
                 if not line.endswith("\n"):
                     is_slow = time.monotonic() - started >= limit
                     self._seconds_left -= 0 if is_slow else MAX_SECONDS_EACH
-                    yield _SLOW if is_slow else "is an expression that ends the process of `re`"
+                    yield _SLOW if is_slow else "ends the process that matches it"
                     return
                 answer = json.loads(line)
                 yield f"is not a regular expression ({answer['error']})" if "error" in answer else answer
@@ -88,9 +88,9 @@ class Expressions:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # In a program that is frozen or embeds Python, the executable is that program.
+    # If a program is frozen or embeds Python, the executable is that program and not Python.
     if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
-        raise _no_process("this program is not run by python")
+        raise _no_process("Python does not run this program")
     script = Path(expression_process.__file__)
     if not script.is_file():
         raise _no_process("the package is not in a folder")
@@ -112,7 +112,7 @@ def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
         with process.stdin as stdin:
             stdin.write(data)
     except OSError:
-        # The process has ended, and its output shows how far it came.
+        # The process has ended. Its output shows which expressions it has matched.
         return
 
 
@@ -124,7 +124,7 @@ def _read_lines(stdout: IO[bytes], lines: "queue.SimpleQueue[str]") -> None:
 
 
 def _next(lines: "queue.SimpleQueue[str]", seconds: float) -> str:
-    """Return the next line, or "" after this time or if the process has ended."""
+    """Return the next line, or "" if there is none in this time."""
     try:
         return lines.get(timeout=max(seconds, 0))
     except queue.Empty:
@@ -133,7 +133,7 @@ def _next(lines: "queue.SimpleQueue[str]", seconds: float) -> str:
 
 def _no_process(why: str) -> ResultError:
     return ResultError(
-        f"the file has regular expressions that need a process with a limit of time, but none can be started: {why}",
+        f"the file has regular expressions that need another Python process, but none can be started: {why}",
         reason="no_process",
-        hint="write names, `.` and `[0-9]+` only, which need no such process",
+        hint="write only names, `.` and `[0-9]+`, which need no process",
     )

@@ -26,7 +26,7 @@ from .trainer import Entry, Finding, Reason, Trainer, adapter_findings, find_mat
 from .yaml_text import scalar
 
 _LAYER = re.compile(r"^(.*?)\.([0-9]{1,9})\.([^.]+)")
-# Each number of a name; two can share the dot between them.
+# Each number of a name. Two numbers can share the dot between them.
 _NUMBER = re.compile(r"\.(?=(0|[1-9][0-9]{0,8})\.)")
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
 
@@ -176,7 +176,7 @@ def _parts_of(parameters: Parameters) -> _Parts | None:
 
 
 def _in_layers(names: Iterable[str], layers: range, kinds: Iterable[str]) -> set[str]:
-    """Return the names that contain `.{layer}.{kind}`, for any of the layers and kinds."""
+    """Return the names that contain `.{layer}.{kind}` for a layer and a kind."""
     starts = frozenset(kinds)
     lengths = sorted({len(kind) for kind in starts})
     return {

@@ -49,12 +49,12 @@ class Parameters:
 
     @cached_property
     def names(self) -> SortedNames:
-        """The same names, sorted, to match entries against them."""
+        """The same names, prepared to match entries against them."""
         return SortedNames(self.own, self.expressions)
 
     @cached_property
     def expressions(self) -> Expressions:
-        """The one limit of time for all expressions that are matched against the names."""
+        """The process for expressions, with one time limit for all of them."""
         return Expressions()
 
     def with_classifier(self) -> "Parameters":

@@ -1,12 +1,12 @@
-"""Match the entries of a selection against many names, within limits of time and memory.
+"""Match many entries of a selection against many names, within limits.
 
-Trainers match with Python's `re`, so the entries mean what `re` makes of them. The time of `re` has no limit, and a
-file can have a million entries. So most entries are not given to `re`:
+Trainers match with Python's `re`, so entries must match as in `re`. The time of `re` has no limit, and a file can
+have a million entries. So most entries are matched without `re`:
 
-- A sequence of literal text, any characters and runs of digits is found in the sorted names by bisection. All that
-  `select` writes is of this kind, and most of what people write.
-- If it may begin anywhere in a name, it is found in the same way in the sorted endings of the names.
-- Every other expression is matched in a process with limits, see `expressions.py`.
+- A sequence of literal text, any characters and runs of digits is found in the sorted names by bisection. `select`
+  writes only such entries, and people mostly do.
+- A sequence that may begin anywhere in a name is found in the same way in the sorted endings of the names.
+- Every other expression is matched in a process with limits (`expressions.py`).
 """
 
 import re
@@ -21,16 +21,16 @@ from ..errors import ResultError
 from .expression_process import is_whole, runs
 from .expressions import Expressions
 
-# Entries of a file: three for each tensor of the largest checkpoints.
+# The entries of a file: three for each tensor of the largest checkpoints.
 MAX_ENTRIES = 1_000_000
-# Entries that may match anywhere in a name; Soup accepts 50,000.
+# Entries that may match anywhere in a name. Soup accepts 50,000.
 MAX_FLOATING = 100_000
-# Expressions for `re`, which takes up to a millisecond to compile one.
+# Expressions for `re`, which compiles one in up to a millisecond.
 MAX_EXPRESSIONS = 10_000
-# Names that entries match, where each has to be visited: 10 s at most.
+# Matches that are visited one by one. This takes at most 10 s.
 MAX_MATCHES = 10_000_000
 
-# A literal text in a regular expression, and the other items that are found without `re`.
+# Literal text in a regular expression, and the other items that are found without `re`.
 _TEXT = r"(?:[^\\.^$*+?{}\[\]|()]|\\[^A-Za-z0-9])++"
 _DIGITS = r"\\d\+|\[0-9\]\+"
 _ITEM = re.compile(rf"({_TEXT})|(\.)|({_DIGITS})")
@@ -41,14 +41,14 @@ _GROUP = re.compile(rf"(\^?)\(\?:((?:{_TEXT}|\.|{_DIGITS}|\|)*+)\)(\$|\\Z)?")
 _PART = re.compile(rf"(?:{_TEXT}|\.|{_DIGITS}|[\^$]|\\Z)*+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _RUNS = {digits: re.compile(digits) for digits in (r"\d+", "[0-9]+")}
-# An ending of a name is cut to this length in the index, and the names that it finds are looked at.
+# The index has the endings of names, cut to this length. The names that it finds are checked in full.
 _MAX_ENDING = 64
-# Characters of the names that are in the index at once, which takes about 200 bytes for each.
+# The characters of names in the index at one time. Each takes about 200 bytes.
 _CHUNK = 500_000
-# So many pairs of entry and name are tried without an index, in a second.
+# Up to this many pairs of entry and name are tried without an index, in a second.
 _FEW_PAIRS = 5_000_000
 _MAX_SHOWN = 3
-# So many first items of expressions are looked up once, for so many beginnings.
+# The first items of expressions are looked up once: so many items, for so many different beginnings.
 _HEAD = 4
 _MAX_HEADS = 1_000
 _LAST = chr(0x10FFFF)
@@ -84,7 +84,7 @@ class Hits(NamedTuple):
 
     Attributes:
         spans: positions in the sorted names, as first ones and ends, in order.
-        partial: some of the names that it matches up to the middle of a component: `layers.1` in `layers.10`.
+        partial: some of the names in which the match ends within a component: `layers.1` in `layers.10`.
         partial_count: the number of such names.
     """
 
@@ -122,13 +122,13 @@ class _Sequence(NamedTuple):
 
     @property
     def literal(self) -> str | None:
-        """The literal text that may be anywhere, if it is only that."""
+        """The literal text, if the sequence has nothing else."""
         only = self.items[0] if len(self.items) == 1 and not self.has_end else None
         return only if isinstance(only, str) else None
 
     @property
     def needle(self) -> tuple[_Item, ...]:
-        """The first literal text in it, and the texts and characters after that, up to the length in the index."""
+        """The first literal text and the items after it, as long as the index has."""
         found: list[_Item] = []
         room = _MAX_ENDING
         for item in dropwhile(lambda item: not isinstance(item, str), self.items):
@@ -165,14 +165,14 @@ class _Sorted:
     def __init__(self, texts: list[str], count: Callable[[int], None]) -> None:
         """
         Args:
-            count: what limits the number of places that are visited.
+            count: limits the number of places that are visited.
         """
         self.all = texts
         self.count = count
         self._heads: dict[tuple[_Item, ...], list[_Branch]] = {}
 
     def range_of(self, prefix: str, first: int = 0, end: int | None = None) -> tuple[int, int]:
-        """Return the positions of the names that start with a prefix, within others that share a shorter one."""
+        """Return the positions of the names that start with a prefix, within a range."""
         end = len(self.all) if end is None else end
         first = bisect_left(self.all, prefix, first, end)
         return first, bisect_left(self.all, after, first, end) if (after := _after(prefix)) else end
@@ -182,7 +182,7 @@ class _Sorted:
         branches = [_Branch(0, len(self.all), "")] if self.all else []
         if len(items) <= _HEAD:
             return self._follow(branches, items)
-        # Most entries of a file start alike: `model.layers.`.
+        # Most entries of a file have the same start: `model.layers.`.
         if (start := self._heads.get(items[:_HEAD])) is None:
             start = self._follow(branches, items[:_HEAD])
             if len(self._heads) < _MAX_HEADS:
@@ -204,7 +204,7 @@ class _Sorted:
         return branches
 
     def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
-        """Yield the names of a branch by their next character, or their next run of digits."""
+        """Yield the names of a branch by their next character or run of digits."""
         position, at = len(branch.text), branch.first
         at = bisect_right(self.all, branch.text, at, branch.end)
         while at < branch.end:
@@ -216,7 +216,7 @@ class _Sorted:
             elif (run := digits.match(name, position)) is None:
                 stop = self.range_of(name[: position + 1], at, branch.end)[1]
             else:
-                # Names with a longer run start with this one too, so the character after it counts.
+                # Names with a longer run start with this run too, so the character after the run counts.
                 is_end = run.end() == len(name)
                 stop = at + 1 if is_end else self.range_of(name[: run.end() + 1], at, branch.end)[1]
                 yield _Branch(at, stop, name[: run.end()])
@@ -224,12 +224,12 @@ class _Sorted:
 
 
 class Names:
-    """The names of parameters, sorted, so that names with the same prefix are together."""
+    """The names of parameters, sorted, so that equal prefixes are together."""
 
     def __init__(self, names: Iterable[str], expressions: Expressions | None = None) -> None:
         """
         Args:
-            expressions: the process for expressions; it can be shared, with its limit of time.
+            expressions: the process for expressions. Several objects can share it and its time limit.
         """
         self.all = sorted(set(names))
         self._sorted = _Sorted(self.all, self._count)
@@ -238,7 +238,7 @@ class Names:
         self._problems: dict[_Key, str] = {}
         self._last: tuple[Sequence[Entry], list[Hits]] | None = None
         self._matches_left = MAX_MATCHES
-        # `$` also matches before a newline at the end, and `.` does not match one.
+        # `$` also matches before a final newline, and `.` does not match a newline.
         self._has_newlines = any("\n" in name for name in self.all)
 
     @staticmethod
@@ -271,10 +271,10 @@ class Names:
         """Find the names that each of the entries matches.
 
         Raises:
-            PatternError: entries are not regular expressions, or take too long.
+            PatternError: entries are not regular expressions or take too long.
             ResultError: too_large, too many entries of a kind, or too many matches; no_process.
         """
-        # The names that a file trains are wanted first, and then the findings about its entries.
+        # A caller first wants the names that a file trains, and then the findings about the same entries.
         if self._last is not None and self._last[0] == entries:
             return self._last[1]
         floating: dict[_Key, list[_Sequence]] = {}
@@ -310,13 +310,13 @@ class Names:
         """Return the names of hits.
 
         Raises:
-            ResultError: too_large, too many matches with those before.
+            ResultError: too_large, too many matches, including earlier ones.
         """
         self._count(sum(end - first for first, end in hits.spans))
         return [name for first, end in hits.spans for name in self.all[first:end]]
 
     def _found_at_once(self, entry: Entry) -> Hits | None:
-        """Return the hits of a literal text with a fixed start or end; None for any other entry."""
+        """Return the hits of a literal text with a fixed start or end, or None."""
         text, how = entry.pattern, entry.how
         is_whole_name = how is How.NAME
         if how is How.END:
@@ -344,7 +344,7 @@ class Names:
         return Hits(spans, tuple(partial[:_MAX_SHOWN]), count) if spans else _NO_HITS
 
     def _partial(self, branch: _Branch) -> Iterator[tuple[int, int]]:
-        """Yield the names of a branch that go on within a component, as positions."""
+        """Yield the positions of names in which the match ends within a component."""
         first, end, text = branch
         if first < end and text and not text.endswith("."):
             if self.all[first] == text:
@@ -354,7 +354,7 @@ class Names:
             yield after, end
 
     def _ending_with(self, ending: str) -> Hits:
-        """Find the name `ending`, and the names that end in a dot and it."""
+        """Find the name `ending`, and the names that end in `.` and it."""
         end = f".{ending}"[::-1]
         first = bisect_left(self._reversed, end)
         last = bisect_left(self._reversed, after, first) if (after := _after(end)) else len(self._reversed)
@@ -369,7 +369,7 @@ class Names:
         return sorted(name[::-1] for name in self.all)
 
     def _first_of(self, sequences: Sequence[_Sequence]) -> Hits:
-        """Find the names that start with one of several sequences; the first that fits counts."""
+        """Find the names that start with one of several sequences; the first counts."""
         if len(sequences) == 1 and not sequences[0].has_end:
             return self._of_branches(self._sorted.narrow(sequences[0].items))
         found: dict[int, tuple[int, int]] = {}
@@ -379,26 +379,26 @@ class Names:
         return self._hits_of(found)
 
     def _starting_with(self, sequence: _Sequence) -> Iterator[tuple[int, int]]:
-        """Yield the positions of the names that start with a sequence, and where it ends in them."""
+        """Yield the names that start with a sequence: position, and end of the match."""
         for first, stop, text in self._sorted.narrow(sequence.items):
-            # A name that is the text comes first among those that start with it.
+            # A name that equals the text comes first among the names that start with it.
             stop = stop if not sequence.has_end else first + (self.all[first] == text)
             self._count(stop - first)
             yield from ((at, len(text)) for at in range(first, stop))
 
     def _hits_of(self, found: Mapping[int, tuple[int, int]]) -> Hits:
-        """Return the hits of matches: where they start and end, by the positions of names."""
+        """Return the hits of matches: (start, end) by the position of a name."""
         if not found:
             return _NO_HITS
         in_order = sorted(found)
-        # A match without a character names nothing.
+        # An empty match is not partial.
         partial = [
             self.all[at] for at in in_order if found[at][1] and not is_whole(self.all[at], found[at][0], found[at][1])
         ]
         return Hits(tuple(runs(in_order)), tuple(partial[:_MAX_SHOWN]), len(partial))
 
     def _find_floating(self, wanted: Mapping[_Key, Sequence[_Sequence]]) -> None:
-        """Find the names in which sequences occur, the first occurrence in each, and keep the hits."""
+        """Find the first occurrence of sequences in each name, and keep the hits."""
         if not wanted:
             return
         floating = [one for sequences in wanted.values() for one in sequences if not one.from_start]
@@ -421,7 +421,7 @@ class Names:
             self._found[key] = self._hits_of({at: (start, end) for at, (start, _, end) in found.items()})
 
     def _places(self, sequence: _Sequence, holders: Collection[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield the first occurrence of a sequence in each of some names: position, start and end."""
+        """Yield the first occurrence of a sequence in names: position, start and end."""
         self._count(len(holders))
         if (literal := sequence.literal) is not None:
             found = ((at, self.all[at].find(literal)) for at in holders)
@@ -431,7 +431,7 @@ class Names:
             yield from ((at, *match.span()) for at in holders if (match := look(self.all[at])) is not None)
 
     def _holders(self, needles: Iterable[tuple[_Item, ...]]) -> dict[tuple[_Item, ...], list[int]]:
-        """Return the positions of the names that each beginning of a sequence is in."""
+        """Return the positions of the names that contain each `needle`."""
         found: dict[tuple[_Item, ...], list[int]] = {needle: [] for needle in needles if needle}
         for first, endings, owners in self._endings():
             index = _Sorted(endings, self._count)
@@ -442,9 +442,10 @@ class Names:
         return found
 
     def _endings(self) -> Iterator[tuple[int, list[str], list[int]]]:
-        """Yield the endings of the names, sorted, and their owners, for some names at a time.
+        """Yield sorted endings and their names, for some names at a time.
 
-        The owners count from the position that comes with them.
+        Each item has the position of the first name, the endings, and the name of each ending as its distance from
+        that position.
         """
         first = 0
         while first < len(self.all):
@@ -461,7 +462,7 @@ class Names:
             first = last
 
     def _find_hard(self, wanted: Mapping[_Key, str]) -> None:
-        """Match expressions by `re` in another process, and keep the hits.
+        """Match expressions with `re` in another process, and keep the hits.
 
         Raises:
             PatternError, ResultError: as `search`.
@@ -547,7 +548,10 @@ def check_count(count: int, limit: int = MAX_ENTRIES, what: str = "entries") -> 
 
 
 def _read(pattern: str, how: How) -> list[_Sequence] | None:
-    """Read an expression as alternative sequences, the first of which counts; None for any other expression."""
+    """Read an expression as alternative sequences, or return None.
+
+    The first alternative that matches counts.
+    """
     if (one := _ONE.fullmatch(pattern)) is not None:
         texts = [(one[1], one[2], one[3])]
     elif (group := _GROUP.fullmatch(pattern)) is not None:
@@ -571,14 +575,14 @@ def _read(pattern: str, how: How) -> list[_Sequence] | None:
 def _items_of(text: str) -> tuple[_Item, ...] | None:
     items: list[_Item] = []
     if "\\" not in text and "[" not in text:
-        # A name without escapes, which is common and read in a third of the time.
+        # Most names have no escapes. This way takes a third of the time.
         for literal in text.split("."):
             items += (literal, None) if literal else (None,)
         return tuple(items[:-1])
     for literal, dot, digits in _ITEM.findall(text):
         items.append(_unescaped(literal) if literal else None if dot else _RUNS[digits])
     for item, following in pairwise(items):
-        # Another end of the run could match then, and not only the last one.
+        # A match could then end the run of digits early.
         if isinstance(item, re.Pattern) and (not isinstance(following, str) or following[0].isdecimal()):
             return None
     return tuple(items)
@@ -592,7 +596,7 @@ def _unescaped(literal: str) -> str:
 
 
 def _split(pattern: str) -> list[str]:
-    """Split a plain expression at `|`; return no parts of any other one."""
+    """Split a plain expression at `|`; return no parts for any other expression."""
     parts, position = [], 0
     while True:
         part = _PART.match(pattern, position)

@@ -58,7 +58,7 @@ class Peft(Trainer):
         targets = targets_of(selection, parameters)
         if not targets.chosen:
             raise ResultError("there is nothing to adapt", reason="nothing_chosen")
-        # The names that end alike are together if they are sorted from the end.
+        # Sorted from the end, names with the same ending are together.
         backward = sorted(name[::-1] for name in targets.names)
         for target in targets.chosen:
             _check(target, backward)
@@ -123,7 +123,7 @@ class Peft(Trainer):
 
 
 def _check(target: Target, backward: Sequence[str]) -> None:
-    """Raise ResultError for a target that PEFT cannot adapt, or only with other ones.
+    """Raise ResultError for a target that PEFT cannot adapt alone.
 
     Args:
         backward: the names of the model, each from its end to its start, sorted.

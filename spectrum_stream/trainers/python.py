@@ -50,10 +50,10 @@ class Python(Trainer):
         return _CODE.format(trained=_list_source(trained), always=_list_source(always))
 
     def entries(self, text: str) -> list[Entry]:
-        """Read both lists, as tokens; the source is neither parsed as a whole nor run.
+        """Read both lists as tokens, without parsing or running the source.
 
         Raises:
-            SyntaxError: a text has no end, or an escape that does not exist.
+            SyntaxError: a text is not closed, or has an escape that does not exist.
             KeyError: a list is missing.
             ResultError: not_a_selection, one of the two is not a list of texts; too_large.
         """
@@ -61,7 +61,7 @@ class Python(Trainer):
         return [exact(name) for name in (*lists["TRAINED"], *lists["TRAINED_IF_THERE"])]
 
 
-# The tokens of Python that matter here. The parser of Python takes gigabytes for a long chain of operators.
+# The tokens of Python that matter here. Python's own parser takes gigabytes for a long chain of operators.
 _TOKEN = re.compile(
     r"""
     (?P<space>[ \t\f]+|\\\n|\#[^\n]*)
@@ -76,14 +76,14 @@ _TOKEN = re.compile(
 )
 _LISTS = ("TRAINED", "TRAINED_IF_THERE")
 MAX_TOKENS = 2_000_000
-# The limit of Python.
+# Python has the same limit.
 _MAX_DEPTH = 200
 # A list of texts without escapes, as `render` writes it, is read at once.
 _PLAIN_TEXT = re.compile(r""""([^"\\\n]*+)"|'([^'\\\n]*+)'""")
 _PLAIN_LIST = re.compile(
     r"""\[\s*+(?:(?:"(?!"")[^"\\\n]*+"|'(?!'')[^'\\\n]*+')\s*+(?:,\s*+|(?=\])))*+\](?=[ \t]*+(?:\n|\Z))"""
 )
-# A name, its type and `=` have no more tokens.
+# The tokens of a name, its type and `=`.
 _MAX_START = 20
 _Token = tuple[str, str]
 
@@ -96,16 +96,19 @@ def _read_lists(text: str) -> dict[str, list[str]]:
 
 
 def _assignments(text: str) -> Iterator[tuple[str, list[_Token]]]:
-    """Yield the tokens of each value that is assigned to one of the lists, outside of functions."""
+    """Yield the tokens of each value that is assigned to one of the lists.
+
+    Assignments in functions do not count.
+    """
     depth, line, position, count = 0, list[_Token](), 0, 0
-    # An indented line is a part of a function.
+    # An indented line belongs to a function.
     is_first = is_flush = True
     while (found := _TOKEN.match(text, position)) is not None:
         kind, token, position = str(found.lastgroup), found[0], found.end()
         count += 1
         check_count(count, MAX_TOKENS, "words and signs")
         if kind == "open":
-            raise SyntaxError("a text has no end")
+            raise SyntaxError("a text is not closed")
         if kind == "space":
             is_flush = is_flush and not (is_first and token[0] != "#")
         elif kind == "newline" and not depth:
@@ -118,7 +121,7 @@ def _assignments(text: str) -> Iterator[tuple[str, list[_Token]]]:
         elif kind != "newline":
             depth += (token in ("(", "[", "{")) - (token in (")", "]", "}"))
             if not 0 <= depth <= _MAX_DEPTH:
-                raise SyntaxError("the brackets do not fit")
+                raise SyntaxError("the brackets do not match")
             if line or (is_first and is_flush and token in _LISTS):
                 line.append((kind, token))
             is_first = False

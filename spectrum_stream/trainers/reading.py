@@ -1,7 +1,7 @@
-"""Read the YAML and JSON of trainers within limits, which are checked before anything is built from the text.
+"""Read the YAML and JSON of trainers within limits.
 
-A short text of YAML can stand for any number of values, because it repeats parts by name. The reader in C is fast,
-but it recurses, and its nodes take half a kilobyte each.
+The limits are checked before anything is built from the text. Short YAML can have any number of values, because it
+can repeat parts by name. The C reader is fast, but it recurses, and each of its nodes takes half a kilobyte.
 """
 
 import json
@@ -14,25 +14,27 @@ import yaml
 from ..errors import ResultError
 from ..files import parse_json
 
-# A list of 300,000 names has as many values. Repeated parts count each time.
+# A list of 300,000 names has 300,000 values. A repeated part counts each time.
 MAX_YAML_VALUES = 500_000
 MAX_YAML_DEPTH = 100
 MAX_YAML_CHARACTERS = 50_000_000
-# Digits of a number. Python neither reads nor writes numbers of more than 4,300.
+# The characters of a number. Python neither reads nor writes integers of more than 4,300 digits.
 _MAX_NUMBER = 100
 _NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-FxXoO_.:+-]*")
-# PyYAML has the reader in C on all common systems. The other one reads a megabyte in seconds.
+# PyYAML has a C reader on all common systems. The other reader takes seconds for a megabyte.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SLOW_LOADER_CHARACTERS = 2_000_000
 
 
 @lru_cache(maxsize=1)
 def read_yaml(text: str) -> Any:
-    """Read a document of YAML with the types of `yaml.safe_load`. The value must not be changed.
+    """Read a YAML document with the types of `yaml.safe_load`.
+
+    The value must not be changed.
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        ResultError: not_a_selection, it is above a limit, or has a number or a date that does not exist.
+        ResultError: not_a_selection, it is above a limit, or a number or date is invalid.
     """
     limit = MAX_YAML_CHARACTERS if _LOADER is not yaml.SafeLoader else _SLOW_LOADER_CHARACTERS
     if len(text) > limit:
@@ -41,7 +43,7 @@ def read_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_LOADER)
     except (ValueError, OverflowError, TypeError, KeyError, AttributeError, IndexError) as error:
-        # The tag of a value does not fit it, or there is no such date.
+        # A value does not fit its tag, or a date does not exist.
         problem = str(error)[:200] if isinstance(error, ValueError) else "it does not fit its tag"
         raise _above_limit(f"a value cannot be read: {problem}") from error
 
@@ -65,7 +67,7 @@ def read_json(text: str) -> Any:
 def _check(text: str) -> None:
     """Check nesting, repeated parts and numbers, and count the values."""
     count = 0
-    # The number of values before each part that is open, and the name of that part.
+    # For each open part: the number of values before it, and its name.
     opened: list[tuple[int, str | None]] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, Loader=_LOADER):
@@ -78,7 +80,7 @@ def _check(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == name for _, name in opened):
                 raise _above_limit("a part of it contains itself")
-            # PyYAML reports a name that does not exist.
+            # PyYAML reports names that do not exist.
             count += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((count, event.anchor))
@@ -90,7 +92,7 @@ def _check(text: str) -> None:
             if name is not None:
                 sizes[name] = count - before
         if count > MAX_YAML_VALUES:
-            raise _above_limit(f"it has more than {MAX_YAML_VALUES:,} values, with those that it repeats")
+            raise _above_limit(f"it has more than {MAX_YAML_VALUES:,} values, repeated ones included")
 
 
 def _is_number(event: yaml.ScalarEvent) -> bool:

@@ -43,6 +43,6 @@ class SftRecipes(Trainer):
     def entries(self, text: str) -> list[Entry]:
         found = [entry[1] for entry in islice(_ENTRY.finditer(text), MAX_ENTRIES + 1)]
         check_count(len(found))
-        # The recipes take an entry up to the next `- `.
+        # The recipes cut an entry at the next `- `.
         patterns = (entry.split("- ", 1)[0] if "- " in entry else entry for entry in found)
         return [Entry(pattern, pattern) for pattern in patterns]

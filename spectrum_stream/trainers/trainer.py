@@ -169,7 +169,7 @@ def strings(value: Any) -> list[str]:
     """Return a list of strings unchanged.
 
     Raises:
-        ResultError: not_a_selection, `value` is something else. A string is not a list of its letters; too_large.
+        ResultError: not_a_selection, `value` is something else, such as a string; too_large.
     """
     if isinstance(value, list):
         check_count(len(value))

@@ -39,9 +39,9 @@ _SIMILAR = 0.7
 _MAX_SEARCHES = 20
 _MAX_LENGTH = 120
 _MAX_SHAPES = 300
-# Findings that are kept; more are only counted.
+# The findings that are kept. Others are only counted.
 MAX_FINDINGS = 10_000
-# Characters of an entry that a finding shows.
+# The characters of an entry that a finding shows.
 _MAX_SHOWN = 500
 
 
@@ -70,7 +70,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Findings:
-    """Findings up to a limit. A file with a million wrong entries is as wrong as one with ten thousand."""
+    """Findings up to a limit. Others are only counted."""
 
     kept: list[Finding] = field(default_factory=list)
     more: int = 0
@@ -125,7 +125,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
         conflicts = reader.conflicts(text, parameters)
         _check_entries(entries, trained, parameters, reader, findings)
     except PatternError as error:
-        # Nobody can say which parameters the other entries train.
+        # It is unknown which parameters the other entries train.
         bad = _Findings()
         for entry, problem in error.problems:
             bad.add(Reason.BAD_PATTERN, entry, _mended(problem))
@@ -156,7 +156,7 @@ def verify(path: Path, parameters: Parameters, trainer: str = DEFAULT.name) -> V
 
 
 def _mended(problem: str) -> str:
-    """Add to a problem of an expression what to write."""
+    """Add a correction to the problem of an expression."""
     if "is not a regular expression" not in problem:
         return problem
     return f"{problem}: {'write `.+` for any characters' if 'repeat' in problem else 'correct it'}"
@@ -167,7 +167,7 @@ def _find_place(error: Exception, text: str) -> tuple[str, str | None]:
     mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or "")[:200]
     if mark is None:
         return "", None
-    # Both readers of YAML count the place from the beginning.
+    # Both readers of YAML count the position from the beginning of the text.
     line = text[text.rfind("\n", 0, mark.index) + 1 :][:200].split("\n", 1)[0]
     hint = None
     if "\t" in line:
@@ -210,7 +210,7 @@ def _check_entries(
             findings.add(Reason.TOO_MANY, entry.text, f"also matches {others}{mend}")
         if found.spans:
             continue
-        # To read a name takes longer than all else.
+        # Reading a name takes longer than everything else here.
         is_always = ("head" in entry.text or "embed" in entry.text) and _read_name(entry.text) in _ALWAYS_NAMES
         key = (entry.pattern, entry.how)
         alias = tied.get(key)

@@ -1,7 +1,7 @@
-"""Write texts as YAML that every reader takes for the same texts, in linear time.
+"""Write texts as YAML that every reader reads as the same texts.
 
-PyYAML's own writer leaves a text without quotes if PyYAML reads it as a text. Readers of YAML 1.2, such as OmegaConf
-and ruamel.yaml, take `1e3` and `0o17` for numbers. Its speed is about 10,000 texts a second.
+PyYAML's own writer writes a text without quotes if PyYAML reads it as a text. Readers of YAML 1.2, such as OmegaConf
+and ruamel.yaml, read `1e3` and `0o17` as numbers. That writer is also slow: about 10,000 texts a second.
 """
 
 import re
@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 # A text that needs no quotes, unless it looks like another type.
 _PLAIN = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.\-]*")
-# Every form of a number, date or special value in YAML 1.1, YAML 1.2, PyYAML, ruamel.yaml or OmegaConf; also others.
+# This has every form of a number, date or special value in YAML 1.1, YAML 1.2, PyYAML, ruamel.yaml or OmegaConf. It
+# may also have other texts.
 _TYPED = re.compile(
     r"[0-9_.:+\-]*(?:e[+\-]?[0-9_]*)?|0[xob][0-9a-f_]*|\.(?:inf|nan)|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*"
     r"|y|n|yes|no|on|off|true|false|null|nan|inf",
@@ -20,7 +21,10 @@ _PRINTABLE = re.compile(r"[ -~]+")
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text without quotes is a text in every version of YAML, also in a list and in a comment."""
+    """Whether a text without quotes is a text in every version of YAML.
+
+    It must be one in a list and in a comment too.
+    """
     return _PLAIN.fullmatch(text) is not None and _TYPED.fullmatch(text) is None
 
 

@@ -2,8 +2,8 @@
 
     pip install atheris && python -m tests.checkpoint.fuzz_api -max_total_time=300
 
-The input is the answer of the API, a config, the first bytes of a shard and their headers. Only our errors may be
-raised, and no secret may be in them.
+The input is the answer of the API, a config, the first bytes of a shard and the headers of these answers. Only errors
+of this package may be raised, and they must not contain secrets.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer of the text of config.json and the files beside it, to be run by hand.
+"""A coverage-guided fuzzer of config.json and similar files, to be run by hand.
 
 pip install atheris && python -m tests.checkpoint.fuzz_config -max_total_time=300
 """

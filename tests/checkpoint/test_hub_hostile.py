@@ -1,4 +1,4 @@
-"""Servers that want to take memory, time, files or secrets: each gets one error, and nothing else."""
+"""Servers that try to take memory, time, files or secrets only cause one error."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ TOKEN = "hf_" + "Secret7" * 5
 PASSWORD = "pa55word-of-mine"
 SIGNATURE = "5ignature0fAnAddress"
 MODEL_FILE = "model.safetensors"
-# The window in which an answer must keep its pace is 12 s otherwise.
+# The window for the speed of an answer is 12 s by default.
 WINDOW_S = 0.4
 
 
@@ -69,7 +69,7 @@ def refused(act: Callable[[], object] = lambda: plan(REPO), *, within_s: float =
 
 
 def drip(head: bytes, each: bytes, pause_s: float = 0.05) -> Answer:
-    """Send the beginning of an answer, and then a little again and again."""
+    """Send the beginning of an answer, and then a few bytes again and again."""
 
     def answer(_: str, sock: socket.socket) -> None:
         sock.sendall(head)
@@ -118,7 +118,7 @@ def test_compressed_body_is_never_expanded(
 
 @pytest.mark.parametrize("text", [b"[" * 60_000, b'{"error":' * 6_000, b'{"error":[[1]]}', b"5", b'{"errors": 5}'])
 @pytest.mark.parametrize("status", [200, 404, 401])
-def test_odd_json_is_an_error_of_ours(raw: RawServer, text: bytes, status: int) -> None:
+def test_odd_json_is_an_error_of_the_package(raw: RawServer, text: bytes, status: int) -> None:
     for kind in ("api", "probe"):
         raw.answers = {kind: lambda _, sock: send(sock, status, text, {"Content-Type": "application/json"})}
         assert refused().reason in ("bad_response", "server_error", "bad_token", "no_such_repo", "header_too_short",
@@ -145,7 +145,7 @@ FAST = {
 def test_slow_answer_is_given_up(raw: RawServer, kind: str, answer: Answer) -> None:
     raw.answers[kind] = answer
     error = refused()
-    # A body of spaces that is not a range is read to its hundred thousandth byte.
+    # If a body of spaces is not a range, its first 100,000 bytes are read.
     assert error.reason == "timeout"
     assert len(raw.of_kind(kind)) <= 2, "it is not requested again"
 
@@ -178,7 +178,7 @@ def test_slow_weights_are_requested_once_more_and_given_up(raw: RawServer, fetch
     assert 1 <= len(raw.of_kind("data")) + len(raw.of_kind("whole")) <= 2 * 4
 
 
-def test_honest_slow_link_is_not_given_up(raw: RawServer, files: dict[str, bytes]) -> None:
+def test_slow_correct_server_is_not_given_up(raw: RawServer, files: dict[str, bytes]) -> None:
     body = files["config.json"]
 
     def honest_but_slow(_: str, sock: socket.socket) -> None:
@@ -200,7 +200,7 @@ ADDRESSES = [
 ]  # fmt: skip
 
 
-# The names of such hosts are looked up, which takes as long as the name server does.
+# These host names are looked up, which takes as long as the name server needs.
 def as_parameters(addresses: Sequence[str]) -> list[Any]:
     marks = {"http://xn--/": [pytest.mark.slow]}
     return [pytest.param(one, marks=marks.get(one, ()), id=str(i)) for i, one in enumerate(addresses)]
@@ -217,7 +217,7 @@ def test_bad_redirect_is_one_error(raw: RawServer, address: str, monkeypatch: py
         ("head", lambda: scan(REPO, fetch="cache")),
     ):
         raw.answers = {kind: redirect(address)}
-        # huggingface_hub tries to find the host for six seconds, and is asked three times.
+        # huggingface_hub tries to find the host for six seconds, three times.
         assert refused(act, within_s=28).reason in (
             "bad_redirect", "bad_response", "server_error", "unreachable", "redirect_loop",
         )  # fmt: skip
@@ -327,7 +327,7 @@ ETAGS = ['"{out}/x"', '"../../../../../../../../..{out}/x"', 'W/"{out}/x"', '"a\
 @pytest.mark.parametrize("etag", ETAGS, ids=range(len(ETAGS)))
 @pytest.mark.parametrize("fetch", ["download", "cache"])
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
-def test_etag_is_no_path(raw: RawServer, tmp_path: Path, etag: str, fetch: str, header: str) -> None:
+def test_etag_is_never_used_as_a_path(raw: RawServer, tmp_path: Path, etag: str, fetch: str, header: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     raw.headers[header] = etag.format(out=out)
@@ -355,7 +355,7 @@ def test_etag_of_the_hub_is_passed_on(raw: RawServer, tmp_path: Path, etag: str)
     ["../../x", "refs/../../x", "..", "/etc/x", "a//b", "/a", "a\nb", "a b", "a\\b", "C:x", "a/./b", ".a", "a.lock",
      "a~1", "a^", "@{u}", "a?x", "a" * 300, "\x1b[31m"],
 )  # fmt: skip
-def test_revision_is_no_path(raw: RawServer, tmp_path: Path, revision: str) -> None:
+def test_revision_is_never_used_as_a_path(raw: RawServer, tmp_path: Path, revision: str) -> None:
     for model in (f"{REPO}@{revision}", f"hf://{REPO}@{revision}"):
         error = refused(lambda model=model: scan(model, fetch="cache"))  # type: ignore[misc]
         assert error.reason in ("bad_revision", "bad_address", "no_such_path")
@@ -381,7 +381,7 @@ def test_reference_in_the_cache_is_not_written_through_a_link(raw: RawServer, tm
     assert (refs / "main").read_text() == COMMIT
 
 
-def test_commit_that_was_asked_for_is_the_one_that_is_answered(raw: RawServer) -> None:
+def test_answer_for_another_commit_is_an_error(raw: RawServer) -> None:
     assert refused(lambda: plan(f"{REPO}@{'a' * 40}")).reason == "bad_response"
 
 
@@ -411,7 +411,7 @@ def test_odd_headers_of_a_file_end_in_scores_or_one_error(
 
 @pytest.mark.parametrize("fetch", ["download", "cache"])
 @pytest.mark.parametrize("wait", ["9" * 400, "3600", "999999999"])
-def test_server_that_asks_huggingface_hub_to_wait_is_refused(raw: RawServer, fetch: str, wait: str) -> None:
+def test_server_that_asks_huggingface_hub_to_wait_long_is_an_error(raw: RawServer, fetch: str, wait: str) -> None:
     a_plan = plan(REPO, fetch=fetch)
     from spectrum_stream.pipeline import run
 
@@ -422,7 +422,7 @@ def test_server_that_asks_huggingface_hub_to_wait_is_refused(raw: RawServer, fet
 
 
 @pytest.mark.parametrize("fetch", ["download", "cache"])
-def test_endless_file_fills_no_disk(raw: RawServer, fetch: str, tmp_path: Path) -> None:
+def test_endless_file_does_not_fill_the_disk(raw: RawServer, fetch: str, tmp_path: Path) -> None:
     a_plan = plan(REPO, fetch=fetch)
     head = b"HTTP/1.1 200 X\r\nConnection: close\r\nX-Repo-Commit: " + COMMIT.encode() + b"\r\n\r\n"
     sent = 0
@@ -441,7 +441,7 @@ def test_endless_file_fills_no_disk(raw: RawServer, fetch: str, tmp_path: Path) 
     assert sent < 60_000_000
 
 
-def test_thousands_of_shards_are_refused_at_the_first_doubt(
+def test_thousands_of_shards_are_rejected_at_the_first_bad_one(
     files: dict[str, bytes], working_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names = [f"model-{i:05}-of-03000.safetensors" for i in range(1, 3001)]
@@ -514,7 +514,7 @@ def test_password_of_the_endpoint_is_sent_and_never_printed(
 
 
 @pytest.mark.parametrize("token", ["hf_" + "x" * 20 + "\x00y", "hf_ä" + "x" * 20, "hf_x yz" + "z" * 20, "x" * 5000])
-def test_token_that_no_header_may_have_is_not_printed(
+def test_token_with_characters_forbidden_in_headers_is_not_printed(
     raw: RawServer, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
@@ -526,7 +526,7 @@ def test_token_that_no_header_may_have_is_not_printed(
     assert not raw.requests
 
 
-def test_address_with_a_signature_is_not_repeated(raw: RawServer, cli: Cli) -> None:
+def test_signed_address_is_not_printed(raw: RawServer, cli: Cli) -> None:
     address = f"https://cdn.example/org/model/resolve/main/x.safetensors?X-Amz-Signature={SIGNATURE}"
     for model in (address, f"https://u:{PASSWORD}@hub.example/{REPO}", f"u:{PASSWORD}@hub.example/x/y"):
         done = cli("plan", model, code=2 if "://" in model else 1, SPECTRUM_STREAM_DEBUG="1")
@@ -552,7 +552,7 @@ def test_session_of_a_host_program_is_the_same_afterwards(raw: RawServer, monkey
     seen: set[int] = set()
 
     def host() -> None:
-        # It asks for its session and downloads all the time.
+        # The host program requests its session and downloads all the time.
         while not stop.is_set():
             session = huggingface_hub.utils.get_session()
             seen.add(session.get(f"{raw.url}/{REPO}/resolve/{COMMIT}/config.json").status_code)
@@ -568,7 +568,7 @@ def test_session_of_a_host_program_is_the_same_afterwards(raw: RawServer, monkey
     assert not theirs.is_closed
     assert type(theirs._transport) is httpx.HTTPTransport
     assert seen == {200}
-    # Two threads can make one at once in huggingface_hub 1.31.
+    # In huggingface_hub 1.31 two threads can each make a session at the same time.
     assert len(made) >= 3, "ours are made with the settings of the host program"
     client._client_of.cache_clear()
     for one in made:
@@ -576,14 +576,14 @@ def test_session_of_a_host_program_is_the_same_afterwards(raw: RawServer, monkey
 
 
 def test_guard_reaches_the_sockets_of_the_installed_httpx() -> None:
-    # A new httpx could keep its connections elsewhere, and there would be no limits of time.
+    # A new httpx could keep its connections in another place. Then time would have no limit.
     made = client._make_client()
     assert isinstance(made._transport, client._Guard)
     assert isinstance(made._transport._transport._pool._network_backend, client._Backend)  # type: ignore[attr-defined]
     made.close()
 
 
-# The faults of a server, each with secrets in all places where a server can put them.
+# Wrong answers of a server, each with secrets in all places where a server can put them.
 FAULTS = {
     "400": hub_server.status(400, b"Bearer " + TOKEN.encode()),
     "401": hub_server.status(401, json.dumps({"error": f"no {TOKEN}"}).encode()),
@@ -608,7 +608,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", ["api", "whole", "probe", "data", "head"])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_no_fault_of_a_server_prints_logs_or_writes_a_secret(
+def test_no_wrong_answer_prints_logs_or_writes_a_secret(
     save: Save,
     working_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -665,7 +665,7 @@ def test_redact_hides_a_remembered_secret_in_any_text(secret: str, around: str) 
     assert secret not in redact(f"{around}{secret}{around}").replace("...", "")
 
 
-# Answers of the API, as JSON of any shape near the true one, as bytes, and with any headers.
+# Answers of the API: JSON that resembles a correct answer, any bytes, and any headers.
 _leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
 _json = st.recursive(
     _leaves,
@@ -699,7 +699,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request],
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(status=st.sampled_from([200, 200, 200, 206, 302, 401, 404, 416, 429, 500]), body=_answers, headers=_headers,
        file=st.binary(max_size=60))  # fmt: skip
-def test_any_answer_of_a_server_is_a_source_or_an_error_of_ours(
+def test_any_answer_of_a_server_is_a_source_or_an_error_of_the_package(
     working_folder: Path, status: int, body: bytes, headers: dict[str, str], file: bytes
 ) -> None:
     def answer(request: httpx.Request) -> httpx.Response:

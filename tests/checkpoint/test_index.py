@@ -50,7 +50,7 @@ def named(*files: str, **contents: object) -> dict[str, object]:
 
 M2, M4 = split("model", 2), split("model", 4)
 D2, C2 = split("diffusion_pytorch_model", 2), split("consolidated", 2)
-# Like an index, or anything else.
+# Texts that resemble an index, and any other texts.
 SHARDS = st.text("model-of01.safetnr/:\\", max_size=40) | st.sampled_from([*M2, *M4, "model.safetensors", "x.bin"])
 SCALARS = st.none() | st.integers() | SHARDS
 ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(SHARDS, inner))
@@ -198,7 +198,7 @@ def test_index_of_any_text_gives_safe_shards_or_one_sentence(text: str, others: 
     ids=["values", "levels", "digits"],
 )
 @pytest.mark.parametrize("name", [INDEX, *SMALL_FILES[:4]])
-def test_bombs_in_small_files_are_rejected_before_they_are_built(save: Save, name: str, text: str) -> None:
+def test_json_above_a_limit_in_small_files_is_rejected_before_it_is_parsed(save: Save, name: str, text: str) -> None:
     folder = save(WEIGHTS, shards=2)
     (folder / name).write_text(text)
     tracemalloc.start()
@@ -212,7 +212,7 @@ def test_bombs_in_small_files_are_rejected_before_they_are_built(save: Save, nam
 def test_sets_that_claim_a_million_shards_take_no_time_for_each() -> None:
     files = [f"m{i}-000001-of-999999.safetensors" for i in range(2000)]
     began = time.monotonic()
-    # To list all claimed names would take half an hour.
+    # A list of all claimed names would take half an hour.
     with pytest.raises(BadIndex) as error:
         choose(named(*files) | {INDEX: index("x.safetensors")}, only=INDEX)
         raise missing_shards("HERE", INDEX, ["x.safetensors"], files)

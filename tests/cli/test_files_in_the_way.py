@@ -1,4 +1,4 @@
-"""Links, FIFOs, devices, sockets and folders in place of each file that a command reads: one sentence, at once."""
+"""Commands reject links, FIFOs, devices, sockets and folders in place of files."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ RECORD = "model_snr_results/snr_results_x.sqlite"
 
 def bind(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
-        # The name of a socket must be short, and the tests run in the folder.
+        # The name of a socket must be short, so the tests run in the folder.
         server.bind(os.path.relpath(path))
 
 
@@ -106,7 +106,7 @@ def test_other_things_than_files_give_one_sentence_at_once(cli: Cli, scanned: Pa
         assert done.returncode in (0, 1, 2), kind
         if done.returncode and command[0] != "check":
             assert reason(done) in reasons, kind
-        # Without these the command still does its work, or the folder is not taken for the file.
+        # Without these files the command still works, or it does not read the folder as the file.
         can_go_on = kind == "folder" and (name.startswith(("m/", "n/")) or place == "output")
         can_go_on |= place == "output" and kind in ("zero", "memory")
         assert done.returncode or can_go_on, kind

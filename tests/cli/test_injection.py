@@ -139,7 +139,7 @@ def test_folder_name_that_is_not_text_gives_one_sentence(cli: Cli, save: Save, t
         folder.rename(odd)
     except OSError:
         pytest.skip("a file system that takes text only")
-    # safetensors cannot open such a path. On Linux the scan gives it another one; elsewhere this is one sentence.
+    # safetensors cannot open such a path. On Linux the scan gives it another path. Elsewhere this is an error.
     done = cli("scan", odd, "--top-percent", "50", code=0 if Path("/proc/self/fd").exists() else 1)
     assert done.returncode == 0 or reason(done) == "unreadable"
     assert "\\udcff" in done.stderr

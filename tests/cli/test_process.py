@@ -284,7 +284,7 @@ def test_signal_in_the_first_moments_prints_no_traceback(save: Save) -> None:
     command = [*COMMAND, "scan", str(save(llama_tensors(1))), "--name", "x"]
     for i in range(12):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        # The interpreter itself takes longer than this to start.
+        # Python itself takes longer than this to start.
         time.sleep(0.05 + 0.02 * i)
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
@@ -308,9 +308,9 @@ def run_limited(limit: str, nbytes: int, *args: str | Path) -> subprocess.Comple
 
 
 def large_and_small(folder: Path, side: int) -> Path:
-    """Write a checkpoint with small matrices, and one that is so large that its product needs 4 side² bytes.
+    """Write a checkpoint with small matrices and a large one.
 
-    Its bytes are a hole in the file.
+    The product of the large matrix needs 4 side² bytes. Its own bytes are a hole in the file.
     """
     folder.mkdir()
     sides = {"layers.0.up.weight": 64, "layers.1.up.weight": side, "layers.2.up.weight": 64}

@@ -9,7 +9,10 @@ from spectrum_stream.model import transformers_names
 
 
 class Here:
-    """The process of `InstalledModel`, in this one: its import of transformers takes longer than most tests."""
+    """Runs the work of `InstalledModel`'s process in this process.
+
+    The import of transformers in another process takes longer than most tests.
+    """
 
     def __init__(self, module: str) -> None:
         assert module == transformers_names.__name__

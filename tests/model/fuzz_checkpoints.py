@@ -2,8 +2,8 @@
 
     python -m tests.model.fuzz_checkpoints SECONDS [SEED]
 
-It makes checkpoints at random. With `pip install atheris` and `--atheris` it is guided by coverage. Only errors of
-ours may be raised. For every other exception, the random run shows the seed and a traceback, and goes on.
+It makes random checkpoints. With `pip install atheris` and `--atheris` it is guided by coverage. Only errors of this
+package may be raised. For every other exception, the random run shows the seed and a traceback, and goes on.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer of everything that reads config.json, to be run by hand.
+"""A coverage-guided fuzzer of all readers of config.json, to be run by hand.
 
     pip install atheris && python -m tests.model.fuzz_config -max_total_time=300
 

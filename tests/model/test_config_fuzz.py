@@ -1,4 +1,4 @@
-"""Configs of real families with hostile values: each plan ends in a result or one of our errors, within limits."""
+"""A plan with any config ends in a result or an error of the package, in time."""
 
 import json
 import time
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(config=configs())
 @settings(max_examples=60)
-def test_plan_with_any_config_ends_in_a_result_or_an_error_of_ours(config: Any, folder: Path) -> None:
+def test_plan_with_any_config_ends_in_a_result_or_an_error_of_the_package(config: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     started = time.monotonic()
     for names in ("transformers-v5", "checkpoint"):
@@ -73,7 +73,7 @@ def test_real_configs_have_no_excess() -> None:
 @pytest.mark.slow
 @given(configs())
 @settings(max_examples=5)
-def test_build_with_any_config_ends_in_a_model_or_an_error_of_ours(config: Any) -> None:
+def test_build_with_any_config_ends_in_a_model_or_an_error_of_the_package(config: Any) -> None:
     config["architectures"] = [CLASSES.get(str(config.get("model_type")), "BertModel")]
     try:
         InstalledModel(ModelConfig(config), 14, 128).close()

@@ -1,4 +1,4 @@
-"""config.json against the headers: nothing that counts layers, experts or labels may be above the checkpoint's."""
+"""Compare the numbers of layers, experts and labels in configs with checkpoints."""
 
 import json
 from typing import Any
@@ -80,7 +80,7 @@ def test_excess_of_depth_is_found() -> None:
         {"num_hidden_layers": float("nan"), "model_max_length": 10**30, "num_experts_per_tok": 5000},
     ],
 )
-def test_honest_config_has_no_excess_in_one_shard_of_many(config: dict[str, Any]) -> None:
+def test_real_config_has_no_excess_in_one_shard_of_many(config: dict[str, Any]) -> None:
     assert find_excess(config, 9, 7168) is None
 
 
@@ -92,7 +92,7 @@ def test_rows_are_enough_for_experts_and_labels_but_not_for_layers() -> None:
 
 @pytest.mark.slow
 def test_default_configs_of_transformers_have_no_excess() -> None:
-    """Every family of the installed transformers, with as few tensors as a shard can have."""
+    """Check every family of transformers, with as few tensors as a shard can have."""
     auto = pytest.importorskip("transformers.models.auto.configuration_auto")
     configs = {}
     for family in auto.CONFIG_MAPPING:

@@ -1,4 +1,4 @@
-"""The process for untrusted work: it ends on time, within its memory, with its parent, and has no network."""
+"""The limited process ends in time, with its parent, and has no network."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def test_process_answers_and_its_prints_are_no_answer(process: LimitedProcess) -> None:
+def test_process_answers_and_its_prints_do_not_count(process: LimitedProcess) -> None:
     noise = {"print": '{"a": 1}\n'}
     assert process.ask(noise, SOON) == noise
     assert process.ask(["b" * 1_000_000], SOON) == ["b" * 1_000_000]
@@ -94,12 +94,12 @@ def test_process_has_no_network_and_no_secrets(monkeypatch: pytest.MonkeyPatch, 
         assert process.ask({"connect": 9}, SOON) == "PermissionError"
         state = process.ask("state", SOON)
     assert "hf_secret" not in state["environment"].values() and state["environment"]["HF_HUB_OFFLINE"] == "1"
-    # Code in the working folder is not the program's.
+    # Code in the working folder is not code of the program.
     assert state["path"] and all(Path(path).is_absolute() for path in state["path"])
     assert str(tmp_path) not in state["path"] and state["folder"] != str(tmp_path)
 
 
-# Start a process that is busy, print its number, and end as argv says.
+# Start a busy process, print its number, and end in the way of argv.
 PARENT = f"""
 import os, signal, sys, threading
 from spectrum_stream.model.limited_process import LimitedProcess

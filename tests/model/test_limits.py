@@ -1,4 +1,4 @@
-"""Compare the limits of the README with the constants, and reject small headers with large plans."""
+"""Compare the limits in the README with the code, and check that they hold."""
 
 import importlib
 import io
@@ -141,7 +141,7 @@ def test_layers_with_expert_projections_of_their_own_names_are_rejected(tmp_path
     assert refused.value.reason == "too_many_missing"
 
 
-def test_header_module_has_the_limits_that_bound_each_name() -> None:
+def test_limits_of_a_name_keep_quadratic_loops_short() -> None:
     # The loops over the components and words of a name are quadratic in its length.
     assert header.MAX_NAME_LENGTH <= 1000
     assert header.MAX_COMPONENTS <= 64

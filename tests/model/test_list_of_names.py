@@ -1,4 +1,4 @@
-"""A list of names is a file of the user's: any bytes give names or one sentence."""
+"""Any bytes in a list of names give names or one error."""
 
 import json
 from pathlib import Path

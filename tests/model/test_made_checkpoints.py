@@ -1,4 +1,4 @@
-"""Plan and scan made-up checkpoints: a result or an error of ours, never another exception."""
+"""Plans and scans of random checkpoints give a result or an error of the package."""
 
 import contextlib
 import tempfile
@@ -16,7 +16,7 @@ from ..support.made_checkpoints import make_checkpoint, write_shard
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_plan_and_scan_give_a_result_or_an_error_of_ours(data: st.DataObject) -> None:
+def test_plan_and_scan_give_a_result_or_an_error_of_the_package(data: st.DataObject) -> None:
     # A scan also writes into the working folder.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         model = make_checkpoint(Path(folder, "m"), lambda count: data.draw(st.integers(0, count - 1)))

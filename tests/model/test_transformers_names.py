@@ -1,4 +1,4 @@
-"""The process that builds a model of transformers: a hostile config.json costs seconds and a sentence."""
+"""The process that builds a model of transformers ends in time for any config."""
 
 import json
 import re
@@ -150,8 +150,8 @@ def test_build_that_is_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_build_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No backbone, kernel or code of a repo is looked for, whatever the config names."""
+def test_build_sends_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It looks for no backbone, kernel or code that the config names."""
     pytest.importorskip("transformers")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)

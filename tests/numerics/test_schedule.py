@@ -137,7 +137,7 @@ NO_MEMORY = [
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: f"{type(error).__name__} {str(error)[-20:]}")
 @pytest.mark.parametrize("device", [CPU, FULL_DEVICE, PRETENDED], ids=["cpu", "full", "batches"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_compute_all_gives_up_only_the_matrix_without_memory(error: Exception, device: Device, workers: int) -> None:
+def test_compute_all_skips_only_the_matrix_without_memory(error: Exception, device: Device, workers: int) -> None:
     calls: list[int] = []
 
     def compute(

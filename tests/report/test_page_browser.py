@@ -571,7 +571,7 @@ def test_page_numerals_and_medians_hold_any_number(tab: Any) -> None:
     assert tab.evaluate("scaleOf([-1.7e308, 0, 1.7e308]).at(0)") == 0.5
 
 
-def test_page_csv_defuses_full_width_signs_and_every_separator(show: Show) -> None:
+def test_page_csv_neutralizes_full_width_signs_and_every_separator(show: Show) -> None:
     leads = ("", " ", '"', "\u200b", "a;", "a\t", "a|", 'a;"')
     names = [f"{lead}{sign}1" for sign in "=+-@＝＋－＠" for lead in leads]
     names += ["a\r\n=1", "safe;name", "a-b+c=d@e", "a,b"]

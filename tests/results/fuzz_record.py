@@ -2,8 +2,8 @@
 
     pip install atheris && python -m tests.results.fuzz_record -max_total_time=300
 
-An input is a list of changes of a whole record: of its header, its pages and its rows. Every reader and the journal
-must end with an error of ours or a sound record. A crash of SQLite ends the process, and libFuzzer keeps the input.
+An input is a list of changes to the header, the pages and the rows of a record. Every reader and the journal must end
+with an error of the package or a valid record. A crash of SQLite ends the process, and libFuzzer keeps the input.
 """
 
 import shutil
@@ -86,7 +86,7 @@ class _Fuzzer:
         file = bytearray(self.seeds[data[0] % len(self.seeds) if data else 0])
         for i in range(1, len(data) - 3, 4):
             at = int.from_bytes(data[i : i + 2], "big") % len(file)
-            # Two bytes, since the numbers of pages and the places of cells have at least two.
+            # Numbers of pages and positions of cells have at least two bytes.
             file[at : at + 2] = data[i + 2 : i + 4]
         return bytes(file)
 

@@ -1,8 +1,8 @@
-"""A coverage-guided fuzzer of everything that reads a foreign result, to be run by hand.
+"""A coverage-guided fuzzer of all readers of results, to be run by hand.
 
     pip install atheris && python -m tests.results.fuzz_result -max_total_time=300
 
-Only our own errors may be raised, and trainers' files must be read back.
+Only errors of the package may be raised. Trainers' files must be read back unchanged.
 """
 
 import json

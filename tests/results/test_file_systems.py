@@ -1,4 +1,6 @@
-"""Small, full, read-only and odd file systems, each mounted in a namespace of its own (Linux, as root)."""
+"""Scans on small, full, read-only and unusual file systems (Linux, as root).
+
+Each file system is mounted in a separate namespace."""
 
 import subprocess
 from collections.abc import Callable
@@ -9,7 +11,7 @@ import pytest
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import COMMAND
 
-# A mount must not leave the namespace, so nothing outside is ever mounted again with other options.
+# A mount must not be visible outside of the namespace, so nothing outside is mounted again.
 _MOUNT = 'mount -t tmpfs -o "$0" tmpfs "$1" && cd "$1" && shift'
 _can_mount = subprocess.run(
     ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False
@@ -25,7 +27,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(save: Save, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a script in a new file system; `$scan` scans a model, and `$program` is the command line."""
+    """Run a script in a new file system.
+
+    `$scan` scans a model, and `$program` is the command line.
+    """
     model = save(llama_tensors(4))
     monkeypatch.setenv("program", " ".join(COMMAND))
     monkeypatch.setenv("scan", f"{' '.join(COMMAND)} scan {model} --name x --top-percent 50 -q")

@@ -1,4 +1,4 @@
-"""Large and hostile results of other programs: limits, linear time, numbers of any size."""
+"""Large results of other programs: limits, linear time, numbers of any size."""
 
 import io
 import json

@@ -542,7 +542,7 @@ def test_scan_writes_no_record_through_a_link(tmp_path: Path, kind: str, content
 
 @pytest.fixture
 def at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], object]], None]:
-    """Let another process do something with a database after SQLite has opened it."""
+    """Change a database as another process, after SQLite has opened it."""
 
     def set_action(action: Callable[[Path], object]) -> None:
         def protect(db: sqlite3.Connection) -> None:
@@ -710,7 +710,7 @@ def test_scan_does_not_publish_the_number_of_a_trigger(model: str) -> None:
         scan(model, name="x")
 
 
-def test_fresh_scan_in_place_of_a_record_of_another_model_has_nothing_of_it(model: str) -> None:
+def test_fresh_scan_keeps_nothing_from_a_record_of_another_model(model: str) -> None:
     scan(model, name="x")
     alter(
         record_path(RESULT),
@@ -720,7 +720,7 @@ def test_fresh_scan_in_place_of_a_record_of_another_model_has_nothing_of_it(mode
     inode = record_path(RESULT).stat().st_ino
     with same_result():
         assert reason_of(lambda: scan(model, name="x")) == "other_model"
-        # As the hint of that error says.
+        # The hint of that error says this.
         scan(model, name="x", fresh=True)
         scan(model, name="x")
     assert record_path(RESULT).stat().st_ino != inode
@@ -779,7 +779,7 @@ def test_score_that_does_not_follow_is_found(field: str, values: list[float], mo
 
 
 @pytest.mark.parametrize("snr", [0.0, 1e-9, 12345.0, 1e300])
-def test_value_at_tau_does_not_excuse_any_score(snr: float) -> None:
+def test_value_at_tau_does_not_allow_every_score(snr: float) -> None:
     s = np.array([1.5, 1.0, 1.0, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7])
     s[1] = score(s, 9, 9).tau
     found = score(s, 9, 9)

@@ -194,7 +194,7 @@ def test_output_never_replaces_an_input(tmp_path: Path) -> None:
 def test_output_never_replaces_an_input_under_another_name(tmp_path: Path) -> None:
     path = tmp_path / "sorted.json"
     path.write_text('{"up": {"layers.0.up": 1.0}}')
-    # As on a file system that ignores case.
+    # This imitates a file system that ignores case.
     (tmp_path / "SORTED.JSON").hardlink_to(path)
     assert refusal(tmp_path / "SORTED.JSON", path) == "conflicting_options"
 

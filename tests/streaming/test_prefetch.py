@@ -188,7 +188,7 @@ def test_part_reader_reads_the_parts_of_one_matrix_if_those_of_a_batch_do_not_fi
     def read_some(shard: LocalShard, start: int, stop: int) -> bytes:
         nonlocal calls
         calls += 1
-        # The batches of six and of five do not fit, and nor do the parts of the second matrix alone.
+        # The batches of six and five do not fit. The parts of the second matrix do not fit even alone.
         if calls - 1 in short:
             raise MemoryError
         return read(shard, start, stop)
@@ -215,7 +215,7 @@ def test_prefetcher_whose_thread_is_gone_raises(save: Save, monkeypatch: pytest.
 
 
 class InMemory(Remote):
-    """A remote shard whose answers are there at once."""
+    """A remote shard that answers at once."""
 
     def stream(
         self, start: int, stop: int, write: Callable[[int, bytes], object], halt: threading.Event | None = None
@@ -226,7 +226,7 @@ class InMemory(Remote):
 
 
 @pytest.mark.parametrize("fails", ["buffer", "request"])
-def test_read_ranged_gives_up_only_the_matrices_without_memory(
+def test_read_ranged_skips_only_the_matrices_without_memory(
     save: Save, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     tensors = {f"layers.{i}.up.weight": torch.randn(10, 10) for i in range(8)}

@@ -30,7 +30,7 @@ class Cli(Protocol):
     """The type of the fixture `cli`."""
 
     def __call__(self, *args: str | Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `spectrum-stream ARGS` with these variables set, and assert that it exits with this code.
+        """Run `spectrum-stream ARGS` with variables, and assert its exit code.
 
         None stands for any code.
         """

@@ -1,4 +1,4 @@
-"""Configs of real families, hostile values for their settings, and everything that a plan reads of a config."""
+"""Configs of real families, bad values for settings, and all that a plan reads."""
 
 import importlib
 import json
@@ -91,7 +91,7 @@ def find_places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def read_all(data: Any, tensors: int = 14, rows: int = 128) -> None:
-    """Read everything of a config that a plan and a build can ask for, and check the types and the limits."""
+    """Read everything that a plan and a build use, and check types and limits."""
     config = ModelConfig(data, {"quantize_config.json": data})
     assert config.model_type is None or len(config.model_type) <= 200
     assert len(config.architectures) <= 100 and all(len(name) <= 200 for name in config.architectures)

@@ -1,4 +1,6 @@
-"""Run commands that get a signal at a chosen step, each in a fork of one process that has imported everything.
+"""Run commands that get a signal at a chosen step.
+
+Each command runs in a fork of one process that has imported everything.
 
     python -m tests.support.interrupted SIGNALS STEPS ARGS...
 
@@ -31,7 +33,10 @@ _HANG_S = 120
 
 
 class _Steps:
-    """Counts steps, and sends signals at one of them, from another thread as another process would."""
+    """Counts steps, and sends signals at one of them.
+
+    Another thread sends them, in the same way as another process would.
+    """
 
     def __init__(self, at: int, signals: Sequence[int]) -> None:
         self.count = 0
@@ -52,12 +57,12 @@ class _Steps:
 
 
 def _command(args: Sequence[str], at: int, signals: Sequence[int], by_files: bool) -> None:
-    """Run the command line in this process, which is a fork, and end it as the interpreter does."""
+    """Run the command line in this fork, and end it as the interpreter does."""
     output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["spectrum-stream", *args]
-    # The other thread takes the GIL at once.
+    # The other thread then takes the GIL at once.
     sys.setswitchinterval(1e-6)
     steps = _Steps(at, signals)
     if by_files:
@@ -124,7 +129,7 @@ def _main() -> None:
     numbers = [signal.Signals[name] for name in names.split(",")]
     by_files = kind == "files"
     undisturbed, total = _run(args, -1, numbers, by_files)
-    # A fork would print again what it finds in the buffer.
+    # A fork would print the content of the buffer again.
     sys.stdout.write(f"{json.dumps(undisturbed)}\n")
     sys.stdout.flush()
     count = total if by_files else int(kind)

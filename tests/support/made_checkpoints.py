@@ -1,7 +1,7 @@
-"""Made-up checkpoints: names, dtypes, shapes, companions and configs of many formats, put together at random.
+"""Make random checkpoints from names, dtypes, shapes and configs of many formats.
 
-The parts come from a function that chooses, so hypothesis, atheris and a plain generator of random numbers can make
-the same checkpoints. Most are plausible in one part and wrong in another.
+A function chooses the parts, so hypothesis, atheris and a plain random generator can make the same checkpoints. Most
+checkpoints are plausible in one part and wrong in another.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from spectrum_stream.checkpoint.header import DTYPE_BITS
 
-# Chooses one of a number of things by its index.
+# A function that returns an index below its argument.
 Choose = Callable[[int], int]
 
 _MODULES = (
@@ -88,7 +88,7 @@ _METADATA: tuple[dict[str, str] | None, ...] = (
 
 
 def make_checkpoint(folder: Path, choose: Choose) -> Path:
-    """Write a shard and config.json that nobody would write."""
+    """Write a shard and a config.json with random content."""
 
     def one(things: Sequence[Any]) -> Any:
         return things[choose(len(things))]

@@ -1,4 +1,4 @@
-"""A server of the Hub's protocol that writes what it likes to the socket: no HTTP library corrects it.
+"""A server of the Hub's protocol that can write any bytes, with no HTTP library.
 
 A handler gets the kind of a request (as in `hub_server`), its path, its headers and the socket. It writes an answer,
 or returns `HONEST` for the correct one.

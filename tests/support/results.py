@@ -1,4 +1,4 @@
-"""Use a foreign result in every way that the commands do, for fuzzers."""
+"""Use a result in every way that the commands do, for fuzzers."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from spectrum_stream.trainers import TRAINERS
 
 
 def use_result(path: Path) -> None:
-    """Open, select, compare and show a result, and write and read the file of every trainer.
+    """Open, select, compare and show a result, and check all trainers' files.
 
     Raises:
         SpectrumStreamError: the result cannot be read. AssertionError: an output is wrong.

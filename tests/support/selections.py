@@ -1,4 +1,4 @@
-"""Texts of all trainers and their parts, from which fuzzers make others."""
+"""Texts of all trainers, and parts of texts, for fuzzers."""
 
 SEEDS = (
     "unfrozen_parameters:\n- ^lm_head.weight$\n- model.layers.1.mlp.up_proj\n- model.layers.[0-9]+.mlp[0:4]\n",

@@ -1,4 +1,6 @@
-"""What must hold for any bytes of a text from outside: for hypothesis in the tests, and for fuzzers by hand."""
+"""Check the rules that hold for any bytes of an untrusted text.
+
+The tests with hypothesis and the fuzzers use these checks."""
 
 import tempfile
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ FOLDERS = (
 
 
 def check_index(data: bytes, others: tuple[str, ...] = ()) -> None:
-    """Check the choice of shards by an index of any bytes, in folders of any other files."""
+    """Check the choice of shards by any index, in folders with any other files."""
     for folder in FOLDERS:
         files = list(dict.fromkeys((*folder, *others)))
         for file in (None, files[0], files[-1]):
@@ -59,7 +61,7 @@ def check_index(data: bytes, others: tuple[str, ...] = ()) -> None:
 
 
 def check_config(data: bytes) -> None:
-    """Check the types of all values of any bytes as each of the small files of a checkpoint."""
+    """Check the types of all values, with any bytes as each small file."""
 
     def read_json(name: str) -> Any:
         return parse_small(data, name)

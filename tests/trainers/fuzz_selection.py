@@ -53,7 +53,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["--trainers"]:
         _trainers, arguments = arguments[1].split(","), arguments[2:]
-    # Expressions would start a process for each input. Without an executable they are refused.
+    # Expressions would start a process for each input. Without an executable they are rejected.
     sys.executable = ""
     with tempfile.TemporaryDirectory() as corpus:
         for i, seed in enumerate(SEEDS):

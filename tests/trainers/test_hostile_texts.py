@@ -1,4 +1,4 @@
-"""Texts that no honest user writes: every trainer refuses them with a reason, in bounded time and memory."""
+"""Every trainer rejects unreasonable texts with a reason, within limits."""
 
 import json
 import random
@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         st.tuples(st.sampled_from(SEEDS), st.randoms(use_true_random=False)).map(lambda pair: changed(*pair)),
     )
 )
-def test_trainer_reads_or_refuses_any_text(folder: Path, trainer: str, text: str) -> None:
+def test_trainer_reads_or_rejects_any_text(folder: Path, trainer: str, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        # A process for each example would take minutes. Without it such expressions are refused.
+        # A process for each example would take minutes. Without it such expressions are rejected.
         patch.setattr(sys, "executable", "")
         try:
             check(folder, text.encode("utf-8", "ignore").decode(), trainer)
@@ -87,7 +87,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1
         "x: !!bool x",
     ],
 )
-def test_read_yaml_refuses_what_no_config_has(text: str) -> None:
+def test_read_yaml_rejects_text_that_no_config_has(text: str) -> None:
     with pytest.raises(ResultError) as error:
         read_yaml(text)
     assert error.value.reason == "not_a_selection"
@@ -102,7 +102,7 @@ def test_read_yaml_counts_values_and_characters(monkeypatch: pytest.MonkeyPatch)
             read_yaml(text)
 
 
-def test_read_json_refuses_depth_and_long_numbers() -> None:
+def test_read_json_rejects_deep_nesting_and_long_numbers() -> None:
     for text in ("[" * 101 + "]" * 101, "9" * 5_000):
         with pytest.raises(ResultError) as error:
             read_json(text)
@@ -128,7 +128,7 @@ def test_read_json_refuses_depth_and_long_numbers() -> None:
         r"['\N{no such name}']",
     ],
 )
-def test_python_refuses_what_is_not_a_list_of_texts(tmp_path: Path, value: str) -> None:
+def test_python_rejects_values_other_than_lists_of_texts(tmp_path: Path, value: str) -> None:
     with pytest.raises(SpectrumStreamError) as error:
         check(tmp_path, f"TRAINED = {value}\nTRAINED_IF_THERE = []\n", "python")
     assert error.value.reason == "not_a_selection"
@@ -210,7 +210,7 @@ def test_verify_reports_an_expression_without_end(
 
 def test_verify_keeps_ten_thousand_findings_and_counts_the_rest(tmp_path: Path) -> None:
     verdict = check(tmp_path, "".join(f"- {i}x\n" for i in range(12_000)), "lines")
-    # One more finding: nothing would be trained.
+    # There is one more finding: nothing would be trained.
     assert (len(verdict.findings), verdict.more_findings) == (MAX_FINDINGS, 2_001)
     assert not verdict.is_good
 

@@ -1,4 +1,4 @@
-"""Names in the files of trainers: every reader gives them back as the same texts, or the export fails."""
+"""Every reader reads names in trainers' files unchanged, or the export fails."""
 
 import importlib
 import io
@@ -18,7 +18,7 @@ from spectrum_stream.trainers.yaml_text import is_plain, listing, scalar
 
 from ..support.hostile import CORPUS
 
-# Texts that some reader of YAML takes for something else, and characters that end a line or a stream somewhere.
+# Texts that some YAML reader reads as another type, and characters that end a line or a stream in some reader.
 TYPED = (
     "...", "---", "-", "--", "2001-02-30", "2001-01-01", "2001-01-01T00:00:00Z", "0x_", "0o_", "0b_", "0x1F", "0o17",
     "017", "1:1:1", "190:20:30", "=", "<<", "y", "Y", "n", "no", "On", "~", "null", "Null", "true", "FALSE",

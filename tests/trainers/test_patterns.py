@@ -1,4 +1,4 @@
-"""Entries against many names: as `re` matches them, exactly, and within limits."""
+"""Entries match many names exactly as in `re`, within limits."""
 
 import json
 import re
@@ -50,7 +50,7 @@ class NoProcess(Expressions):
 
 
 def hits_by_re(compiled: re.Pattern[str], how: How, names: Sequence[str]) -> Hits:
-    """Return the hits by the rules of `re`, and no others."""
+    """Return the hits by the rules of `re` only."""
     in_order = sorted(set(names))
     found = {i: match for i, name in enumerate(in_order) if (match := getattr(compiled, LOOK[how])(name))}
     partial = [in_order[i] for i, match in found.items() if match.end() and not is_whole(in_order[i], *match.span())]
@@ -173,7 +173,7 @@ def test_expressions_are_matched_from_any_thread() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("executable", ""), ("executable", "/bin/uwsgi"), ("frozen", True)])
-def test_expressions_fail_with_a_reason_if_this_is_no_python(
+def test_expressions_fail_with_a_reason_without_a_python_executable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:
     monkeypatch.setattr(sys, name, value, raising=False)

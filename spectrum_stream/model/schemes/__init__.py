@@ -78,14 +78,14 @@ _COMPANIONS = (
     *(ending for ending in harmless.COMPANIONS if not ending.endswith("bias")),
 )
 
-# The last component of a name shows most of them.
+# The last component of a name is enough to find most of them.
 _OF_COMPONENT = tuple(ending for ending in _COMPANIONS if "." not in ending[1:])
 _OF_COMPONENTS = tuple(ending for ending in _COMPANIONS if "." in ending[1:])
 
 
 def parameter_of(tensor: str) -> str:
     """Return the name of the weight that a tensor stores: `X.weight` for `X.qweight`."""
-    # Most names have none of the endings, which one test shows.
+    # Most names have none of the endings. One test finds that.
     return companions.parameter_of(tensor, _VALUES) if tensor.endswith(_VALUE_ENDINGS) else tensor
 
 

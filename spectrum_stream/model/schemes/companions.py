@@ -134,7 +134,7 @@ class Companions:
         return None
 
     def find(self, owner: str, endings: Iterable[str]) -> Companion | None:
-        """Return the first tensor with the name of a module or parameter and one of these endings."""
+        """Return the first tensor with a given name and one of these endings."""
         for ending in endings:
             if (found := self._tensors.get(owner + ending)) is not None:
                 return found
@@ -198,7 +198,7 @@ class Companions:
         owner = module_of(self.parameter_of(tensor))
         start = f"{owner}_"
         i = bisect_left(self._names, start)
-        # Most modules have none, which one name shows.
+        # Most modules have none. One look-up finds that.
         if i == len(self._names) or not self._names[i].startswith(start):
             return ()
         return self._siblings.get(owner, ())
@@ -236,7 +236,7 @@ class Companions:
         """Find the tensors that change all weights below a module, and those of the module's own modules."""
         below: dict[str, str] = {}
         own: dict[str, str] = {}
-        # The expressions match the last three components at most, and names of many layers end alike.
+        # The expressions match at most the last three components, and many layers have the same ones.
         seen: dict[str, tuple[int, bool] | None] = {}
         for name, tensor in self._tensors.items():
             tail = name[_find_tail(name) :]
@@ -269,7 +269,7 @@ class Companions:
     def _find_adapted(self, name: str) -> str | None:
         """Find the module or the bare parameter that a tensor of an adapter changes: the longest one in its name."""
         stop = len(name)
-        # Names have few components and words. In a name with many, the last ones do not count.
+        # Names of models have few components and words. In a name with many, the last ones do not count.
         if name.count(".") + name.count("_") > _MAX_SIGNS:
             stop = [match.end() for match in re.finditer(r"[._]", name)][_MAX_SIGNS - 1]
         while (stop := max(name.rfind(".", 0, stop), name.rfind("_", 0, stop))) >= 0:
@@ -279,7 +279,10 @@ class Companions:
 
     @cached_property
     def _stems(self) -> Collection[str]:
-        """The names of all tensors, and of the modules of weights, also of those that an adapter wraps."""
+        """Return the names of all tensors and of all modules of weights.
+
+        Modules that an adapter wraps count too.
+        """
         endings = tuple(f"{base}{end}" for base in ("", _BASE_LAYER) for end in (WEIGHT_SUFFIX, *self._values))
         stems = set(self._names)
         for ending in endings:
@@ -318,7 +321,7 @@ def parameter_of(tensor: str, values: Mapping[str, str]) -> str:
 
 
 def _find_tail(name: str) -> int:
-    """Return the position of the dot before the last three components of a name; 0 if there are no more."""
+    """Return the position of the dot before the last three components, or 0."""
     position = len(name)
     for _ in range(3):
         position = name.rfind(".", 0, position)

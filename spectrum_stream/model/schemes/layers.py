@@ -13,7 +13,7 @@ from .patterns import NotPlain, count_steps, matches
 
 # Patterns are tried for each module, so their number is limited. Names of single modules are not patterns.
 _MAX_PATTERNS = 256
-# 100,000 modules with two patterns of 30 characters each take half of these steps, and all of them take 30 seconds.
+# 100,000 modules with two patterns of 30 characters each take half of these steps. All steps take 30 seconds.
 _MAX_STEPS = 300_000_000
 _MAX_COMPONENTS = 32
 # A pattern that only one name matches.
@@ -73,7 +73,7 @@ class Layers:
         return replace(self._config, data=ChainMap(override, self._data)) if override else self._config
 
     def _count_steps(self, rules: _Rules, module: str) -> None:
-        """Check that the patterns are matched in limited time.
+        """Check that the patterns can be matched in limited time.
 
         Raises:
             NotPlain: the patterns and the names of all modules so far take too many steps.

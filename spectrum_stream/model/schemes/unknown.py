@@ -84,7 +84,7 @@ def reject(weight: TensorInfo, companions: Companions, config: QuantizationConfi
 
 def find_format_beside(weight: TensorInfo, companions: Companions) -> str | None:
     """Return the name of the only format that has the tensors beside a weight; None if there is no such format."""
-    # Most checkpoints have none of them, which the last components of all names show.
+    # Most checkpoints have none of them. The last components of all names are enough to find that.
     if companions.components.isdisjoint(_COMPONENTS_BESIDE):
         return None
     for (ending, beside), name in _BESIDE.items():

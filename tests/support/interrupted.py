@@ -62,6 +62,9 @@ def _command(args: Sequence[str], at: int, signals: Sequence[int], by_files: boo
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["spectrum-stream", *args]
+    # A background job of a shell ignores SIGINT, and one of nohup SIGHUP.
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     # The other thread then takes the GIL at once.
     sys.setswitchinterval(1e-6)
     steps = _Steps(at, signals)

@@ -11,6 +11,7 @@ the same thread. So they do not change the requests of a host program that uses 
 
 import atexit
 import functools
+import importlib
 import json
 import logging
 import os
@@ -26,10 +27,10 @@ import huggingface_hub.utils._http as hub_http
 from huggingface_hub import constants
 from huggingface_hub.utils import hf_raise_for_status, httpx, parse_ratelimit_headers
 
-from ..errors import CheckpointError, SourceError, SpectrumStreamError
+from ..errors import CheckpointError, SourceError, SpectrumStreamError, UsageError
 from ..text import si_bytes
 from .hub_errors import BadResponse, NotAgain, TooSlow
-from .redact import redact
+from .redact import redact, redact_errors, remember_secret
 
 # An answer must bring this many bytes a second, counted over a window of the seconds spent waiting.
 FLOOR_NBYTES_S = 1000
@@ -45,7 +46,8 @@ _ANSWER_NBYTES = 1_000_000
 _SLACK_NBYTES = 1_000_000
 # The requests of one download by huggingface_hub: its retries and their redirects.
 _HUB_REQUESTS = 100
-_HUB_HEAD_S = 60.0
+# All headers of one request with its redirects, and of one download by huggingface_hub.
+_HEADS_S = 60.0
 # The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
 MAX_WAIT_S = 330.0
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
@@ -55,7 +57,8 @@ _ADDRESS_NCHARS = 8000
 _HOST = re.compile(rb"[0-9a-zA-Z_-]([0-9a-zA-Z._-]{0,252})|[0-9a-fA-F:.]{2,45}(%[0-9a-zA-Z._-]{1,40})?")
 
 _DIGITS = r"[0-9]{1,18}"
-_ETAG = r'(W/)?"?[0-9a-fA-F]{1,128}(-[0-9a-fA-F]{1,32}){0,4}"?'
+# Without dots and slashes it is the name of a file.
+_ETAG = r'(W/)?"?[0-9A-Za-z_+=][0-9A-Za-z_+=-]{0,127}"?'
 # The headers that are passed on. Others, such as cookies, are dropped. So is a header in another form.
 _HEADERS = {
     name: re.compile(form)
@@ -76,6 +79,7 @@ _HEADERS = {
         "x-xet-token-expiration": r"[0-9]{1,12}",
     }.items()
 }
+_PASSWORD = re.compile(r"://[^/@]*?:([^@]+)@")
 _XET_AUTH = re.compile(r'<([^<>\s]{1,2000})>[^<>,]*?;\s*rel="?xet-auth"?')
 # The loggers that name addresses.
 _LOGGERS = (
@@ -90,6 +94,12 @@ _LOGGERS = (
 )
 
 
+# Older versions of huggingface_hub do not have it.
+_detect_agent: Any = None
+with suppress(ImportError):
+    _detect_agent = importlib.import_module("huggingface_hub.utils._detect_agent")
+
+
 @dataclass(slots=True, kw_only=True)
 class Scope:
     """The limits of the requests for one file or answer.
@@ -102,6 +112,7 @@ class Scope:
         commit: the commit that huggingface_hub downloads from; None for our own requests.
         with_xet: whether huggingface_hub may use Xet.
         requests: the number of requests so far, redirects included.
+        last_byte_s: the time of the last byte that came, by the monotonic clock.
     """
 
     where: str
@@ -111,18 +122,17 @@ class Scope:
     commit: str | None = None
     with_xet: bool = True
     requests: int = 0
+    last_byte_s: float = 0.0
 
     @classmethod
     def of_request(cls, where: str, endpoint: httpx.URL, nbytes: int) -> "Scope":
         """Return the limits of one request of our own, with its redirects."""
-        return cls(where=where, endpoint=endpoint, nbytes=nbytes, head_s=_window_s())
+        return cls(where=where, endpoint=endpoint, nbytes=nbytes, head_s=_HEADS_S)
 
     @classmethod
     def of_hub(cls, where: str, endpoint: httpx.URL, nbytes: int, commit: str, *, with_xet: bool) -> "Scope":
         """Return the limits of one download by huggingface_hub."""
-        return cls(
-            where=where, endpoint=endpoint, nbytes=nbytes, head_s=_HUB_HEAD_S, commit=commit, with_xet=with_xet
-        )
+        return cls(where=where, endpoint=endpoint, nbytes=nbytes, head_s=_HEADS_S, commit=commit, with_xet=with_xet)
 
     def limit_nbytes(self, request: httpx.Request) -> int:
         """Return the limit of the body of an answer with status 200 or 206."""
@@ -168,10 +178,34 @@ def _make_client() -> httpx.Client:
     transports that it makes for proxies.
     """
     _filter_logs()
-    made: httpx.Client = _swap.factory()
+    for name, value in os.environ.items():
+        if name.lower().endswith("_proxy") and (found := _PASSWORD.search(value)) is not None:
+            remember_secret(found[1])
+    try:
+        made: httpx.Client = _swap.factory()
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        raise UsageError(
+            f"no connection can be made with these settings ({type(error).__name__})",
+            reason="bad_proxy",
+            hint="check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
+        ) from redact_errors(error)
     made._transport = _Guard(made._transport)
     made._mounts = {pattern: mount and _Guard(mount) for pattern, mount in made._mounts.items()}
     return made
+
+
+def _ask_for_no_agents(begin: bool) -> None:
+    """Let huggingface_hub ask its server for no list of agents, as newer versions do before a download.
+
+    Nothing would limit that request, and the answer names environment variables to look at.
+    """
+    if _detect_agent is None:
+        return
+    empty = _detect_agent._EMPTY_REGISTRY
+    if begin and _detect_agent._registry is None:
+        _detect_agent._registry = empty
+    elif not begin and _detect_agent._registry is empty:
+        _detect_agent._registry = None
 
 
 class _Swap:
@@ -195,6 +229,7 @@ class _Swap:
         with self._lock, hub_http._CLIENT_LOCK:
             self._depth += 1
             if self._depth == 1:
+                _ask_for_no_agents(True)
                 self._theirs, self._factory = hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY
                 hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._ours, _make_client
 
@@ -207,6 +242,7 @@ class _Swap:
                 hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._theirs, self._factory
             if self._depth == 0:
                 self._theirs = self._factory = None
+                _ask_for_no_agents(False)
 
     def forget(self) -> None:
         """Drop the connections of the parent process."""
@@ -423,8 +459,9 @@ def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
 
 
 def _is_same(url: httpx.URL, endpoint: httpx.URL) -> bool:
-    """Whether an address has the scheme, host and port of a server."""
-    return _origin(url) == _origin(endpoint)
+    """Whether an address has the scheme, host and port of a server, which may turn http into https."""
+    own = _origin(endpoint)
+    return _origin(url) in (own, ("https", own[1], 443) if (own[0], own[2]) == ("http", 80) else own)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -439,13 +476,13 @@ def _window_s() -> float:
 class _Exchange:
     """The bytes and the waiting time of one request and its answer."""
 
-    __slots__ = ("_in_head", "_left", "_limit", "_received", "_scope", "_waited", "_window_s")
+    __slots__ = ("_head_s", "_in_head", "_left", "_limit", "_received", "_scope", "_waited", "_window_s")
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._in_head = True
         self._limit = self._left = _HEAD_NBYTES
-        self._window_s = _window_s()
+        self._window_s = self._head_s = _window_s()
         self._waited, self._received = 0.0, 0
 
     def begin_body(self, nbytes: int) -> None:
@@ -456,7 +493,7 @@ class _Exchange:
 
     def clip(self, timeout: float | None) -> float:
         """Return the timeout of the next read."""
-        left = self._scope.head_s if self._in_head else self._window_s
+        left = min(self._scope.head_s, self._head_s) if self._in_head else self._window_s
         return max(0.001, left if timeout is None else min(timeout, left))
 
     def count(self, nbytes: int, waited_s: float) -> None:
@@ -470,9 +507,14 @@ class _Exchange:
             raise SourceError(
                 f"{self._scope.where}: the answer is longer than {si_bytes(self._limit)}", reason="bad_response"
             )
+        if nbytes:
+            self._scope.last_byte_s = time.monotonic()
         if self._in_head:
             self._scope.head_s -= waited_s
-            if self._scope.head_s <= 0:
+            self._head_s -= waited_s
+            self._received += nbytes
+            # Without a byte, the error is that of the connection: a timeout.
+            if self._received and min(self._scope.head_s, self._head_s) <= 0:
                 raise TooSlow
             return
         self._waited += waited_s

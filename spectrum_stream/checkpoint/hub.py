@@ -8,6 +8,7 @@ HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME.
 import base64
 import functools
 import os
+import platform
 import re
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
+from huggingface_hub import __version__ as hub_version
 from huggingface_hub import (
     constants,
     get_token,
@@ -34,7 +36,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import build_hf_headers, httpx, parse_hf_uri, tqdm, validate_repo_id
+from huggingface_hub.utils import httpx, parse_hf_uri, tqdm, validate_repo_id
 
 from ..errors import BadHeader, BadIndex, CheckpointError, SourceError, UsageError
 from ..files import parse_json as parse_answer
@@ -194,7 +196,7 @@ class HubShard:
             tries += 1
             where = f"{self.repo.id}/{path}"
             scope = Scope.of_hub(where, httpx.URL(self.repo.endpoint), nbytes, self.repo.commit, with_xet=tries == 1)
-            return watch.run(functools.partial(_download, self.repo, path, folder, scope, watch.counter))
+            return watch.run(functools.partial(_download, self.repo, path, folder, scope, watch.counter), scope)
 
         with explaining(self.repo.endpoint, self.repo.id, self.repo.commit), under_huggingface_hub():
             try:
@@ -254,8 +256,11 @@ class _Watch:
 
         self.counter = Counter
 
-    def run(self, download: Callable[[], Path]) -> Path:
+    def run(self, download: Callable[[], Path], scope: Scope) -> Path:
         """Run a download to its end.
+
+        Args:
+            scope: its limits. It knows the bytes that come by HTTP; those of Xet are only reported.
 
         Raises:
             BadResponse: it fails for a reason other than the network; the errors of `on_bytes` and `download`.
@@ -273,7 +278,8 @@ class _Watch:
         thread.start()
         while thread.is_alive():
             thread.join(0.05 if self._last_byte is None else 1.0)
-            if self._last_byte is not None and time.monotonic() - self._last_byte > _XET_SILENCE_S:
+            last_byte_s = max(self._last_byte or 0.0, scope.last_byte_s)
+            if self._last_byte is not None and time.monotonic() - last_byte_s > _XET_SILENCE_S:
                 _abort_xet()
                 thread.join(_XET_ABORT_S)
                 if thread.is_alive():
@@ -378,7 +384,7 @@ def _check_revision(repo: str, revision: str | None) -> None:
         UsageError: bad_revision.
     """
     if revision is not None and (
-        len(revision) > _REVISION_NCHARS or not is_safe_path(revision) or _NOT_IN_REVISIONS.search(revision)
+        len(revision) > _REVISION_NCHARS or not revision.isprintable() or _NOT_IN_REVISIONS.search(revision)
     ):
         raise UsageError(
             f"{printable(redact(revision[:_REVISION_NCHARS]))} cannot be a revision of {repo}",
@@ -730,6 +736,9 @@ def _make_headers() -> dict[str, str]:
                 reason="bad_token",
                 hint="set HF_TOKEN again, or run `hf auth login`",
             )
-    headers = build_hf_headers(library_name=_LIBRARY, library_version=VERSION)
+    # `build_hf_headers` would send a request of its own, without limits.
+    headers = {"user-agent": f"{_LIBRARY}/{VERSION}; hf_hub/{hub_version}; python/{platform.python_version()}"}
+    if token is not None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        headers["authorization"] = f"Bearer {token}"
     password = _read_password()
     return headers if password is None else headers | {"authorization": password}

@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -721,3 +723,86 @@ def test_any_answer_of_a_server_is_a_source_or_an_error_of_the_package(
         except SpectrumStreamError as error:
             assert error.reason
     assert os.listdir(working_folder) == []  # noqa: PTH208
+
+
+# Honest servers that are slow or odd
+
+
+def test_download_over_a_slow_link_is_not_given_up(raw: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub reports no bytes before it has 10 MB, so a slow download looks silent."""
+    monkeypatch.setattr(hub, "_XET_SILENCE_S", 1.0)
+    local = values(scan(REPO, fetch="range", name="range"))
+
+    def slowly(path: str, sock: socket.socket) -> object:
+        if not path.split("?")[0].endswith("model.safetensors"):
+            return HONEST
+        data = raw.files["model.safetensors"]
+        head = f'HTTP/1.1 200 X\r\nX-Repo-Commit: {COMMIT}\r\nETag: "ab"\r\nContent-Length: {len(data)}\r\n\r\n'
+        sock.sendall(head.encode())
+        step = max(1, len(data) // 12)
+        for start in range(0, len(data), step):
+            sock.sendall(data[start : start + step])
+            time.sleep(0.25)
+        return None
+
+    raw.answers = {"whole": slowly}
+    assert values(scan(REPO, fetch="download", name="download")) == local
+
+
+@pytest.mark.slow
+def test_slow_redirects_are_followed(raw: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_WINDOW_S", 1.0)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 3)
+    hops: list[str] = []
+
+    def hop(path: str, sock: socket.socket) -> object:
+        hops.append(path)
+        # The limit of one answer is five seconds.
+        time.sleep(1.3)
+        if len(hops) % 5 == 0:
+            return HONEST
+        send(sock, 302, headers={"Location": path, "X-Repo-Commit": COMMIT})
+        return None
+
+    raw.answers = {"whole": hop}
+    assert plan(REPO).matrices
+    assert len(hops) >= 5
+
+
+def test_no_request_is_sent_outside_of_the_limits(raw: RawServer, tmp_path: Path) -> None:
+    """huggingface_hub asks its server for a list of agents before a download, if nothing prevents it."""
+    environment = os.environ | {"HF_ENDPOINT": raw.url, "HF_HOME": str(tmp_path / "home")}
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "spectrum_stream", "scan", REPO, "--fetch", "cache", "--name", "x", "-q"]
+    root = str(Path(__file__).parents[2])
+    subprocess.run(command, env=environment | {"PYTHONPATH": root}, check=True, capture_output=True)
+    others = [asked.path for asked in raw.requests if f"/{REPO}/" not in asked.path]
+    assert others == []
+
+
+@pytest.mark.parametrize("etag", ['"5f-abc"', 'W/"d8x3k2abc"', '"0x8DC1"', '"CJ+abc=="'])
+def test_etag_of_another_server_can_be_the_name_of_a_file(raw: RawServer, tmp_path: Path, etag: str) -> None:
+    raw.headers |= {"ETag": etag}
+    assert scan(REPO, fetch="cache").records
+    assert len(list((tmp_path / "cache/models--org--model/blobs").iterdir())) >= 1
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/3", "feature/x", "v1.0+cu118", "fix-#12", "50%"])
+def test_every_name_that_git_allows_can_be_a_revision(raw: RawServer, revision: str) -> None:
+    assert plan(f"{REPO}@{revision}").matrices
+
+
+@pytest.mark.parametrize("proxy", ["ftp://user:secretpw99@127.0.0.1:9", "http://user:sec/ret@127.0.0.1:9", "::"])
+def test_bad_proxy_is_one_error_without_its_password(
+    raw: RawServer, cli: Cli, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    client._client_of.cache_clear()
+    done = cli("plan", REPO, code=None, SPECTRUM_STREAM_DEBUG="1")
+    client._client_of.cache_clear()
+    assert done.returncode in (1, 2)
+    assert "secretpw99" not in done.stdout + done.stderr

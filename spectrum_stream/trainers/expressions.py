@@ -27,7 +27,7 @@ MAX_NBYTES = 1_000_000_000
 _START_SECONDS = 30.0
 _PYTHON = re.compile(r"(?:python|pypy)[0-9.tdm]*(?:\.exe)?|pythonw(?:\.exe)?", re.IGNORECASE)
 _SLOW = f"takes longer than {MAX_SECONDS_EACH:g} s to match: write it without nested repeats"
-_NOT_TRIED = f"was not tried, because the expressions before it took {MAX_SECONDS:g} s"
+_NO_TIME_LEFT = f"was not matched, because the {MAX_SECONDS:g} s for all expressions together were used up"
 
 Answer = dict[str, Any] | str
 """An answer of `expression_process`, or a clause about the problem."""
@@ -51,7 +51,7 @@ class Expressions:
         answers: list[Answer] = []
         while len(answers) < len(requests) and self._seconds_left > 0:
             answers += self._run(requests[len(answers) :], names)
-        return answers + [_NOT_TRIED] * (len(requests) - len(answers))
+        return answers + [_NO_TIME_LEFT] * (len(requests) - len(answers))
 
     def _run(self, requests: Sequence[tuple[str, str]], names: Sequence[str]) -> Iterator[Answer]:
         """Yield the answers of one process, up to the first expression that is too slow."""
@@ -77,7 +77,9 @@ class Expressions:
                 if not line.endswith("\n"):
                     is_slow = time.monotonic() - started >= limit
                     self._seconds_left -= 0 if is_slow else MAX_SECONDS_EACH
-                    yield _SLOW if is_slow else "ends the process that matches it"
+                    # An expression that had only the rest of the time may be quick.
+                    late = _SLOW if limit >= MAX_SECONDS_EACH else _NO_TIME_LEFT
+                    yield late if is_slow else "ends the process that matches it"
                     return
                 answer = json.loads(line)
                 yield f"is not a regular expression ({answer['error']})" if "error" in answer else answer

@@ -29,6 +29,10 @@ MAX_FLOATING = 100_000
 MAX_EXPRESSIONS = 10_000
 # Matches that are visited one by one. This takes at most 10 s.
 MAX_MATCHES = 10_000_000
+# Groups of names that are visited to find names with the same start. This takes at most 10 s.
+MAX_VISITS = 2_000_000
+# Characters that are compared to find entries anywhere in names. This takes at most 10 s.
+MAX_STEPS = 2_000_000_000
 
 # Literal text in a regular expression, and the other items that are found without `re`.
 _TEXT = r"(?:[^\\.^$*+?{}\[\]|()]|\\[^A-Za-z0-9])++"
@@ -40,6 +44,7 @@ _PLAIN = re.compile(rf"(\^?)((?:{_TEXT})?)(\$|\\Z)?")
 _GROUP = re.compile(rf"(\^?)\(\?:((?:{_TEXT}|\.|{_DIGITS}|\|)*+)\)(\$|\\Z)?")
 _PART = re.compile(rf"(?:{_TEXT}|\.|{_DIGITS}|[\^$]|\\Z)*+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_LONG_RUN = re.compile(r"\d+")
 _RUNS = {digits: re.compile(digits) for digits in (r"\d+", "[0-9]+")}
 # The index has the endings of names, cut to this length. The names that it finds are checked in full.
 _MAX_ENDING = 64
@@ -139,6 +144,19 @@ class _Sequence(NamedTuple):
             found.append(item)
         return tuple(found)
 
+    def steps(self, names: Iterable[str], longest_run: int) -> int:
+        """Return a limit of the characters compared after the starts of the sequence.
+
+        Args:
+            longest_run: the length of the longest run of digits in any name.
+        """
+        if self.literal is not None:
+            return 0
+        length = sum(1 if i is None else len(i) if isinstance(i, str) else longest_run for i in self.items)
+        if isinstance(first := self.items[0], str):
+            return sum(name.count(first[0]) * min(len(name), length) for name in names)
+        return sum(len(name) * min(len(name), length) for name in names)
+
     @property
     def source(self) -> str:
         """The expression for `re`."""
@@ -205,7 +223,7 @@ class _Sorted:
 
     def _split(self, branch: _Branch, digits: re.Pattern[str] | None) -> Iterator[_Branch]:
         """Yield the names of a branch by their next character or run of digits."""
-        position, at = len(branch.text), branch.first
+        position, at, skipped = len(branch.text), branch.first, 0
         at = bisect_right(self.all, branch.text, at, branch.end)
         while at < branch.end:
             name = self.all[at]
@@ -215,12 +233,15 @@ class _Sorted:
                 yield _Branch(at, stop, text)
             elif (run := digits.match(name, position)) is None:
                 stop = self.range_of(name[: position + 1], at, branch.end)[1]
+                skipped += 1
             else:
                 # Names with a longer run start with this run too, so the character after the run counts.
                 is_end = run.end() == len(name)
                 stop = at + 1 if is_end else self.range_of(name[: run.end() + 1], at, branch.end)[1]
                 yield _Branch(at, stop, name[: run.end()])
             at = stop
+        if skipped > 1:
+            self.count(skipped)
 
 
 class Names:
@@ -232,12 +253,14 @@ class Names:
             expressions: the process for expressions. Several objects can share it and its time limit.
         """
         self.all = sorted(set(names))
-        self._sorted = _Sorted(self.all, self._count)
+        self._sorted = _Sorted(self.all, self._visit)
         self.expressions = expressions or Expressions()
         self._found: dict[_Key, Hits] = {}
         self._problems: dict[_Key, str] = {}
         self._last: tuple[Sequence[Entry], list[Hits]] | None = None
         self._matches_left = MAX_MATCHES
+        self._visits_left = MAX_VISITS
+        self._steps_left = MAX_STEPS
         # `$` also matches before a final newline, and `.` does not match a newline.
         self._has_newlines = any("\n" in name for name in self.all)
 
@@ -279,6 +302,7 @@ class Names:
             return self._last[1]
         floating: dict[_Key, list[_Sequence]] = {}
         hard: dict[_Key, str] = {}
+        texts: dict[_Key, str] = {}
         later: list[int] = []
         found: list[Hits] = []
         for entry in entries:
@@ -294,13 +318,16 @@ class Names:
                         self._found[key] = hits
                 else:
                     floating[key] = sequences
+                    texts.setdefault(key, entry.text)
             if hits is None:
                 later.append(len(found))
             found.append(hits or _NO_HITS)
         check_count(len(hard), MAX_EXPRESSIONS, "regular expressions")
         check_count(sum(map(len, floating.values())), MAX_FLOATING, "alternatives and entries without a fixed start")
         self._find_hard(hard)
-        self._find_floating(floating)
+        slow = self._find_floating(floating)
+        check_count(len(hard) + len(slow), MAX_EXPRESSIONS, "regular expressions")
+        self._find_hard({key: texts[key] for key in slow})
         for at in later:
             found[at] = self._found[entries[at].pattern, entries[at].how]
         self._last = (entries, found)
@@ -397,10 +424,15 @@ class Names:
         ]
         return Hits(tuple(runs(in_order)), tuple(partial[:_MAX_SHOWN]), len(partial))
 
-    def _find_floating(self, wanted: Mapping[_Key, Sequence[_Sequence]]) -> None:
-        """Find the first occurrence of sequences in each name, and keep the hits."""
+    def _find_floating(self, wanted: Mapping[_Key, Sequence[_Sequence]]) -> list[_Key]:
+        """Find the first occurrence of sequences in each name, and keep the hits.
+
+        Returns:
+            The keys that would take too long, which need a process.
+        """
+        slow: list[_Key] = []
         if not wanted:
-            return
+            return slow
         floating = [one for sequences in wanted.values() for one in sequences if not one.from_start]
         if len(floating) * len(self.all) <= _FEW_PAIRS:
             holders: Mapping[tuple[_Item, ...], Sequence[int]] = {}
@@ -408,21 +440,41 @@ class Names:
             holders = self._holders({one.needle for one in floating})
         for key, sequences in wanted.items():
             found: dict[int, tuple[int, int, int]] = {}
+            held = [holders.get(one.needle, range(len(self.all))) for one in sequences]
+            if not all(one.from_start or self._is_quick(one, held[i]) for i, one in enumerate(sequences)):
+                slow.append(key)
+                continue
             for order, sequence in enumerate(sequences):
                 if sequence.from_start:
                     places: Iterator[tuple[int, int, int]] = (
                         (at, 0, end) for at, end in self._starting_with(sequence)
                     )
                 else:
-                    places = self._places(sequence, holders.get(sequence.needle, range(len(self.all))))
+                    places = self._places(sequence, held[order])
                 for at, start, end in places:
                     this = (start, order, end)
                     found[at] = min(found.get(at, this), this)
             self._found[key] = self._hits_of({at: (start, end) for at, (start, _, end) in found.items()})
+        return slow
+
+    def _is_quick(self, sequence: _Sequence, holders: Collection[int]) -> bool:
+        """Whether a sequence can be found in names within the limit of steps."""
+        self._count(len(holders))
+        # The names are read even if the sequence is too slow.
+        self._steps_left -= sum(len(self.all[at]) for at in holders)
+        if self._steps_left < 0:
+            return False
+        steps = sequence.steps((self.all[at] for at in holders), self._longest_run)
+        if is_quick := steps <= self._steps_left:
+            self._steps_left -= steps
+        return is_quick
+
+    @cached_property
+    def _longest_run(self) -> int:
+        return max((len(run) for name in self.all for run in _LONG_RUN.findall(name)), default=0)
 
     def _places(self, sequence: _Sequence, holders: Collection[int]) -> Iterator[tuple[int, int, int]]:
         """Yield the first occurrence of a sequence in names: position, start and end."""
-        self._count(len(holders))
         if (literal := sequence.literal) is not None:
             found = ((at, self.all[at].find(literal)) for at in holders)
             yield from ((at, start, start + len(literal)) for at, start in found if start >= 0)
@@ -434,7 +486,7 @@ class Names:
         """Return the positions of the names that contain each `needle`."""
         found: dict[tuple[_Item, ...], list[int]] = {needle: [] for needle in needles if needle}
         for first, endings, owners in self._endings():
-            index = _Sorted(endings, self._count)
+            index = _Sorted(endings, self._visit)
             for needle, places in found.items():
                 if branches := index.narrow(needle):
                     self._count(sum(end - start for start, end, _ in branches))
@@ -478,6 +530,14 @@ class Names:
                 self._found[key] = Hits(spans, tuple(self.all[at] for at in answer["partial"]), answer["count"])
         if problems := [(text, self._problems[key]) for key, text in wanted.items() if key in self._problems]:
             raise PatternError(problems)
+
+    def _visit(self, places: int) -> None:
+        self._visits_left -= places
+        if self._visits_left < 0:
+            raise ResultError(
+                f"to match the entries takes more than {MAX_VISITS:,} visits of groups of names, the limit",
+                reason="too_large",
+            )
 
     def _count(self, matches: int) -> None:
         self._matches_left -= max(matches, 0)

@@ -179,6 +179,24 @@ def test_long_entries_and_many_alternatives_take_seconds(tmp_path: Path, trainer
     assert time.process_time() - started < 20
 
 
+@pytest.mark.parametrize(
+    ("entries", "names"),
+    [
+        ([f"[0-9]+x{i}" for i in range(20)], [f"{i:04}{'1' * 2_000}" for i in range(500)]),
+        (["[0-9]+x"], ["1" * 100_000]),
+        (["a" + ".a" * 10_000 + "b"], [f"{'a' * 20_000}{i}" for i in range(20)]),
+    ],
+)
+def test_entries_that_backtrack_anywhere_in_long_names_take_seconds(
+    tmp_path: Path, entries: list[str], names: list[str]
+) -> None:
+    started = time.monotonic()
+    text = "training: {unfrozen_parameters: " + json.dumps(entries) + "}"
+    verdict = check(tmp_path, text, "soup", names)
+    assert time.monotonic() - started < 30
+    assert not verdict.is_good
+
+
 def test_llama_factory_with_layers_that_do_not_exist_takes_no_time(tmp_path: Path) -> None:
     text = "finetuning_type: freeze\nfreeze_trainable_layers: -1000000000\nfreeze_trainable_modules: mlp\n"
     verdict = check(tmp_path, text, "llama-factory", ["m.999999999.mlp.weight", "m.0.mlp.weight", "lm_head.weight"])

@@ -83,6 +83,30 @@ def test_names_finds_the_matches_of_re(is_indexed: bool, pieces: list[str], name
             assert (tuple(runs(covered)), *hits[1:]) == wanted
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("[0-9]+x", "1" * 200),
+        (".[0-9]+x", "1" * 200),
+        ("1[0-9]+x", "1" * 200),
+        ("a" + ".a" * 100 + "b", "a" * 300),
+    ],
+)
+def test_entries_that_compare_too_many_characters_need_a_process(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, name: str
+) -> None:
+    monkeypatch.setattr(patterns, "MAX_STEPS", 20_000)
+    entries = [Entry(pattern, pattern, How.SEARCH), Entry("ab.", "ab.", How.SEARCH)]
+    names = [name, "ab12x"]
+    with pytest.raises(ResultError) as error:
+        Names(names, NoProcess()).search(entries)
+    assert error.value.reason == "no_process"
+    wanted = [hits_by_re(re.compile(entry.pattern), How.SEARCH, names) for entry in entries]
+    assert list(Names(names).search(entries)) == wanted
+    # An entry with few possible starts is found without a process.
+    assert list(Names(names, NoProcess()).search(entries[1:])) == wanted[1:]
+
+
 @given(st.text("ab.", max_size=4), st.lists(st.text("ab.", max_size=5)))
 def test_names_finds_literal_entries(text: str, names: list[str]) -> None:
     wanted = {
@@ -156,7 +180,8 @@ def test_expressions_without_end_take_no_longer_than_the_limit() -> None:
 @pytest.mark.usefixtures("short_limits")
 def test_the_limit_is_shared_and_a_slow_expression_is_tried_once() -> None:
     shared = Expressions()
-    for problem in ("takes longer", "takes longer", "takes longer", "was not tried"):
+    # The third has only the rest of the time, so it may be quick.
+    for problem in ("takes longer", "takes longer", "was not matched", "was not matched"):
         names = Names(["a" * 60], shared)
         for _ in range(4):
             with pytest.raises(PatternError) as error:
@@ -201,6 +226,8 @@ def test_process_of_expressions_imports_only_the_standard_library() -> None:
         ("MAX_EXPRESSIONS", [Entry(f"a*{i}", f"a*{i}") for i in range(4)]),
         ("MAX_FLOATING", [Entry(f"a{i}", f"a{i}", How.SEARCH) for i in range(4)]),
         ("MAX_MATCHES", [Entry(text, text, How.SEARCH) for text in ("m", "mo", "mod", "mode")]),
+        ("MAX_VISITS", [Entry("", r"model\.layers\.[0-9]+\.x")]),
+        ("MAX_VISITS", [Entry("", rf"model\.layers\.0\.[0-9]+{end}") for end in "xyz"]),
         ("MAX_MATCHES", [Entry(text, text, How.END) for text in ("weight", "norm.weight")]),
     ],
 )

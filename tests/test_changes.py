@@ -130,6 +130,28 @@ def test_scan_notices_a_config_that_is_gone_or_broken_meanwhile(save: Save, work
     assert not list(working_folder.rglob("*.json"))
 
 
+@pytest.mark.parametrize("model", ["m", "m/model.safetensors.index.json", "./m/"])
+def test_run_of_a_relative_path_in_another_working_folder(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    folder = save(llama_tensors(1), shards=2)
+    Path("m").symlink_to(folder)
+    a_plan = plan(model, name="x")
+    assert (a_plan.source.model, a_plan.source.name) == (model, model)
+    (working_folder / "other").mkdir()
+    monkeypatch.chdir("other")
+    assert isinstance([*run(a_plan)][-1], ScanFinished)
+
+
+def test_message_names_a_shard_by_the_path_that_was_given(save: Save, working_folder: Path) -> None:
+    folder = save(llama_tensors(1))
+    Path("m").symlink_to(folder)
+    a_plan = plan("m", name="x")
+    overwritten(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"^m/model\.safetensors was changed"):
+        list(run(a_plan))
+
+
 @pytest.mark.usefixtures("working_folder")
 @pytest.mark.parametrize(
     "name",

@@ -113,7 +113,7 @@ def _open_file(model: str, path: Path) -> Source:
     folder = path.parent
     shard = _open_shard(path.name, path)
     if not is_safetensors(path.name):
-        _check_content(shard)
+        _check_content(shard, folder)
     files = _list_files(folder)
     check_finished(files, [path.name], str(folder))
     config, quantization_files, warnings = read_config(files, read_json, str(folder))
@@ -139,7 +139,7 @@ def _open_file(model: str, path: Path) -> Source:
     )
 
 
-def _check_content(shard: LocalShard) -> None:
+def _check_content(shard: LocalShard, folder: Path) -> None:
     """Check that a file without the suffix of safetensors is safetensors by its content.
 
     Raises:
@@ -150,9 +150,9 @@ def _check_content(shard: LocalShard) -> None:
         return
     foreign = describe_bytes(head, shard.nbytes)
     # The name can say more than the content: .bin, .onnx.
-    by_name = explain_files([shard.path.name], str(shard.path.parent))
+    by_name = explain_files([shard.name], str(folder))
     raise SourceError(
-        f"{shard.path} is not a .safetensors file" + (f": it {foreign.what}" if foreign is not None else ""),
+        f"{shard.where} is not a .safetensors file" + (f": it {foreign.what}" if foreign is not None else ""),
         reason="no_safetensors",
         hint=(foreign.hint if foreign is not None and shard.nbytes else None) or by_name.hint,
     )

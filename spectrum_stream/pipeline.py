@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from .checkpoint import LocalShard, Source
-from .checkpoint.local import open_local
+from .checkpoint.local import read_again
 from .errors import (
     CheckpointError,
     ComputeError,
@@ -436,8 +436,8 @@ def _check_unchanged(plan: Plan) -> None:
     if plan.source.commit is not None:
         return
     try:
-        is_same = _digest(open_local(plan.source.model, Path(plan.source.where))) == _digest(plan.source)
-    except SpectrumStreamError:
+        is_same = _digest(read_again(plan.source)) == _digest(plan.source)
+    except (SpectrumStreamError, OSError):
         is_same = False
     if not is_same:
         raise CheckpointError(

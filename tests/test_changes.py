@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, ResultError, SpectrumStreamError
-from spectrum_stream.pipeline import MatrixScored, ScanStarted, run
+from spectrum_stream.pipeline import MatrixScored, ScanFinished, ScanStarted, run
 from spectrum_stream.results.journal import Journal
 from spectrum_stream.streaming.plan import plan
 
@@ -126,6 +126,67 @@ def test_scan_notices_a_config_that_is_gone_or_broken_meanwhile(save: Save, work
                     (folder / "config.json").unlink()
                     if broken is not None:
                         (folder / "config.json").write_text(broken)
+        assert error.value.reason == "changed"
+    assert not list(working_folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("model", ["m", "m/model.safetensors.index.json", "./m/"])
+def test_run_of_a_relative_path_in_another_working_folder(
+    save: Save, working_folder: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    folder = save(llama_tensors(1), shards=2)
+    Path("m").symlink_to(folder)
+    a_plan = plan(model, name="x")
+    assert (a_plan.source.model, a_plan.source.name) == (model, model)
+    (working_folder / "other").mkdir()
+    monkeypatch.chdir("other")
+    assert isinstance([*run(a_plan)][-1], ScanFinished)
+
+
+def test_message_names_a_shard_by_the_path_that_was_given(save: Save, working_folder: Path) -> None:
+    folder = save(llama_tensors(1))
+    Path("m").symlink_to(folder)
+    a_plan = plan("m", name="x")
+    overwritten(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"^m/model\.safetensors was changed"):
+        list(run(a_plan))
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-00001-of-00002.safetensors.aria2",
+        "model.safetensors",
+        "model-rank-0-part-0.safetensors",
+        "other.safetensors.index.json",
+        "other-00001-of-00002.safetensors",
+    ],
+)
+@pytest.mark.parametrize("has_index", [True, False])
+def test_scan_accepts_other_files_that_come_meanwhile(save: Save, name: str, has_index: bool) -> None:
+    folder = save(llama_tensors(1), shards=2, config={"a": 1})
+    if not has_index:
+        (folder / INDEX).unlink()
+    done = False
+    for event in run(plan(str(folder), name="x")):
+        if isinstance(event, MatrixScored):
+            (folder / name).write_text("{")
+        done = isinstance(event, ScanFinished)
+    assert done
+
+
+def test_scan_notices_an_index_that_is_gone_or_broken_meanwhile(save: Save, working_folder: Path) -> None:
+    folder = save(llama_tensors(1), shards=2)
+    content = (folder / INDEX).read_text()
+    for broken in (None, "{", "[" * 10_000):
+        (folder / INDEX).write_text(content)
+        with pytest.raises(CheckpointError) as error:
+            for event in run(plan(str(folder), name="x"), fresh=True):
+                if isinstance(event, MatrixScored) and event.done == 3:
+                    (folder / INDEX).unlink()
+                    if broken is not None:
+                        (folder / INDEX).write_text(broken)
         assert error.value.reason == "changed"
     assert not list(working_folder.rglob("*.json"))
 

@@ -1,13 +1,21 @@
 """Find a checkpoint: MODEL is a path or a repo of the Hugging Face Hub. A path that exists wins."""
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
-from ..errors import SourceError
+from ..errors import SourceError, UsageError
 from .local import open_local
-from .redact import redact
+from .redact import redact, remember_secret
 from .source import Halted, LocalShard, RangesIgnored, RemoteShard, Shard, Source
 
 __all__ = ["Halted", "LocalShard", "RangesIgnored", "RemoteShard", "Shard", "Source", "open_source"]
+
+# user:password@host, and in an address of the web also token@host. `org/name@revision`, `hf://name@revision`,
+# `host:8000/org/name` and `C:\folder` are others.
+_PASSWORD = re.compile(
+    r"(?![A-Za-z]:\\)(?:https?:/+(?:[^/:]*:)?|(?:[A-Za-z][\w+.-]*:/+)?[^/:]*:)(?P<password>[^/?#]*)@", re.IGNORECASE
+)
 
 
 def open_source(model: str) -> Source:
@@ -20,6 +28,7 @@ def open_source(model: str) -> Source:
             `@revision`, `hf://…`, or the address of a page of a repo.
 
     Raises:
+        UsageError: bad_address, MODEL has a user or a password.
         SourceError: no_such_path, no_safetensors, no_index, slices, no_snapshot, unreadable; for a repo also what
             `open_hub` raises.
         BadIndex: bad_index, unsafe_shard_name, missing_shard.
@@ -33,6 +42,13 @@ def open_source(model: str) -> Source:
         exists = False
     if exists:
         return open_local(model, path)
+    if (found := _PASSWORD.match(model)) is not None:
+        remember_secret(found["password"])
+        remember_secret(unquote(found["password"]))
+        # It would be shown again in the next command to type.
+        raise UsageError(
+            "MODEL has a user or a password", reason="bad_address", hint="set HF_TOKEN, or run `hf auth login`"
+        )
     # This import takes a third of a second, and a local scan does not need it.
     from .hub import open_hub, parse_address
 

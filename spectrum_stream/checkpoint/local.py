@@ -1,8 +1,10 @@
 """A checkpoint on this machine: a safetensors file, an index, a folder of shards, or a repo's folder in a cache."""
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,48 @@ def open_local(model: str, path: Path) -> Source:
         raise FileError(f"{error.filename or path} cannot be read: {error.strerror}", reason="unreadable") from error
 
 
+def read_again(source: Source) -> Source:
+    """Read the configs and the index of a local source again.
+
+    The shards are not chosen again, because other files in the folder change nothing that was read.
+
+    Returns:
+        the source with the present configs, and without a weight map if no index has the same one.
+
+    Raises:
+        FileError: not_a_file, file_too_large, unreadable.
+        OSError.
+    """
+
+    def read_json(name: str) -> Any:
+        return _read_json(folder / name)
+
+    path = Path(source.where)
+    folder = path if path.is_dir() else path.parent
+    files = _list_files(folder)
+    config, quantization_files, _ = read_config(files, read_json, str(folder))
+    return replace(
+        source,
+        config=config,
+        quantization_files=quantization_files,
+        adapter_config=read_adapter_config(files, read_json),
+        weight_map=source.weight_map
+        if source.weight_map and _has_index(files, read_json, source.weight_map)
+        else None,
+    )
+
+
+def _has_index(files: list[str], read_json: Callable[[str], Any], weight_map: Mapping[str, str]) -> bool:
+    """Whether an index has this weight map."""
+    for name in filter(is_index, files):
+        # Another index may be incomplete.
+        with contextlib.suppress(FileError, OSError):
+            index = read_json(name)
+            if isinstance(index, dict) and index.get("weight_map") == weight_map:
+                return True
+    return False
+
+
 def is_lone_file(path: Path) -> bool:
     """Whether a file stands for itself, and not for the checkpoint of its folder."""
 
@@ -69,7 +113,7 @@ def _open_file(model: str, path: Path) -> Source:
     folder = path.parent
     shard = _open_shard(path.name, path)
     if not is_safetensors(path.name):
-        _check_content(shard)
+        _check_content(shard, folder)
     files = _list_files(folder)
     check_finished(files, [path.name], str(folder))
     config, quantization_files, warnings = read_config(files, read_json, str(folder))
@@ -95,7 +139,7 @@ def _open_file(model: str, path: Path) -> Source:
     )
 
 
-def _check_content(shard: LocalShard) -> None:
+def _check_content(shard: LocalShard, folder: Path) -> None:
     """Check that a file without the suffix of safetensors is safetensors by its content.
 
     Raises:
@@ -106,9 +150,9 @@ def _check_content(shard: LocalShard) -> None:
         return
     foreign = describe_bytes(head, shard.nbytes)
     # The name can say more than the content: .bin, .onnx.
-    by_name = explain_files([shard.path.name], str(shard.path.parent))
+    by_name = explain_files([shard.name], str(folder))
     raise SourceError(
-        f"{shard.path} is not a .safetensors file" + (f": it {foreign.what}" if foreign is not None else ""),
+        f"{shard.where} is not a .safetensors file" + (f": it {foreign.what}" if foreign is not None else ""),
         reason="no_safetensors",
         hint=(foreign.hint if foreign is not None and shard.nbytes else None) or by_name.hint,
     )

@@ -14,7 +14,7 @@ from ..text import listed
 PROBE_NBYTES = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalShard:
     """A shard in a file system.
 
@@ -22,11 +22,14 @@ class LocalShard:
 
     Attributes:
         name: its path below the checkpoint, with forward slashes.
+        path: absolute, because the working folder can change after the plan.
+        where: its name in messages, the path as it was given.
         inode: a file that replaces it has another inode.
     """
 
     name: str
     path: Path
+    where: str = field(compare=False)
     nbytes: int
     mtime_ns: int
     inode: int
@@ -39,7 +42,14 @@ class LocalShard:
             OSError.
         """
         status = path.stat()
-        return cls(name, path, status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(
+            name=name,
+            path=path.absolute(),
+            where=str(path),
+            nbytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+        )
 
     def is_unchanged(self) -> bool:
         """Whether the file is unchanged since it was described."""
@@ -47,11 +57,6 @@ class LocalShard:
             return self == LocalShard.at(self.name, self.path)
         except OSError:
             return False
-
-    @property
-    def where(self) -> str:
-        """Its name in messages."""
-        return str(self.path)
 
     def read(self, start: int, stop: int) -> bytes:
         """Read bytes [start, stop) of the file; fewer at its end.
@@ -64,7 +69,7 @@ class LocalShard:
                 file.seek(start)
                 return file.read(stop - start) or b""
         except OSError as error:
-            raise FileError(f"{self.path} cannot be read: {error.strerror}", reason="unreadable") from error
+            raise FileError(f"{self.where} cannot be read: {error.strerror}", reason="unreadable") from error
 
 
 class RemoteShard(Protocol):

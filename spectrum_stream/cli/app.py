@@ -7,6 +7,7 @@ Data goes to stdout; progress, notes and errors go to stderr. A command returns 
 import errno
 import functools
 import os
+import sys
 import traceback
 from importlib import import_module
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import SpectrumStreamError, UsageError, memory_reported
+from ..errors import SpectrumStreamError, UsageError, is_out_of_memory, memory_reported
 from ..text import VERSION
 from .limits import try_import
 from .output import Output, command_line
@@ -129,7 +130,13 @@ def main() -> int:
             )
         if isinstance(error, OSError):
             return _fail(_system_error(error))
-        raise
+        if is_out_of_memory(error):
+            raise
+        from ..checkpoint.redact import redact
+
+        # Python would print secrets too.
+        sys.stderr.write(redact(traceback.format_exc()))
+        return 1
 
 
 def _fail(error: SpectrumStreamError) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "USE_HUB_KERNELS": "NO",
 }
+_PYTHON = re.compile(r"(?:python|pypy)[0-9.tdm]*(?:\.exe)?|pythonw(?:\.exe)?", re.IGNORECASE)
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendmsg", "socket.sendto")
 _START = (
@@ -42,6 +44,19 @@ _START = (
 
 class ProcessFailed(Exception):
     """The process gave no answer. The message is the end of a sentence."""
+
+
+def find_python() -> str:
+    """Return the path of the Python that runs this program.
+
+    If a program is frozen or embeds Python, the executable is that program, which would start again.
+
+    Raises:
+        ProcessFailed: there is none.
+    """
+    if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
+        raise ProcessFailed("this program is not run by python")
+    return sys.executable
 
 
 class LimitedProcess:
@@ -55,18 +70,19 @@ class LimitedProcess:
     """
 
     def __init__(self, module: str) -> None:
+        python = find_python()
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS} | _ENVIRONMENT
         # The process finds the same packages. Relative paths, such as the working folder, are left out.
         paths = [path for path in sys.path if Path(path).is_absolute()]
         paths += [str(Path(__file__).parents[2])]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, json.dumps(paths), module],
+                [python, "-P", "-c", _START, json.dumps(paths), module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                cwd=Path(sys.executable).anchor or None,
+                cwd=Path(python).anchor or None,
             )
         except (OSError, ValueError) as error:
             raise ProcessFailed(f"its process cannot be started: {error}") from error

@@ -6,9 +6,7 @@ a thread. Compiling can be as slow, e.g. for `(?:a{1,60000}){1,60000}`.
 
 import json
 import queue
-import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ResultError
+from ..model.limited_process import ProcessFailed, find_python
 from . import expression_process
 
 # An expression takes a second for 300,000 names if it does not backtrack much.
@@ -25,7 +24,6 @@ MAX_SECONDS = 12.0
 MAX_NBYTES = 1_000_000_000
 
 _START_SECONDS = 30.0
-_PYTHON = re.compile(r"(?:python|pypy)[0-9.tdm]*(?:\.exe)?|pythonw(?:\.exe)?", re.IGNORECASE)
 _SLOW = f"takes longer than {MAX_SECONDS_EACH:g} s to match: write it without nested repeats"
 _NO_TIME_LEFT = f"was not matched, because the {MAX_SECONDS:g} s for all expressions together were used up"
 
@@ -90,15 +88,16 @@ class Expressions:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # If a program is frozen or embeds Python, the executable is that program and not Python.
-    if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
-        raise _no_process("Python does not run this program")
+    try:
+        python = find_python()
+    except ProcessFailed as error:
+        raise _no_process(str(error)) from error
     script = Path(expression_process.__file__)
     if not script.is_file():
         raise _no_process("the package is not in a folder")
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", str(script)],
+            [python, "-I", "-S", "-X", "utf8", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -66,6 +66,51 @@ def test_debug_variable_shows_the_traceback_without_signatures(cli: Cli, monkeyp
     assert lines[-1] == "error: no (unreachable)"
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "https://user:secretpw99@huggingface.co/org/name",
+        "https://user:a:b@secretpw99@huggingface.co/org/name",
+        "https://secretpw99@huggingface.co/org/name",
+        "HTTP://user:secretpw99@localhost:8000/org/name",
+        "hf://user:secretpw99@org/name",
+        "user:secretpw99@host.com/org/name",
+        ":secretpw99@host.com",
+    ],
+)
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_password_in_the_model_is_not_shown(cli: Cli, model: str, debug: str) -> None:
+    done = cli("plan", model, code=2, SPECTRUM_STREAM_DEBUG=debug)
+    assert reason(done) == "bad_address"
+    assert "secretpw99" not in done.stdout + done.stderr
+    assert "HF_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["org/name@rev", "name@rev", "hf://name@rev", "org/name:tag", "C:\\x@y", "C:/x@y", "http://localhost:1/a/b@c"],
+)
+def test_model_with_a_revision_or_a_drive_has_no_password(cli: Cli, model: str) -> None:
+    done = cli("plan", model, code=None, HF_HUB_OFFLINE="1")
+    assert "password" not in done.stderr
+
+
+def test_model_that_exists_has_no_password(cli: Cli, save: Save, working_folder: Path) -> None:
+    save(llama_tensors(1)).rename("a:b@c")
+    cli("plan", "a:b@c")
+
+
+def test_traceback_of_an_unknown_error_has_no_secrets(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise KeyError("https://x/y?Signature=secret")
+
+    monkeypatch.setattr("spectrum_stream.streaming.plan.plan", fail)
+    # With this variable, the fixture accepts a traceback.
+    done = cli("plan", "m", code=1, SPECTRUM_STREAM_DEBUG="")
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("KeyError: 'https://x/y?...'\n")
+
+
 def test_broken_checkpoint_gives_one_sentence(cli: Cli, save: Save, tmp_path: Path) -> None:
     bins = tmp_path / "bins"
     bins.mkdir()

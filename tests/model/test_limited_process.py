@@ -79,6 +79,16 @@ def test_process_that_cannot_start_fails(monkeypatch: pytest.MonkeyPatch) -> Non
         LimitedProcess(PROGRAM)
 
 
+@pytest.mark.parametrize(("name", "value"), [("executable", None), ("executable", "/bin/echo"), ("frozen", True)])
+def test_process_of_a_program_that_is_not_python_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(sys, name, value, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(ProcessFailed, match="not run by python"):
+        LimitedProcess(PROGRAM)
+
+
 @needs_proc
 def test_process_has_a_limit_of_memory_after_its_first_answer(process: LimitedProcess) -> None:
     assert process.ask({"allocate": limited.NBYTES}, SOON) == limited.NBYTES

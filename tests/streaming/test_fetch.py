@@ -87,7 +87,7 @@ def test_choose_fetches_by_share_and_server(
 
 
 def test_choose_fetches_maps_local_shards_and_skips_unwanted_ones() -> None:
-    here = LocalShard("b", Path("b"), 10, 0, 0)
+    here = LocalShard(name="b", path=Path("/b"), where="b", nbytes=10, mtime_ns=0, inode=0)
     fetches = choose_fetches([shard(10 * MB), here], {"b": [(0, 10)]}, Fetch.CACHE, 10**12, None)
     assert fetches == {"b": None}
     assert estimate_transfers([here], {"b": [(0, 10)]}) == {}

@@ -197,7 +197,9 @@ def test_expressions_are_matched_from_any_thread() -> None:
     assert found[0].spans
 
 
-@pytest.mark.parametrize(("name", "value"), [("executable", ""), ("executable", "/bin/uwsgi"), ("frozen", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("executable", None), ("executable", ""), ("executable", "/bin/uwsgi"), ("frozen", True)]
+)
 def test_expressions_fail_with_a_reason_without_a_python_executable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:

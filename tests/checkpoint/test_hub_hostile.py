@@ -670,11 +670,9 @@ def test_redact_hides_a_remembered_secret_in_any_text(secret: str, around: str) 
 
 # Answers of the API: JSON that resembles a correct answer, any bytes, and any headers.
 _leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
-_json = st.recursive(
-    _leaves,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
+_json: st.SearchStrategy[Any] = _leaves
+for _ in range(3):
+    _json = _leaves | st.lists(_json, max_size=4) | st.dictionaries(st.text(max_size=8), _json, max_size=4)
 _siblings = st.lists(
     st.fixed_dictionaries({"rfilename": st.sampled_from([MODEL_FILE, "config.json"]) | _json}) | _json
 )

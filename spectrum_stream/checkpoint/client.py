@@ -46,7 +46,7 @@ _ANSWER_NBYTES = 1_000_000
 _SLACK_NBYTES = 1_000_000
 # The requests of one download by huggingface_hub: its retries and their redirects.
 _HUB_REQUESTS = 100
-# All headers of one request with its redirects, and of one download by huggingface_hub.
+# The limit for all headers of a request and its redirects, and for those of a download by huggingface_hub.
 _HEADS_S = 60.0
 # The Hub's rate limits are per five minutes. A server that asks for more will not answer soon.
 MAX_WAIT_S = 330.0
@@ -57,7 +57,7 @@ _ADDRESS_NCHARS = 8000
 _HOST = re.compile(rb"[0-9a-zA-Z_-]([0-9a-zA-Z._-]{0,252})|[0-9a-fA-F:.]{2,45}(%[0-9a-zA-Z._-]{1,40})?")
 
 _DIGITS = r"[0-9]{1,18}"
-# Without dots and slashes it is the name of a file.
+# huggingface_hub makes it the name of a file, so it has no dot and no slash.
 _ETAG = r'(W/)?"?[0-9A-Za-z_+=][0-9A-Za-z_+=-]{0,127}"?'
 # The headers that are passed on. Others, such as cookies, are dropped. So is a header in another form.
 _HEADERS = {
@@ -194,17 +194,18 @@ def _make_client() -> httpx.Client:
     return made
 
 
-def _ask_for_no_agents(begin: bool) -> None:
-    """Let huggingface_hub ask its server for no list of agents, as newer versions do before a download.
+def _forbid_agents(is_forbidden: bool) -> None:
+    """Keep huggingface_hub from asking its server for a list of agents, or allow it again.
 
-    Nothing would limit that request, and the answer names environment variables to look at.
+    Newer versions ask before a download. That request has no limits, and its answer names environment variables that
+    huggingface_hub then reads.
     """
     if _detect_agent is None:
         return
     empty = _detect_agent._EMPTY_REGISTRY
-    if begin and _detect_agent._registry is None:
+    if is_forbidden and _detect_agent._registry is None:
         _detect_agent._registry = empty
-    elif not begin and _detect_agent._registry is empty:
+    elif not is_forbidden and _detect_agent._registry is empty:
         _detect_agent._registry = None
 
 
@@ -229,7 +230,7 @@ class _Swap:
         with self._lock, hub_http._CLIENT_LOCK:
             self._depth += 1
             if self._depth == 1:
-                _ask_for_no_agents(True)
+                _forbid_agents(True)
                 self._theirs, self._factory = hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY
                 hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._ours, _make_client
 
@@ -242,7 +243,7 @@ class _Swap:
                 hub_http._GLOBAL_CLIENT, hub_http._GLOBAL_CLIENT_FACTORY = self._theirs, self._factory
             if self._depth == 0:
                 self._theirs = self._factory = None
-                _ask_for_no_agents(False)
+                _forbid_agents(False)
 
     def forget(self) -> None:
         """Drop the connections of the parent process."""
@@ -460,8 +461,9 @@ def _read_words(response: httpx.Response, exchange: "_Exchange") -> bytes:
 
 def _is_same(url: httpx.URL, endpoint: httpx.URL) -> bool:
     """Whether an address has the scheme, host and port of a server, which may turn http into https."""
-    own = _origin(endpoint)
-    return _origin(url) in (own, ("https", own[1], 443) if (own[0], own[2]) == ("http", 80) else own)
+    scheme, host, port = _origin(endpoint)
+    is_upgrade = (scheme, port) == ("http", 80) and _origin(url) == ("https", host, 443)
+    return is_upgrade or _origin(url) == (scheme, host, port)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

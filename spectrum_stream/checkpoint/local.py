@@ -60,7 +60,7 @@ def read_again(source: Source) -> Source:
     The shards are not chosen again, because other files in the folder change nothing that was read.
 
     Returns:
-        the source with the present configs, and without a weight map if no index has the same one.
+        The source with the present configs, and without a weight map if no index has the same one.
 
     Raises:
         FileError: not_a_file, file_too_large, unreadable.

@@ -535,7 +535,7 @@ class Names:
         self._visits_left -= places
         if self._visits_left < 0:
             raise ResultError(
-                f"to match the entries takes more than {MAX_VISITS:,} visits of groups of names, the limit",
+                f"the entries need more than {MAX_VISITS:,} visits of groups of names, which is the limit",
                 reason="too_large",
             )
 

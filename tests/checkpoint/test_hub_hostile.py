@@ -724,7 +724,7 @@ def test_any_answer_of_a_server_is_a_source_or_an_error_of_the_package(
     assert os.listdir(working_folder) == []  # noqa: PTH208
 
 
-# Honest servers that are slow or odd
+# Servers that are slow or unusual
 
 
 def test_download_over_a_slow_link_is_not_given_up(raw: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:

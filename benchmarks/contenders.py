@@ -109,7 +109,7 @@ def ours(task: Task) -> Scan:
 def spectrum(task: Task) -> Scan:
     started = time.perf_counter()
     scores = {}
-    for w, tensor in _tensors(plan(task.checkpoint)):
+    for w, tensor in tensors(plan(task.checkpoint)):
         values = torch.linalg.svdvals(tensor.to(task.device).float()).cpu().numpy()
         scores[w.module] = score(values, w.n, w.m).snr
     return Scan(time.perf_counter() - started, scores, {}, {}, len(scores))
@@ -119,7 +119,7 @@ def numpy(task: Task) -> Scan:
     todo = plan(task.checkpoint)
     counts = Counter((w.n, w.m) for w in todo.matrices)
     seconds, scores = 0.0, {}
-    for w, tensor in _tensors(todo):
+    for w, tensor in tensors(todo):
         # The first matrix of a shape stands for all of them.
         if count := counts.pop((w.n, w.m), 0):
             started = time.perf_counter()
@@ -148,7 +148,7 @@ def shapes(task: Task) -> dict[Shape, float]:
 def _time_reading(todo: Plan) -> float:
     buffer = torch.empty(_COPY_NBYTES, dtype=torch.uint8)
     started = time.perf_counter()
-    for w, tensor in _tensors(todo):
+    for w, tensor in tensors(todo):
         if w.tied_to is None:
             stored = tensor.reshape(-1).view(torch.uint8)
             for start in range(0, len(stored), _COPY_NBYTES):
@@ -179,13 +179,13 @@ def _sgemm_rate(device: str) -> float:
 
 def _in_memory(todo: Plan) -> list[Item]:
     """Map all stored weights and touch every page, so that no reading is left."""
-    items = [(w, tensor) for w, tensor in _tensors(todo) if w.tied_to is None]
+    items = [(w, tensor) for w, tensor in tensors(todo) if w.tied_to is None]
     for _, tensor in items:
         tensor.reshape(-1).view(torch.uint8)[::_PAGE_NBYTES].sum()
     return items
 
 
-def _tensors(todo: Plan) -> Iterator[Item]:
+def tensors(todo: Plan) -> Iterator[Item]:
     """Yield the plan's weights in its order, as (n, m) views of the mapped files."""
     paths = {shard.name: shard.path for shard in todo.source.shards if isinstance(shard, LocalShard)}
     file: Any = None

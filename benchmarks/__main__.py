@@ -1,10 +1,12 @@
 """The command `python -m benchmarks`."""
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
 from contextlib import ExitStack
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +16,10 @@ from rich.console import Console
 
 from spectrum_stream import SpectrumStreamError
 
+from . import history
 from .measuring import Settings, machine, measure_checkpoint, measure_workload
 from .regression import NotComparable, load, regressions
-from .report import tables
+from .report import markdown, tables
 from .results import RunResult
 from .worker import WorkerError
 from .workloads import Suite, Workload, workloads
@@ -41,6 +44,15 @@ def main(
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for all numbers, as JSON")
+    ] = None,
+    history_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--history", metavar="FILE", help="File of ratios for github-action-benchmark (customBiggerIsBetter)"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for benchmarks/results, as Markdown")
     ] = None,
     against: Annotated[
         Path | None,
@@ -94,6 +106,11 @@ def main(
         )
         if output is not None:
             run.save(output)
+        if history_file is not None:
+            history.save(run, history_file)
+        if report is not None:
+            command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+            report.write_text(markdown(run, command, date.today()), "utf-8")
         console.print(tables(run))
         worse = regressions(baseline, run.to_dict(), tolerance) if baseline else []
     except NotComparable as error:

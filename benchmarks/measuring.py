@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -18,6 +19,7 @@ from spectrum_stream.checkpoint import LocalShard
 from spectrum_stream.model.names import group_of
 from spectrum_stream.numerics import costs
 from spectrum_stream.results.result import Module
+from spectrum_stream.text import VERSION
 
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint
@@ -117,7 +119,7 @@ def measure_checkpoint(
 
 
 def machine() -> dict[str, str | int]:
-    """Describe the machine."""
+    """Describe the machine, and name the versions."""
     return {
         "system": platform.system(),
         "processor": _processor(),
@@ -126,6 +128,9 @@ def machine() -> dict[str, str | int]:
         "memory_nbytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "matrix_units": matrix_units(Path("/proc/cpuinfo")),
+        "numpy": np.__version__,
+        "spectrum_stream": VERSION,
     }
 
 
@@ -151,6 +156,20 @@ def _before_turn(todo: Plan, settings: Settings) -> None:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
+
+
+def matrix_units(cpuinfo: Path) -> str:
+    """Say whether the processor multiplies bfloat16 matrices in hardware, by the flags that Linux lists."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except FileNotFoundError:
+        return "matrix units unknown"
+    # All cores have the same flags. Arm calls them features.
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    if "Features" in flags:
+        return "BF16" if "bf16" in flags else "no BF16"
+    amx = "AMX" if "amx_bf16" in flags else "no AMX"
+    return f"{amx}, AVX512-BF16" if "avx512_bf16" in flags else amx
 
 
 def _result(

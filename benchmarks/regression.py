@@ -15,7 +15,7 @@ _RATIOS = {"times_spectrum": True, "times_numpy": True, "scan_over_parts": False
 # Rounding differs between machines and versions of LAPACK. Growth by more than this factor is our fault.
 _ERROR_GROWTH = 10
 # Errors below this may grow.
-_NEGLIGIBLE_ERROR = 1e-6
+NEGLIGIBLE_ERROR = 1e-6
 
 
 class NotComparable(Exception):
@@ -91,7 +91,7 @@ def _less_exact(was: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         return
     if b["unexcused"] > a["unexcused"]:
         yield f"{now['name']}: {b['unexcused']} scores are off by more than {b['limit']:g} and by their estimates"
-    if b["max_error"] > max(_ERROR_GROWTH * a["max_error"], _NEGLIGIBLE_ERROR):
+    if b["max_error"] > max(_ERROR_GROWTH * a["max_error"], NEGLIGIBLE_ERROR):
         yield f"{now['name']}: the largest error was {a['max_error']:.1e} and is {b['max_error']:.1e}"
     for name, same in b["same_sets"].items():
         if a["same_sets"].get(name) and not same:

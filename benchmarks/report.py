@@ -1,6 +1,7 @@
-"""The numbers of a run as tables for a terminal, with one row a workload and at most 80 columns."""
+"""The numbers of a run: tables for a terminal, with one row a workload, and a Markdown file for `results/`."""
 
 from collections.abc import Iterator, Mapping
+from datetime import date
 
 from rich import box
 from rich.console import Group
@@ -17,6 +18,48 @@ def tables(run: RunResult) -> Group:
     return Group(*(table for table in shown if table.row_count), *_notes(run))
 
 
+def markdown(run: RunResult, command: str, day: date) -> str:
+    """Return a file for `results/`: the hardware, the versions, the command and a table."""
+    m, turns, device = run.machine, run.settings["repetitions"], run.settings["device"]
+    columns = ["", "seconds", "times faster than Spectrum", "than numpy", "over its parts", "of the floor"]
+    rows = [[*columns, "peak memory (planned), GB", "largest error"], ["---"] * 8]
+    memory, cache = _gb(int(m["memory_nbytes"])), "cold" if run.settings["cold"] else "warm"
+    rows += [
+        [
+            w.name,
+            f"{w.seconds['ours'].median:.3g}",
+            _ratio(w.ratios.get("times_spectrum")),
+            _ratio(w.ratios.get("times_numpy")),
+            _ratio(w.ratios.get("scan_over_parts")),
+            _share(w.ratios.get("floor_share")),
+            f"{_gb(w.peak_anonymous['ours'])} ({_gb(w.planned_nbytes)})",
+            f"{w.accuracy.max_error:.1e}" if w.accuracy else _NONE,
+        ]
+        for w in run.workloads
+    ]
+    notes = [
+        f"{w.name}: other programs took {w.others_cpu_share:.0%} of the processors meanwhile."
+        for w in run.workloads
+        if w.others_cpu_share > _DISTURBED_FROM
+    ]
+    return "\n".join(
+        [
+            f"# Benchmark of {run.settings['suite']}, {day.day} {day:%B %Y}",
+            "",
+            f"- Hardware: {m['cpus']} cores, {m['processor']}, {m['matrix_units']}, {memory} GB",
+            f"- Versions: spectrum_stream {m['spectrum_stream']}, Python {m['python']}, torch {m['torch']}, "
+            f"numpy {m['numpy']}",
+            f"- Command: `{command}`",
+            "",
+            f"Medians (least to most) of {turns} turns on {device}, {cache} page cache:",
+            "",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            *(["", *notes] if notes else []),
+            "",
+        ]
+    )
+
+
 def _speed(run: RunResult) -> Table:
     table = _table(
         "Speed of a scan: median (least to most)",
@@ -29,7 +72,7 @@ def _speed(run: RunResult) -> Table:
             _ratio(w.ratios.get("times_spectrum")),
             _ratio(w.ratios.get("times_numpy")),
             _ratio(w.ratios.get("scan_over_parts")),
-            f"{w.ratios['floor_share'].median:.0%}" if "floor_share" in w.ratios else _NONE,
+            _share(w.ratios.get("floor_share")),
             f"{w.read_rate / 1e9:.2f}",
         )
     return table
@@ -108,7 +151,7 @@ def _notes(run: RunResult) -> Iterator[str]:
     if rates:
         yield (
             f"floor: the flops at {min(rates) / 1e9:.0f} to {max(rates) / 1e9:.0f} GFLOP/s, this machine's float32 "
-            f"matrix product with {run.machine['torch_threads']} threads"
+            f"matrix product with {run.machine['torch_threads']} threads ({run.machine['matrix_units']})"
         )
     for w in run.workloads:
         numpy, ours = w.seconds.get("numpy"), w.seconds["ours"]
@@ -135,6 +178,10 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 def _ratio(spread: Spread | None) -> str:
     return f"{spread.median:.2f} ({spread.min:.2f}–{spread.max:.2f})" if spread else _NONE
+
+
+def _share(spread: Spread | None) -> str:
+    return f"{spread.median:.0%}" if spread else _NONE
 
 
 def _sets(same: Mapping[str, bool] | None) -> str:

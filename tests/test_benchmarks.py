@@ -1,27 +1,38 @@
 """The benchmark: its matrices have the known spectra, and it finds regressions."""
 
 import copy
+import importlib.util
 import json
+import math
 import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks import contenders
+from benchmarks import contenders, history
 from benchmarks.checkpoints import known_scores, known_spectrum, make_checkpoint
 from benchmarks.matrices import OrthonormalColumns, matrix
-from benchmarks.measuring import machine
+from benchmarks.measuring import machine, matrix_units
 from benchmarks.regression import NotComparable, regressions
+from benchmarks.report import markdown
 from benchmarks.results import Accuracy, RunResult, Spread, WorkloadResult
 from benchmarks.spectra import Kind, bulk_quantiles, draw
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import Suite, Weight, Workload, workloads
 from spectrum_stream.numerics.snr import score
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 # Powers of two, products of other primes, primes; wide, square, tall, one row.
 SHAPES = [(64, 192), (192, 64), (96, 96), (37, 53), (70, 30), (1, 12)]
@@ -144,9 +155,8 @@ def test_worker_reports_memory_and_failures() -> None:
             worker.run(eval, "__import__('os')._exit(9)")
 
 
-def run_of(**ratios: float) -> dict[str, Any]:
-    """Make a saved run with one workload and these ratios, as JSON data."""
-    result = WorkloadResult(
+def workload_of(**ratios: float) -> WorkloadResult:
+    return WorkloadResult(
         name="tiny",
         dtype="BF16",
         matrices=8,
@@ -175,9 +185,15 @@ def run_of(**ratios: float) -> dict[str, Any]:
         agreement={},
         shapes=[],
     )
-    data: dict[str, Any] = json.loads(
-        json.dumps(RunResult(machine(), {"cold": False, "device": "cpu"}, [result]).to_dict())
-    )
+
+
+def result_of(*workloads: WorkloadResult) -> RunResult:
+    return RunResult(machine(), {"suite": "ci", "repetitions": 3, "cold": False, "device": "cpu"}, [*workloads])
+
+
+def run_of(**ratios: float) -> dict[str, Any]:
+    """Make a saved run with one workload and these ratios, as JSON data."""
+    data: dict[str, Any] = json.loads(json.dumps(result_of(workload_of(**ratios)).to_dict()))
     return data
 
 
@@ -235,11 +251,158 @@ def test_regressions_rejects_runs_of_different_things() -> None:
             regressions(run_of(), other, 0.2)
 
 
+def test_history_has_the_format_of_github_action_benchmark(tmp_path: Path) -> None:
+    spread = Spread(1.25, 1.0, 1.6, 3)
+    run = result_of(
+        replace(
+            workload_of(times_spectrum=6.0, floor_share=1 / 3),
+            ratios={"times_spectrum": Spread(6.0, 5.5, 6.25, 3), "floor_share": Spread.of([1 / 3])}
+            | {"scan_over_parts": spread},
+        ),
+        replace(workload_of(), name="other", accuracy=None),
+    )
+    history.save(run, tmp_path / "history.json")
+    # An object with other fields would lose them: the action copies these five.
+    extra = (
+        f"{run.machine['processor']}, {run.machine['cpus']} cores, {run.machine['matrix_units']}; "
+        f"torch {torch.__version__}\n8 matrices, BF16; other programs: 0% of the cores"
+    )
+    expected = [
+        ("tiny: times faster than Spectrum", "times", 6.0, "5.5 to 6.25"),
+        ("tiny: share of the floor", "share", 0.3333, None),
+        ("tiny: share of the slower part", "share", 0.8, "0.625 to 1.0"),
+        ("tiny: planned / peak memory", "times", 1.0, None),
+        ("tiny: correct digits", "digits", 5.699, None),
+        ("other: planned / peak memory", "times", 1.0, None),
+    ]
+    assert json.loads((tmp_path / "history.json").read_text()) == [
+        {"name": name, "unit": unit, "value": value, "extra": extra} | ({"range": range_} if range_ else {})
+        for name, unit, value, range_ in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "worsen"),
+    [
+        ("times faster than Spectrum", lambda w: replace(w, ratios=w.ratios | {"times_spectrum": Spread.of([3.0])})),
+        ("times faster than numpy", lambda w: replace(w, ratios=w.ratios | {"times_numpy": Spread.of([3.0])})),
+        ("share of the floor", lambda w: replace(w, ratios=w.ratios | {"floor_share": Spread.of([0.2])})),
+        ("share of the slower part", lambda w: replace(w, ratios=w.ratios | {"scan_over_parts": Spread.of([1.9])})),
+        ("planned / peak memory", lambda w: replace(w, peak_anonymous={"ours": 2 * 10**8})),
+        ("correct digits", lambda w: replace(w, accuracy=replace(w.accuracy, max_error=1e-4))),
+        ("correct digits", lambda w: replace(w, accuracy=replace(w.accuracy, max_error=1.0))),
+    ],
+)
+def test_worse_number_is_a_quarter_smaller_in_the_history(
+    number: str, worsen: Callable[[WorkloadResult], WorkloadResult]
+) -> None:
+    good = workload_of(times_spectrum=6.0, times_numpy=6.0, scan_over_parts=1.1, floor_share=0.4)
+    before, after = (
+        {entry["name"]: entry["value"] for entry in history.entries(result_of(w))} for w in (good, worsen(good))
+    )
+    (worse,) = (name for name in before if before[name] > 1.25 * after[name])
+    assert worse == f"tiny: {number}"
+    assert before.keys() == after.keys()
+
+
+def test_history_counts_all_negligible_errors_as_equal() -> None:
+    values = set()
+    for error in (0.0, 1e-12, 1e-6):
+        w = workload_of()
+        assert w.accuracy is not None
+        found = history.entries(result_of(replace(w, accuracy=replace(w.accuracy, max_error=error))))
+        values.add(found[-1]["value"])
+    assert values == {6.0}
+
+
+def test_history_is_valid_json_without_a_number() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        history.save(result_of(workload_of(times_spectrum=math.nan)), Path(os.devnull))
+
+
+def test_workflow_stores_the_history_of_main_only() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "benchmark.yml").read_text())
+    jobs = workflow["jobs"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["history"]
+    # YAML reads the key `on` as a truth value.
+    assert workflow[True]["push"] == {"branches": ["main"]}
+    assert jobs["history"]["if"] == "github.event_name == 'push'"
+    (store,) = (s for s in jobs["history"]["steps"] if "github-action-benchmark" in s.get("uses", ""))
+    assert store["with"]["tool"] == "customBiggerIsBetter"
+    assert any(f"--history {store['with']['output-file-path']}" in s.get("run", "") for s in jobs["history"]["steps"])
+
+
+def check_dated_file(text: str, day: date) -> None:
+    """Check that a dated result names its day, its hardware, its versions and a command that exists."""
+    lines = text.splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[0].endswith(f", {day.day} {day:%B %Y}")
+    assert lines[1] == lines[5] == ""
+    facts = [re.fullmatch(rf"- {name}: (.+)", line) for name, line in zip(FACTS, lines[2:5], strict=True)]
+    assert all(facts), lines[2:5]
+    hardware, versions, command = (fact[1] for fact in facts if fact)
+    assert "core" in hardware or "GPU" in hardware
+    assert re.search(r"\d+", versions)
+    modules = re.findall(r"`python -m (\S+)(?= |`)", command)
+    assert modules
+    assert all(importlib.util.find_spec(module) for module in modules)
+    assert any(line.startswith("| ") for line in lines[6:])
+
+
+FACTS = ("Hardware", "Versions", "Command")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.iterdir()), ids=lambda path: path.stem)
+def test_dated_result_names_hardware_versions_and_command(path: Path) -> None:
+    named = re.fullmatch(r"(\d{4}-\d{2}-\d{2})(-[a-z0-9]+){2,}\.md", path.name)
+    assert named
+    check_dated_file(path.read_text(), datetime.strptime(named[1], "%Y-%m-%d").date())
+
+
+def test_readme_lists_every_dated_result() -> None:
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    linked = re.findall(r"\(results/(\S+)\)", readme)
+    assert sorted(linked) == sorted(path.name for path in RESULTS.iterdir())
+
+
+def test_report_is_a_dated_result_with_a_row_for_each_workload() -> None:
+    run = result_of(
+        workload_of(times_spectrum=6.0), replace(workload_of(), name="other", accuracy=None, others_cpu_share=0.5)
+    )
+    text = markdown(run, "python -m benchmarks --suite ci", date(2026, 1, 2))
+    check_dated_file(text, date(2026, 1, 2))
+    assert f"torch {torch.__version__}" in text
+    assert str(run.machine["matrix_units"]) in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert len({line.count("|") for line in table}) == 1
+    assert "6.00" in table[2]
+    assert "other: other programs took 50% of the processors meanwhile." in text
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "units"),
+    [
+        ("model name\t: Xeon\nflags\t\t: avx avx512_bf16 amx_bf16 amx_tile", "AMX, AVX512-BF16"),
+        ("model name\t: EPYC\nflags\t\t: avx2 avx512_bf16", "no AMX, AVX512-BF16"),
+        ("model name\t: EPYC\nflags\t\t: avx2", "no AMX"),
+        ("Features\t: fp asimd bf16 i8mm", "BF16"),
+        ("Features\t: fp asimd", "no BF16"),
+    ],
+)
+def test_matrix_units_are_those_of_the_flags(cpuinfo: str, units: str, tmp_path: Path) -> None:
+    assert matrix_units(tmp_path / "cpuinfo") == "matrix units unknown"
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert matrix_units(tmp_path / "cpuinfo") == units
+
+
 @pytest.mark.slow
 def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "workloads", lambda suite: (TINY,))
     saved = tmp_path / "run.json"
-    arguments = ["--repetitions", "2", "--no-numpy", "-o", str(saved), *(["--cold"] if os.name == "posix" else [])]
+    files = ["-o", str(saved), "--history", str(tmp_path / "history.json"), "--report", str(tmp_path / "report.md")]
+    arguments = ["--repetitions", "2", "--no-numpy", *files, *(["--cold"] if os.name == "posix" else [])]
     result = CliRunner().invoke(command.app, arguments)
     assert result.exit_code == 0, result.output
     assert "faster than Spectrum" in result.output
@@ -250,6 +413,10 @@ def test_tiny_suite_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert workload["accuracy"]["same_sets"] == {"top_50": True, "top_25": True}
     assert workload["peak_anonymous"]["ours"] > 10_000_000
     assert regressions(run, run, 0.0) == []
+    entries = json.loads((tmp_path / "history.json").read_text())
+    assert entries[0]["name"] == "tiny: times faster than Spectrum"
+    assert entries[0]["value"] == pytest.approx(workload["ratios"]["times_spectrum"]["median"], rel=1e-3)
+    check_dated_file((tmp_path / "report.md").read_text(), date.today())
 
     # This runs the rest of the command without a new measurement, and compares with a better run.
     better = copy.deepcopy(run)

@@ -12,12 +12,14 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +40,7 @@ from .checkpoints import make_checkpoint
 from .contenders import Item, tensors
 from .matrices import matrix
 from .measuring import machine
+from .report import heading
 from .spectra import Kind, draw
 from .workloads import Suite, workloads
 
@@ -152,6 +155,12 @@ class SourceResult:
     largest_error: float
     hidden: int
     comparisons: list[Comparison] = field(repr=False)
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The score with the largest ratio."""
+        judged = [(ratio, c) for c in self.comparisons if (ratio := c.score.ratio) is not None]
+        return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
     @property
     def is_good(self) -> bool:
@@ -330,6 +339,26 @@ def _open(source: str, folder: Path, count: int) -> Iterator[Item]:
     return ((w, tensor) for w, tensor in tensors(todo) if w.tied_to is None and min(w.n, w.m) > 1)
 
 
+def markdown(results: list[SourceResult], command: str, day: date) -> str:
+    """Return a file for `results/`: the hardware, the versions, the command and a table."""
+    columns = ["", "matrices", "judged", "median", "99 %", "most", "largest error", "hidden", "computed in"]
+    rows = [columns, ["---"] * len(columns)]
+    for r in results:
+        rows.append([*_score_cells(r)])
+        rows += [[f"its {at}", "", *_cells(ratios), "", "", ""] for at, ratios in r.values.items()]
+    return "\n".join(
+        [
+            *heading("True errors and their estimates", machine(), command, day),
+            "The true error of a score over its estimate, and those of single singular values:",
+            "",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            *_notes(results),
+            "",
+        ]
+    )
+
+
 def _tables(results: list[SourceResult]) -> Iterator[Table]:
     scores = Table(title="Scores: true error / estimate", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("source", "matrices", "judged", "median", "99 %", "most", "largest error", "hidden", "precisions"):
@@ -340,10 +369,7 @@ def _tables(results: list[SourceResult]) -> Iterator[Table]:
     for column in ("source", "value", "judged", "median", "99 %", "most"):
         single.add_column(column, justify="left" if column in ("source", "value") else "right")
     for r in results:
-        counts = ", ".join(f"{count} {what}" for what, count in {**r.precisions, **r.no_score}.items())
-        scores.add_row(
-            r.name, str(r.matrices), *_cells(r.score), f"{r.largest_error:.1e}", _red(r.hidden, r.hidden > 0), counts
-        )
+        scores.add_row(*_score_cells(r), style=None if r.is_good else "red")
         for i, (position, ratios) in enumerate(r.values.items()):
             single.add_row("" if i else r.name, position, *_cells(ratios))
     yield scores
@@ -353,16 +379,24 @@ def _tables(results: list[SourceResult]) -> Iterator[Table]:
 def _cells(ratios: Ratios) -> tuple[str, str, str, str]:
     if ratios.median is None or ratios.p99 is None or ratios.max is None:
         return "0", "–", "–", "–"
-    return (
-        str(ratios.judged),
-        _red(f"{ratios.median:.3f}", ratios.median < _LEAST_MEDIAN),
-        f"{ratios.p99:.2f}",
-        _red(f"{ratios.max:.2f}", ratios.max > 1),
-    )
+    return str(ratios.judged), f"{ratios.median:.3f}", f"{ratios.p99:.2f}", f"{ratios.max:.2f}"
 
 
-def _red(text: object, if_: bool) -> str:
-    return f"[red]{text}[/]" if if_ else str(text)
+def _score_cells(r: SourceResult) -> tuple[str, ...]:
+    counts = ", ".join(f"{count} {what}" for what, count in {**r.precisions, **r.no_score}.items())
+    return (r.name, str(r.matrices), *_cells(r.score), f"{r.largest_error:.1e}", str(r.hidden), counts)
+
+
+def _notes(results: list[SourceResult]) -> Iterator[str]:
+    yield "Judged: the estimate is far above the error of the reference, or too small."
+    yield f"Hidden: errors above {TOLERANCE:g} and above their estimates."
+    for r in results:
+        if r.worst is not None and not r.is_good:
+            w = r.worst
+            yield (
+                f"{r.name}, the worst: {w.module} in {w.precision} is wrong by {w.score.true:.1e}, "
+                f"and {w.score.estimate:.1e} was estimated."
+            )
 
 
 def main(
@@ -379,6 +413,9 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="References that are computed at once")] = os.cpu_count() or 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for all numbers, as JSON")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for benchmarks/results, as Markdown")
     ] = None,
 ) -> None:
     """Compare the true errors of scores and singular values with their estimates
@@ -402,12 +439,13 @@ def main(
             "sources": [asdict(result) for result in results],
         }
         output.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    if report is not None:
+        command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
+        report.write_text(markdown(results, command, date.today()), "utf-8")
     for table in _tables(results):
         console.print(table)
-    console.print(
-        "judged: the estimate is much larger than the error of the reference, or too small\n"
-        f"hidden: errors above {TOLERANCE:g} and above their estimates"
-    )
+    for note in _notes(results):
+        console.print(note, markup=False)
     if not all(result.is_good for result in results):
         raise typer.Exit(1)
 

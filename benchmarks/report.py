@@ -20,10 +20,10 @@ def tables(run: RunResult) -> Group:
 
 def markdown(run: RunResult, command: str, day: date) -> str:
     """Return a file for `results/`: the hardware, the versions, the command and a table."""
-    m, turns, device = run.machine, run.settings["repetitions"], run.settings["device"]
+    turns, device = run.settings["repetitions"], run.settings["device"]
     columns = ["", "seconds", "times faster than Spectrum", "than numpy", "over its parts", "of the floor"]
     rows = [[*columns, "peak memory (planned), GB", "largest error"], ["---"] * 8]
-    memory, cache = _gb(int(m["memory_nbytes"])), "cold" if run.settings["cold"] else "warm"
+    cache = "cold" if run.settings["cold"] else "warm"
     rows += [
         [
             w.name,
@@ -44,13 +44,7 @@ def markdown(run: RunResult, command: str, day: date) -> str:
     ]
     return "\n".join(
         [
-            f"# Benchmark of {run.settings['suite']}, {day.day} {day:%B %Y}",
-            "",
-            f"- Hardware: {m['cpus']} cores, {m['processor']}, {m['matrix_units']}, {memory} GB",
-            f"- Versions: spectrum_stream {m['spectrum_stream']}, Python {m['python']}, torch {m['torch']}, "
-            f"numpy {m['numpy']}",
-            f"- Command: `{command}`",
-            "",
+            *heading(f"Benchmark of {run.settings['suite']}", run.machine, command, day),
             f"Medians (least to most) of {turns} turns on {device}, {cache} page cache:",
             "",
             *(f"| {' | '.join(row)} |" for row in rows),
@@ -58,6 +52,20 @@ def markdown(run: RunResult, command: str, day: date) -> str:
             "",
         ]
     )
+
+
+def heading(title: str, machine: Mapping[str, str | int], command: str, day: date) -> list[str]:
+    """Return the first lines of a file for `results/`."""
+    m, memory = machine, _gb(int(machine["memory_nbytes"]))
+    packages = ", ".join(f"{name} {m[name]}" for name in ("spectrum_stream", "torch", "numpy"))
+    return [
+        f"# {title}, {day.day} {day:%B %Y}",
+        "",
+        f"- Hardware: {m['cpus']} cores, {m['processor']}, {m['matrix_units']}, {memory} GB",
+        f"- Versions: Python {m['python']}, {packages}",
+        f"- Command: `{command}`",
+        "",
+    ]
 
 
 def _speed(run: RunResult) -> Table:

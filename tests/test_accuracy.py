@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from benchmarks.spectra import Kind, draw
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.schedule import Computed, compute_batch
 from spectrum_stream.numerics.snr import score
+from tests.support.dated import check_dated_file
 
 
 @pytest.mark.parametrize("svd_side", [0, 1024])
@@ -98,3 +100,6 @@ def test_measure_judges_a_source(tmp_path: Path) -> None:
     assert result.hidden == 0
     assert set(result.values) == {"q75", "q25", "sigma_1", "nearest tau"}
     assert result.largest_error == max(c.score.true for c in result.comparisons)
+    assert result.worst is not None
+    assert result.worst.score.ratio == result.score.max
+    check_dated_file(accuracy.markdown([result], "python -m benchmarks.accuracy random", date.today()), date.today())

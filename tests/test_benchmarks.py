@@ -1,7 +1,6 @@
 """The benchmark: its matrices have the known spectra, and it finds regressions."""
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from benchmarks.spectra import Kind, bulk_quantiles, draw
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import Suite, Weight, Workload, workloads
 from spectrum_stream.numerics.snr import score
+from tests.support.dated import check_dated_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -331,26 +331,6 @@ def test_workflow_stores_the_history_of_main_only() -> None:
     (store,) = (s for s in jobs["history"]["steps"] if "github-action-benchmark" in s.get("uses", ""))
     assert store["with"]["tool"] == "customBiggerIsBetter"
     assert any(f"--history {store['with']['output-file-path']}" in s.get("run", "") for s in jobs["history"]["steps"])
-
-
-def check_dated_file(text: str, day: date) -> None:
-    """Check that a dated result names its day, its hardware, its versions and a command that exists."""
-    lines = text.splitlines()
-    assert lines[0].startswith("# ")
-    assert lines[0].endswith(f", {day.day} {day:%B %Y}")
-    assert lines[1] == lines[5] == ""
-    facts = [re.fullmatch(rf"- {name}: (.+)", line) for name, line in zip(FACTS, lines[2:5], strict=True)]
-    assert all(facts), lines[2:5]
-    hardware, versions, command = (fact[1] for fact in facts if fact)
-    assert "core" in hardware or "GPU" in hardware
-    assert re.search(r"\d+", versions)
-    modules = re.findall(r"`python -m (\S+)(?= |`)", command)
-    assert modules
-    assert all(importlib.util.find_spec(module) for module in modules)
-    assert any(line.startswith("| ") for line in lines[6:])
-
-
-FACTS = ("Hardware", "Versions", "Command")
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.iterdir()), ids=lambda path: path.stem)

@@ -293,7 +293,7 @@ def test_history_has_the_format_of_github_action_benchmark(tmp_path: Path) -> No
         ("correct digits", lambda w: replace(w, accuracy=replace(w.accuracy, max_error=1.0))),
     ],
 )
-def test_worse_number_is_a_quarter_smaller_in_the_history(
+def test_worse_number_is_smaller_in_the_history(
     number: str, worsen: Callable[[WorkloadResult], WorkloadResult]
 ) -> None:
     good = workload_of(times_spectrum=6.0, times_numpy=6.0, scan_over_parts=1.1, floor_share=0.4)
@@ -315,12 +315,12 @@ def test_history_counts_all_negligible_errors_as_equal() -> None:
     assert values == {6.0}
 
 
-def test_history_is_valid_json_without_a_number() -> None:
+def test_history_rejects_what_json_cannot_express() -> None:
     with pytest.raises(ValueError, match="JSON"):
         history.save(result_of(workload_of(times_spectrum=math.nan)), Path(os.devnull))
 
 
-def test_workflow_stores_the_history_of_main_only() -> None:
+def test_workflow_stores_only_the_history_of_main() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "benchmark.yml").read_text())
     jobs = workflow["jobs"]
     assert workflow["permissions"] == {"contents": "read"}

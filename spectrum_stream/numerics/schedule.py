@@ -44,9 +44,7 @@ Item = tuple[Matrix, Weights | Packed | NoScore]
 class Compute(Protocol):
     """The signature of `singular_values`."""
 
-    def __call__(
-        self, ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]: ...
+    def __call__(self, ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +132,11 @@ def _compute_in_memory(
     A single matrix that does not fit goes to the CPU."""
     if not ws:
         return []
-    where = device.torch_device
     # Metal has no float64, and the SVD always runs on the CPU.
-    if precision is Precision.SVD or (where.type == "mps" and precision is Precision.FP64):
-        where = torch.device("cpu")
-    looped = device.looped
-    found = _try_in_memory(ws, precision, where, compute, looped=looped)
-    if found is None and where.type == "cuda":
+    is_impossible = precision is Precision.SVD or (device.torch_device.type == "mps" and precision is Precision.FP64)
+    where = CPU if is_impossible else device
+    found = _try_in_memory(ws, precision, where, compute)
+    if found is None and where.torch_device.type == "cuda":
         torch.cuda.empty_cache()
     if found is None and len(ws) > 1:
         half = len(ws) // 2
@@ -148,14 +144,14 @@ def _compute_in_memory(
             *_compute_in_memory(ws[:half], precision, device, compute),
             *_compute_in_memory(ws[half:], precision, device, compute),
         ]
-    if found is None and where.type != "cpu":
-        where = torch.device("cpu")
-        found = _try_in_memory(ws, precision, where, compute, looped=False)
+    if found is None and where.torch_device.type != "cpu":
+        where = CPU
+        found = _try_in_memory(ws, precision, where, compute)
     return found if found is not None else [_no_memory(where)]
 
 
 def _try_in_memory(
-    ws: Sequence[Weights], precision: Precision, where: torch.device, compute: Compute, *, looped: bool
+    ws: Sequence[Weights], precision: Precision, where: Device, compute: Compute
 ) -> list[Computed] | None:
     """Compute a batch; return None if it does not fit into memory."""
     try:
@@ -167,7 +163,7 @@ def _try_in_memory(
                 else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
                 device=str(where),
             )
-            for w, spectrum in zip(ws, compute(ws, precision, where, looped=looped), strict=True)
+            for w, spectrum in zip(ws, compute(ws, precision, where), strict=True)
         ]
     except Exception as error:
         if not is_out_of_memory(error):
@@ -175,7 +171,7 @@ def _try_in_memory(
         return None
 
 
-def _no_memory(where: torch.device = CPU.torch_device) -> Computed:
+def _no_memory(where: Device = CPU) -> Computed:
     return Computed(spectrum=NoScore.NO_MEMORY, score=None, device=str(where))
 
 

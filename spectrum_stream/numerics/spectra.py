@@ -33,6 +33,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ..model.no_score import NoScore
 from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
+from .device import CPU, Device
 from .precision import Precision
 
 # The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
@@ -40,7 +41,6 @@ from .precision import Precision
 _BANDS = 8
 _BANDS_FROM = 128
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-_CPU = torch.device("cpu")
 # The dtype, its rounding unit, and the trace of K below which small eigenvalues underflow.
 _ARITHMETIC = {
     Precision.FP32: (torch.float32, 2.0**-24, 2.0**-80),
@@ -87,16 +87,13 @@ def exact_products() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def singular_values(
-    ws: Sequence[Weights], precision: Precision, device: torch.device = _CPU, *, looped: bool = False
-) -> list[Spectrum | NoScore]:
+def singular_values(ws: Sequence[Weights], precision: Precision, device: Device = CPU) -> list[Spectrum | NoScore]:
     """Compute the singular values of each matrix of a batch.
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
         precision: FP32, FP64 or SVD; see the docstring of this module. SVD always runs on the CPU.
         device: where to compute.
-        looped: find the eigenvalues of a batch one matrix at a time, which is faster on some devices.
 
     Returns:
         For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED.
@@ -109,7 +106,7 @@ def singular_values(
     if precision is Precision.SVD:
         return [_by_svd(w) for w in ws]
     dtype, unit, smallest = _ARITHMETIC[precision]
-    k = gram(ws, dtype, device)
+    k = gram(ws, dtype, device.torch_device)
     traces = k.diagonal(dim1=1, dim2=2).sum(1).tolist()
     # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail this comparison.
     usable = [i for i, trace in enumerate(traces) if smallest < trace < torch.inf]
@@ -119,13 +116,13 @@ def singular_values(
             zeros = np.zeros(k.shape[1])
             results[i] = Spectrum(zeros, zeros, zeros, precision)
     parts = [usable] if usable else []
-    if looped:
+    if device.looped:
         parts = [[i] for i in usable]
     for part in parts:
         # torch has no eigenvalue routine for Metal.
         chosen = k if len(part) == len(ws) else k[part]
         try:
-            eigenvalues = torch.linalg.eigvalsh(chosen.cpu() if device.type == "mps" else chosen)
+            eigenvalues = torch.linalg.eigvalsh(chosen.cpu() if device.torch_device.type == "mps" else chosen)
         except LinAlgError:
             results = [NoScore.NOT_CONVERGED if i in part else result for i, result in enumerate(results)]
             continue

@@ -57,13 +57,11 @@ def score_of(computed: Computed) -> float:
 def limit_device(limit: int, calls: list[int]) -> Compute:
     """Simulate a device with room for `limit` matrices; the CPU has room for all."""
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
-        if device.type == "meta" and len(ws) > limit:
+        if device.torch_device.type == "meta" and len(ws) > limit:
             raise torch.OutOfMemoryError
-        return singular_values(ws, precision, torch.device("cpu"), looped=looped)
+        return singular_values(ws, precision)
 
     return compute
 
@@ -140,9 +138,7 @@ NO_MEMORY = [
 def test_compute_all_skips_only_the_matrix_without_memory(error: Exception, device: Device, workers: int) -> None:
     calls: list[int] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
         if any(float(w[:1, :1].max()) == 7 for w in ws):
             raise error
@@ -163,9 +159,7 @@ def test_compute_all_without_memory_holds_no_tensor_of_the_first_try(device: Dev
     """A traceback keeps the locals of all its functions alive."""
     block: list[weakref.ref[torch.Tensor]] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         assert not any(kept() is not None for kept in block)
         k = torch.zeros(len(ws), 9)
         block.append(weakref.ref(k))
@@ -181,9 +175,7 @@ def test_compute_all_tries_a_matrix_again_when_others_have_given_their_memory_ba
     running = 0
     lock = threading.Lock()
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         nonlocal running
         with lock:
             running += 1
@@ -227,9 +219,7 @@ def test_compute_all_works_with_the_threads_that_the_system_gives(
 def test_compute_batch_without_memory_for_more_precision_keeps_the_score() -> None:
     calls: list[Precision] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(precision)
         if precision is not Precision.FP32:
             raise MemoryError
@@ -271,9 +261,7 @@ def test_compute_batch_memory_limit_keeps_an_inexact_score() -> None:
 
 
 def test_compute_batch_failed_escalation_keeps_the_score() -> None:
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         if precision is Precision.FP32:
             return singular_values(ws, precision)
         return [NoScore.NOT_CONVERGED] * len(ws)
@@ -284,9 +272,7 @@ def test_compute_batch_failed_escalation_keeps_the_score() -> None:
 
 
 def test_compute_batch_without_convergence_has_no_score() -> None:
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         return [NoScore.NOT_CONVERGED] * len(ws)
 
     (found,) = compute_batch([random(4, 4, 0)], compute=compute)

@@ -4,6 +4,7 @@ The plan promises these numbers and the computation keeps to them, so this modul
 """
 
 import os
+from dataclasses import dataclass
 
 from .precision import Precision
 
@@ -15,6 +16,16 @@ DECODED_NUMEL = 1 << 20
 PARTS_AHEAD_NBYTES = 32_000_000
 # A matrix with a short side up to this is computed by one core. All cores share a larger one, because of its memory.
 SMALL_SIDE = 4096
+# A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. It holds
+# 2048 columns of 8192 rows in float32.
+STAGING_NBYTES = 1 << 26
+STAGING_BUFFERS = 2
+# The number of batches that a device computes at once, each by one thread: one copies and multiplies while the other
+# computes eigenvalues.
+DEVICE_THREADS = 2
+# cuSOLVER's limit of n * lda * batch (cusolverDnXsyevBatched). About 32k matrices a call also fail (mjlab issue 732).
+MAX_BATCH_NUMEL = 2**31 - 1
+MAX_BATCH = 2**15 - 1
 # The memory of Python, numpy and torch before any weight is read (measured: 0.15 GB on Linux, CPU build), and the
 # memory that BLAS and the allocator keep for every thread, without the arrays counted below (measured: 0.03 GB).
 _RUNTIME_NBYTES = 200_000_000
@@ -69,6 +80,61 @@ def svd_nbytes(n: int, m: int) -> int:
     short, long = min(n, m), max(n, m)
     block = min(long, max(short, BLOCK_COLUMNS))
     return 8 * short * (2 * short + 2 * (short + block))
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The memory that an eigenvalue routine takes beside K, with its copy of K, in bytes.
+
+    Attributes:
+        fixed: for a batch of any size.
+        each: for each matrix of the batch.
+    """
+
+    fixed: int
+    each: int
+
+
+def assumed_workspace(n: int, itemsize: int) -> Workspace:
+    """Return the workspace before it is measured: the copy of K, and as much again."""
+    return Workspace(0, 2 * itemsize * n * n)
+
+
+def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Workspace | None = None) -> int:
+    """Return the memory of a device for a batch of n x m matrices that one thread computes, in bytes.
+
+    It holds K; as much for the products of a block that are added to it, and later for a copy of K without the
+    matrices that are not finite; the workspace of the eigenvalue routine; the buffers, and a block of them in numbers
+    of `itemsize` bytes.
+
+    Args:
+        itemsize: the bytes of a number of K.
+        workspace: that of matrices with this short side and itemsize; None to assume one.
+    """
+    short = min(n, m)
+    workspace = workspace or assumed_workspace(short, itemsize)
+    return _staged_nbytes(itemsize) + workspace.fixed + batch * _batched_nbytes(short, itemsize, workspace)
+
+
+def batch_limit(n: int, m: int, itemsize: int, nbytes: int, workspace: Workspace | None = None) -> int:
+    """Return the number of n x m matrices that one thread computes at once on a device, at least 1.
+
+    It keeps the limits of cuSOLVER, and `device_nbytes` of the batch within `nbytes`. One matrix may be above either.
+    """
+    short = min(n, m)
+    workspace = workspace or assumed_workspace(short, itemsize)
+    room = nbytes - _staged_nbytes(itemsize) - workspace.fixed
+    fitting = room // _batched_nbytes(short, itemsize, workspace)
+    return max(1, min(MAX_BATCH_NUMEL // short**2, MAX_BATCH, fitting))
+
+
+def _batched_nbytes(short: int, itemsize: int, workspace: Workspace) -> int:
+    return 2 * itemsize * short * short + workspace.each
+
+
+def _staged_nbytes(itemsize: int) -> int:
+    # Stored numbers have two bytes or more.
+    return STAGING_NBYTES * (STAGING_BUFFERS + itemsize // 2)
 
 
 def is_small(n: int, m: int) -> bool:

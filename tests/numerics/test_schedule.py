@@ -4,7 +4,7 @@ import errno
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -13,16 +13,19 @@ import torch
 from spectrum_stream.errors import UsageError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics import costs
 from spectrum_stream.numerics.dequantize import Weights
 from spectrum_stream.numerics.device import CPU, Device, open_device
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import Compute, Computed, compute_all, compute_batch
+from spectrum_stream.numerics.schedule import Compute, Computed, Item, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from ..support.checkpoints import reference_score
 
-PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
+FP32 = Precision.FP32
+# It computes on the CPU, as a device does: in batches, on two threads, through buffers.
+PRETENDED = Device(torch.device("cpu"), batch_nbytes=4_000_000_000)
 
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
@@ -45,7 +48,7 @@ def random(n: int, m: int, seed: int) -> torch.Tensor:
     return (torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) * 0.02).to(torch.bfloat16)
 
 
-def items_of(ws: Sequence[torch.Tensor]) -> list[tuple[Matrix, torch.Tensor]]:
+def items_of(ws: Sequence[torch.Tensor]) -> list[Item]:
     return [(matrix(w, f"m{i}"), w) for i, w in enumerate(ws)]
 
 
@@ -66,7 +69,22 @@ def limit_device(limit: int, calls: list[int]) -> Compute:
     return compute
 
 
-FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 30)
+FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 32)
+
+
+def when_all_wait(items: Sequence[Item], compute: Compute) -> tuple[Iterator[Item], Compute]:
+    """Let the device start when all items are read: two single matrices, and the others in batches."""
+    are_read = threading.Event()
+
+    def read() -> Iterator[Item]:
+        yield from items
+        are_read.set()
+
+    def compute_later(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        assert are_read.wait(60)
+        return compute(ws, precision, device)
+
+    return read(), compute_later
 
 
 @pytest.mark.parametrize("device", [CPU, PRETENDED], ids=["cpu", "batches"])
@@ -84,16 +102,20 @@ def test_compute_all_scores_every_matrix_once(device: Device, workers: int) -> N
 def test_compute_all_batches_one_shape_within_memory() -> None:
     calls: list[int] = []
     ws = [random(64, 100, seed) for seed in range(70)]
-    each = 4 * 64 * (2 * 64 + 100)
-    list(compute_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limit_device(0, calls)))
-    assert [n for n in calls if n > 9] == [30, 30, 10]
+    nbytes = costs.DEVICE_THREADS * costs.device_nbytes(64, 100, 4, 30)
+    items, compute = when_all_wait(items_of(ws), limit_device(0, calls))
+    found = list(compute_all(items, device=Device(torch.device("cpu"), nbytes), compute=compute, precision=FP32))
+    assert len(found) == 70
+    assert sorted(calls) == [1, 1, 8, 30, 30]
 
 
 def test_compute_all_does_not_mix_shapes_or_dtypes() -> None:
-    ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
+    ws = [random(1, 1, 0), random(1, 1, 0), random(8, 9, 0), random(9, 8, 1), random(8, 9, 2)]
+    ws.append(random(8, 9, 3).to(torch.float32))
     calls: list[int] = []
-    list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limit_device(0, calls)))
-    assert sorted(calls) == [1, 1, 2]
+    items, compute = when_all_wait(items_of(ws), limit_device(0, calls))
+    list(compute_all(items, device=PRETENDED, precision=FP32, compute=compute))
+    assert sorted(calls) == [1, 1, 1, 1, 2]
 
 
 def test_compute_batch_halves_a_batch_that_does_not_fit() -> None:
@@ -146,7 +168,10 @@ def test_compute_all_skips_only_the_matrix_without_memory(error: Exception, devi
 
     ws = [random(24, 60, seed) for seed in range(9)]
     ws[4][0, 0] = 7
-    found = {m.module: c for m, c in compute_all(items_of(ws), device=device, workers=workers, compute=compute)}
+    items: Iterable[Item] = items_of(ws)
+    if device is not CPU:
+        items, compute = when_all_wait(items_of(ws), compute)
+    found = {m.module: c for m, c in compute_all(items, device=device, workers=workers, compute=compute)}
     assert len(found) == len(ws)
     assert [name for name, computed in found.items() if computed.score is None] == ["m4"]
     assert found["m4"].spectrum is NoScore.NO_MEMORY

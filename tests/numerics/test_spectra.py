@@ -190,7 +190,7 @@ def test_compute_batch_squares_that_overflow_float64() -> None:
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
 def test_gram_lower_triangle_is_complete(n: int) -> None:
     w = gaussian(n, 2 * 2048 + 3)
-    lower = torch.tril(gram([w], torch.float64, torch.device("cpu"))[0])
+    lower = torch.tril(gram([w], torch.float64, CPU)[0])
     torch.testing.assert_close(lower, torch.tril(w @ w.T))
 
 

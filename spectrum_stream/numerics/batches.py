@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # The matrices that wait are mapped, and their pages may leave the memory before they are computed. So no more are
 # taken while this many bytes wait. It is about four times what the reader is ahead.
 _WAITING_NBYTES = 4_000_000_000
-# A number of K in float32, the first step of the precision.
+# The bytes of a number of K in float32, the first step of the precision. Later steps are split by their own numbers.
 _ITEMSIZE = 4
 
 

@@ -54,6 +54,11 @@ def work(n: int, m: int) -> float:
     return short**2 * long + _EIGENVALUE_SLOWDOWN * 4 / 3 * short**3
 
 
+def itemsize_of(precision: Precision) -> int:
+    """Return the bytes of a number of K; AUTO counts as its first step, FP32."""
+    return 8 if precision is Precision.FP64 else 4
+
+
 def gram_nbytes(n: int, m: int, itemsize: int) -> int:
     """Return the memory for the eigenvalues of K, in bytes.
 
@@ -152,7 +157,7 @@ def compute_nbytes(n: int, m: int, precision: Precision, scales: int | None = No
     dequantizing = 0 if scales is None else decoding_nbytes(scales)
     if precision is Precision.SVD:
         return svd_nbytes(n, m) + dequantizing
-    return gram_nbytes(n, m, 8 if precision is Precision.FP64 else 4) + dequantizing
+    return gram_nbytes(n, m, itemsize_of(precision)) + dequantizing
 
 
 def count_cores() -> int:

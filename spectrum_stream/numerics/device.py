@@ -113,15 +113,15 @@ class Device:
         """
         workspace = costs.assumed_workspace(n, 4)
         try:
-            # The first call also takes memory that the libraries keep.
-            _, one, several = (self._measure_peak(n, batch) for batch in (1, 1, 3))
+            # The first call may also take memory that the libraries keep. In this order, that makes `each` too large.
+            two, one = self._measure_peak(n, 2), self._measure_peak(n, 1)
         except RuntimeError as error:
             # A device that is full of other programs' memory, or a single matrix that is too large. The computation
             # finds out, and has other ways.
             if not is_out_of_memory(error) and not _is_of_routine(error):
                 raise
         else:
-            each = max(0, several - one) // 2
+            each = max(0, two - one)
             workspace = Workspace(max(0, one - each), each)
         # This memory belongs to the stream of this thread, and the others could not use it.
         torch.cuda.empty_cache()

@@ -141,7 +141,7 @@ def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, c
     at_once = len(ws)
     if device.batch_nbytes:
         n, m = ws[0].shape
-        at_once = device.limit(n, m, 8 if precision is Precision.FP64 else 4)
+        at_once = device.limit(n, m, costs.itemsize_of(precision))
     parts = [ws[i : i + at_once] for i in range(0, len(ws), at_once)]
     return [found for part in parts for found in _compute_in_memory(part, precision, device, compute)]
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum_stream.errors import UsageError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics import costs
@@ -312,21 +311,6 @@ def test_compute_batch_counts_nan() -> None:
     (found,) = compute_batch([w])
     assert found.spectrum is NoScore.OUT_OF_RANGE
     assert found.not_finite == 2
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "mps", "xpu:0", "tpu", "", "meta", "cuda:x"])
-def test_open_device_rejects_missing_devices(name: str) -> None:
-    if name == "mps" and torch.backends.mps.is_available():
-        pytest.skip("it is there")
-    with pytest.raises(UsageError) as error:
-        open_device(name)
-    assert error.value.reason == "no_such_device"
-    assert error.value.exit_code == 2
-
-
-def test_open_device_auto_picks_the_best() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert open_device().torch_device.type == expected
 
 
 def test_compute_all_restores_the_number_of_threads() -> None:

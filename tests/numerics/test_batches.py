@@ -1,0 +1,249 @@
+"""Batches on two threads. The device is the CPU, which computes as a device does."""
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+
+from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics import batches, costs
+from spectrum_stream.numerics.dequantize import Weights
+from spectrum_stream.numerics.device import CPU, Device
+from spectrum_stream.numerics.precision import Precision
+from spectrum_stream.numerics.schedule import Item, compute_all
+from spectrum_stream.numerics.snr import TOLERANCE
+from spectrum_stream.numerics.spectra import Spectrum, singular_values
+
+from .test_schedule import FP32, PRETENDED, items_of, random, score_of, when_all_wait
+
+# No test waits this long, unless it fails.
+PATIENCE_S = 60
+
+
+def device_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("device ")]
+
+
+def test_batches_run_two_at_once() -> None:
+    together = threading.Barrier(costs.DEVICE_THREADS, timeout=PATIENCE_S)
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        # This passes only if another batch gets here meanwhile.
+        together.wait()
+        return singular_values(ws, precision, device)
+
+    ws = [random(24, 60, seed) for seed in range(2)]
+    assert len(list(compute_all(items_of(ws), device=PRETENDED, precision=FP32, compute=compute))) == 2
+
+
+def test_batches_yield_what_is_done_while_another_batch_runs() -> None:
+    may_end = threading.Event()
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        if ws[0].shape[0] == 9:
+            assert may_end.wait(PATIENCE_S)
+        return singular_values(ws, precision, device)
+
+    items = items_of([random(9, 60, 0), random(24, 60, 1), random(24, 60, 2)])
+    stream = compute_all(items, device=PRETENDED, precision=FP32, compute=compute)
+    assert {next(stream)[0].n for _ in range(2)} == {24}
+    may_end.set()
+    assert [m.n for m, _ in stream] == [9]
+
+
+def test_batches_give_the_scores_of_a_cpu() -> None:
+    shapes = [(24, 60), (60, 24), (130, 40), (1, 9), (300, 2100)] * 5
+    ws = [random(n, m, seed) for seed, (n, m) in enumerate(shapes)]
+    items, compute = when_all_wait(items_of(ws), singular_values)
+    found = {m.module: score_of(c) for m, c in compute_all(items, device=PRETENDED, compute=compute)}
+    expected = {m.module: score_of(c) for m, c in compute_all(items_of(ws), device=CPU)}
+    assert found == pytest.approx(expected, rel=2 * TOLERANCE)
+
+
+def test_batches_that_do_not_fit_together_run_one_after_another() -> None:
+    running = 0
+    most = 0
+    lock = threading.Lock()
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return singular_values(ws, precision)
+
+    ws = [random(64, 100, seed) for seed in range(9)]
+    small = Device(torch.device("cpu"), costs.device_nbytes(64, 100, 4) + 1)
+    assert len(list(compute_all(items_of(ws), device=small, precision=FP32, compute=compute))) == 9
+    assert most == 1
+
+
+def test_batches_compute_a_matrix_that_is_above_all_memory() -> None:
+    assert len(list(compute_all(items_of([random(64, 100, 0)] * 3), device=Device(torch.device("cpu"), 1)))) == 3
+
+
+@pytest.mark.parametrize("bad", [0, 5])
+def test_batches_raise_an_error_of_a_thread(bad: int) -> None:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        if any(float(w[:1, :1].max()) == 7 for w in ws):
+            raise ZeroDivisionError
+        return singular_values(ws, precision)
+
+    ws = [random(24, 60, seed) for seed in range(9)]
+    ws[bad][0, 0] = 7
+    with pytest.raises(ZeroDivisionError):
+        list(compute_all(items_of(ws), device=PRETENDED, compute=compute))
+    assert not device_threads()
+
+
+def test_batches_end_when_the_generator_is_closed() -> None:
+    """The batch that runs is computed to its end, and those that wait are dropped."""
+    calls: list[int] = []
+    is_running = threading.Event()
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        calls.append(len(ws))
+        if len(calls) > 1:
+            is_running.set()
+            time.sleep(0.05)
+        return singular_values(ws, precision)
+
+    def items() -> Iterator[Item]:
+        yield from items_of([random(24, 60, seed) for seed in range(2)])
+        assert is_running.wait(PATIENCE_S)
+        yield from items_of([random(24, 60, seed) for seed in range(40)])
+
+    stream = compute_all(items(), device=PRETENDED, precision=FP32, compute=compute)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not device_threads()
+    assert len(calls) <= 4
+
+
+def test_batches_drop_tensors_before_their_matrices_are_yielded() -> None:
+    tensors: dict[str, weakref.ref[torch.Tensor]] = {}
+
+    def items() -> Iterator[Item]:
+        for seed in range(30):
+            matrix, w = items_of([random(24, 60, seed).clone()])[0]
+            assert isinstance(w, torch.Tensor)
+            tensors[f"m{seed}"] = weakref.ref(w)
+            yield matrix, w
+            del w
+
+    seen = 0
+    for _ in compute_all(items(), device=PRETENDED, precision=FP32):
+        seen += 1
+        assert sum(tensor() is None for tensor in tensors.values()) >= seen
+    assert seen == 30
+
+
+def test_batches_take_no_more_while_enough_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the pages of a large model leave the memory before they are computed."""
+    ws = [random(24, 60, seed) for seed in range(20)]
+    monkeypatch.setattr(batches, "_WAITING_NBYTES", 4 * ws[0].nbytes)
+    taken = 0
+    may_end = threading.Event()
+
+    def items() -> Iterator[Item]:
+        nonlocal taken
+        for item in items_of(ws):
+            taken += 1
+            yield item
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        assert may_end.wait(PATIENCE_S)
+        return singular_values(ws, precision)
+
+    stream = compute_all(items(), device=PRETENDED, precision=FP32, compute=compute)
+    threading.Timer(0.2, may_end.set).start()
+    next(stream)
+    # Two are computed, and four wait.
+    assert taken == 6
+    assert len(list(stream)) == 19
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_batches_work_with_the_threads_that_the_system_gives(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, 0
+
+    def start_some(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == threads:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    found = dict(compute_all(items_of([random(24, 60, seed) for seed in range(20)]), device=PRETENDED))
+    assert len(found) == 20
+    assert all(computed.score is not None for computed in found.values())
+
+
+def test_batches_measure_each_short_side_once_while_nothing_runs() -> None:
+    running = 0
+    lock = threading.Lock()
+    measured: list[int] = []
+
+    class Unmeasured(Device):
+        def is_measured(self, n: int) -> bool:
+            return n in measured
+
+        def measure(self, n: int) -> None:
+            assert not running
+            measured.append(n)
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        nonlocal running
+        with lock:
+            running += 1
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return singular_values(ws, precision, device)
+
+    ws = [random(n, m, n) for n, m in [(24, 60), (60, 24), (7, 30), (24, 90), (9, 20)] * 6]
+    pretended = Unmeasured(torch.device("cpu"), PRETENDED.batch_nbytes)
+    assert len(list(compute_all(items_of(ws), device=pretended, precision=FP32, compute=compute))) == 30
+    assert sorted(measured) == [7, 9, 24]
+
+
+def test_batches_multiply_exactly_in_every_thread() -> None:
+    """A training program may have switched on TF32; the setting is one of the process."""
+    found: list[str] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        found.append(torch.backends.cuda.matmul.fp32_precision)
+        found.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+        return singular_values(ws, precision)
+
+    list(compute_all(items_of([random(24, 60, 0)] * 2), device=PRETENDED, precision=FP32, compute=compute))
+    assert found == ["ieee"] * 4
+
+
+def test_batches_without_memory_on_the_device_move_to_the_cpu_one_at_a_time() -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        nonlocal running, most
+        if not device.is_cpu:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        return singular_values(ws, precision, device)
+
+    full = Device(torch.device("meta"), PRETENDED.batch_nbytes)
+    found = list(compute_all(items_of([random(24, 60, 0)] * 8), device=full, precision=FP32, compute=compute))
+    assert [c.device for _, c in found] == ["cpu"] * 8
+    assert most == 1

@@ -11,6 +11,7 @@ Memory: a thread drops the tensors of a batch before it hands over its results.
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
 
 from ..errors import is_out_of_memory
@@ -53,14 +54,16 @@ class Batches:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *exc: object) -> None:
         self._waiting.clear()
         for _ in self._threads or ():
             self._todo.put(None)
         for thread in self._threads or ():
             thread.join()
         self._threads = None
-        self._device.free_unused()
+        # After an error of the device, this would fail too.
+        if error is None:
+            self._device.free_unused()
 
     @property
     def is_full(self) -> bool:
@@ -136,7 +139,9 @@ class Batches:
             self._threads = []
             for i in range(costs.DEVICE_THREADS):
                 # A daemon does not keep a process alive that has left its scan without closing it.
-                thread = threading.Thread(target=self._serve, name=f"device {i}", daemon=True)
+                thread = threading.Thread(
+                    target=self._serve, args=(self._device.new_stream(),), name=f"device {i}", daemon=True
+                )
                 try:
                     thread.start()
                 except RuntimeError as error:
@@ -147,8 +152,8 @@ class Batches:
                 self._threads.append(thread)
         return max(1, len(self._threads))
 
-    def _serve(self) -> None:
-        with self._device.own_stream():
+    def _serve(self, stream: AbstractContextManager[object]) -> None:
+        with stream:
             while (task := self._todo.get()) is not None:
                 self._compute(*task)
                 # This name would keep the list alive while the thread waits.

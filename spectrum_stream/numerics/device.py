@@ -10,9 +10,9 @@ versions of torch and cuSOLVER, and some of them return wrong eigenvalues withou
                             (pytorch issue 192483)
 """
 
-import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import torch
@@ -86,8 +86,7 @@ class Device:
             torch.OutOfMemoryError: a smaller batch may fit.
         """
         n = k.shape[-1]
-        # A single matrix above the limit of cuSOLVER has more than 46,340 rows.
-        if self.eigenvalues_on_cpu or n * n > costs.MAX_BATCH_NUMEL:
+        if self._is_on_cpu(n):
             k = k.cpu()
         at_once = 1 if self.looped else min(costs.MAX_BATCH, max(1, costs.MAX_BATCH_NUMEL // (n * n)))
         return torch.cat([_eigvalsh(k[i : i + at_once]) for i in range(0, len(k), at_once)])
@@ -103,7 +102,7 @@ class Device:
 
     def is_measured(self, n: int) -> bool:
         """Whether nothing has to be measured before matrices with a short side of n are computed."""
-        return self.torch_device.type != "cuda" or (n, 4) in self._workspaces
+        return self.torch_device.type != "cuda" or self._is_on_cpu(n) or (n, 4) in self._workspaces
 
     def measure(self, n: int) -> None:
         """Measure the workspace of the eigenvalue routine for matrices with n rows.
@@ -121,7 +120,8 @@ class Device:
             if not is_out_of_memory(error) and not _is_of_routine(error):
                 raise
         else:
-            each = max(0, two - one)
+            # The copy of K is the least. Some allocators count nothing.
+            each = max(two - one, 4 * n * n)
             workspace = Workspace(max(0, one - each), each)
         # This memory belongs to the stream of this thread, and the others could not use it.
         torch.cuda.empty_cache()
@@ -131,6 +131,10 @@ class Device:
     def _workspace(self, n: int, itemsize: int) -> Workspace:
         return self._workspaces.get((n, itemsize)) or costs.assumed_workspace(n, itemsize)
 
+    def _is_on_cpu(self, n: int) -> bool:
+        # A single matrix above the limit of cuSOLVER has more than 46,340 rows.
+        return self.eigenvalues_on_cpu or n * n > costs.MAX_BATCH_NUMEL
+
     def _measure_peak(self, n: int, batch: int) -> int:
         k = torch.zeros(batch, n, n, device=self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
@@ -138,18 +142,11 @@ class Device:
         self.eigvalsh(k)
         return torch.cuda.max_memory_allocated(self.torch_device) - before
 
-    @contextlib.contextmanager
-    def own_stream(self) -> Iterator[None]:
-        """Compute on a stream of this thread's own within the context, and wait for its end."""
+    def new_stream(self) -> AbstractContextManager[object]:
+        """Return a context for a thread that computes on a stream of its own. It also selects the device."""
         if self.torch_device.type != "cuda":
-            yield
-            return
-        stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            stream.synchronize()
+            return nullcontext()
+        return torch.cuda.stream(torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]
 
     def free_unused(self) -> None:
         """Give back memory that torch keeps for later."""
@@ -177,25 +174,37 @@ def open_device(name: str = "auto") -> Device:
         if device.type not in ("cuda", "mps"):
             raise RuntimeError(name)
         torch.zeros(1, device=device)
-        return _probe_cuda(device) if device.type == "cuda" else _METAL
     # The class of the error depends on the build of torch: AssertionError without CUDA, for example.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         if is_out_of_memory(error):
-            raise UsageError(
-                f"the device {name!r} has no free memory",
-                reason="device_is_full",
-                hint="end the programs that use it, or use --device cpu",
-            ) from error
+            raise _device_is_full(name) from error
         raise UsageError(
             f"this machine has no device {name!r}",
             reason="no_such_device",
             hint="use --device auto, which picks the device",
         ) from error
+    if device.type == "mps":
+        return _METAL
+    try:
+        return _probe_cuda(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _device_is_full(name) from error
+
+
+def _device_is_full(name: str) -> UsageError:
+    return UsageError(
+        f"the device {name!r} has too little free memory",
+        reason="device_is_full",
+        hint="end the programs that use it, or use --device cpu",
+    )
 
 
 def _probe_cuda(device: torch.device) -> Device:
     opened = check_eigenvalues(Device(device))
     has_fast_float64 = probe.has_fast_float64(device)
+    # The libraries are loaded now, and what they take is no longer free.
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return replace(opened, batch_nbytes=int(free * _USABLE_SHARE), has_fast_float64=has_fast_float64)

@@ -1,8 +1,9 @@
 """Batches, device placement and escalation of precision. These three decisions are made only here:
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
-    placement   the device; a batch that does not fit is halved; a matrix that does not fit goes to the CPU; if it
-                does not fit there, it is computed alone; if it still does not fit, it has no score
+    placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
+                matrix that does not fit goes to the CPU; if it does not fit there, it is computed alone; if it still
+                does not fit, it has no score
     batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
                 lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
                 matrices of one shape and dtype are one batch; see `batches`.

@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ import torch
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics import batches, costs
 from spectrum_stream.numerics.dequantize import Weights
-from spectrum_stream.numerics.device import CPU, Device
+from spectrum_stream.numerics.device import CPU, Device, open_device
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import Item, compute_all
+from spectrum_stream.numerics.schedule import Item, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from .test_schedule import FP32, PRETENDED, items_of, random, score_of, when_all_wait
+from .test_spectra import with_spectrum
 
 # No test waits this long, unless it fails.
 PATIENCE_S = 60
@@ -247,3 +249,55 @@ def test_batches_without_memory_on_the_device_move_to_the_cpu_one_at_a_time() ->
     found = list(compute_all(items_of([random(24, 60, 0)] * 8), device=full, precision=FP32, compute=compute))
     assert [c.device for _, c in found] == ["cpu"] * 8
     assert most == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+@pytest.mark.parametrize(("n", "m"), [(24, 60), (300, 200), (1100, 2500)])
+def test_gpu_batches_find_known_singular_values(n: int, m: int, count: int, precision: Precision) -> None:
+    known = torch.linspace(2, 1, min(n, m), dtype=torch.float64)
+    ws: list[Weights] = [with_spectrum(n, m, known * (i + 1)).to(torch.float32) for i in range(min(count, 3))]
+    found = compute_batch((ws * count)[:count], precision=precision, device=open_device("cuda"))
+    for i, computed in enumerate(found):
+        assert isinstance(computed.spectrum, Spectrum)
+        assert computed.device == "cuda"
+        # The rounding of the weights to float32 also moves the singular values.
+        torch.testing.assert_close(
+            torch.from_numpy(computed.spectrum.values), known * (i % len(ws) + 1), rtol=1e-5, atol=0
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_gpu_two_threads_give_the_scores_of_one(dtype: torch.dtype) -> None:
+    device = open_device("cuda")
+    shapes = [(192, 576), (576, 192), (768, 2048), (1, 576), (2048, 768), (2500, 3000)] * 6
+    ws = [random(n, m, seed).to(dtype) for seed, (n, m) in enumerate(shapes)]
+    found = {m.module: score_of(c) for m, c in compute_all(items_of(ws), device=device)}
+    alone = {f"m{i}": score_of(compute_batch([w], device=device)[0]) for i, w in enumerate(ws)}
+    assert found == pytest.approx(alone, rel=2 * TOLERANCE)
+
+
+@pytest.mark.gpu
+def test_gpu_batches_out_of_memory_are_scored_nevertheless() -> None:
+    device = open_device("cuda")
+    free, _ = torch.cuda.mem_get_info()
+    # The device was opened with all memory, and another program takes most of it.
+    hog = torch.empty(max(0, free - 400_000_000), dtype=torch.uint8, device="cuda")
+    ws = [random(2048, 2048, seed) for seed in range(12)]
+    found = {m.module: score_of(c) for m, c in compute_all(items_of(ws), device=device)}
+    del hog
+    expected = {m.module: score_of(c) for m, c in compute_all(items_of(ws), device=CPU)}
+    assert found == pytest.approx(expected, rel=2 * TOLERANCE)
+
+
+@pytest.mark.gpu
+def test_gpu_batches_stay_within_the_memory_of_the_device() -> None:
+    opened = open_device("cuda")
+    small = replace(opened, batch_nbytes=costs.DEVICE_THREADS * costs.device_nbytes(1024, 2048, 4, 5))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ws = [random(1024, 2048, seed) for seed in range(40)]
+    assert len(list(compute_all(items_of(ws), device=small, precision=FP32))) == 40
+    assert torch.cuda.max_memory_allocated() - before <= small.batch_nbytes

@@ -188,8 +188,6 @@ def test_gpu_workspace_is_measured(n: int) -> None:
     assert not opened.is_measured(n)
     opened.measure(n)
     assert opened.is_measured(n)
-    # A routine that overwrites its matrix works on a copy.
-    assert opened._workspaces[n, 4].each >= (0 if opened.eigenvalues_on_cpu or opened.looped else 4 * n * n)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     k = torch.eye(n, device="cuda").expand(16, n, n).contiguous()

@@ -133,6 +133,73 @@ def test_limit_and_nbytes_follow_the_measured_workspace() -> None:
     assert used.limit(512, 4096, 4) == Device(TORCH_CPU, 20_000_000_000).limit(512, 4096, 4)
 
 
+@pytest.mark.parametrize(
+    ("peaks", "workspace"),
+    [
+        # A workspace for each matrix, one for the whole batch, and none that is counted.
+        ({1: 30_000_000, 2: 50_000_000}, Workspace(10_000_000, 20_000_000)),
+        ({1: 30_000_000, 2: 30_000_000}, Workspace(26_000_000, 4_000_000)),
+        ({1: 0, 2: 0}, Workspace(0, 4_000_000)),
+    ],
+)
+def test_measure_separates_what_a_batch_and_a_matrix_need(
+    peaks: dict[int, int], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "_measure_peak", lambda self, n, batch: peaks[batch])
+    card = Device(torch.device("cuda"), 1 << 34)
+    assert not card.is_measured(1000)
+    card.measure(1000)
+    assert card.is_measured(1000)
+    assert not card.is_measured(1001)
+    share = card.batch_nbytes // costs.DEVICE_THREADS
+    assert card.limit(1000, 3000, 4) == costs.batch_limit(1000, 3000, 4, share, workspace)
+    twice = Workspace(2 * workspace.fixed, 2 * workspace.each)
+    assert card.limit(1000, 3000, 8) == costs.batch_limit(1000, 3000, 8, share, twice)
+
+
+def test_measure_without_memory_assumes_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Device, "_measure_peak", fail)
+    card = Device(torch.device("cuda"), 1 << 34)
+    before = card.limit(1000, 3000, 4)
+    card.measure(1000)
+    assert card.is_measured(1000)
+    assert card.limit(1000, 3000, 4) == before
+
+
+def test_nothing_is_measured_where_eigenvalues_are_computed_on_the_cpu() -> None:
+    assert CPU.is_measured(1000)
+    assert Device(torch.device("cuda"), 1, eigenvalues_on_cpu=True).is_measured(1000)
+    assert Device(torch.device("cuda"), 1).is_measured(50_000)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_open_device_measures_a_card(is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(probe, "finds_known_eigenvalues", lambda *_: is_right)
+    monkeypatch.setattr(probe, "has_fast_float64", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10_000_000_000, 24_000_000_000))
+    card = open_device("cuda:1")
+    assert str(card) == "cuda:1"
+    assert card.batch_nbytes == 8_000_000_000
+    assert not card.has_fast_float64
+    assert card.eigenvalues_on_cpu is not is_right
+    assert bool(card.problem) is not is_right
+
+
+def test_open_device_without_memory_for_the_probe_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(probe, "finds_known_eigenvalues", fail)
+    with pytest.raises(UsageError) as error:
+        open_device("cuda")
+    assert error.value.reason == "device_is_full"
+
+
 def test_blocks_of_a_device_come_from_the_buffers_of_the_thread() -> None:
     used = Device(TORCH_CPU, 1)
     addresses: list[set[int]] = []

@@ -1,7 +1,9 @@
 """Blocks of weights on their way to a device. On the CPU the buffers are plain memory."""
 
+import contextlib
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +115,72 @@ def test_gpu_staging_does_not_overwrite_blocks_in_use() -> None:
             torch.mm(block[0], block[0].T)
         sums += block[0].sum(1)
     torch.testing.assert_close(sums.cpu(), w.to(torch.float32).sum(1))
+
+
+class _Log:
+    """Streams and events that write down what they are asked for, in the place of those of CUDA."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[str] = []
+        self._events = 0
+        self._stream = self.Stream(self, "main")
+        empty = torch.empty
+
+        def empty_on_cpu(*args: int, device: object = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+            return empty(*args, **kwargs)
+
+        monkeypatch.setattr(torch, "empty", empty_on_cpu)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.lines.append("keep buffer"))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: self.Stream(self, "copies"))
+        monkeypatch.setattr(torch.cuda, "Event", self._make_event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self._stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+
+    def _make_event(self) -> "_Log.Event":
+        self._events += 1
+        # Each buffer has two events, and makes them in this order.
+        return self.Event(self, f"{'used' if self._events % 2 == 0 else 'copied'} {(self._events - 1) // 2}")
+
+    class Stream:
+        def __init__(self, log: "_Log", name: str) -> None:
+            self.log, self.name = log, name
+
+        def wait_stream(self, other: "_Log.Stream") -> None:
+            self.log.lines.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: "_Log.Event") -> None:
+            self.log.lines.append(f"{self.name} waits for {event.name}")
+
+    class Event:
+        def __init__(self, log: "_Log", name: str) -> None:
+            self.log, self.name = log, name
+
+        def record(self, stream: "_Log.Stream") -> None:
+            self.log.lines.append(f"{stream.name} records {self.name}")
+
+        def synchronize(self) -> None:
+            self.log.lines.append(f"thread waits for {self.name}")
+
+
+def test_staging_waits_for_the_copy_and_the_products_of_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "STAGING_NBYTES", 256)
+    log = _Log(monkeypatch)
+    w = numbers(4, 48, 0, torch.float32)
+    joined = []
+    for i, (_, block) in enumerate(Staging(torch.device("cuda")).blocks([w], None)):
+        log.lines.append(f"products {i}")
+        joined.append(block.clone())
+    torch.testing.assert_close(torch.cat(joined, 2), w[None], rtol=0, atol=0)
+
+    def block_of(i: int, buffer: int) -> list[str]:
+        return [
+            f"thread waits for copied {buffer}",
+            f"copies waits for used {buffer}",
+            f"copies records copied {buffer}",
+            f"main waits for copied {buffer}",
+            f"products {i}",
+            f"main records used {buffer}",
+        ]
+
+    opened = ["copies waits for main", "keep buffer", "keep buffer"]
+    assert log.lines == [*opened, *block_of(0, 0), *block_of(1, 1), *block_of(2, 0)]

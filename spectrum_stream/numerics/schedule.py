@@ -40,7 +40,7 @@ from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 # Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
-# The threads of a device compute on the CPU one after another: each takes all cores, and the memory is counted once.
+# Threads that compute batches use the CPU one after another: each takes all cores, and its memory is counted once.
 _ON_CPU = threading.Lock()
 
 # A matrix that could not be read has the reason here.
@@ -137,7 +137,7 @@ def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, c
     # Metal has no float64, and the SVD always runs on the CPU.
     is_impossible = precision is Precision.SVD or (device.torch_device.type == "mps" and precision is Precision.FP64)
     if is_impossible and not device.is_cpu:
-        with _ON_CPU:
+        with _turn_on_cpu(device):
             return _compute_in_memory(ws, precision, CPU, compute)
     at_once = len(ws)
     if device.batch_nbytes:
@@ -145,6 +145,11 @@ def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, c
         at_once = device.limit(n, m, costs.itemsize_of(precision))
     parts = [ws[i : i + at_once] for i in range(0, len(ws), at_once)]
     return [found for part in parts for found in _compute_in_memory(part, precision, device, compute)]
+
+
+def _turn_on_cpu(device: Device) -> contextlib.AbstractContextManager[object]:
+    # On a device without batches, each core computes its own matrix.
+    return _ON_CPU if device.batch_nbytes else contextlib.nullcontext()
 
 
 def _compute_in_memory(
@@ -163,7 +168,7 @@ def _compute_in_memory(
             *_compute_in_memory(ws[half:], precision, device, compute),
         ]
     if found is None and not device.is_cpu:
-        with _ON_CPU:
+        with _turn_on_cpu(device):
             return _compute_in_memory(ws, precision, CPU, compute)
     return found if found is not None else [_no_memory(device)]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics import batches, costs
@@ -214,6 +215,24 @@ def test_batches_measure_each_short_side_once_while_nothing_runs() -> None:
     pretended = Unmeasured(torch.device("cpu"), PRETENDED.batch_nbytes)
     assert len(list(compute_all(items_of(ws), device=pretended, precision=FP32, compute=compute))) == 30
     assert sorted(measured) == [7, 9, 24]
+
+
+def test_batches_move_only_the_matrix_that_fails_to_the_next_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.linalg.eigvalsh
+
+    def eigvalsh(k: torch.Tensor) -> torch.Tensor:
+        if k.dtype is torch.float32 and bool((k[:, 0, 0] > 0.2).any()):
+            raise LinAlgError("linalg.eigh: (Batch element 3): The algorithm failed to converge")
+        found: torch.Tensor = right(k)
+        return found
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    ws = [random(24, 60, seed).to(torch.float32) for seed in range(20)]
+    ws[11] *= 4
+    items, compute = when_all_wait(items_of(ws), singular_values)
+    found = {m.module: c for m, c in compute_all(items, device=PRETENDED, compute=compute)}
+    precisions = {name: c.spectrum.precision for name, c in found.items() if isinstance(c.spectrum, Spectrum)}
+    assert precisions == {f"m{i}": Precision.FP64 if i == 11 else FP32 for i in range(20)}
 
 
 def test_batches_multiply_exactly_in_every_thread() -> None:

@@ -133,6 +133,8 @@ def run_plan(
         ) from error
 
     device = open_device(device_name)
+    if device.problem:
+        output.warn(device.problem)
     output.note(
         f"{plan.source}: {counted(len(plan.matrices), 'matrix', 'matrices')}, "
         f"{si_bytes(plan.read_nbytes)} to read, on {device}; names {tables.names_words(plan)}"

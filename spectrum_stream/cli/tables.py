@@ -97,6 +97,8 @@ def _facts(plan: Plan, group_count: int) -> Table:
         f"{si_bytes(plan.peak_nbytes)} of private memory, "
         f"{si_bytes(plan.worst_nbytes)} if the largest matrix is ill-conditioned",
     )
+    if plan.device_nbytes:
+        facts.add_row("GPU memory", f"{si_bytes(plan.device_nbytes)} or more; more memory allows larger batches")
     if (sentence := quantized_sentence(plan)) is not None:
         facts.add_row("quantized", escape(sentence))
     unscored = unscored_sentence(plan)

@@ -4,6 +4,7 @@ The plan promises these numbers and the computation keeps to them, so this modul
 """
 
 import os
+from dataclasses import dataclass
 
 from .precision import Precision
 
@@ -15,6 +16,16 @@ DECODED_NUMEL = 1 << 20
 PARTS_AHEAD_NBYTES = 32_000_000
 # A matrix with a short side up to this is computed by one core. All cores share a larger one, because of its memory.
 SMALL_SIDE = 4096
+# A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. It holds
+# 2048 columns of 8192 rows in float32.
+STAGING_NBYTES = 1 << 26
+STAGING_BUFFERS = 2
+# The number of batches that a device computes at once, each by one thread: one copies and multiplies while the other
+# computes eigenvalues.
+DEVICE_THREADS = 2
+# cuSOLVER's limit of n * lda * batch (cusolverDnXsyevBatched). About 32k matrices a call also fail (mjlab issue 732).
+MAX_BATCH_NUMEL = 2**31 - 1
+MAX_BATCH = 2**15 - 1
 # The memory of Python, numpy and torch before any weight is read (measured: 0.15 GB on Linux, CPU build), and the
 # memory that BLAS and the allocator keep for every thread, without the arrays counted below (measured: 0.03 GB).
 _RUNTIME_NBYTES = 200_000_000
@@ -41,6 +52,11 @@ def work(n: int, m: int) -> float:
     """
     short, long = min(n, m), max(n, m)
     return short**2 * long + _EIGENVALUE_SLOWDOWN * 4 / 3 * short**3
+
+
+def itemsize_of(precision: Precision) -> int:
+    """Return the bytes of a number of K; AUTO counts as its first step, FP32."""
+    return 8 if precision is Precision.FP64 else 4
 
 
 def gram_nbytes(n: int, m: int, itemsize: int) -> int:
@@ -71,6 +87,61 @@ def svd_nbytes(n: int, m: int) -> int:
     return 8 * short * (2 * short + 2 * (short + block))
 
 
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The memory that an eigenvalue routine takes beside K, with its copy of K, in bytes.
+
+    Attributes:
+        fixed: for a batch of any size.
+        each: for each matrix of the batch.
+    """
+
+    fixed: int
+    each: int
+
+
+def assumed_workspace(n: int, itemsize: int) -> Workspace:
+    """Return the workspace before it is measured: the copy of K, and as much again."""
+    return Workspace(0, 2 * itemsize * n * n)
+
+
+def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Workspace | None = None) -> int:
+    """Return the memory of a device for a batch of n x m matrices that one thread computes, in bytes.
+
+    It holds K; as much for the products of a block that are added to it, and later for a copy of K without the
+    matrices that are not finite; the workspace of the eigenvalue routine; the buffers, and a block of them in numbers
+    of `itemsize` bytes.
+
+    Args:
+        itemsize: the bytes of a number of K.
+        workspace: that of matrices with this short side and itemsize; None to assume one.
+    """
+    short = min(n, m)
+    workspace = workspace or assumed_workspace(short, itemsize)
+    return _staged_nbytes(itemsize) + workspace.fixed + batch * _batched_nbytes(short, itemsize, workspace)
+
+
+def batch_limit(n: int, m: int, itemsize: int, nbytes: int, workspace: Workspace | None = None) -> int:
+    """Return the number of n x m matrices that one thread computes at once on a device, at least 1.
+
+    It keeps the limits of cuSOLVER, and `device_nbytes` of the batch within `nbytes`. One matrix may be above either.
+    """
+    short = min(n, m)
+    workspace = workspace or assumed_workspace(short, itemsize)
+    room = nbytes - _staged_nbytes(itemsize) - workspace.fixed
+    fitting = room // _batched_nbytes(short, itemsize, workspace)
+    return max(1, min(MAX_BATCH_NUMEL // short**2, MAX_BATCH, fitting))
+
+
+def _batched_nbytes(short: int, itemsize: int, workspace: Workspace) -> int:
+    return 2 * itemsize * short * short + workspace.each
+
+
+def _staged_nbytes(itemsize: int) -> int:
+    # Stored numbers have two bytes or more.
+    return STAGING_NBYTES * (STAGING_BUFFERS + itemsize // 2)
+
+
 def is_small(n: int, m: int) -> bool:
     """Whether a single core computes a matrix of this shape."""
     return min(n, m) <= SMALL_SIDE
@@ -86,7 +157,7 @@ def compute_nbytes(n: int, m: int, precision: Precision, scales: int | None = No
     dequantizing = 0 if scales is None else decoding_nbytes(scales)
     if precision is Precision.SVD:
         return svd_nbytes(n, m) + dequantizing
-    return gram_nbytes(n, m, 8 if precision is Precision.FP64 else 4) + dequantizing
+    return gram_nbytes(n, m, itemsize_of(precision)) + dequantizing
 
 
 def count_cores() -> int:

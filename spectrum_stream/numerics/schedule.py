@@ -1,11 +1,12 @@
 """Batches, device placement and escalation of precision. These three decisions are made only here:
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
-    placement   the device; a batch that does not fit is halved; a matrix that does not fit goes to the CPU; if it
-                does not fit there, it is computed alone; if it still does not fit, it has no score
+    placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
+                matrix that does not fit goes to the CPU; if it does not fit there, it is computed alone; if it still
+                does not fit, it has no score
     batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
                 lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
-                small matrices of one shape and dtype are one batch.
+                matrices of one shape and dtype are one batch; see `batches`.
 
 Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
 name, and lists of them cleared, before each `yield`. A traceback holds the locals of all its functions, so nothing is
@@ -15,6 +16,7 @@ tried again in an `except` clause: the memory of the first try would still be ta
 import bisect
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,8 @@ from ..errors import CheckpointError, is_out_of_memory
 from ..model.matrix import Matrix
 from ..model.no_score import NoScore
 from . import costs
-from .costs import count_cores, gram_nbytes
+from .batches import Batches
+from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
 from .device import CPU, Device
 from .precision import Precision
@@ -37,6 +40,9 @@ from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 # Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
+# Threads that compute batches use the CPU one after another: each takes all cores, and its memory is counted once.
+_ON_CPU = threading.Lock()
+
 # A matrix that could not be read has the reason here.
 Item = tuple[Matrix, Weights | Packed | NoScore]
 
@@ -44,9 +50,7 @@ Item = tuple[Matrix, Weights | Packed | NoScore]
 class Compute(Protocol):
     """The signature of `singular_values`."""
 
-    def __call__(
-        self, ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]: ...
+    def __call__(self, ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,7 @@ def compute_batch(
     results: list[Computed | None] = [None] * len(ws)
     for step in steps:
         todo = [i for i, result in enumerate(results) if result is None or not _is_final(result)]
-        for i, found in zip(todo, _compute_in_memory([ws[i] for i in todo], step, device, compute), strict=True):
+        for i, found in zip(todo, _compute_step([ws[i] for i in todo], step, device, compute), strict=True):
             earlier = results[i]
             # An inexact score is better than none.
             if earlier is None or earlier.score is None or found.score is not None:
@@ -126,36 +130,51 @@ def _nbytes(w: Weights, precision: Precision) -> int:
     return costs.compute_nbytes(n, m, precision, w.scales if isinstance(w, QuantizedMatrix) else None)
 
 
+def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute) -> list[Computed]:
+    """Compute matrices of one shape at one precision, as many at once as the device may."""
+    if not ws:
+        return []
+    # Metal has no float64, and the SVD always runs on the CPU.
+    is_impossible = precision is Precision.SVD or (device.torch_device.type == "mps" and precision is Precision.FP64)
+    if is_impossible and not device.is_cpu:
+        with _turn_on_cpu(device):
+            return _compute_in_memory(ws, precision, CPU, compute)
+    at_once = len(ws)
+    if device.batch_nbytes:
+        n, m = ws[0].shape
+        at_once = device.limit(n, m, costs.itemsize_of(precision))
+    parts = [ws[i : i + at_once] for i in range(0, len(ws), at_once)]
+    return [found for part in parts for found in _compute_in_memory(part, precision, device, compute)]
+
+
+def _turn_on_cpu(device: Device) -> contextlib.AbstractContextManager[object]:
+    # On a device without batches, each core computes its own matrix.
+    return _ON_CPU if device.batch_nbytes else contextlib.nullcontext()
+
+
 def _compute_in_memory(
     ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute
 ) -> list[Computed]:
-    """Compute a batch, or halve it if it does not fit on the device.
+    """Compute a batch, or halve it if it does not fit into memory.
 
-    A single matrix that does not fit goes to the CPU."""
-    if not ws:
-        return []
-    where = device.torch_device
-    # Metal has no float64, and the SVD always runs on the CPU.
-    if precision is Precision.SVD or (where.type == "mps" and precision is Precision.FP64):
-        where = torch.device("cpu")
-    looped = device.looped
-    found = _try_in_memory(ws, precision, where, compute, looped=looped)
-    if found is None and where.type == "cuda":
-        torch.cuda.empty_cache()
+    A single matrix that does not fit on the device goes to the CPU."""
+    found = _try_in_memory(ws, precision, device, compute)
+    if found is None:
+        device.free_unused()
     if found is None and len(ws) > 1:
         half = len(ws) // 2
         return [
             *_compute_in_memory(ws[:half], precision, device, compute),
             *_compute_in_memory(ws[half:], precision, device, compute),
         ]
-    if found is None and where.type != "cpu":
-        where = torch.device("cpu")
-        found = _try_in_memory(ws, precision, where, compute, looped=False)
-    return found if found is not None else [_no_memory(where)]
+    if found is None and not device.is_cpu:
+        with _turn_on_cpu(device):
+            return _compute_in_memory(ws, precision, CPU, compute)
+    return found if found is not None else [_no_memory(device)]
 
 
 def _try_in_memory(
-    ws: Sequence[Weights], precision: Precision, where: torch.device, compute: Compute, *, looped: bool
+    ws: Sequence[Weights], precision: Precision, where: Device, compute: Compute
 ) -> list[Computed] | None:
     """Compute a batch; return None if it does not fit into memory."""
     try:
@@ -167,7 +186,7 @@ def _try_in_memory(
                 else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
                 device=str(where),
             )
-            for w, spectrum in zip(ws, compute(ws, precision, where, looped=looped), strict=True)
+            for w, spectrum in zip(ws, compute(ws, precision, where), strict=True)
         ]
     except Exception as error:
         if not is_out_of_memory(error):
@@ -175,7 +194,7 @@ def _try_in_memory(
         return None
 
 
-def _no_memory(where: torch.device = CPU.torch_device) -> Computed:
+def _no_memory(where: Device = CPU) -> Computed:
     return Computed(spectrum=NoScore.NO_MEMORY, score=None, device=str(where))
 
 
@@ -232,47 +251,35 @@ def compute_all(
         half = len(batch) // 2
         return [*run(batch[:half]), *run(batch[half:])] if half else [(batch[0][0], _no_memory())]
 
-    # On a CPU small matrices wait for a core, and on a device for others of their shape and dtype.
+    # On a CPU small matrices wait for a core, and on a device all matrices wait for others of their shape and dtype.
     pool = _Pool(lambda item, at_once: run([item], at_once), workers)
-    waiting: dict[tuple[int, int, str], list[Item]] = {}
-    with exact_products(), pool:
+    batches = Batches(run, device)
+    with exact_products(), pool, batches:
         for item in items:
             if item is None:
-                while waiting:
-                    yield from _compute_and_clear(waiting.popitem()[1], run)
+                yield from batches.collect(wait=False)
                 yield from pool.collect(wait=False)
                 continue
             matrix = item[0]
-            if not costs.is_small(matrix.n, matrix.m):
+            if device.batch_nbytes:
+                batches.add(item)
+                del item
+                yield from batches.collect(wait=batches.is_full)
+            elif not costs.is_small(matrix.n, matrix.m):
                 # It takes all cores. Small matrices that wait for a core keep waiting.
                 yield from pool.drain()
                 computed = run([item])
                 del item
                 yield from computed
-            elif device.batch_nbytes:
-                batch = waiting.setdefault((matrix.n, matrix.m, matrix.dtype), [])
-                batch.append(item)
-                del item
-                if (len(batch) + 1) * gram_nbytes(matrix.n, matrix.m, 4) > device.batch_nbytes:
-                    del waiting[matrix.n, matrix.m, matrix.dtype]
-                    yield from _compute_and_clear(batch, run)
             else:
                 pool.add(item)
                 del item
                 while pool.is_full:
                     yield from pool.collect(wait=True)
-        while waiting:
-            yield from _compute_and_clear(waiting.popitem()[1], run)
+        while batches.is_busy:
+            yield from batches.collect(wait=True)
         while pool.is_busy:
             yield from pool.collect(wait=True)
-
-
-def _compute_and_clear(
-    batch: list[Item], run: Callable[[Sequence[Item]], list[tuple[Matrix, Computed]]]
-) -> list[tuple[Matrix, Computed]]:
-    computed = run(batch)
-    batch.clear()
-    return computed
 
 
 class _Pool:

@@ -33,6 +33,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ..model.no_score import NoScore
 from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
+from .device import CPU, Device
 from .precision import Precision
 
 # The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
@@ -40,7 +41,6 @@ from .precision import Precision
 _BANDS = 8
 _BANDS_FROM = 128
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-_CPU = torch.device("cpu")
 # The dtype, its rounding unit, and the trace of K below which small eigenvalues underflow.
 _ARITHMETIC = {
     Precision.FP32: (torch.float32, 2.0**-24, 2.0**-80),
@@ -87,16 +87,13 @@ def exact_products() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def singular_values(
-    ws: Sequence[Weights], precision: Precision, device: torch.device = _CPU, *, looped: bool = False
-) -> list[Spectrum | NoScore]:
+def singular_values(ws: Sequence[Weights], precision: Precision, device: Device = CPU) -> list[Spectrum | NoScore]:
     """Compute the singular values of each matrix of a batch.
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
         precision: FP32, FP64 or SVD; see the docstring of this module. SVD always runs on the CPU.
         device: where to compute.
-        looped: find the eigenvalues of a batch one matrix at a time, which is faster on some devices.
 
     Returns:
         For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED.
@@ -118,67 +115,38 @@ def singular_values(
         if trace == 0 and not ws[i].any():
             zeros = np.zeros(k.shape[1])
             results[i] = Spectrum(zeros, zeros, zeros, precision)
-    parts = [usable] if usable else []
-    if looped:
-        parts = [[i] for i in usable]
-    for part in parts:
-        # torch has no eigenvalue routine for Metal.
-        chosen = k if len(part) == len(ws) else k[part]
-        try:
-            eigenvalues = torch.linalg.eigvalsh(chosen.cpu() if device.type == "mps" else chosen)
-        except LinAlgError:
-            results = [NoScore.NOT_CONVERGED if i in part else result for i, result in enumerate(results)]
-            continue
-        for i, row in zip(part, eigenvalues.flip(1).clamp_min(0).double().cpu().numpy(), strict=True):
-            results[i] = Spectrum(*_from_gram(row, unit), precision)
+    if usable:
+        eigenvalues = device.eigvalsh(k if len(usable) == len(ws) else k[usable])
+        for i, row in zip(usable, eigenvalues.flip(1).clamp_min(0).double().cpu().numpy(), strict=True):
+            # The row of a matrix for which the routine fails is NaN.
+            is_found = bool(np.isfinite(row).all())
+            results[i] = Spectrum(*_from_gram(row, unit), precision) if is_found else NoScore.NOT_CONVERGED
     return results
 
 
-def gram(ws: Sequence[Weights], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def gram(ws: Sequence[Weights], dtype: torch.dtype, device: Device) -> torch.Tensor:
     """Compute K = W Wᵀ of each W (n, m), accumulated in `dtype`.
 
     Returns:
         (batch, n, n) on the device. Only the lower triangles are valid.
     """
     n = ws[0].shape[0]
-    k = torch.zeros(len(ws), n, n, dtype=dtype, device=device)
+    k = torch.zeros(len(ws), n, n, dtype=dtype, device=device.torch_device)
     bands = _BANDS if n >= _BANDS_FROM else 1
     edges = [n * i // bands for i in range(bands + 1)]
-    on_tensor_cores = device.type == "cuda" and dtype is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
-    for block in _blocks(ws, None if on_tensor_cores else dtype, device):
+    on_tensor_cores = device.torch_device.type == "cuda" and dtype is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
+    for part, block in device.blocks(ws, None if on_tensor_cores else dtype):
         for top, bottom in pairwise(edges):
             rows, columns = block[:, top:bottom], block[:, :bottom].mT
-            target = k[:, top:bottom, :bottom]
+            target = k[part, top:bottom, :bottom]
             if on_tensor_cores:
                 # Without out_dtype the product of 16-bit factors would be rounded to 16 bits.
                 target += torch.bmm(rows, columns, out_dtype=torch.float32)
-            elif len(ws) == 1:
+            elif len(block) == 1:
                 target[0].addmm_(rows[0], columns[0])
             else:
                 target.baddbmm_(rows, columns)
     return k
-
-
-def _blocks(ws: Sequence[Weights], dtype: torch.dtype | None, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield (batch, n, columns) blocks on the device, in `dtype` or as stored."""
-    spans = [slice(c, c + BLOCK_COLUMNS) for c in range(0, ws[0].shape[1], BLOCK_COLUMNS)]
-    if device.type != "cuda":
-        for span in spans:
-            block = ws[0][:, span][None] if len(ws) == 1 else torch.stack([w[:, span] for w in ws])
-            yield block.to(device, dtype or block.dtype)
-        return
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    for span in spans:
-        shape = (len(ws), *ws[0][:, span].shape)
-        # A copy runs in parallel to the products of the last block only if it comes from pinned memory.
-        staged = torch.empty(shape, dtype=ws[0].dtype, pin_memory=True)
-        for target, w in zip(staged, ws, strict=True):
-            target.copy_(w[:, span])
-        with torch.cuda.stream(copies):
-            block = staged.to(device, non_blocking=True)
-        torch.cuda.current_stream(device).wait_stream(copies)
-        block.record_stream(torch.cuda.current_stream(device))
-        yield block if dtype is None else block.to(dtype)
 
 
 def count_not_finite(w: Weights) -> int:

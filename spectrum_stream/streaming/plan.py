@@ -208,6 +208,18 @@ class Plan:
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
 
     @property
+    def device_nbytes(self) -> int:
+        """The memory of a GPU for the largest matrix, at the most exact precision that runs there.
+
+        Until the workspace of the eigenvalue routine is measured, it is assumed. CUDA itself needs some hundred
+        megabytes more. With more memory, more matrices are computed at once. 0 if the GPU has nothing to do.
+        """
+        steps = [step for step in self.precision.steps if step is not Precision.SVD]
+        if not steps:
+            return 0
+        return max(costs.device_nbytes(w.n, w.m, costs.itemsize_of(steps[-1])) for w in self.matrices)
+
+    @property
     def buffers_nbytes(self) -> int:
         """The part of the peak for prefetched bytes: matrices by range, and scales."""
         return _buffers_nbytes(self.matrices, self.fetches)
@@ -294,6 +306,7 @@ class Plan:
             "flops": self.flops,
             "peak_nbytes": self.peak_nbytes,
             "worst_nbytes": self.worst_nbytes,
+            "device_nbytes": self.device_nbytes,
             "precision": str(self.precision),
             "workers": self.workers,
             "outputs": {

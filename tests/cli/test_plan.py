@@ -21,6 +21,7 @@ def test_plan_writes_nothing_and_names_the_next_command(cli: Cli, save: Save) ->
     done = cli("plan", folder)
     assert "mlp.up_proj" in done.stdout
     assert "peak memory" in done.stdout
+    assert "GPU memory" in done.stdout
     assert f"next: spectrum-stream scan {folder} --top-percent 50" in done.stdout
     assert not list(Path().iterdir())
     assert json.loads(cli("plan", folder, "--json").stdout)["matrices"] == len(llama_tensors(2))

@@ -4,11 +4,14 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from spectrum_stream.numerics import device
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import Cli, reason
@@ -47,6 +50,14 @@ def test_scan_json_is_on_stdout_and_progress_on_stderr(cli: Cli, save: Save) -> 
     assert data["matrices"] == len(llama_tensors(2))
     assert "matrices" in done.stderr
     assert "done in" in done.stderr
+
+
+def test_scan_warns_of_a_device_with_a_problem(cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(device.CPU, looped=True, problem="cuda computes wrong eigenvalues of batches")
+    monkeypatch.setattr(device, "open_device", lambda _: wrong)
+    done = cli("scan", save(llama_tensors(2)), "--json", "--name", "x")
+    assert wrong.problem in done.stderr
+    assert json.loads(done.stdout)["complete"] is True
 
 
 def test_scan_quiet_prints_nothing(cli: Cli, save: Save) -> None:

@@ -4,25 +4,27 @@ import errno
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from spectrum_stream.errors import UsageError
 from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics import costs
 from spectrum_stream.numerics.dequantize import Weights
 from spectrum_stream.numerics.device import CPU, Device, open_device
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import Compute, Computed, compute_all, compute_batch
+from spectrum_stream.numerics.schedule import Compute, Computed, Item, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from ..support.checkpoints import reference_score
 
-PRETENDED = Device(torch.device("cpu"), batch_nbytes=2_000_000)
+FP32 = Precision.FP32
+# It computes on the CPU, as a device does: in batches, on two threads, through buffers.
+PRETENDED = Device(torch.device("cpu"), batch_nbytes=4_000_000_000)
 
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
@@ -45,7 +47,7 @@ def random(n: int, m: int, seed: int) -> torch.Tensor:
     return (torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) * 0.02).to(torch.bfloat16)
 
 
-def items_of(ws: Sequence[torch.Tensor]) -> list[tuple[Matrix, torch.Tensor]]:
+def items_of(ws: Sequence[torch.Tensor]) -> list[Item]:
     return [(matrix(w, f"m{i}"), w) for i, w in enumerate(ws)]
 
 
@@ -57,18 +59,31 @@ def score_of(computed: Computed) -> float:
 def limit_device(limit: int, calls: list[int]) -> Compute:
     """Simulate a device with room for `limit` matrices; the CPU has room for all."""
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
-        if device.type == "meta" and len(ws) > limit:
+        if device.torch_device.type == "meta" and len(ws) > limit:
             raise torch.OutOfMemoryError
-        return singular_values(ws, precision, torch.device("cpu"), looped=looped)
+        return singular_values(ws, precision)
 
     return compute
 
 
-FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 30)
+FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 32)
+
+
+def when_all_wait(items: Sequence[Item], compute: Compute) -> tuple[Iterator[Item], Compute]:
+    """Let the device start when all items are read: two single matrices, and the others in batches."""
+    are_read = threading.Event()
+
+    def read() -> Iterator[Item]:
+        yield from items
+        are_read.set()
+
+    def compute_later(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        assert are_read.wait(60)
+        return compute(ws, precision, device)
+
+    return read(), compute_later
 
 
 @pytest.mark.parametrize("device", [CPU, PRETENDED], ids=["cpu", "batches"])
@@ -86,16 +101,20 @@ def test_compute_all_scores_every_matrix_once(device: Device, workers: int) -> N
 def test_compute_all_batches_one_shape_within_memory() -> None:
     calls: list[int] = []
     ws = [random(64, 100, seed) for seed in range(70)]
-    each = 4 * 64 * (2 * 64 + 100)
-    list(compute_all(items_of(ws), device=Device(torch.device("cpu"), 30 * each), compute=limit_device(0, calls)))
-    assert [n for n in calls if n > 9] == [30, 30, 10]
+    nbytes = costs.DEVICE_THREADS * costs.device_nbytes(64, 100, 4, 30)
+    items, compute = when_all_wait(items_of(ws), limit_device(0, calls))
+    found = list(compute_all(items, device=Device(torch.device("cpu"), nbytes), compute=compute, precision=FP32))
+    assert len(found) == 70
+    assert sorted(calls) == [1, 1, 8, 30, 30]
 
 
 def test_compute_all_does_not_mix_shapes_or_dtypes() -> None:
-    ws = [random(8, 9, 0), random(9, 8, 1), random(8, 9, 2), random(8, 9, 3).to(torch.float32)]
+    ws = [random(1, 1, 0), random(1, 1, 0), random(8, 9, 0), random(9, 8, 1), random(8, 9, 2)]
+    ws.append(random(8, 9, 3).to(torch.float32))
     calls: list[int] = []
-    list(compute_all(items_of(ws), device=PRETENDED, precision=Precision.FP32, compute=limit_device(0, calls)))
-    assert sorted(calls) == [1, 1, 2]
+    items, compute = when_all_wait(items_of(ws), limit_device(0, calls))
+    list(compute_all(items, device=PRETENDED, precision=FP32, compute=compute))
+    assert sorted(calls) == [1, 1, 1, 1, 2]
 
 
 def test_compute_batch_halves_a_batch_that_does_not_fit() -> None:
@@ -140,9 +159,7 @@ NO_MEMORY = [
 def test_compute_all_skips_only_the_matrix_without_memory(error: Exception, device: Device, workers: int) -> None:
     calls: list[int] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(len(ws))
         if any(float(w[:1, :1].max()) == 7 for w in ws):
             raise error
@@ -150,7 +167,10 @@ def test_compute_all_skips_only_the_matrix_without_memory(error: Exception, devi
 
     ws = [random(24, 60, seed) for seed in range(9)]
     ws[4][0, 0] = 7
-    found = {m.module: c for m, c in compute_all(items_of(ws), device=device, workers=workers, compute=compute)}
+    items: Iterable[Item] = items_of(ws)
+    if device is not CPU:
+        items, compute = when_all_wait(items_of(ws), compute)
+    found = {m.module: c for m, c in compute_all(items, device=device, workers=workers, compute=compute)}
     assert len(found) == len(ws)
     assert [name for name, computed in found.items() if computed.score is None] == ["m4"]
     assert found["m4"].spectrum is NoScore.NO_MEMORY
@@ -163,9 +183,7 @@ def test_compute_all_without_memory_holds_no_tensor_of_the_first_try(device: Dev
     """A traceback keeps the locals of all its functions alive."""
     block: list[weakref.ref[torch.Tensor]] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         assert not any(kept() is not None for kept in block)
         k = torch.zeros(len(ws), 9)
         block.append(weakref.ref(k))
@@ -181,9 +199,7 @@ def test_compute_all_tries_a_matrix_again_when_others_have_given_their_memory_ba
     running = 0
     lock = threading.Lock()
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         nonlocal running
         with lock:
             running += 1
@@ -227,9 +243,7 @@ def test_compute_all_works_with_the_threads_that_the_system_gives(
 def test_compute_batch_without_memory_for_more_precision_keeps_the_score() -> None:
     calls: list[Precision] = []
 
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         calls.append(precision)
         if precision is not Precision.FP32:
             raise MemoryError
@@ -271,9 +285,7 @@ def test_compute_batch_memory_limit_keeps_an_inexact_score() -> None:
 
 
 def test_compute_batch_failed_escalation_keeps_the_score() -> None:
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         if precision is Precision.FP32:
             return singular_values(ws, precision)
         return [NoScore.NOT_CONVERGED] * len(ws)
@@ -284,9 +296,7 @@ def test_compute_batch_failed_escalation_keeps_the_score() -> None:
 
 
 def test_compute_batch_without_convergence_has_no_score() -> None:
-    def compute(
-        ws: Sequence[Weights], precision: Precision, device: torch.device, *, looped: bool
-    ) -> list[Spectrum | NoScore]:
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         return [NoScore.NOT_CONVERGED] * len(ws)
 
     (found,) = compute_batch([random(4, 4, 0)], compute=compute)
@@ -301,21 +311,6 @@ def test_compute_batch_counts_nan() -> None:
     (found,) = compute_batch([w])
     assert found.spectrum is NoScore.OUT_OF_RANGE
     assert found.not_finite == 2
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "mps", "xpu:0", "tpu", "", "meta", "cuda:x"])
-def test_open_device_rejects_missing_devices(name: str) -> None:
-    if name == "mps" and torch.backends.mps.is_available():
-        pytest.skip("it is there")
-    with pytest.raises(UsageError) as error:
-        open_device(name)
-    assert error.value.reason == "no_such_device"
-    assert error.value.exit_code == 2
-
-
-def test_open_device_auto_picks_the_best() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert open_device().torch_device.type == expected
 
 
 def test_compute_all_restores_the_number_of_threads() -> None:

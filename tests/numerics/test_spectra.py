@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics.device import CPU, Device
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
@@ -188,7 +190,7 @@ def test_compute_batch_squares_that_overflow_float64() -> None:
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
 def test_gram_lower_triangle_is_complete(n: int) -> None:
     w = gaussian(n, 2 * 2048 + 3)
-    lower = torch.tril(gram([w], torch.float64, torch.device("cpu"))[0])
+    lower = torch.tril(gram([w], torch.float64, CPU)[0])
     torch.testing.assert_close(lower, torch.tril(w @ w.T))
 
 
@@ -198,7 +200,7 @@ def test_gram_lower_triangle_is_complete(n: int) -> None:
 def test_singular_values_of_a_batch_equal_those_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]
     ws.insert(1, torch.full((n, m), float("nan"), dtype=torch.bfloat16))
-    found = singular_values(ws, precision, looped=looped)
+    found = singular_values(ws, precision, replace(CPU, looped=looped))
     assert found[1] is NoScore.OUT_OF_RANGE
     for i in (0, 2, 3):
         batched = found[i]
@@ -244,7 +246,9 @@ assert state() == before, (state(), before)
 def test_gpu_singular_values_equal_cpu(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]
     for looped in (False, True):
-        for w, found in zip(ws, singular_values(ws, precision, torch.device("cuda"), looped=looped), strict=True):
+        for w, found in zip(
+            ws, singular_values(ws, precision, Device(torch.device("cuda"), looped=looped)), strict=True
+        ):
             assert isinstance(found, Spectrum)
             exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
             assert score(found.values, n, m).snr == pytest.approx(exact.snr, rel=TOLERANCE)

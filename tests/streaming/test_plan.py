@@ -13,6 +13,7 @@ from spectrum_stream import scan
 from spectrum_stream.errors import CheckpointError, UsageError
 from spectrum_stream.model.names import pick_groups
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics import costs
 from spectrum_stream.streaming.plan import Outputs, Plan, plan
 
 from ..support import header_only
@@ -180,6 +181,15 @@ def test_plan_memory_follows_the_short_side(save: Save) -> None:
     a_plan, larger = plan(str(save({"a.weight": square}))), plan(str(save({"a.weight": embedding}, folder="b")))
     assert a_plan.peak_nbytes < larger.peak_nbytes < a_plan.peak_nbytes + 64 * 2048 * 4 * a_plan.workers
     assert a_plan.flops < larger.flops
+
+
+def test_plan_memory_of_a_gpu_follows_the_short_side_and_the_precision(save: Save) -> None:
+    folder = str(save({"a.weight": torch.zeros(64, 64), "b.weight": torch.zeros(512, 600)}))
+    auto, fp32, fp64 = plan(folder), plan(folder, precision="fp32"), plan(folder, precision="fp64")
+    assert auto.device_nbytes == fp64.device_nbytes == costs.device_nbytes(512, 600, 8)
+    assert fp32.device_nbytes == costs.device_nbytes(512, 600, 4) < auto.device_nbytes
+    assert plan(folder, precision="svd").device_nbytes == 0
+    assert auto.to_dict()["device_nbytes"] == auto.device_nbytes
 
 
 def test_plan_memory_limit_reduces_workers_or_reports_minimum(save: Save) -> None:

@@ -1,0 +1,168 @@
+"""Batches of matrices of one shape and dtype, on a device that computes two batches at a time.
+
+Each of two threads computes whole batches on a stream of its own. While one waits for the status that torch reads
+after the eigenvalues of its batch, the other copies and multiplies. A free thread takes, of the matrices that wait,
+those of the shape with the most work. So batches are small while the device is faster than the reader, and large
+while it is slower.
+
+Memory: a thread drops the tensors of a batch before it hands over its results.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Self
+
+from ..errors import is_out_of_memory
+from . import costs
+from .device import Device
+
+if TYPE_CHECKING:
+    from ..model.matrix import Matrix
+    from .schedule import Computed, Item
+
+# The matrices that wait are mapped, and their pages may leave the memory before they are computed. So no more are
+# taken while this many bytes wait. It is about four times what the reader is ahead.
+_WAITING_NBYTES = 4_000_000_000
+# The bytes of a number of K in float32, the first step of the precision. Later steps are split by their own numbers.
+_ITEMSIZE = 4
+
+
+class Batches:
+    """Matrices that wait for a device, and the threads that compute them in batches.
+
+    It is a context manager. At its end, it waits for the batches that are being computed and drops the others.
+
+    Args:
+        run: computes a batch. It is called by several threads.
+    """
+
+    def __init__(self, run: "Callable[[list[Item]], list[tuple[Matrix, Computed]]]", device: Device) -> None:
+        self._run = run
+        self._device = device
+        self._waiting: dict[tuple[int, int, str], list[Item]] = {}
+        self._waiting_nbytes = 0
+        # Batches that are being computed, and their memory of the device.
+        self._running = 0
+        self._running_nbytes = 0
+        self._threads: list[threading.Thread] | None = None
+        self._todo: queue.SimpleQueue[tuple[list[Item], int] | None] = queue.SimpleQueue()
+        # The memory of a batch that is done, with its results.
+        self._done: queue.SimpleQueue[tuple[int, list[tuple[Matrix, Computed]] | BaseException]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *exc: object) -> None:
+        self._waiting.clear()
+        for _ in self._threads or ():
+            self._todo.put(None)
+        for thread in self._threads or ():
+            thread.join()
+        self._threads = None
+        # After an error of the device, this would fail too.
+        if error is None:
+            self._device.free_unused()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more matrices should be added before some are computed."""
+        return self._waiting_nbytes >= _WAITING_NBYTES
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether matrices wait or are being computed."""
+        return bool(self._waiting or self._running)
+
+    def add(self, item: "Item") -> None:
+        """Let a matrix wait for a batch."""
+        matrix = item[0]
+        self._waiting.setdefault((matrix.n, matrix.m, matrix.dtype), []).append(item)
+        self._waiting_nbytes += matrix.nbytes
+
+    def collect(self, *, wait: bool) -> "Iterator[tuple[Matrix, Computed]]":
+        """Start a batch on each free thread, and yield the matrices that are done.
+
+        With `wait`, wait for at least one batch.
+
+        Raises:
+            Exception: from `run`.
+        """
+        self._start()
+        while self._running and (wait or not self._done.empty()):
+            nbytes, found = self._done.get()
+            wait = False
+            self._running -= 1
+            self._running_nbytes -= nbytes
+            if isinstance(found, BaseException):
+                raise found
+            # The device should not be idle while the results are recorded.
+            self._start()
+            yield from found
+
+    def _start(self) -> None:
+        while self._waiting and self._running < self._count_threads():
+            key = max(self._waiting, key=lambda key: len(self._waiting[key]) * costs.work(key[0], key[1]))
+            n, m, _ = key
+            if not self._device.is_measured(min(n, m)):
+                if self._running:
+                    return
+                self._device.measure(min(n, m))
+            count = min(len(self._waiting[key]), self._device.limit(n, m, _ITEMSIZE))
+            nbytes = self._device.nbytes(n, m, _ITEMSIZE, count)
+            # A matrix that needs more than the share of a thread is computed alone.
+            if self._running and self._running_nbytes + nbytes > self._device.batch_nbytes:
+                return
+            self._start_batch(self._take(key, count), nbytes)
+
+    def _take(self, key: tuple[int, int, str], count: int) -> "list[Item]":
+        """Remove the matrices from those that wait, the first ones first."""
+        waiting = self._waiting.pop(key)
+        if waiting[count:]:
+            self._waiting[key] = waiting[count:]
+        del waiting[count:]
+        self._waiting_nbytes -= sum(item[0].nbytes for item in waiting)
+        return waiting
+
+    def _start_batch(self, batch: "list[Item]", nbytes: int) -> None:
+        self._running += 1
+        self._running_nbytes += nbytes
+        if self._threads:
+            self._todo.put((batch, nbytes))
+        else:
+            self._compute(batch, nbytes)
+
+    def _count_threads(self) -> int:
+        """Return the number of batches that can be computed at once; start the threads if there are none."""
+        if self._threads is None:
+            self._threads = []
+            for i in range(costs.DEVICE_THREADS):
+                # A daemon does not keep a process alive that has left its scan without closing it.
+                thread = threading.Thread(
+                    target=self._serve, args=(self._device.new_stream(),), name=f"device {i}", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    # The system gives no more threads. Without any, this one computes the batches.
+                    break
+                self._threads.append(thread)
+        return max(1, len(self._threads))
+
+    def _serve(self, stream: AbstractContextManager[object]) -> None:
+        with stream:
+            while (task := self._todo.get()) is not None:
+                self._compute(*task)
+                # This name would keep the list alive while the thread waits.
+                del task
+
+    def _compute(self, batch: "list[Item]", nbytes: int) -> None:
+        try:
+            found: list[tuple[Matrix, Computed]] | BaseException = self._run(batch)
+        except BaseException as error:
+            found = error
+        batch.clear()
+        self._done.put((nbytes, found))

@@ -16,6 +16,9 @@ WEIGHT_SUFFIX = ".weight"
 
 # A file name with a slug and its longest suffix has to fit the usual limit of 255 bytes.
 MAX_SLUG_LENGTH = 200
+# The limit for lists of names and for results. A stored name has at most 1000 characters, and a trainer can wrap it.
+# Most names have about 50.
+MAX_NAME_LENGTH = 2000
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 _TOPS = ("", "model", "transformer", "language_model", "language_model.model")

@@ -187,6 +187,23 @@ def is_head(module: str) -> bool:
     return name in _HEAD_NAMES and group_of(module) == module and (name != "output" or path in _TOPS)
 
 
+def is_encoder(modules: Iterable[str]) -> bool:
+    """Whether a model has its embeddings in a module `embeddings` and no head, as BERT does.
+
+    Such a model has neither `lm_head` nor `model.embed_tokens`, not even under a second name.
+    """
+    found = False
+    for module in modules:
+        if is_head(module):
+            return False
+        # One of several shards can have the embeddings of a tower without those of the language model.
+        if is_embedding(module) and not tower_of(module):
+            found = True
+            if module.split(".")[-2:-1] != ["embeddings"]:
+                return False
+    return found
+
+
 def group_order(group: str) -> tuple[str, str]:
     """Return the sort key of a group: the first component, then the whole name."""
     return group.split(".", 1)[0], group

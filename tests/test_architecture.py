@@ -158,6 +158,37 @@ def test_untrusted_files_are_read_only_by_files_py() -> None:
     assert doors == set(DOORS)
 
 
+# The files that change files or folders, each with the reason.
+WRITERS = {
+    "results.atomic": "the door for results, selections, provenance and pages",
+    "results.journal": "puts a new record in its place",
+    "results.holder": "removes its own file",
+    "streaming.downloaded": "the folder of temporary shards, which has a mark",
+    "checkpoint.hub": "the reference in the cache of huggingface_hub",
+}
+CHANGES = {
+    "write_text", "write_bytes", "mkdir", "makedirs", "unlink", "rmdir", "rmtree", "symlink_to", "hardlink_to",
+    "touch", "chmod", "mkdtemp", "mkstemp", "NamedTemporaryFile", "TemporaryFile", "TemporaryDirectory",
+    "mkfifo", "tofile", "save_file", "os.remove", "os.rename", "os.replace", "os.link", "os.symlink",
+    "shutil.copy", "shutil.copyfile", "shutil.copytree", "shutil.move",
+}  # fmt: skip
+
+
+def test_files_and_folders_are_changed_only_by_the_doors() -> None:
+    """Calls of `open` are in `DOORS`."""
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            # `replace` of a text has two arguments, and `self.rename` changes the name of a parameter.
+            is_moved = called.endswith((".replace", ".rename")) and len(node.args) == 1 and called != "self.rename"
+            if is_moved or {called, called.rpartition(".")[2]} & CHANGES:
+                found.add(name_of(path))
+    assert found == set(WRITERS)
+
+
 def test_imports_are_declared_dependencies() -> None:
     known = set(sys.stdlib_module_names) | CORE | EXTRAS
     undeclared = [f"{name_of(path)} imports {name}" for path in FILES for name in imports_of(path)[1] - known]

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from spectrum_stream import MatrixScored, ScanFinished, ScanStarted, plan, scan, select
+from spectrum_stream.checkpoint import header
 from spectrum_stream.errors import CheckpointError, ComputeError, ResultError, UsageError
-from spectrum_stream.model.names import group_of
+from spectrum_stream.files import MAX_JSON_VALUES, check_json
+from spectrum_stream.model.inventory import MAX_MATRICES
+from spectrum_stream.model.names import MAX_NAME_LENGTH, group_of
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.snr import Degeneracy
 from spectrum_stream.pipeline import Event, run
-from spectrum_stream.results.result import Module, Result
+from spectrum_stream.results.record import MAX_ROWS
+from spectrum_stream.results.result import MAX_MODULES, Module, Result
 
 from .support.checkpoints import TIED, Save, llama_tensors, reference_score, single_experts
 
@@ -392,6 +396,16 @@ def test_scan_retries_a_failed_precision(save: Save) -> None:
     first = scan(str(folder), name="x", precision="fp32")
     assert [r.module for r in first.failed] == ["a"]
     assert scan(str(folder), name="x").complete
+
+
+def test_limits_of_readers_are_above_those_of_a_scan(save: Save) -> None:
+    """What a scan may write can be read again."""
+    assert MAX_MATRICES <= MAX_ROWS <= MAX_MODULES
+    assert header.MAX_NAME_LENGTH <= MAX_NAME_LENGTH
+    found = scan(str(save(llama_tensors(2))), name="x")
+    values_of_a_module = 3
+    check_json(found.written[0].read_bytes(), values_of_a_module * len(found.modules))
+    assert MAX_MODULES * values_of_a_module < MAX_JSON_VALUES
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -532,25 +532,30 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
         answer = parse_answer(body)
     except ValueError:
         answer = None
-    wrong = "does not answer as the Hub does"
-    if has_secret(body):
-        answer, wrong = None, "repeats the token in its answer"
-    commit, files = (answer.get("sha"), answer.get("siblings")) if isinstance(answer, dict) else (None, None)
-    if isinstance(answer, dict) and not (isinstance(commit, str) and re.fullmatch("[0-9a-f]{40,64}", commit)):
-        answer, wrong = None, "does not send the commit (sha)"
-    elif isinstance(answer, dict) and not isinstance(files, list):
-        answer, wrong = None, "does not send the list of files (siblings)"
-    elif isinstance(answer, dict) and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
-        answer, wrong = None, f"answers with another commit, {commit},"
+    fault = "repeats the token in its answer" if has_secret(body) else _find_fault(answer, revision)
     # The answer may be the login page of a network, or come from another API.
-    if answer is None or not isinstance(files, list) or not isinstance(commit, str):
+    if fault is not None:
         raise SourceError(
-            f"{endpoint} {wrong} for {address.repo}",
+            f"{endpoint} {fault} for {address.repo}",
             reason="bad_response",
             hint="check HF_ENDPOINT, and whether the network asks for a login",
         )
-    names = [file.get("rfilename") for file in files if isinstance(file, dict)]
-    return commit, [name for name in names if isinstance(name, str)]
+    names = [file.get("rfilename") for file in answer["siblings"] if isinstance(file, dict)]
+    return answer["sha"], [name for name in names if isinstance(name, str)]
+
+
+def _find_fault(answer: Any, revision: str) -> str | None:
+    """Return what is wrong with an answer about a revision, or None."""
+    if not isinstance(answer, dict):
+        return "does not answer as the Hub does"
+    commit = answer.get("sha")
+    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40,64}", commit):
+        return "does not send the commit (sha)"
+    if not isinstance(answer.get("siblings"), list):
+        return "does not send the list of files (siblings)"
+    if re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
+        return f"answers with another commit, {commit},"
+    return None
 
 
 def _locate(address: Address, files: Sequence[str]) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -214,15 +214,8 @@ class RemoteFile:
 
         At most `nbytes` bytes of the body are read.
         """
-        with (
-            within(Scope.of_request(self.where, self._endpoint, nbytes)),
-            client().stream(
-                "GET", self._url, headers=self._headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-            ) as response,
-        ):
-            if response.status_code != 200:
-                hf_raise_for_status(_read_body(response))
-                raise BadResponse(f"the server answered {response.status_code}")
+        with _get(self._url, self._endpoint, self._headers, self.where, nbytes) as response:
+            _check_whole(response)
             _check_commit(response, self._commit, self.where)
             yield response
 
@@ -234,7 +227,7 @@ class RemoteFile:
     def _answer(self, stack: ExitStack, start: int, stop: int) -> httpx.Response:
         address = self._address
         if address is not None:
-            response = stack.enter_context(self._get(address, start, stop))
+            response = stack.enter_context(self._get_range(address, start, stop))
             if address == self._url:
                 _check_commit(response, self._commit, self.where)
             if response.status_code not in _EXPIRED_STATUS or address == self._url:
@@ -244,7 +237,7 @@ class RemoteFile:
         with self._lock:
             # Another thread may have renewed the address while this one waited for the lock.
             if self._address is not None and self._address != address:
-                response = stack.enter_context(self._get(self._address, start, stop))
+                response = stack.enter_context(self._get_range(self._address, start, stop))
                 if response.status_code not in _EXPIRED_STATUS:
                     return response
                 stack.close()
@@ -252,23 +245,15 @@ class RemoteFile:
                 # An address that worked only once may be signed for one range, and not only for a time.
                 self._bound = 0 if self._served else self._bound + 1
             self._address, self._served = None, 0
-            response = stack.enter_context(self._get(self._url, start, stop))
+            response = stack.enter_context(self._get_range(self._url, start, stop))
             _check_commit(response, self._commit, self.where)
             if self._bound < _BOUND_TO_RANGES and response.status_code == 206:
                 self._address = response.url
         return response
 
-    @contextmanager
-    def _get(self, url: httpx.URL, start: int, stop: int) -> Iterator[httpx.Response]:
-        same_origin = (url.scheme, url.host, url.port) == (self._url.scheme, self._url.host, self._url.port)
-        headers = {k: v for k, v in self._headers.items() if same_origin or k.lower() != "authorization"}
-        headers |= {"Range": f"bytes={start}-{stop - 1}"}
-        # The client drops the token itself when it follows a redirect to another origin.
-        with (
-            within(Scope.of_request(self.where, self._endpoint, stop - start)),
-            client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-        ):
-            yield response
+    def _get_range(self, url: httpx.URL, start: int, stop: int) -> AbstractContextManager[httpx.Response]:
+        headers = self._headers | {"Range": f"bytes={start}-{stop - 1}"}
+        return _get(url, self._endpoint, headers, self.where, stop - start)
 
 
 def read_answer(url: str, endpoint: str, headers: dict[str, str], where: str, nbytes: int) -> bytes:
@@ -277,13 +262,8 @@ def read_answer(url: str, endpoint: str, headers: dict[str, str], where: str, nb
     Raises:
         CheckpointError: file_too_large; HfHubHTTPError and httpx's errors, for `explaining`.
     """
-    with (
-        within(Scope.of_request(where, httpx.URL(endpoint), nbytes)),
-        client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-    ):
-        if response.status_code != 200:
-            hf_raise_for_status(_read_body(response))
-            raise BadResponse(f"the server answered {response.status_code}")
+    with _get(httpx.URL(url), httpx.URL(endpoint), headers, where, nbytes) as response:
+        _check_whole(response)
         body = _read(response, nbytes + 1)
     if len(body) > nbytes:
         raise CheckpointError(
@@ -352,6 +332,24 @@ def with_retries(
         _log.warning("%s: %s; retrying in %.0f s", where, describe(last), wait)
         if (halt or threading.Event()).wait(wait):
             raise Halted
+
+
+@contextmanager
+def _get(
+    url: httpx.URL, endpoint: httpx.URL, headers: dict[str, str], where: str, nbytes: int
+) -> Iterator[httpx.Response]:
+    """Send a request within the limits for a body of `nbytes` bytes. The client drops the token for other servers."""
+    with (
+        within(Scope.of_request(where, endpoint, nbytes)),
+        client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+    ):
+        yield response
+
+
+def _check_whole(response: httpx.Response) -> None:
+    if response.status_code != 200:
+        hf_raise_for_status(_read_body(response))
+        raise BadResponse(f"the server answered {response.status_code}")
 
 
 def _check_range(response: httpx.Response, start: int, stop: int, total: int | None, where: str = "") -> int:

@@ -67,8 +67,7 @@ def plan_table(plan: Plan) -> RenderableType:
         groups.add_row(
             _group(group.name), str(group.count), shapes, si_bytes(group.nbytes) if group.nbytes else "tied"
         )
-    more = len(every) - MAX_ROWS
-    rest = [Text(f"and {more} more groups; --json lists all")] if more > 0 else []
+    rest = [Text(_unlisted(len(every)))] if len(every) > MAX_ROWS else []
     return Lines(groups, *rest, Text(), _facts(plan, len(every)))
 
 

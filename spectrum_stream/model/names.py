@@ -16,6 +16,9 @@ WEIGHT_SUFFIX = ".weight"
 
 # A file name with a slug and its longest suffix has to fit the usual limit of 255 bytes.
 MAX_SLUG_LENGTH = 200
+# The limit for lists of names and for results. A stored name has at most 1000 characters, and a trainer can wrap it.
+# Most names have about 50.
+MAX_NAME_LENGTH = 2000
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 _TOPS = ("", "model", "transformer", "language_model", "language_model.model")
@@ -182,6 +185,23 @@ def is_head(module: str) -> bool:
     path, _, name = module.rpartition(".")
     # An `output` at the top is a head. Elsewhere it belongs to a projector.
     return name in _HEAD_NAMES and group_of(module) == module and (name != "output" or path in _TOPS)
+
+
+def is_encoder(modules: Iterable[str]) -> bool:
+    """Whether a model has its embeddings in a module `embeddings` and no head, as BERT does.
+
+    Such a model has neither `lm_head` nor `model.embed_tokens`, not even under a second name.
+    """
+    found = False
+    for module in modules:
+        if is_head(module):
+            return False
+        # One of several shards can have the embeddings of a tower without those of the language model.
+        if is_embedding(module) and not tower_of(module):
+            found = True
+            if module.split(".")[-2:-1] != ["embeddings"]:
+                return False
+    return found
 
 
 def group_order(group: str) -> tuple[str, str]:

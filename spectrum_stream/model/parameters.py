@@ -22,7 +22,16 @@ from . import families
 from .config import ModelConfig
 from .family_names import Family, ModelClass, find_family
 from .matrix import Matrix, Skipped
-from .names import fused_name_of, group_of, is_extra_layer, is_fused_experts, is_head, is_weight, module_of
+from .names import (
+    MAX_NAME_LENGTH,
+    fused_name_of,
+    group_of,
+    is_extra_layer,
+    is_fused_experts,
+    is_head,
+    is_weight,
+    module_of,
+)
 from .no_score import NoScore
 from .schemes import parameter_of
 from .ties import can_be_tied
@@ -41,8 +50,6 @@ class Names(StrEnum):
 
 # The `names` of a plan that follows a list of the trainer's own names.
 GIVEN = "given"
-# A stored name has at most 1000 characters, and a trainer can wrap the model.
-_MAX_NAME_LENGTH = 2000
 _TABLES: Mapping[Names, Mapping[str, families.Rules]] = {Names.V4: families.V4, Names.V5: families.V5}
 
 
@@ -568,6 +575,6 @@ def read_names(path: Path) -> tuple[str, ...]:
         raise UsageError(
             f"{path} does not hold a list of names", reason="no_names", hint="write one name a line, or a JSON list"
         )
-    if (length := max(map(len, data))) > _MAX_NAME_LENGTH:
+    if (length := max(map(len, data))) > MAX_NAME_LENGTH:
         raise above_limit(path, JsonTooLarge(f"it has a name of {length:,} characters"))
     return tuple(data)

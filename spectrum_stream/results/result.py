@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from ..errors import FileError, ResultError
 from ..files import FileKind, JsonTooLarge, above_limit, parse_json, read_file
-from ..model.names import group_order, is_single_expert, model_order, module_of, pool_of
+from ..model.names import MAX_NAME_LENGTH, group_order, is_single_expert, model_order, module_of, pool_of
 from ..model.schemes import parameter_of
 from ..numerics.metrics import SPECTRUM, Metric, rank_key
 from .atomic import write_atomically
@@ -27,8 +27,6 @@ from .record import Record, Records, open_records, record_path
 
 # Published results have up to 28,800 modules. More modules than the limit need more than about 1 GB.
 MAX_MODULES = 500_000
-# Names of modules have about 50 characters. The limit for names in a checkpoint is lower.
-MAX_NAME_LENGTH = 2_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

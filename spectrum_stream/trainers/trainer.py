@@ -12,10 +12,12 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from ..errors import ResultError
+from ..model.names import is_encoder, module_of
 from ..selection.select import Selection
 from .parameters import Parameters
 from .patterns import Entry as Entry
 from .patterns import How, Names, check_count
+from .targets import targets_of
 
 
 class Reason(StrEnum):
@@ -140,8 +142,16 @@ class Trainer(ABC):
         return "choose fewer"
 
     def explain(self, selection: Selection, parameters: Collection[str] | None = None) -> list[str]:
-        """Return sentences about the file: its use, and its contents beyond the choice."""
-        if not selection.always or self.trains_adapters:
+        """Return sentences about the file: its use, and its contents beyond the choice.
+
+        Args:
+            parameters: as in `render`.
+        """
+        if parameters is not None:
+            has_more = bool(targets_of(selection, parameters).always)
+        else:
+            has_more = bool(selection.always) and not is_encoder(map(module_of, selection.result.parameters))
+        if not has_more or self.trains_adapters:
             return [self.advice]
         always = " and ".join(selection.always)
         return [

@@ -8,11 +8,11 @@ of this package may be raised, and they must not contain secrets.
 
 import json
 import os
-import sys
 import tempfile
-from pathlib import Path
 
 import atheris
+
+from ..support.fuzzing import fuzz
 
 with atheris.instrument_imports(include=["spectrum_stream", "huggingface_hub.utils._http"]):
     from huggingface_hub.utils import httpx
@@ -69,12 +69,9 @@ def main() -> None:
         b"\x03\x00http://elsewhere.example:99999/x?Signature=1\n",
         b'\x09\x05"api";r=0;t=5\n{"error": "slow down"}',
     )
-    with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home:
         os.environ |= {"HF_ENDPOINT": "http://hub.example", "HF_TOKEN": _TOKEN, "HF_HOME": home}
-        for i, seed in enumerate(seeds):
-            Path(corpus, str(i)).write_bytes(seed)
-        atheris.Setup([*sys.argv, corpus], one)
-        atheris.Fuzz()
+        fuzz(one, seeds)
 
 
 if __name__ == "__main__":

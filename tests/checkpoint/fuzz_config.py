@@ -4,12 +4,11 @@ pip install atheris && python -m tests.checkpoint.fuzz_config -max_total_time=30
 """
 
 import json
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import atheris
+
+from ..support.fuzzing import fuzz
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
     from ..support.untrusted import check_config
@@ -25,13 +24,5 @@ _SEEDS: tuple[Any, ...] = (
 )
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_text(json.dumps(seed))
-        atheris.Setup([*sys.argv, corpus], check_config)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check_config, (json.dumps(seed).encode() for seed in _SEEDS))

@@ -6,13 +6,12 @@ The reference must accept every header that we accept, and only `BadHeader` may 
 """
 
 import json
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import atheris
 import safetensors
+
+from ..support.fuzzing import fuzz
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
     from spectrum_stream.checkpoint.header import DTYPE_BITS, HeaderFault, header_nbytes, parse_header
@@ -44,14 +43,6 @@ _SEEDS: tuple[dict[str, Any], ...] = (
 )
 
 
-def main() -> None:
-    # Without a valid header to start from, the fuzzer finds none in hours. The seeds are only headers.
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_bytes(b"\xff" + json.dumps(seed).encode())
-        atheris.Setup([*sys.argv, corpus], one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    # Without a valid header to start from, the fuzzer finds none in hours. The seeds are only headers.
+    fuzz(one, (b"\xff" + json.dumps(seed).encode() for seed in _SEEDS))

@@ -6,11 +6,10 @@ The names of other files in the folder come before the first line feed.
 """
 
 import json
-import sys
-import tempfile
-from pathlib import Path
 
 import atheris
+
+from ..support.fuzzing import fuzz
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
     from ..support.untrusted import check_index
@@ -29,13 +28,5 @@ _SEEDS = (
 )
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, (names, index) in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_bytes(f"{names}\n{json.dumps(index)}".encode())
-        atheris.Setup([*sys.argv, corpus], one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(one, (f"{names}\n{json.dumps(index)}".encode() for names, index in _SEEDS))

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,34 @@ def test_slow_weights_are_requested_once_more_and_given_up(raw: RawServer, fetch
 
     assert refused(lambda: list(run(a_plan))).reason == "timeout"
     assert 1 <= len(raw.of_kind("data")) + len(raw.of_kind("whole")) <= 2 * 4
+
+
+@pytest.mark.parametrize("fetch", ["download", "cache"])
+def test_endless_answer_about_xet_is_cut(raw: RawServer, fetch: str) -> None:
+    """huggingface_hub requests the token for Xet, and reads the answer as a whole."""
+    pytest.importorskip("hf_xet")
+    sent = 0
+
+    def endless(path: str, sock: socket.socket) -> object:
+        nonlocal sent
+        if "xet-read-token" not in path:
+            return HONEST
+        sock.sendall(CHUNKED % 200)
+        while sent < 100_000_000:
+            sock.sendall(CHUNK)
+            sent += len(CHUNK)
+        return None
+
+    a_plan = plan(REPO, fetch=fetch)
+    token_url = f"{raw.url}/api/models/{REPO}/xet-read-token/{COMMIT}"
+    raw.headers |= {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": token_url}
+    raw.answers["api"] = endless
+    from spectrum_stream.pipeline import run
+
+    # A download without Xet may follow.
+    with suppress(SpectrumStreamError):
+        list(run(a_plan))
+    assert 0 < sent < 60_000_000
 
 
 def test_slow_correct_server_is_not_given_up(raw: RawServer, files: dict[str, bytes]) -> None:
@@ -513,6 +542,28 @@ def test_password_of_the_endpoint_is_sent_and_never_printed(
     if is_good and PASSWORD in variables["HF_ENDPOINT"]:
         assert {r.headers["authorization"][:6] for r in raw.requests} == {"Basic "}
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and PASSWORD.encode() in p.read_bytes()]
+
+
+def test_provenance_selection_and_page_have_no_secret(raw: RawServer, cli: Cli, tmp_path: Path) -> None:
+    variables = {"HF_ENDPOINT": raw.url.replace("://", f"://user:{PASSWORD}@"), "SPECTRUM_STREAM_DEBUG": "1"}
+    result = "model_snr_results/snr_results_org-model.json"
+    printed = ""
+    for args in (
+        ["scan", REPO, "--fetch", "range", "--top-percent", "50", "--json"],
+        ["check", result, "--write-provenance"],
+        ["select", result, "--top-percent", "50", "-o", "s.yaml", "--json"],
+        ["report", result, "-o", "page.html"],
+        ["report", result, "--json"],
+        ["compare", result, "--metric", "alpha", "--json"],
+        ["verify", "s.yaml", "--model", REPO, "--json"],
+    ):
+        done = cli(*args, code=0, **variables)
+        printed += done.stdout + done.stderr
+    assert Path("model_snr_results/provenance_org-model.json").exists() and Path("page.html").exists()
+    assert {asked.headers.get("authorization", "")[:6] for asked in raw.requests} == {"Basic "}
+    for secret in (PASSWORD, TOKEN):
+        assert secret not in printed
+        assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
 
 
 @pytest.mark.parametrize("token", ["hf_" + "x" * 20 + "\x00y", "hf_ä" + "x" * 20, "hf_x yz" + "z" * 20, "x" * 5000])

@@ -106,6 +106,24 @@ def test_select_without_head_writes_no_pattern_of_the_head(cli: Cli, scanned: li
     assert not any("lm_head" in pattern for pattern in patterns)
 
 
+def test_select_and_scan_explain_head_and_embedding_unless_the_model_has_neither(cli: Cli, save: Save) -> None:
+    encoder = {
+        "embeddings.word_embeddings.weight": torch.randn(64, 32),
+        **{f"encoder.layer.{i}.output.dense.weight": torch.randn(32, 48) for i in range(2)},
+    }
+    sentence = "it also trains lm_head and model.embed_tokens if"
+    for tensors, has_them in ((encoder, False), (llama_tensors(2), True)):
+        done = cli("scan", save(tensors), "--name", "x", "--top-percent", "50", "--fresh")
+        assert (sentence in done.stdout) is has_them
+        Path("names").write_text("\n".join(tensors))
+        for more in ((), ("--names", "names")):
+            done = cli("select", RESULT, "--top-percent", "50", *more)
+            assert (sentence in done.stdout) is has_them
+    # A result without a record can be of any model.
+    RESULT.with_suffix(".sqlite").unlink()
+    assert sentence in cli("select", RESULT, "--top-percent", "50").stdout
+
+
 def test_select_lists_entries_that_differ_from_spectrum(cli: Cli, scanned: list[str]) -> None:
     Path("names.txt").write_text("\n".join([*scanned, "model.layers.1.mlp.up_proj_2.weight"]))
     command: list[str | Path] = ["select", RESULT, "--top-percent", "100"]

@@ -3,11 +3,9 @@
 pip install atheris && python -m tests.model.fuzz_names -max_total_time=300
 """
 
-import sys
-import tempfile
-from pathlib import Path
-
 import atheris
+
+from ..support.fuzzing import fuzz
 
 with atheris.instrument_imports(include=["spectrum_stream"]):
     from ..support.untrusted import check_names
@@ -22,13 +20,5 @@ _SEEDS = (
 )
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_bytes(seed)
-        atheris.Setup([*sys.argv, corpus], check_names)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(check_names, _SEEDS)

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum_stream.model.config import ModelConfig
-from spectrum_stream.model.names import find_tied_head, group_of, group_order, is_weight, model_order, module_of, slug
+from spectrum_stream.model.names import (
+    find_tied_head,
+    group_of,
+    group_order,
+    is_encoder,
+    is_weight,
+    model_order,
+    module_of,
+    slug,
+)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +148,21 @@ def test_tied_head_of_a_multimodal_model_is_found_and_of_an_encoder_is_not() -> 
         find_tied_head(["shared.embed_tokens.weight"], ModelConfig({"architectures": ["T5ForConditionalGeneration"]}))
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (["bert.embeddings.word_embeddings", "bert.encoder.layer.0.output.dense"], True),
+        (["embeddings.tok_embeddings", "lm_head.dense"], True),
+        (["text_model.embeddings.token_embedding", "lm_head"], False),
+        (["embed_tokens", "layers.0.mlp.up_proj"], False),
+        (["transformer.wte", "transformer.h.0.mlp.c_fc"], False),
+        (["backbone.embeddings"], False),
+        (["vision_tower.embeddings.position_embedding"], False),
+        (["model.layers.7.mlp.up_proj"], False),
+        ([], False),
+    ],
+)
+def test_encoder_has_its_embeddings_in_one_module_and_no_head(modules: list[str], expected: bool) -> None:
+    assert is_encoder(modules) is expected

@@ -6,11 +6,9 @@ An input is a list of changes to the header, the pages and the rows of a record.
 with an error of the package or a valid record. A crash of SQLite ends the process, and libFuzzer keeps the input.
 """
 
-import shutil
 import sqlite3
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import atheris
@@ -24,6 +22,7 @@ with atheris.instrument_imports(include=["spectrum_stream"]):
     from spectrum_stream.results.record import follows_from_spectrum
     from spectrum_stream.results.result import Result, write_results
 
+from ..support.fuzzing import fuzz
 from ..support.records import IDENTITY, read_all, record
 
 _ALLOWED = (None, "corrupt", "other_model", "other_names", "locked", "unwritable")
@@ -90,27 +89,16 @@ class _Fuzzer:
             file[at : at + 2] = data[i + 2 : i + 4]
         return bytes(file)
 
-
-def main() -> None:
-    folder = Path(tempfile.mkdtemp())
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    (folder / "record").mkdir()
-    fuzzer = _Fuzzer(folder / "record")
-    for i, seed in enumerate(fuzzer.seeds):
-        size = int.from_bytes(seed[16:18], "big")
-        for start in range(0, len(seed), size):
-            # The kind of the page, and the place of its first cell.
-            change = b"".join(at.to_bytes(2, "big") + seed[at : at + 2] for at in (start, start + 4, start + 8))
-            (corpus / f"{i}-{start}").write_bytes(bytes([i]) + change)
-    # Without the second option the first inputs have nine bytes.
-    options = ["-max_len=200", "-len_control=0"]
-    atheris.Setup(["fuzz_record", *options, *sys.argv[1:], str(corpus)], fuzzer.one)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    def changes(self) -> Iterator[bytes]:
+        """Yield an input for each page: its kind, and the place of its first cell, as they are."""
+        for i, seed in enumerate(self.seeds):
+            for start in range(0, len(seed), int.from_bytes(seed[16:18], "big")):
+                places = (start, start + 4, start + 8)
+                yield bytes([i]) + b"".join(at.to_bytes(2, "big") + seed[at : at + 2] for at in places)
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        fuzzer = _Fuzzer(Path(folder))
+        # Without the second option the first inputs have nine bytes.
+        fuzz(fuzzer.one, fuzzer.changes(), ("-max_len=200", "-len_control=0"))

@@ -6,17 +6,19 @@ Only errors of the package may be raised. Trainers' files must be read back unch
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import atheris
 
+from ..support.fuzzing import fuzz
+
 with atheris.instrument_imports(include=["spectrum_stream"]):
     from spectrum_stream.errors import SpectrumStreamError
     from spectrum_stream.results.check import check
-    from tests.support.results import use_result
+
+    from ..support.results import use_result
 
 _FOLDER = Path(tempfile.mkdtemp())
 
@@ -39,13 +41,5 @@ _SEEDS: tuple[Any, ...] = (
 )
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(_SEEDS):
-            Path(corpus, str(i)).write_text(json.dumps(seed))
-        atheris.Setup([*sys.argv, corpus], one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(one, (json.dumps(seed).encode() for seed in _SEEDS))

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from spectrum_stream.cli.output import command_line
 from spectrum_stream.errors import ResultError, SpectrumStreamError
+from spectrum_stream.model.names import MAX_NAME_LENGTH
 from spectrum_stream.report.data import read_shown
 from spectrum_stream.report.page import island, page_data
 from spectrum_stream.report.terminal import TerminalMap
@@ -93,7 +94,7 @@ def test_result_with_a_long_name_is_rejected() -> None:
         with pytest.raises(ResultError) as error:
             Result.open(write(entries))
         assert error.value.reason == "too_large"
-    name = "x" * results.MAX_NAME_LENGTH
+    name = "x" * MAX_NAME_LENGTH
     assert Result.open(write({name: (1.0, name)})).modules
 
 

@@ -12,7 +12,7 @@ import sqlite3
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,55 @@ def test_record_with_another_schema_is_corrupt_and_a_fresh_scan_replaces_it(tmp_
     assert reason_of(lambda: resume(path)) == "corrupt"
     assert path.read_bytes() == before
     replaced(path)
+
+
+@contextmanager
+def opened_by_reader(path: Path) -> Iterator[sqlite3.Connection]:
+    with records_module._connect(path) as (db, _):
+        yield db
+
+
+@contextmanager
+def opened_by_scan(path: Path) -> Iterator[sqlite3.Connection]:
+    with Journal(path, IDENTITY) as journal:
+        yield journal._db
+
+
+# It ends after some seconds, so that the tests end without the limit.
+LONG = f"SELECT count(*) FROM ({ENDLESS} SELECT x FROM c LIMIT 30000000)"
+OPENED = pytest.mark.parametrize("opened", [opened_by_reader, opened_by_scan])
+Opened = Callable[[Path], AbstractContextManager[sqlite3.Connection]]
+
+
+@OPENED
+def test_record_is_opened_with_the_defensive_settings_of_sqlite(tmp_path: Path, opened: Opened) -> None:
+    with opened(write(tmp_path)) as db:
+        # An SQLite without one of these settings returns nothing.
+        for name, value in (("trusted_schema", 0), ("cell_size_check", 1), ("mmap_size", 0)):
+            assert db.execute(f"PRAGMA {name}").fetchone() in [(value,), None], name
+        for name, limit in records_module._LIMITS.items():
+            assert db.getlimit(getattr(sqlite3, name)) <= limit, name
+        # Python 3.11 cannot read these.
+        for name, is_on in (("DEFENSIVE", True), ("ENABLE_TRIGGER", False), ("ENABLE_VIEW", False)):
+            if (option := getattr(sqlite3, f"SQLITE_DBCONFIG_{name}", None)) is not None:
+                assert db.getconfig(option) is is_on, name  # type: ignore[attr-defined, unused-ignore]
+
+
+@OPENED
+def test_statement_without_end_on_a_record_is_interrupted(
+    tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module.limit_steps, "__defaults__", (1_000_000,))
+    with opened(write(tmp_path)) as db, pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        db.execute(LONG)
+
+
+def test_statement_without_end_is_interrupted_before_the_schema_is_checked(tmp_path: Path) -> None:
+    db = sqlite3.connect(write(tmp_path))
+    records_module.protect(db)
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        db.execute(LONG)
+    db.close()
 
 
 # One value of the first row.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import atheris
 
+from ..support.fuzzing import fuzz
 from ..support.selections import FRAGMENTS, SEEDS
 
 with atheris.instrument_imports(include=["spectrum_stream.trainers", "spectrum_stream.files"]):
@@ -50,20 +51,16 @@ def one(data: bytes) -> None:
 
 def main() -> None:
     global _trainers
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--trainers"]:
-        _trainers, arguments = arguments[1].split(","), arguments[2:]
+    if sys.argv[1:2] == ["--trainers"]:
+        _trainers = sys.argv[2].split(",")
+        del sys.argv[1:3]
     # Expressions would start a process for each input. Without an executable they are rejected.
     sys.executable = ""
-    with tempfile.TemporaryDirectory() as corpus:
-        for i, seed in enumerate(SEEDS):
-            for j in range(len(_trainers)):
-                Path(corpus, f"{i}-{j}").write_bytes(bytes([2 * j]) + seed.encode())
-        words = Path(corpus, "words.dict")
-        escaped = ("".join(f"\\x{byte:02x}" for byte in fragment.encode()) for fragment in FRAGMENTS)
-        words.write_text("".join(f'"{word}"\n' for word in escaped))
-        atheris.Setup([sys.argv[0], *arguments, f"-dict={words}", corpus], one)
-        atheris.Fuzz()
+    words = Path(_FOLDER.name, "words.dict")
+    escaped = ("".join(f"\\x{byte:02x}" for byte in fragment.encode()) for fragment in FRAGMENTS)
+    words.write_text("".join(f'"{word}"\n' for word in escaped))
+    seeds = (bytes([2 * j]) + seed.encode() for seed in SEEDS for j in range(len(_trainers)))
+    fuzz(one, seeds, [f"-dict={words}"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Memory: a thread drops the tensors of a batch before it hands over its results.
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
@@ -48,6 +49,7 @@ class Batches:
         self._running_nbytes = 0
         self._threads: list[threading.Thread] | None = None
         self._todo: queue.SimpleQueue[tuple[list[Item], int] | None] = queue.SimpleQueue()
+        self._results: deque[tuple[Matrix, Computed]] = deque()
         # The memory of a batch that is done, with its results.
         self._done: queue.SimpleQueue[tuple[int, list[tuple[Matrix, Computed]] | BaseException]] = queue.SimpleQueue()
 
@@ -90,16 +92,25 @@ class Batches:
             Exception: from `run`.
         """
         self._start()
-        while self._running and (wait or not self._done.empty()):
-            nbytes, found = self._done.get()
-            wait = False
-            self._running -= 1
-            self._running_nbytes -= nbytes
-            if isinstance(found, BaseException):
-                raise found
-            # The device should not be idle while the results are recorded.
-            self._start()
-            yield from found
+        if wait and self._running:
+            self._receive()
+        while True:
+            # While the caller records results, a thread that is done gets the next batch.
+            while not self._done.empty():
+                self._receive()
+            if not self._results:
+                return
+            yield self._results.popleft()
+
+    def _receive(self) -> None:
+        """Take the results of a batch, wait for it if necessary, and start others."""
+        nbytes, found = self._done.get()
+        self._running -= 1
+        self._running_nbytes -= nbytes
+        if isinstance(found, BaseException):
+            raise found
+        self._results.extend(found)
+        self._start()
 
     def _start(self) -> None:
         while self._waiting and self._running < self._count_threads():

@@ -16,8 +16,8 @@ DECODED_NUMEL = 1 << 20
 PARTS_AHEAD_NBYTES = 32_000_000
 # A matrix with a short side up to this is computed by one core. All cores share a larger one, because of its memory.
 SMALL_SIDE = 4096
-# A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. It holds
-# 2048 columns of 8192 rows in float32.
+# A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. A buffer
+# holds 2048 columns of 8192 rows in float32.
 STAGING_NBYTES = 1 << 26
 STAGING_BUFFERS = 2
 # The number of batches that a device computes at once, each by one thread: one copies and multiplies while the other

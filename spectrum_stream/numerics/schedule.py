@@ -213,8 +213,8 @@ def compute_all(
 
     Args:
         items: matrices with their tensors. They are taken only as fast as they are computed. None means that the
-            next one is not read yet, and perhaps cannot be read before others are computed. Then all matrices that
-            wait for a batch are computed.
+            next one is not read yet, and perhaps cannot be read before others are computed. Matrices that wait for a
+            batch are computed as soon as a thread of the device is free, so they do not wait for it.
         workers: the number of small matrices that run at once on a CPU; None for one per core.
         precision, device, limit_nbytes, compute: as for `compute_batch`.
     """

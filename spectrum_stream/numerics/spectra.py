@@ -76,6 +76,8 @@ def exact_products() -> Iterator[None]:
         (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
         (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+        # This also holds for float16 products with a float32 result.
+        (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
     ]
     before = [getattr(owner, name) for owner, name, _ in settings]
     try:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..errors import is_out_of_memory
 from .costs import BLOCK_COLUMNS, STAGING_BUFFERS, STAGING_NBYTES
 from .dequantize import Weights
 
@@ -109,9 +110,23 @@ class _Buffer:
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
-        self.on_host = torch.empty(STAGING_NBYTES, dtype=torch.uint8, pin_memory=is_cuda)
+        self.on_host = _pin_memory() if is_cuda else _take_memory()
         self.on_device = torch.empty(STAGING_NBYTES, dtype=torch.uint8, device=device)
         if is_cuda:
             # An event that was never recorded has ended.
             self.is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.is_used = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def _pin_memory() -> torch.Tensor:
+    try:
+        return torch.empty(STAGING_NBYTES, dtype=torch.uint8, device="cpu", pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # The system pins no more memory, or none at all. Copies from plain memory only overlap less.
+    return _take_memory()
+
+
+def _take_memory() -> torch.Tensor:
+    return torch.empty(STAGING_NBYTES, dtype=torch.uint8, device="cpu")

@@ -211,6 +211,7 @@ def test_singular_values_of_a_batch_equal_those_alone(n: int, m: int, precision:
 ROUNDING = {
     "legacy": "torch.set_float32_matmul_precision('medium')",
     "new": "torch.backends.cuda.matmul.fp32_precision = 'tf32'; torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "float16": "torch.backends.cuda.matmul.allow_fp16_accumulation = True",
     "none": "pass",
 }
 
@@ -225,12 +226,13 @@ from spectrum_stream.numerics.spectra import exact_products
 matmul = torch.backends.cuda.matmul
 def state():
     return matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision, \\
-        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction, \\
+        matmul.allow_fp16_accumulation
 {ROUNDING[how]}
 before = state()
 try:
     with exact_products():
-        assert state() == ("ieee", "ieee", False, False), state()
+        assert state() == ("ieee", "ieee", False, False, False), state()
         1 / 0
 except ZeroDivisionError:
     pass

@@ -120,13 +120,15 @@ def test_gpu_staging_does_not_overwrite_blocks_in_use() -> None:
 class _Log:
     """Streams and events that write down what they are asked for, in the place of those of CUDA."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_pin: bool) -> None:
         self.lines: list[str] = []
         self._events = 0
         self._stream = self.Stream(self, "main")
         empty = torch.empty
 
         def empty_on_cpu(*args: int, device: object = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+            if pin_memory and not can_pin:
+                raise RuntimeError("CUDA error: out of memory")
             return empty(*args, **kwargs)
 
         monkeypatch.setattr(torch, "empty", empty_on_cpu)
@@ -162,9 +164,12 @@ class _Log:
             self.log.lines.append(f"thread waits for {self.name}")
 
 
-def test_staging_waits_for_the_copy_and_the_products_of_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("can_pin", [True, False])
+def test_staging_waits_for_the_copy_and_the_products_of_a_buffer(
+    can_pin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(staging, "STAGING_NBYTES", 256)
-    log = _Log(monkeypatch)
+    log = _Log(monkeypatch, can_pin=can_pin)
     w = numbers(4, 48, 0, torch.float32)
     joined = []
     for i, (_, block) in enumerate(Staging(torch.device("cuda")).blocks([w], None)):

@@ -46,7 +46,7 @@ from .streaming.prefetch import Prefetcher
 from .trainers import DEFAULT, spectrum
 
 # A part of a record's identity. Raise it with any change that can change a number.
-_ERROR_MODEL = 4
+_ERROR_MODEL = 5
 _FLOAT32_MAX = np.finfo(np.float32).max
 _NO_VALUES = np.empty(0, dtype=np.float32)
 
@@ -414,6 +414,7 @@ def _make_record(matrix: Matrix, computed: Computed) -> Record:
         no_score=no_score,
         detail=detail,
         precision=None if isinstance(spectrum, NoScore) else spectrum.precision,
+        refined=0 if isinstance(spectrum, NoScore) else spectrum.refined,
         device=computed.device,
         score=computed.score,
         singular_values=_NO_VALUES

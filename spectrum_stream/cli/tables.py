@@ -271,6 +271,11 @@ def scan_warnings(result: "ScanResult") -> list[str]:
             f"{counted(len(inexact), 'score has', 'scores have')} an estimated relative error of up to {worst:.1g}: "
             f"{listed([_name_of(r) for r in inexact])}"
         )
+    if again := [record for record in result.records if record.score is not None and record.detail]:
+        warnings.append(
+            f"{counted(len(again), 'matrix was', 'matrices were')} computed again: "
+            f"{listed([f'{_name_of(record)} ({record.detail})' for record in again])}"
+        )
     failed: dict[NoScore, list[str]] = {}
     for record in result.failed:
         if record.no_score is not None:
@@ -369,6 +374,7 @@ def scan_data(result: "ScanResult", need: Needs | None, diagnostics: Mapping[str
             str(precision): sum(r.precision == precision for r in result.records)
             for precision in dict.fromkeys(r.precision for r in result.records if r.precision)
         },
+        "refined": sum(r.refined > 0 for r in result.records),
         "groups": {
             name: {
                 "count": len(group),

@@ -56,7 +56,7 @@ def work(n: int, m: int) -> float:
 
 def itemsize_of(precision: Precision) -> int:
     """Return the bytes of a number of K; AUTO counts as its first step, FP32."""
-    return 8 if precision is Precision.FP64 else 4
+    return 8 if precision in (Precision.MIXED, Precision.FP64) else 4
 
 
 def gram_nbytes(n: int, m: int, itemsize: int) -> int:

@@ -63,7 +63,7 @@ class Computed:
         device: where it was computed.
         not_finite: the number of NaN and infinite weights, if they are the reason.
         compute_s: seconds; those of a batch are shared equally.
-        detail: the problem of the scales, if it is the reason.
+        detail: the problem of the scales, if it is the reason; or the reason why it was computed again.
     """
 
     spectrum: Spectrum | NoScore
@@ -93,6 +93,8 @@ def compute_batch(
     """
     started = time.perf_counter()
     steps = precision.steps
+    if precision is Precision.AUTO and device.torch_device.type == "cuda" and not device.has_fast_float64:
+        steps = (steps[0], Precision.MIXED, *steps[1:])
     if limit_nbytes is not None:
         steps = tuple(step for step in steps if step is steps[0] or _nbytes(ws[0], step) <= limit_nbytes)
     results: list[Computed | None] = [None] * len(ws)
@@ -102,7 +104,8 @@ def compute_batch(
             earlier = results[i]
             # An inexact score is better than none.
             if earlier is None or earlier.score is None or found.score is not None:
-                results[i] = found
+                kept = earlier.detail if earlier is not None else ""
+                results[i] = replace(found, detail="; ".join(filter(None, (kept, found.detail))))
     seconds = (time.perf_counter() - started) / len(ws)
     return [
         replace(
@@ -144,7 +147,15 @@ def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, c
         n, m = ws[0].shape
         at_once = device.limit(n, m, costs.itemsize_of(precision))
     parts = [ws[i : i + at_once] for i in range(0, len(ws), at_once)]
-    return [found for part in parts for found in _compute_in_memory(part, precision, device, compute)]
+    found = [computed for part in parts for computed in _compute_in_memory(part, precision, device, compute)]
+    if not device.is_cpu:
+        # The device or its driver is at fault, and not the precision.
+        for i, w in enumerate(ws):
+            if found[i].spectrum is NoScore.FAILED_CHECK:
+                with _turn_on_cpu(device):
+                    (again,) = _compute_in_memory([w], precision, CPU, compute)
+                found[i] = replace(again, detail="; ".join(filter(None, (found[i].detail, again.detail))))
+    return found
 
 
 def _turn_on_cpu(device: Device) -> contextlib.AbstractContextManager[object]:
@@ -185,6 +196,7 @@ def _try_in_memory(
                 if isinstance(spectrum, NoScore)
                 else score(spectrum.values, *w.shape, errors=spectrum.errors, drift=spectrum.drift),
                 device=str(where),
+                detail=f"{precision} on {where} failed the check" if spectrum is NoScore.FAILED_CHECK else "",
             )
             for w, spectrum in zip(ws, compute(ws, precision, where), strict=True)
         ]

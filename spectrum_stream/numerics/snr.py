@@ -15,11 +15,17 @@ import math
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 
 import numpy as np
 
 # A score with an estimated relative error above this is computed with the next precision, or reported as inexact.
 TOLERANCE = 1e-5
+# The share of the tolerance that is left for the values that `find_deciding_values` finds, the number of them that is
+# worth it, and the numbers of the smallest values that are tried.
+_SPARE = 0.25
+_MAX_DECIDING = 32
+_SMALLEST = (0, 4, 12)
 # The interquartile range of a normal distribution, in standard deviations, as Spectrum rounds it.
 _IQR = 1.349
 
@@ -118,8 +124,7 @@ def score(
         # In units of S[0], because the sum of valid numbers may overflow.
         signal, noise = (float((s[part] / s[0]).sum()) for part in (is_signal, ~is_signal))
         snr = min(signal / noise / float(s[0]), sys.float_info.max) if noise else signal
-        tau_error = _find_tau_error(exact if errors is None else errors, beta)
-        error = _find_error(s, exact if errors is None else errors, exact if drift is None else drift, tau, tau_error)
+        error = _find_error(s, exact if errors is None else errors, exact if drift is None else drift, beta)
     return Score(
         snr=snr,
         error=error,
@@ -201,29 +206,85 @@ def _find_degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
     return None if s[~is_signal].any() else Degeneracy.ZERO_NOISE
 
 
-def _find_tau_error(errors: np.ndarray, beta: float) -> float:
-    # The values are in descending order, so the upper quartile is at a quarter of them.
-    count = len(errors)
-    return float(errors[count // 4] + errors[count * 3 // 4]) / _IQR * (1 + math.sqrt(beta))
+def find_deciding_values(
+    singular_values: np.ndarray, n: int, m: int, *, errors: np.ndarray, drift: np.ndarray
+) -> list[int]:
+    """Find the few singular values that make the score of an n x m matrix inexact.
+
+    They are the neighbors of the quantiles and the values that may be on the other side of tau, if there are any of
+    these; S[0], if its own error is large; and the smallest values, if their errors are. With these exact, the score
+    is within the tolerance.
+
+    Args:
+        singular_values, errors, drift: as for `score`.
+
+    Returns:
+        Their positions, ascending. [] if there are none, too many, or if the score would remain inexact.
+    """
+    s, count = singular_values, len(singular_values)
+    if count < 2 or s[0] <= 0:
+        return []
+    # In units of S[0], because the squares of valid numbers may overflow.
+    s, errors, drift = (x / s[0] for x in (s, errors, drift))
+    tau, tau_error = _find_tau(s, errors, drift, min(n, m) / max(n, m))
+    doubtful = _find_doubtful(s, errors, drift, tau, tau_error)
+    chosen = set(doubtful.tolist())
+    if chosen:
+        positions = [(count - 1) * share for share in (0.25, 0.75)]
+        chosen |= {f(position) for position in positions for f in (math.floor, math.ceil)}
+    for smallest, largest in product(_SMALLEST, (0, 1)):
+        exact = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
+        rest, shared = errors.copy(), drift.copy()
+        rest[exact] = shared[exact] = 0.0
+        sums = sum(_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau))
+        if sums + float(rest[0]) <= TOLERANCE * (1 - _SPARE):
+            return exact if len(exact) <= _MAX_DECIDING else []
+    return []
 
 
-def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> float:
+def _find_tau(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> tuple[float, float]:
+    """Return tau and its error, without the drift that it shares with the values next to it."""
+    q75, q25 = (float(q) for q in np.quantile(s, [0.75, 0.25]))
+    slope = (1 + math.sqrt(beta)) / _IQR
+    # The values are in descending order, so the upper quartile is at a quarter of them. A quantile between two values
+    # has at most the error of the less exact one.
+    edges = [(len(s) - 1) * share for share in (0.25, 0.75)]
+    own = [max(errors[math.floor(x)], errors[math.ceil(x)]) for x in edges]
+    shared = [max(drift[math.floor(x)], drift[math.ceil(x)]) for x in edges]
+    # The errors of both quantiles are independent, except for the drift.
+    independent = math.hypot(*(float(a - b) for a, b in zip(own, shared, strict=True)))
+    return slope * (q75 - q25), slope * (independent + float(sum(shared)))
+
+
+def _find_doubtful(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: float, tau_error: float) -> np.ndarray:
+    """Return the positions of the values that may be on the other side of tau."""
+    window = np.hypot(errors - drift, tau_error) + drift
+    return np.flatnonzero(np.abs(s - tau) < window)
+
+
+def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtful: float = 0.0) -> float:
+    """Return the relative error of a sum of values.
+
+    It adds up the drift of its terms and averages the rest.
+
+    Args:
+        doubtful: the sum of the values that it may gain or lose.
+    """
+    total = float(s.sum())
+    absolute = float(drift.sum() + np.sqrt(np.square(errors).sum())) + doubtful
+    # A sum of zeros can be wrong by any factor if the zeros are inexact.
+    return absolute / total if total else math.inf if absolute else 0.0
+
+
+def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> float:
     """Return the relative error of the score to first order.
 
-    It is the sum of the errors of the two sums and of S[0].
-
-    A sum adds up the drift of its terms and averages the rest. A value that may be on the other side of tau moves the
+    It is the sum of the errors of the two sums and of S[0]. A value that may be on the other side of tau moves the
     score by a step, so it counts whole: it may leave one sum and enter the other.
     """
     # In units of S[0], because the squares of valid numbers may overflow.
-    s, errors, drift, tau, tau_error = (x / s[0] for x in (s, errors, drift, tau, tau_error))
-    # Twice the estimates: they describe the typical error, and one in many values has a larger one.
-    doubtful = float(s[np.abs(s - tau) < 2 * (errors + tau_error)].sum())
-
-    def sum_error(part: np.ndarray) -> float:
-        total = float(s[part].sum())
-        absolute = float(drift[part].sum() + np.sqrt(np.square(errors[part]).sum())) + doubtful
-        # A sum of zeros can be wrong by any factor if the zeros are inexact.
-        return absolute / total if total else math.inf if absolute else 0.0
-
-    return sum_error(s > tau) + sum_error(s <= tau) + float(errors[0])
+    s, errors, drift = (x / s[0] for x in (s, errors, drift))
+    tau, tau_error = _find_tau(s, errors, drift, beta)
+    doubtful = float(s[_find_doubtful(s, errors, drift, tau, tau_error)].sum())
+    parts = (s > tau, s <= tau)
+    return sum(_find_sum_error(s[part], errors[part], drift[part], doubtful) for part in parts) + float(errors[0])

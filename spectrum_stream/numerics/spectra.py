@@ -1,30 +1,28 @@
-"""Singular values of matrices, with error estimates, in three precisions.
+"""Singular values of matrices, with error estimates, in four precisions.
 
 For an n x m matrix W with n <= m (the other case is its transpose, which has the same singular values):
 
     K = W Wᵀ,  singular values = sqrt(eigenvalues of K)
 
-K is n x n and is summed over blocks of columns, each upcast as it is read, so no float32 copy of W ever
-exists. K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and they run as products.
+K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and they run as products. Small singular
+values lose accuracy: an error d of an eigenvalue of K makes a singular value s wrong by d / 2s. This is negligible in
+the bulk of an ordinary matrix, but large if sigma_1 is thousands of times the bulk. So every singular value has an
+estimate of its error, from measured roundings (`gram`, `eigenvalues`), and there are four precisions:
 
-Small singular values lose accuracy. The error d of an eigenvalue of K is proportional to the rounding unit u and the
-largest eigenvalue, and makes a singular value s wrong by d / 2s. This is negligible in the bulk of an ordinary
-matrix, but large if sigma_1 is thousands of times the bulk. So every singular value has an estimate of its error, and
-there are three precisions, each slower and more exact than the one before:
+    fp32    K and its eigenvalues in float32. If a few values make the score inexact, these are refined (`refine`)
+    mixed   K in float64 from float32 products of 256 columns, and its eigenvalues in float64
+    fp64    K and its eigenvalues in float64; products of bfloat16 and float16 numbers are exact in both
+    svd     Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by u * sigma_1 at most
 
-    fp32   K and its eigenvalues in float32
-    fp64   the same in float64; products of bfloat16 and float16 numbers are exact in both
-    svd    Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by u * sigma_1 at most
+Singular values that fail the check against the sums of their squares are not used.
 
 Matrices of one shape and dtype are computed as a batch, on any device; on a CPU a batch of more than one gains
-nothing. On CUDA the products of 16-bit matrices run on tensor cores with a float32 result, and the next block is
-copied while the last one is multiplied.
+nothing.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,17 +32,17 @@ from ..model.no_score import NoScore
 from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .device import CPU, Device
+from .eigenvalues import Eigenvalues, estimate_errors, measure_routine
+from .gram import Gram, gram
 from .precision import Precision
+from .refine import refine
+from .snr import find_deciding_values
 
-# The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
-# them gain little. Below the second number the whole product takes no longer than its bands (measured with MKL).
-_BANDS = 8
-_BANDS_FROM = 128
-_SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-# The dtype, its rounding unit, and the trace of K below which small eigenvalues underflow.
-_ARITHMETIC = {
-    Precision.FP32: (torch.float32, 2.0**-24, 2.0**-80),
-    Precision.FP64: (torch.float64, 2.0**-53, 2.0**-900),
+# The rounding unit of the eigenvalues, and the trace of K below which small eigenvalues underflow.
+_UNITS = {
+    Precision.FP32: (2.0**-24, 2.0**-80),
+    Precision.MIXED: (2.0**-53, 2.0**-80),
+    Precision.FP64: (2.0**-53, 2.0**-900),
 }
 
 
@@ -57,12 +55,14 @@ class Spectrum:
         errors: float64, of the same shape: the estimated absolute error of each value.
         drift: float64, of the same shape: the part of the error that neighbors share. A sum does not average it out.
         precision: the precision that they were computed with.
+        refined: the number of values that were refined.
     """
 
     values: np.ndarray
     errors: np.ndarray
     drift: np.ndarray
     precision: Precision
+    refined: int = 0
 
 
 @contextlib.contextmanager
@@ -94,11 +94,12 @@ def singular_values(ws: Sequence[Weights], precision: Precision, device: Device 
 
     Args:
         ws: (n, m) matrices of one shape and floating dtype, on the CPU; upcast block by block.
-        precision: FP32, FP64 or SVD; see the docstring of this module. SVD always runs on the CPU.
+        precision: FP32, MIXED, FP64 or SVD; see the docstring of this module. SVD always runs on the CPU.
         device: where to compute.
 
     Returns:
-        For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED.
+        For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED,
+        FAILED_CHECK.
 
     Raises:
         torch.OutOfMemoryError: on a device. A smaller batch may fit.
@@ -107,48 +108,62 @@ def singular_values(ws: Sequence[Weights], precision: Precision, device: Device 
         ws = [w.T for w in ws]
     if precision is Precision.SVD:
         return [_by_svd(w) for w in ws]
-    dtype, unit, smallest = _ARITHMETIC[precision]
-    k = gram(ws, dtype, device)
-    traces = k.diagonal(dim1=1, dim2=2).sum(1).tolist()
+    products = gram(ws, precision, device)
     # NaN and Inf in W reach the diagonal of K, where they cannot cancel, and fail this comparison.
-    usable = [i for i, trace in enumerate(traces) if smallest < trace < torch.inf]
+    usable = [i for i, trace in enumerate(products.traces) if _UNITS[precision][1] < trace < np.inf]
     results: list[Spectrum | NoScore] = [NoScore.OUT_OF_RANGE] * len(ws)
-    for i, trace in enumerate(traces):
+    for i, trace in enumerate(products.traces):
         if trace == 0 and not ws[i].any():
-            zeros = np.zeros(k.shape[1])
+            zeros = np.zeros(ws[i].shape[0])
             results[i] = Spectrum(zeros, zeros, zeros, precision)
     if usable:
-        eigenvalues = device.eigvalsh(k if len(usable) == len(ws) else k[usable])
-        for i, row in zip(usable, eigenvalues.flip(1).clamp_min(0).double().cpu().numpy(), strict=True):
-            # The row of a matrix for which the routine fails is NaN.
-            is_found = bool(np.isfinite(row).all())
-            results[i] = Spectrum(*_from_gram(row, unit), precision) if is_found else NoScore.NOT_CONVERGED
+        eigenvalues = device.eigvalsh(products.k if len(usable) == len(ws) else products.k[usable])
+        for i, row in zip(usable, eigenvalues.flip(1).double().cpu().numpy(), strict=True):
+            results[i] = _find_spectrum(products, i, row, ws[i].shape[1], precision, device)
     return results
 
 
-def gram(ws: Sequence[Weights], dtype: torch.dtype, device: Device) -> torch.Tensor:
-    """Compute K = W Wᵀ of each W (n, m), accumulated in `dtype`.
+def _find_spectrum(
+    products: Gram, i: int, row: np.ndarray, m: int, precision: Precision, device: Device
+) -> Spectrum | NoScore:
+    """Check the eigenvalues of a K, and refine them if this makes the score exact enough."""
+    # The row of a matrix for which the routine fails is NaN.
+    if not np.isfinite(row).all():
+        return NoScore.NOT_CONVERGED
+    found = estimate_errors(
+        row,
+        float(products.traces[i]),
+        float(products.squares[i]),
+        _UNITS[precision][0],
+        products.roundings[i],
+        measure_routine(device),
+    )
+    if not found.are_right:
+        return NoScore.FAILED_CHECK
+    spectrum = _take_roots(found, precision)
+    if precision is not Precision.FP32:
+        return spectrum
+    deciding = find_deciding_values(spectrum.values, len(row), m, errors=spectrum.errors, drift=spectrum.drift)
+    if not deciding:
+        return spectrum
+    k = products.k[i]
+    # Metal has no float64.
+    refined = refine(k.cpu() if device.torch_device.type == "mps" else k, found, deciding)
+    return spectrum if refined is None else _take_roots(refined, precision)
 
-    Returns:
-        (batch, n, n) on the device. Only the lower triangles are valid.
-    """
-    n = ws[0].shape[0]
-    k = torch.zeros(len(ws), n, n, dtype=dtype, device=device.torch_device)
-    bands = _BANDS if n >= _BANDS_FROM else 1
-    edges = [n * i // bands for i in range(bands + 1)]
-    on_tensor_cores = device.torch_device.type == "cuda" and dtype is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
-    for part, block in device.blocks(ws, None if on_tensor_cores else dtype):
-        for top, bottom in pairwise(edges):
-            rows, columns = block[:, top:bottom], block[:, :bottom].mT
-            target = k[part, top:bottom, :bottom]
-            if on_tensor_cores:
-                # Without out_dtype the product of 16-bit factors would be rounded to 16 bits.
-                target += torch.bmm(rows, columns, out_dtype=torch.float32)
-            elif len(block) == 1:
-                target[0].addmm_(rows[0], columns[0])
-            else:
-                target.baddbmm_(rows, columns)
-    return k
+
+def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
+    """Return the singular values, which are wrong by sqrt(l + d) - sqrt(l) if the eigenvalue l is wrong by d."""
+    s = np.sqrt(found.values)
+    # The roots of values around zero are all too large, because none is negative.
+    drift = np.where(found.values <= found.errors, found.errors, found.drift)
+    return Spectrum(s, _root_errors(s, found.errors), _root_errors(s, drift), precision, found.refined)
+
+
+def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
+    # sqrt(s² + d) - s, without the cancellation. Zeros without an error have none.
+    errors: np.ndarray = np.divide(d, s + np.sqrt(np.square(s) + d), out=np.zeros_like(s), where=d > 0)
+    return errors
 
 
 def count_not_finite(w: Weights) -> int:
@@ -157,36 +172,10 @@ def count_not_finite(w: Weights) -> int:
     return sum(int((~torch.isfinite(w[i : i + rows])).sum()) for i in range(0, w.shape[0], rows))
 
 
-def _from_gram(eigenvalues: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return singular values, their errors and their drift.
-
-    The error d of an eigenvalue l was measured against float64, on bfloat16 matrices with sides of 256 to
-    4096 and flat, spiked, mean-shifted and power-law spectra. It has two parts, in units of u:
-
-        4 l_bulk + 8 l_1 / n    shared by all values: rounding of the products, and of the reduction of K
-        5 l + 0.1 n l_bulk      different from value to value: the tridiagonal iteration
-
-    Here l_bulk is the upper quartile, the term 0.1 n l_bulk is at most 0.1 n l, and there is a margin for small n.
-    A singular value is then wrong by sqrt(l + d) - sqrt(l), which is d / 2s, and sqrt(d) where s vanishes. On those
-    matrices the error of the score was 0.02 to 0.8 of the estimate that follows from this.
-
-    Args:
-        eigenvalues: of K, descending, float64.
-        unit: the rounding unit u.
-    """
-    n = len(eigenvalues)
-    bulk = eigenvalues[n // 4]
-    s = np.sqrt(eigenvalues)
-    shared = np.full(n, unit * (4 * bulk + 8 / n * (1 + 128 / n) * eigenvalues[0]))
-    wandering = unit * np.minimum(5 * eigenvalues + 0.1 * n * bulk, (5 + 0.1 * n) * eigenvalues)
-
-    return s, _root_errors(s, shared + wandering), _root_errors(s, shared)
-
-
-def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # sqrt(s² + d) - s, without the cancellation.
-    errors: np.ndarray = d / (s + np.sqrt(np.square(s) + d))
-    return errors
+def _find_norm(x: torch.Tensor) -> float:
+    """Return the square root of the sum of squares, which may themselves overflow."""
+    peak = float(x.abs().max())
+    return peak * float(torch.linalg.vector_norm(x / peak)) if 0 < peak < np.inf else peak
 
 
 def _by_svd(w: Weights) -> Spectrum | NoScore:
@@ -194,8 +183,11 @@ def _by_svd(w: Weights) -> Spectrum | NoScore:
     # R of the QR of Wᵀ has the singular values of W. Built block by block, it does not need Wᵀ in memory.
     rows = max(n, BLOCK_COLUMNS)
     r = torch.empty(0, n, dtype=torch.float64)
+    norm = 0.0
     for column in range(0, m, rows):
-        r = torch.linalg.qr(torch.cat([r, w[:, column : column + rows].T]), mode="r").R
+        block = w[:, column : column + rows].T.double()
+        norm = float(np.hypot(norm, _find_norm(block)))
+        r = torch.linalg.qr(torch.cat([r, block]), mode="r").R
     if not torch.isfinite(r).all():
         return NoScore.OUT_OF_RANGE
     try:
@@ -204,6 +196,8 @@ def _by_svd(w: Weights) -> Spectrum | NoScore:
         return NoScore.NOT_CONVERGED
     # The rule of numpy.linalg.matrix_rank: a value below this is rounding, and the true one may be zero.
     rounding = np.finfo(np.float64).eps * max(n, m) * values[0]
+    if abs(_find_norm(torch.from_numpy(values)) - norm) > np.sqrt(n) * rounding:
+        return NoScore.FAILED_CHECK
     values = np.where(values > rounding, values, 0.0)
     errors = np.where(values > 0, rounding, 0.0)
     return Spectrum(values, errors, errors, Precision.SVD)

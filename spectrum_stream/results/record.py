@@ -46,8 +46,10 @@ class Record:
         parameter: the name of the parameter in the trainer, which can hold all experts of a layer.
         quantized: the format of its weights if they were quantized. The score then includes the quantization noise.
         n, m, dtype: its shape and stored dtype.
-        no_score, detail: the reason why there is no score, and a clause about it; None and "" with a score.
+        no_score, detail: the reason why there is no score, and a clause about it. With a score, None, and the reason
+            why it was computed again, "" in most cases.
         precision, device: the precision of its singular values, None without them, and the device that computed them.
+        refined: the number of singular values that were refined.
         score: None if there is none.
         singular_values: float32, (min(n, m),), descending; empty where there is no score or they were not read.
         compute_s: seconds from the first byte to the score.
@@ -67,6 +69,7 @@ class Record:
     score: Score | None
     singular_values: np.ndarray
     compute_s: float
+    refined: int = 0
     quantized: str | None = None
 
     @property
@@ -103,6 +106,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "no_score": (str, NoneType),
     "detail": (str,),
     "precision": (str, NoneType),
+    "refined": (int,),
     "device": (str,),
     "compute_s": _NUMBER,
 }
@@ -114,7 +118,7 @@ _SCORE_TYPES: Mapping[str, tuple[type, ...]] = {
 # The spectrum is last, so that SQLite reads the other columns without its pages.
 COLUMNS = (*_TYPES, *_SCORE_TYPES, _LAST)
 # Raise it with any change of the columns or of the identity.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 TABLES = (
     f"CREATE TABLE matrices ({', '.join(COLUMNS)}, PRIMARY KEY (module))",
@@ -492,6 +496,7 @@ def _check_ranges(record: Record, spectrum_nbytes: object) -> None:
         and 0 < m <= _MAX_SIDE
         and (found is None) == (record.precision is None) == (record.no_score is not None)
         and spectrum_nbytes == (0 if found is None else 4 * min(n, m))
+        and 0 <= record.refined <= min(n, m)
         and 0 <= record.compute_s < math.inf
         and max(map(len, names)) <= _MAX_NAME_LENGTH
         and len(words) <= _MAX_WORD_LENGTH

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.device import CPU, Device
+from spectrum_stream.numerics.gram import gram
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
-from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, gram, singular_values
+from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, singular_values
 
 from ..support.checkpoints import reference_score
 
@@ -190,7 +191,7 @@ def test_compute_batch_squares_that_overflow_float64() -> None:
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
 def test_gram_lower_triangle_is_complete(n: int) -> None:
     w = gaussian(n, 2 * 2048 + 3)
-    lower = torch.tril(gram([w], torch.float64, CPU)[0])
+    lower = torch.tril(gram([w], Precision.FP64, CPU).k[0])
     torch.testing.assert_close(lower, torch.tril(w @ w.T))
 
 

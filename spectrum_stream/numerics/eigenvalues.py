@@ -1,0 +1,208 @@
+"""The eigenvalues of K, checked, with their errors.
+
+**The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
+norm. Eigenvalues that differ from these by more than all their estimated errors together are wrong, and are not used.
+A faulty driver is found by this, and so is a single wrong eigenvalue if it is wrong by more than that sum.
+
+**The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
+machine. E is the error of K, with the Frobenius norm |E|, the slope b over the entries and the shift d of the
+diagonal, all measured (`gram.Rounding`); t is the trace of K:
+
+    E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
+    of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,
+    which is measured on the diagonal before it is replaced. It moves l above the mean by up to g (l - t / n). The p
+    zeros, below N = 2 |E| / √n, move by the norm of a p x p block of E (Wigner's semicircle law) and by second order.
+
+        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N)
+
+    The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
+    large value. The largest errors give two numbers in units u: a, relative to the root mean square q of all
+    eigenvalues, from eigenvalues far below it; and c, relative to l, from the rest of the others. c grows with the
+    square root of n, as the sum of as many independent roundings does. Among the sixteenths of the largest and of the
+    smallest values, where the iteration starts and ends, it is measured apart and grows with n. a grows with the
+    largest value over the median, R, by a power that follows from the last matrices.
+
+        u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
+
+    A negative eigenvalue, which W Wᵀ does not have, adds to all errors.
+
+A part of the error is shared by all values, and a sum does not average it out. It is |b| l + |d| t / n, and the share
+of the routine's error that shows in the sum of the eigenvalues.
+"""
+
+import functools
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .device import Device
+from .gram import Rounding
+
+# The side of the matrices on which the routine is measured, and the largest value of some of them over the bulk.
+_KNOWN_SIDE = 256
+_RATIOS = (1e3, 1e3, 1e6, 1e6)
+# The share of the values at either end, and the distance from the mean of those that are far below it.
+_EDGE = 16
+_FAR = 32
+# The largest error of a matrix differs from matrix to matrix, by more for small eigenvalues than for large ones.
+_MARGIN = 1.5
+_MARGIN_OF_SMALL = 3.0
+# Three standard deviations.
+_DEVIATIONS = 3
+_PROBING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutineError:
+    """The largest errors of an eigenvalue routine at 256 rows, in units of the rounding unit.
+
+    Attributes:
+        top, inner, bottom: relative to the eigenvalue: the first sixteenth, those in between, the last sixteenth.
+        absolute: relative to the root mean square of all eigenvalues.
+        ratio: the largest eigenvalue over the median for which `absolute` holds.
+        power: it grows with this power of a larger ratio.
+    """
+
+    top: float
+    inner: float
+    bottom: float
+    absolute: float
+    ratio: float
+    power: float
+
+    def estimate(self, values: np.ndarray) -> np.ndarray:
+        """Return the errors of eigenvalues, (n,), descending, in units of the rounding unit."""
+        n, edge = len(values), _count_edge(len(values))
+        growth = max(1.0, n / _KNOWN_SIDE)
+        relative = np.full(n, math.sqrt(growth) * self.inner)
+        relative[:edge] = growth * self.top
+        relative[n - edge :] = np.maximum(relative[n - edge :], growth * self.bottom)
+        largest = float(values[0])
+        if not largest:
+            return relative
+        spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
+        # The squares of valid numbers may overflow.
+        mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
+        result: np.ndarray = relative * values + self.absolute * spread * mean_square
+        return result
+
+
+def _find_ratio(values: np.ndarray) -> float:
+    """Return the largest eigenvalue over the median, which counts as the rounding unit if it is zero."""
+    return float(values[0] / max(values[len(values) // 2], 2.0**-53 * values[0]))
+
+
+def _count_edge(n: int) -> int:
+    return max(1, n // _EDGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eigenvalues:
+    """The eigenvalues of one K, with estimates of their errors.
+
+    Attributes:
+        values: float64, (n,), descending, not negative.
+        errors: float64, (n,): the estimated absolute errors.
+        drift: float64, (n,): the part of the errors that all values share.
+        of_products: float64, (n,): the errors of K alone.
+        shared: float64, (n,): the drift of K alone.
+        are_right: whether they pass the check.
+        refined: the number of values that were refined.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    drift: np.ndarray
+    of_products: np.ndarray
+    shared: np.ndarray
+    are_right: bool
+    refined: int = 0
+
+
+def estimate_errors(
+    values: np.ndarray, trace: float, square: float, unit: float, rounding: Rounding, routine: RoutineError
+) -> Eigenvalues:
+    """Estimate the errors of eigenvalues, and check them.
+
+    Args:
+        values: float64, (n,), descending, as the routine returns them.
+        trace, square: of K, the sum of the eigenvalues and of their squares.
+        unit: the rounding unit of the routine.
+    """
+    n = len(values)
+    mean = trace / n
+    found = np.maximum(values, 0.0)
+    norm = rounding.noise * trace
+    # Rows that point into one direction have products of one sign.
+    aligned = rounding.aligned * np.maximum(found - mean, 0.0)
+    entry = norm / n
+    is_above = found > 2 * entry * math.sqrt(n)
+    second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
+    shared = abs(rounding.bias) * found + abs(rounding.shift) * mean
+    # The diagonal is rounded when it is stored.
+    of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
+    # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
+    negative = max(0.0, -float(values[-1]))
+    of_routine = unit * routine.estimate(found) + negative
+    # The roundings of both sums, which are in float64.
+    slack = n * 2.0**-52
+    missing = abs(values.sum() - trace), abs(np.square(values).sum() - square)
+    allowed = of_routine.sum() + slack * trace, 2 * (found * of_routine).sum() + slack * square
+    are_right = bool(missing[0] <= allowed[0] and missing[1] <= allowed[1] and np.all(values[:-1] >= values[1:]))
+    share = min(1.0, max(missing[0] / allowed[0], missing[1] / allowed[1])) if trace else 0.0
+    errors = of_products + of_routine + missing[0] / n
+    return Eigenvalues(
+        values=found,
+        errors=errors,
+        drift=shared + share * of_routine + missing[0] / n,
+        of_products=of_products,
+        shared=shared,
+        are_right=are_right,
+    )
+
+
+def measure_routine(device: Device) -> RoutineError:
+    """Measure the error of the eigenvalue routine of a device in float32; the first call does it.
+
+    The routine for float64 takes the same steps, so its errors are as many of its own units.
+    """
+    with _PROBING:
+        return _measure_routine(device)
+
+
+@functools.cache
+def _measure_routine(device: Device) -> RoutineError:
+    n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
+    generator = torch.Generator().manual_seed(n)
+    square, wide = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in (n, 3 * n))
+    ks = [square @ square.T / n, wide @ wide.T / n]
+    q = torch.linalg.qr(square).Q
+    for i, ratio in enumerate(_RATIOS):
+        bulk = torch.linspace(1, 2, n, dtype=torch.float64)
+        bulk[i] = ratio
+        ks.append(q * bulk @ q.T)
+    k = torch.stack([(one + one.T) / 2 for one in ks]).float()
+    exact = torch.linalg.eigvalsh(k.double()).flip(1).numpy()
+    found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
+    units = np.abs(found - exact) / 2.0**-24
+    mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
+    is_far = exact < mean_squares / _FAR
+    far = np.where(is_far, units / mean_squares, 0.0).max(1)
+    absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
+    powers = [
+        math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)
+        for values, found in zip(exact[2:], far[2:], strict=True)
+    ]
+    # The relative errors of ordinary matrices.
+    relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]
+    return RoutineError(
+        top=_MARGIN * float(relative[:, :edge].max()),
+        inner=_MARGIN * float(relative[:, edge:-edge].max()),
+        bottom=_MARGIN_OF_SMALL * float(relative[:, -edge:].max()),
+        absolute=absolute,
+        ratio=ratio,
+        power=max(0.0, *powers),
+    )

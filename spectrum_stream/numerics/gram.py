@@ -1,0 +1,280 @@
+"""K = W Wᵀ and its rounding, measured against float64 on this machine.
+
+W is n x m with n <= m. K is summed over blocks of columns, each upcast as it is read, so no float32 copy of W exists.
+
+    float32, float64   the dtype of products and sums
+    mixed              products in float32 of 256 columns, added in float64, where float64 products are slow
+
+**Matrix units.** Products of bfloat16 and float16 numbers are exact in float32, so rounding happens in sums only.
+On CUDA, tensor cores take 16-bit factors and return float32. On a CPU, torch has bfloat16 products (AMX, AVX512-BF16,
+and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them faster and at least as exact.
+
+**The diagonal** of K is a sum of squares. All its terms are positive, so its rounding has a bias: on a processor with
+AVX2, it was 5 units in the last place too small at m = 576 and more. This would move all eigenvalues. So the diagonal
+is summed apart, by the pairwise sums of torch.
+
+**The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and the
+same columns are compared with those in float64. This costs 64 * 64 * m multiplications.
+"""
+
+import contextlib
+import functools
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from .dequantize import Weights
+from .device import Device
+from .precision import Precision
+
+# The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
+# them gain little. Below the second number the whole product takes no longer than its bands (measured with MKL).
+_BANDS = 8
+_BANDS_FROM = 128
+# The columns of a partial sum that is added in float64.
+_PARTIAL_COLUMNS = 256
+_SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+# K is compared with float64 in this many runs of adjacent rows. They spread over the bands, and adjacent rows of a
+# transposed matrix share cache lines.
+_RUNS = 8
+_RUN_ROWS = 8
+# Rows whose squares are summed at a time. They stay in the cache.
+_SQUARED_ROWS = 64
+# The probe of bfloat16 products: the shape of W, and the speed from which they are used.
+_PROBE_SHAPE = (512, 2048)
+_PROBE_RUNS = 3
+_FASTER = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """The measured rounding of a K, in relative numbers.
+
+    Attributes:
+        noise: the root mean square of the errors E_ij / (|w_i| |w_j|) off the diagonal.
+        bias: the slope of the errors over the entries, <E, K> / <K, K>, off the diagonal.
+        shift: the mean error of the diagonal.
+        aligned: the error of sums of terms of one sign: that of the diagonal by products, relative to its norm.
+    """
+
+    noise: float
+    bias: float
+    shift: float
+    aligned: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """A batch of K = W Wᵀ.
+
+    Attributes:
+        k: (batch, n, n) on the device, finite or not. Only the lower triangles are valid.
+        traces: float64, (batch,): the sums of the diagonals.
+        squares: float64, (batch,): the squared Frobenius norms.
+        roundings: one for each K.
+    """
+
+    k: torch.Tensor
+    traces: np.ndarray
+    squares: np.ndarray
+    roundings: list[Rounding]
+
+
+def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
+    """Compute K = W Wᵀ of each W (n, m), n <= m, and measure its rounding.
+
+    Args:
+        ws: matrices of one shape and dtype, on the CPU.
+        precision: FP32, MIXED or FP64.
+    """
+    n = ws[0].shape[0]
+    dtype = torch.float32 if precision is Precision.FP32 else torch.float64
+    factor = torch.float64 if precision is Precision.FP64 else torch.float32
+    k = torch.zeros(len(ws), n, n, dtype=dtype, device=device.torch_device)
+    diagonal = torch.zeros(len(ws), n, dtype=torch.float32 if device.torch_device.type == "mps" else torch.float64)
+    diagonal = diagonal.to(device.torch_device)
+    on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
+    with _multiplying(ws[0].dtype, device):
+        for part, block in device.blocks(ws, None if on_tensor_cores else factor):
+            diagonal[part] += _sum_squares(block)
+            for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
+                _add_product(k[part], piece)
+    products = k.diagonal(dim1=1, dim2=2)
+    # In units of the norm, because squares of valid numbers may overflow.
+    norms = torch.linalg.vector_norm(diagonal, dim=1)
+    aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
+    products.copy_(diagonal)
+    return Gram(k, *_sum_up(k), _measure(ws, k, aligned.tolist()))
+
+
+class _ProductMode:
+    """Switches torch's bfloat16 products of float32 factors on for some threads at a time.
+
+    The switch belongs to the process, and such products of other weights than bfloat16 are wrong. So a thread that
+    needs the other mode waits until no thread multiplies.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users = 0
+        self._mode = self._before = ""
+
+    @contextlib.contextmanager
+    def hold(self, mode: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users or self._mode == mode)
+            if not self._users:
+                self._mode, self._before = mode, _switch_products(mode)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    _switch_products(self._before)
+                self._changed.notify_all()
+
+
+_MODE = _ProductMode()
+_PROBING = threading.Lock()
+
+
+def _switch_products(mode: str) -> str:
+    """Set the precision of float32 products in oneDNN; return the one before."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before: str = matmul.fp32_precision
+    matmul.fp32_precision = mode
+    return before
+
+
+def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which float32 products of weights of this dtype are exact and fast."""
+    if not device.is_cpu or not has_fast_bfloat16():
+        return contextlib.nullcontext()
+    return _MODE.hold("bf16" if dtype is torch.bfloat16 else "ieee")
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether products of bfloat16 numbers on the CPU are faster than in float32, and at least as exact.
+
+    The first call measures it. No thread multiplies before its own call returns.
+    """
+    with _PROBING:
+        return _probe_bfloat16()
+
+
+@functools.cache
+def _probe_bfloat16() -> bool:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    n, m = _PROBE_SHAPE
+    w = torch.randn(n, m, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16).float()
+    exact = w.double() @ w.double().T
+    seconds, noise = {}, {}
+    before = _switch_products("ieee")
+    try:
+        for mode in ("ieee", "bf16"):
+            _switch_products(mode)
+            seconds[mode] = min(_time_product(w) for _ in range(_PROBE_RUNS))
+            noise[mode] = float((w @ w.T - exact).tril(-1).square().mean().sqrt())
+    finally:
+        _switch_products(before)
+    return _FASTER * seconds["bf16"] < seconds["ieee"] and noise["bf16"] <= noise["ieee"]
+
+
+def _time_product(w: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.mm(w, w.T)
+    return time.perf_counter() - started
+
+
+def pairs_of_edges(n: int) -> list[tuple[int, int]]:
+    """Return the first and last row of each band of an n x n matrix."""
+    bands = _BANDS if n >= _BANDS_FROM else 1
+    return list(pairwise(n * i // bands for i in range(bands + 1)))
+
+
+def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
+    """Add the lower triangle of block @ blockᵀ to K, (batch, n, n)."""
+    for top, bottom in pairs_of_edges(k.shape[1]):
+        rows, columns = block[:, top:bottom], block[:, :bottom].mT
+        target = k[:, top:bottom, :bottom]
+        if block.dtype in _SIXTEEN_BITS:
+            # Without out_dtype the product of 16-bit factors would be rounded to 16 bits.
+            target += torch.bmm(rows, columns, out_dtype=torch.float32)
+        elif k.dtype is not block.dtype:
+            target += torch.bmm(rows, columns)
+        elif len(block) == 1:
+            target[0].addmm_(rows[0], columns[0])
+        else:
+            target.baddbmm_(rows, columns)
+
+
+def _sum_squares(block: torch.Tensor) -> torch.Tensor:
+    """Sum the squares of each row of a block: (batch, n, columns) to (batch, n)."""
+    if block.device.type == "cuda":
+        norms: torch.Tensor = torch.linalg.vector_norm(block, dim=2, dtype=torch.float64)
+        return norms.square()
+    return torch.cat([rows.square().sum(2) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
+
+
+def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the traces and the squared Frobenius norms of symmetric matrices, from their lower triangles."""
+    # Squares of float32 numbers may overflow in float32. Metal has no float64.
+    wide = torch.float32 if k.device.type == "mps" else torch.float64
+    squares = torch.zeros(len(k), dtype=wide, device=k.device)
+    for top, bottom in pairs_of_edges(k.shape[1]):
+        for first in range(top, bottom, _SQUARED_ROWS):
+            rows = k[:, first : min(first + _SQUARED_ROWS, bottom)].to(wide)
+            # The square at the diagonal counts once, and the rest for both triangles.
+            squares += 2 * rows[:, :, :first].square().sum((1, 2))
+            lower = rows[:, :, first : first + rows.shape[1]].tril(-1)
+            squares += 2 * lower.square().sum((1, 2))
+    diagonal = k.diagonal(dim1=1, dim2=2).to(wide)
+    squares += diagonal.square().sum(1)
+    return diagonal.sum(1).double().cpu().numpy(), squares.double().cpu().numpy()
+
+
+def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -> list[Rounding]:
+    """Compare the entries of each K in a few rows and the same columns with those in float64."""
+    n = ws[0].shape[0]
+    spread = n > _RUNS * _RUN_ROWS
+    runs = [slice(n * i // _RUNS, n * i // _RUNS + _RUN_ROWS) for i in range(_RUNS)] if spread else [slice(0, n)]
+    chosen = torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(k.device)
+    # Metal has no float64.
+    found = k[:, chosen][:, :, chosen].cpu().double().numpy()
+    roundings = []
+    for w, sample, error in zip(ws, found, aligned, strict=True):
+        rows = torch.cat([w[run].double() for run in runs])
+        roundings.append(_compare(sample, (rows @ rows.T).numpy(), error))
+    return roundings
+
+
+def _compare(found: np.ndarray, exact: np.ndarray, aligned: float) -> Rounding:
+    """Compare a principal submatrix of K, of which the lower triangle is valid, with the exact one."""
+    i, j = np.tril_indices(len(exact), -1)
+    entries, diagonal = exact[i, j], exact.diagonal()
+    lengths = np.sqrt(diagonal)
+    # Weights that are not finite, or zero, have no rounding.
+    with np.errstate(all="ignore"):
+        errors = found[i, j] - entries
+        noise = np.square(errors / (lengths[i] * lengths[j]))
+        shifts = found.diagonal() / diagonal - 1
+        return Rounding(
+            noise=math.sqrt(_mean(noise)),
+            bias=_mean(errors * entries) / (_mean(np.square(entries)) or 1.0),
+            shift=_mean(shifts),
+            aligned=aligned if math.isfinite(aligned) else 0.0,
+        )
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else 0.0

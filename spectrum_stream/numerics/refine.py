@@ -1,0 +1,200 @@
+"""Refines the few eigenvalues of K that decide a score, so that not all of them are computed again in float64.
+
+A few eigenvalues decide: the neighbors of the quantiles, the largest one, and those next to tau. The eigenvalue
+routine finds them with an error of some units u of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64,
+have an error that is quadratic in that of the eigenvector v:
+
+    the largest one     Lanczos steps, with the basis orthogonalized in float64
+    others              inverse iteration: a block of vectors, multiplied several times by (K - x I)^-1, with one LU
+                        factorization in float32 for a cluster of eigenvalues around x. The Rayleigh-Ritz values of
+                        the block are the eigenvalues next to x, also where these are close to each other
+
+The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
+distance to the eigenvalues outside of the block (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
+What remains is the error of K itself, which is small and measured (`gram.Rounding`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .eigenvalues import Eigenvalues
+from .gram import pairs_of_edges
+
+# The most eigenvalues that a block covers, and its vectors beside those of the wanted ones. More of these make fewer
+# iterations enough. Corrections follow until the errors are below that of K.
+_WIDTH = 16
+_GUARDS = 8
+_ITERATIONS = 3
+_CORRECTIONS = 6
+# Lanczos steps at most: an isolated eigenvalue takes about 15, one at the edge of a dense bulk about 60.
+_MAX_STEPS = 80
+_CHECK_EVERY = 5
+# A Rayleigh quotient is exact enough with this relative error.
+_ENOUGH = 2.0**-26
+
+
+@dataclass(frozen=True, slots=True)
+class _Refined:
+    """Refined eigenvalues and the errors of their Rayleigh quotients, by position."""
+
+    values: dict[int, float]
+    errors: dict[int, float]
+
+
+def refine(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> Eigenvalues | None:
+    """Refine eigenvalues of K.
+
+    Args:
+        k: (n, n), float32, on a device with float64. Only the lower triangle is valid. It is overwritten.
+        found: its eigenvalues.
+        wanted: positions in `found`, ascending.
+
+    Returns:
+        The eigenvalues with the wanted ones refined; None if one of them is not found.
+    """
+    _symmetrize(k)
+    refined = _Refined({}, {})
+    for cluster in _split(found.values, wanted):
+        part = _refine_largest(k, found) if cluster == [0] else _refine_cluster(k, found, cluster)
+        if part is None:
+            return None
+        refined.values.update(part.values)
+        refined.errors.update(part.errors)
+    values, errors, drift = found.values.copy(), found.errors.copy(), found.drift.copy()
+    for i, value in refined.values.items():
+        values[i], errors[i], drift[i] = value, found.of_products[i] + refined.errors[i], found.shared[i]
+    for i in refined.values:
+        # Those that were not refined keep their order.
+        values[:i] = np.maximum(values[:i], values[i])
+        values[i + 1 :] = np.minimum(values[i + 1 :], values[i])
+    return replace(found, values=values, errors=errors, drift=drift, refined=len(refined.values))
+
+
+def _split(values: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
+    """Split positions into clusters that a block of vectors covers."""
+    clusters: list[list[int]] = []
+    for i in wanted:
+        if clusters and clusters[-1] != [0] and i - clusters[-1][0] < _WIDTH:
+            clusters[-1].append(i)
+        else:
+            clusters.append([i])
+    return clusters
+
+
+def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
+    n = len(k)
+    generator = torch.Generator().manual_seed(n)
+    v = torch.randn(n, generator=generator, dtype=torch.float64)
+    basis = torch.empty(_MAX_STEPS, n, dtype=torch.float64, device=k.device)
+    basis[0] = (v / v.norm()).to(k.device)
+    for step in range(1, min(_MAX_STEPS, n)):
+        new = (k @ basis[step - 1].to(k.dtype)).double()
+        for _ in range(2):
+            new -= (basis[:step] @ new) @ basis[:step]
+        norm = new.norm()
+        is_last = step == min(_MAX_STEPS, n) - 1 or not float(norm) > 0
+        if step % _CHECK_EVERY == 0 or is_last:
+            ritz, error, *_ = _find_ritz(k, basis[:step].T, found.values[1:2])
+            if error[0] <= _ENOUGH * ritz[0]:
+                is_same = abs(ritz[0] - found.values[0]) <= found.errors[0] + error[0]
+                return _Refined({0: ritz[0]}, {0: error[0]}) if is_same else None
+        if is_last:
+            return None
+        basis[step] = new / norm
+    return None
+
+
+def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> _Refined | None:
+    n, values = len(k), found.values
+    # The block covers the eigenvalues from `first` to `last`, which are the wanted ones and their neighbors.
+    count = min(n, wanted[-1] + 1 - wanted[0] + _GUARDS)
+    first = min(max(0, wanted[0] - _GUARDS // 2), n - count)
+    last = first + count
+    shift = float(values[wanted[0]] + values[wanted[-1]]) / 2
+    if len(wanted) == 1 and wanted[0] + 1 < n:
+        # Exactly at an eigenvalue, the factors would be singular.
+        shift += float(values[wanted[0] + 1] - values[wanted[0]]) / 4
+    diagonal = k.diagonal()
+    kept = diagonal.clone()
+    diagonal -= shift
+    factors, pivots, _ = torch.linalg.lu_factor_ex(k)
+    diagonal.copy_(kept)
+    x = torch.randn(n, last - first, generator=torch.Generator().manual_seed(n)).to(k.device)
+    for _ in range(_ITERATIONS):
+        x = torch.linalg.qr(torch.linalg.lu_solve(factors, pivots, x)).Q
+    outside = np.concatenate([values[max(0, first - 1) : first], values[last : last + 1]])
+    basis = x.double()
+    for _ in range(_CORRECTIONS):
+        if not bool(torch.isfinite(basis).all()):
+            return None
+        ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
+        refined = _match(found, wanted, first, ritz, errors)
+        if refined and all(refined.errors[i] <= found.of_products[i] for i in wanted):
+            return refined
+        # This is one more inverse iteration. As a correction, its rounding in float32 does not count.
+        basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()
+    return None
+
+
+def _find_ritz(
+    k: torch.Tensor, x: torch.Tensor, outside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
+    """Find the Rayleigh-Ritz values of K in the span of X.
+
+    Args:
+        x: (n, p), float64, with orthonormal columns.
+        outside: the eigenvalues next to those in the span.
+
+    Returns:
+        The values, descending, and their errors, (p,); their vectors, and the residuals of these, (n, p).
+    """
+    kx = torch.cat([k[a:b].double() @ x for a, b in pairs_of_edges(len(k))])
+    small = x.T @ kx
+    ritz, rotation = (y.flip(-1) for y in torch.linalg.eigh((small + small.T) / 2))
+    vectors = x @ rotation
+    residuals = kx @ rotation - vectors * ritz
+    # Rounding can make a zero negative.
+    theta, r = ritz.clamp_min(0).cpu().numpy(), residuals.norm(dim=0).cpu().numpy()
+    if len(outside):
+        gaps = np.abs(theta[:, None] - outside[None]).min(1)
+        r = np.divide(r, gaps, out=np.ones_like(r), where=gaps > r) * r
+    return theta, r, vectors, residuals
+
+
+def _match(
+    found: Eigenvalues, wanted: Sequence[int], first: int, ritz: np.ndarray, errors: np.ndarray
+) -> _Refined | None:
+    """Match the values of a block with the positions of eigenvalues.
+
+    The block may have missed one at its ends, or have one more; but not at an end of the spectrum, because it has
+    those that are nearest to its shift. The wanted ones must all be within their errors.
+    """
+    matches = []
+    is_end = first == 0 or first + len(ritz) == len(found.values)
+    for offset in (0,) if is_end else range(-2, 3):
+        at = [i - first + offset for i in wanted]
+        if at[0] < 0 or at[-1] >= len(ritz):
+            continue
+        off = np.abs(ritz[at] - found.values[list(wanted)])
+        if np.all(off <= found.errors[list(wanted)] + errors[at]):
+            matches.append((float(off.max()), at))
+    if not matches:
+        return None
+    at = min(matches)[1]
+    # If several matches are possible, any of them may be right.
+    spread = max(np.abs(ritz[other] - ritz[at]).max() for _, other in matches)
+    return _Refined(
+        {i: float(ritz[j]) for i, j in zip(wanted, at, strict=True)},
+        {i: float(errors[j] + spread) for i, j in zip(wanted, at, strict=True)},
+    )
+
+
+def _symmetrize(k: torch.Tensor) -> None:
+    """Copy the lower triangle of K into the upper one."""
+    for top, bottom in pairs_of_edges(len(k)):
+        block = k[top:bottom, top:bottom]
+        block.copy_(block.tril() + block.tril(-1).T)
+        k[:top, top:bottom] = k[top:bottom, :top].T

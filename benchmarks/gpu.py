@@ -25,7 +25,7 @@ from spectrum_stream.errors import UsageError
 from spectrum_stream.numerics.device import open_device
 from spectrum_stream.text import si_bytes
 
-from . import gpu_proofs, gpu_rates
+from . import gpu_proofs, gpu_speed, gpu_steps
 from .gpu_bench import Bench, Findings, Row
 
 # The endings of names that are units, and the units as they are shown. Bytes are shown with theirs.
@@ -55,17 +55,17 @@ class Section:
 
 
 SECTIONS = (
-    Section("machine", gpu_rates.machine, 10, 2),
+    Section("machine", gpu_steps.machine, 10, 2),
     Section("tests", gpu_proofs.run_tests, 80, 20),
     Section("known spectra", gpu_proofs.known_spectra, 25, 5),
     Section("batch limit", gpu_proofs.batch_limit, 35, 5),
     Section("scores", gpu_proofs.scores, 60, 20),
     Section("memory", gpu_proofs.memory, 10, 5),
-    Section("eigenvalues", gpu_rates.eigenvalues, 45, 5),
-    Section("products", gpu_rates.products, 12, 3),
-    Section("against Spectrum's loop", gpu_rates.against_spectrum, 45, 5),
-    Section("ours by shape", gpu_rates.ours_by_shape, 35, 5),
-    Section("overlap", gpu_rates.overlap, 15, 5),
+    Section("eigenvalues", gpu_steps.eigenvalues, 45, 5),
+    Section("products", gpu_steps.products, 12, 3),
+    Section("against Spectrum's loop", gpu_speed.against_spectrum, 45, 5),
+    Section("ours by shape", gpu_speed.ours_by_shape, 35, 5),
+    Section("overlap", gpu_speed.overlap, 15, 5),
 )
 
 
@@ -106,7 +106,7 @@ def main(
             allotted = left * section.share / sum(later.share for later in SECTIONS[i:])
             found[section.name] = run_section(section, bench, allotted)
             write(output, head, found)
-    last = Section("projection", lambda bench, findings: gpu_rates.projection(findings, found), 1, 0)
+    last = Section("projection", lambda bench, findings: gpu_speed.projection(findings, found), 1, 0)
     found[last.name] = run_section(last, bench, 1)
     write(output, head | {"took_s": time.monotonic() - started}, found)
     say(f"{output / 'gpu.md'}: {', '.join(summary(found))}")
@@ -166,7 +166,7 @@ def markdown(head: Row, found: Mapping[str, Findings]) -> str:
     for section in (*SECTIONS, None):
         name = section.name if section else "projection"
         if name in found:
-            measure: Callable[..., object] = section.measure if section else gpu_rates.projection
+            measure: Callable[..., object] = section.measure if section else gpu_speed.projection
             lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_introduction(measure)]
             lines += _findings(found[name])
     return "\n".join(lines) + "\n"
@@ -204,7 +204,7 @@ def _words(key: str) -> str:
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return "–"
-    if key.endswith("nbytes"):
+    if key.endswith("nbytes") and isinstance(value, int):
         return si_bytes(value)
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -175,4 +175,4 @@ def interpolate(n: int, seconds: Mapping[int, float]) -> float:
     if below == above:
         return seconds[below]
     power = math.log(seconds[above] / seconds[below]) / math.log(above / below)
-    return seconds[below] * (n / below) ** power
+    return seconds[below] * math.pow(n / below, power)

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,7 @@ def batch_limit(bench: Bench, findings: Findings) -> None:
     for batch in (limit + 1, limit):
         if bench.has_time(findings, f"ours, a batch of {batch}", each / trial * batch):
             seconds, computed = bench.time_once(
-                lambda batch=batch: compute_batch([w16] * batch, precision=Precision.FP32, device=bench.opened)  # type: ignore[misc]
+                partial(compute_batch, [w16] * batch, precision=Precision.FP32, device=bench.opened)
             )
             wrong = sum(not _is_near(found, reference) for found in computed)
             places = _counted(_how(found) for found in computed)
@@ -212,11 +213,9 @@ def scores(bench: Bench, findings: Findings) -> None:
     for workload in (layer(bench), experts(bench), hard(bench)):
         if not bench.has_time(findings, workload.name, 0):
             continue
-        seconds, folder = bench.time_once(lambda w=workload: make_checkpoint(w, w.timed_dtype, bench.folder))  # type: ignore[misc]
+        seconds, folder = bench.time_once(partial(make_checkpoint, workload, workload.timed_dtype, bench.folder))
         bench.say(f"{workload.name}: {len(workload.weights)} matrices made in {seconds:.1f} s")
-        timed = {
-            name: bench.time_once(lambda f=folder, n=name: scan_here(bench, f, n)) for name in (bench.device, "cpu")
-        }  # type: ignore[misc]
+        timed = {name: bench.time_once(partial(scan_here, bench, folder, name)) for name in (bench.device, "cpu")}
         (device_s, on_device), (cpu_s, on_cpu) = timed[bench.device], timed["cpu"]
         results[workload.name] = on_cpu
         _compare_scores(findings, workload.name, on_device, on_cpu, device_s, cpu_s)
@@ -237,7 +236,7 @@ def scan_here(bench: Bench, folder: Path, device: str) -> dict[str, Record]:
     """Scan a checkpoint; return the records by module."""
     # Two of the files of a scan go to the working folder.
     with chdir(bench.folder):
-        result = scan(str(folder), name="check", out="results", fresh=True, device=bench.opened)
+        result = scan(str(folder), name="check", out="results", fresh=True, device=device)
     return {record.module: record for record in result.records}
 
 
@@ -308,7 +307,7 @@ def memory(bench: Bench, findings: Findings) -> None:
     for workload in (layer(bench), experts(bench)):
         folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)
         planned = planned_device_nbytes(folder)
-        allocated, used = bench.peak_nbytes(lambda f=folder: scan_here(bench, f, bench.device))  # type: ignore[misc]
+        allocated, used = bench.peak_nbytes(partial(scan_here, bench, folder, bench.device))
         findings.add_row(
             "device memory",
             workload=workload.name,
@@ -356,7 +355,7 @@ def _sized(bench: Bench, name: str) -> Workload:
 def _fuse_experts(separate: Path, fused: Path) -> Path:
     """Write the experts of a checkpoint as one fused parameter, expert i from layer i; return the folder."""
     index = json.loads((separate / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for shard in set(index.values()):
         with safe_open(separate / shard, "pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -371,6 +370,5 @@ def _how(found: Computed) -> str:
     return f"{done} on {found.device}"
 
 
-def _counted(things: object) -> str:
-    assert not isinstance(things, str)
-    return ", ".join(f"{count} {thing}" for thing, count in Counter(things).most_common())  # type: ignore[call-overload]
+def _counted(things: Iterable[str]) -> str:
+    return ", ".join(f"{count} {thing}" for thing, count in Counter(things).most_common())

@@ -158,7 +158,7 @@ def write(folder: Path, head: Row, found: Mapping[str, Findings]) -> None:
 
 def markdown(head: Row, found: Mapping[str, Findings]) -> str:
     """Render the findings as a dated result file."""
-    facts = found["machine"].facts
+    facts = found["machine"].facts if "machine" in found else {}
     on = facts.get("card", facts.get("processor", head["device"]))
     lines = [f"# {on}, {head['date']}", "", f"    {head['command']}", "", f"{', '.join(summary(found))}."]
     if head["quick"]:
@@ -197,7 +197,7 @@ def _findings(findings: Findings) -> list[str]:
 def _words(key: str) -> str:
     for ending, unit in _UNITS.items():
         if key.endswith(ending):
-            return f"{key.removesuffix(ending)} {unit}".replace("_", " ").strip()
+            return f"{key.removesuffix(ending).rstrip('_')} {unit}".replace("_", " ").strip()
     return key.replace("_", " ")
 
 

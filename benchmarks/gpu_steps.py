@@ -129,7 +129,8 @@ def _time_eigenvalues(bench: Bench, findings: Findings, n: int, batch: int, dtyp
     loop_s = None
     if 1 < batch <= 8 and n <= 4096:
         loop_s, _ = bench.time_once(lambda: [torch.linalg.eigvalsh(one) for one in k])
-    error = float(((found.value.double().cpu() - exact).abs() / exact).max())
+    error = (found.value.double().cpu() - exact).abs()
+    in_units = float(error.max() / exact[-1]) / torch.finfo(dtype).eps
     row: Row = {
         "n": n,
         "batch": batch,
@@ -141,13 +142,15 @@ def _time_eigenvalues(bench: Bench, findings: Findings, n: int, batch: int, dtyp
         "one_by_one_s": loop_s,
         "extra_nbytes": found.nbytes,
         "extra_over_matrices": found.nbytes / k.nbytes,
-        "worst_relative_error": error,
+        "worst_relative_error": float((error / exact).max()),
+        "worst_error_in_units_of_the_largest": in_units,
     }
     findings.add_row("eigenvalues", **row)
     bench.say(f"{batch} of {n} x {n}, {str(dtype)[6:]}: {found.seconds:.3g} s")
-    # An error of this size is no rounding.
-    if error > 1e-2:
-        findings.problems.append(f"eigenvalues of {batch} of {n} x {n} in {dtype} are wrong: by {error:.2g}")
+    # Rounding makes an error of a few units. A backward stable routine stays below this.
+    if not in_units < n:
+        name = f"{batch} of {n} x {n} in {str(dtype)[6:]}"
+        findings.problems.append(f"eigenvalues of {name} are wrong by {in_units:.2g} units of the largest")
     return row
 
 

@@ -63,7 +63,7 @@ SECTIONS = (
     Section("memory", gpu_proofs.memory, 10, 5),
     Section("eigenvalues", gpu_steps.eigenvalues, 45, 5),
     Section("products", gpu_steps.products, 12, 3),
-    Section("against Spectrum's loop", gpu_speed.against_spectrum, 45, 5),
+    Section("against Spectrum's loop", gpu_speed.against_spectrum, 55, 5),
     Section("ours by shape", gpu_speed.ours_by_shape, 35, 5),
     Section("overlap", gpu_speed.overlap, 15, 5),
 )

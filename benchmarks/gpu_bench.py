@@ -102,6 +102,16 @@ class Bench:
         findings.left_out.append(f"{what}: about {needs_s:.3g} s, and {max(self.left_s, 0):.3g} s were left")
         return False
 
+    def attempt(self, findings: Findings, what: str, needs_s: float, run: Callable[[], T]) -> T | None:
+        """Make a measurement of torch alone if there is time; list it as left out if there is not, or if it fails."""
+        if not self.has_time(findings, what, needs_s):
+            return None
+        try:
+            return run()
+        except RuntimeError as error:  # LinAlgError and OutOfMemoryError are RuntimeErrors
+            findings.left_out.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+        return None
+
     def sync(self) -> None:
         """Wait until the device has nothing left to do."""
         if self.is_cuda:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 
 from spectrum_stream import plan, scan
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics import costs
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import Computed, compute_batch
 from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
 
 from .checkpoints import known_scores, make_checkpoint
-from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, gram_on_matrix_units
+from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, gram_on_matrix_units, random_weight
 from .matrices import matrix
 from .spectra import Kind, draw
 from .workloads import Suite, Weight, Workload, workloads
@@ -302,29 +303,30 @@ def _compare_with_known(findings: Findings, workload: Workload, found: Mapping[s
 
 
 def memory(bench: Bench, findings: Findings) -> None:
-    """The peak of the device's memory in a scan, against the plan's figure.
+    """The peak of the device's memory: a matrix alone against the plan's figure, and a scan against its limit.
 
-    Torch allocates one part. All that is used also has the libraries' own memory, and what torch keeps for later.
+    The plan states the memory of the largest matrix at the most exact precision that runs on the device. A scan
+    computes as many at once as the limit allows. Torch allocates one part of all that is used; the rest is the
+    libraries' own, and what torch keeps for later.
     """
+    workload = layer(bench)
+    folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)
+    largest = max(workload.weights, key=lambda w: costs.work(w.n, w.m))
+    w = random_weight(largest.n, largest.m, bench.device).cpu()
+    alone = partial(compute_batch, [w], precision=Precision.FP64, device=bench.opened)
+    planned: int = getattr(plan(str(folder)), "device_nbytes", 0)
+    _add_peak(bench, findings, f"{largest.n} x {largest.m} alone, fp64", planned, alone)
     for workload in (layer(bench), experts(bench)):
         folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)
-        planned = planned_device_nbytes(folder)
-        allocated, used = bench.peak_nbytes(partial(scan_here, bench, folder, bench.device))
-        findings.add_row(
-            "device memory",
-            workload=workload.name,
-            planned_nbytes=planned,
-            allocated_nbytes=allocated,
-            used_nbytes=used,
-        )
-        if planned is not None and allocated > planned:
-            findings.problems.append(f"{workload.name}: {allocated} bytes of device memory, planned {planned}")
+        whole = partial(scan_here, bench, folder, bench.device)
+        _add_peak(bench, findings, f"scan of {workload.name}", bench.opened.batch_nbytes, whole)
 
 
-def planned_device_nbytes(folder: Path) -> int | None:
-    """Return the memory of the device that the plan states, in bytes."""
-    found: int | None = getattr(plan(str(folder)), "device_nbytes", None)
-    return found
+def _add_peak(bench: Bench, findings: Findings, what: str, limit: int, run: Callable[[], object]) -> None:
+    allocated, used = bench.peak_nbytes(run)
+    findings.add_row("device memory", what=what, limit_nbytes=limit, allocated_nbytes=allocated, used_nbytes=used)
+    if allocated > limit:
+        findings.problems.append(f"{what}: {allocated} bytes of device memory, the limit is {limit}")
 
 
 def layer(bench: Bench) -> Workload:

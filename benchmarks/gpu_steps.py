@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from spectrum_stream.numerics import costs
 from spectrum_stream.numerics.device import open_device
 
-from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, Row, gram_on_matrix_units, random_weight
+from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, Measured, Row, gram_on_matrix_units, random_weight
 from .hardware import processor
 from .spectra import Kind, draw
 
@@ -94,8 +95,10 @@ def eigenvalues(bench: Bench, findings: Findings) -> None:
                 what = f"eigenvalues of {chosen or 'many'} of {n} x {n} in {str(dtype)[6:]}"
                 if chosen <= 8 and step == 2:
                     findings.left_out.append(f"{what}: the batch is limited to {chosen} by {limit}")
-                elif bench.has_time(findings, what, 2 * needs * chosen):
-                    latest[n, dtype] = _time_eigenvalues(bench, findings, n, chosen, dtype, limit)
+                    continue
+                run = partial(_time_eigenvalues, bench, findings, n, chosen, dtype, limit)
+                if row := bench.attempt(findings, what, 2 * needs * chosen, run):
+                    latest[n, dtype] = row
 
 
 def _guess_seconds(latest: Mapping[tuple[int, torch.dtype], Row], n: int, dtype: torch.dtype) -> float:
@@ -178,6 +181,8 @@ def products(bench: Bench, findings: Findings) -> None:
     grid = [(2, 48, 96)] if bench.quick else [
         (1, 1024, 4096), (128, 768, 2048), (16, 2048, 7168), (1, 4096, 14336), (1, 8192, 28672),
     ]  # fmt: skip
+    # Seconds a flop, by arithmetic. At first it is that of float64 on a slow card.
+    taken: dict[str, float] = {}
     for batch, n, m in grid:
         w = torch.stack([random_weight(n, m, bench.device, seed) for seed in range(min(batch, 4))])
         w = w.repeat(-(-batch // len(w)), 1, 1)[:batch].contiguous()
@@ -186,19 +191,13 @@ def products(bench: Bench, findings: Findings) -> None:
         exact = first[rows] @ first.mT
         scale = first.square().sum(1).sqrt()
         scale = scale[rows, None] * scale
-        singles, doubles = w.float(), w.double()
-        ways: dict[str, Callable[[], torch.Tensor]] = {
-            "float32": lambda: singles @ singles.mT,  # noqa: B023
-            "matrix units": lambda: gram_on_matrix_units(w),  # noqa: B023
-            "matrix units, blocks of 2048": lambda: _in_blocks(w, 2048),  # noqa: B023
-            "matrix units, blocks of 512": lambda: _in_blocks(w, 512),  # noqa: B023
-            "float64": lambda: doubles @ doubles.mT,  # noqa: B023
-        }
-        for name, run in ways.items():
-            # A rate of 1 TFLOP/s is that of float64 on consumer cards.
-            if not bench.has_time(findings, f"{name}, {batch} of {n} x {m}", 2 * batch * n * n * m / 5e11):
+        flops = 2 * batch * n * n * m
+        for name, product in _PRODUCTS.items():
+            what = f"{batch} of {n} x {m}, {name}"
+            found = bench.attempt(findings, what, 3 * flops * taken.get(name, 1e-12), partial(product, bench, w))
+            if found is None:
                 continue
-            found = bench.measure(run)
+            taken[name] = found.seconds / flops
             error = (found.value[0].double().cpu()[rows] - exact) / scale
             findings.add_row(
                 "products",
@@ -207,17 +206,44 @@ def products(bench: Bench, findings: Findings) -> None:
                 m=m,
                 arithmetic=name,
                 seconds=found.seconds,
-                tflop_per_s=2 * batch * n * n * m / found.seconds / 1e12,
+                tflop_per_s=flops / found.seconds / 1e12,
                 worst_error=float(error.abs().max()),
                 rms_error=float(error.square().mean().sqrt()),
                 shift=float(error[torch.arange(len(rows)), rows].mean()),
             )
-            bench.say(f"{batch} of {n} x {m}, {name}: {findings.tables['products'][-1]['tflop_per_s']:.3g} TFLOP/s")
+            bench.say(f"{what}: {flops / found.seconds / 1e12:.3g} TFLOP/s")
 
 
-def _in_blocks(w: torch.Tensor, columns: int) -> torch.Tensor:
+def _in_float32(bench: Bench, w: torch.Tensor) -> Measured[torch.Tensor]:
+    wide = w.float()
+    return bench.measure(lambda: wide @ wide.mT)
+
+
+def _in_float64(bench: Bench, w: torch.Tensor) -> Measured[torch.Tensor]:
+    wide = w.double()
+    return bench.measure(lambda: wide @ wide.mT)
+
+
+def _on_matrix_units(bench: Bench, w: torch.Tensor) -> Measured[torch.Tensor]:
+    return bench.measure(lambda: gram_on_matrix_units(w))
+
+
+def _in_blocks(columns: int, bench: Bench, w: torch.Tensor) -> Measured[torch.Tensor]:
     """Add the products of blocks of columns in float64."""
-    k = torch.zeros(len(w), w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
-    for start in range(0, w.shape[2], columns):
-        k += gram_on_matrix_units(w[:, :, start : start + columns])
-    return k
+
+    def add() -> torch.Tensor:
+        k = torch.zeros(len(w), w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+        for start in range(0, w.shape[2], columns):
+            k += gram_on_matrix_units(w[:, :, start : start + columns])
+        return k
+
+    return bench.measure(add)
+
+
+_PRODUCTS: dict[str, Callable[[Bench, torch.Tensor], Measured[torch.Tensor]]] = {
+    "float32": _in_float32,
+    "matrix units": _on_matrix_units,
+    "matrix units, blocks of 2048": partial(_in_blocks, 2048),
+    "matrix units, blocks of 512": partial(_in_blocks, 512),
+    "float64": _in_float64,
+}

@@ -24,7 +24,6 @@ from spectrum_stream.text import VERSION
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint
 from .contenders import Parts, Scan, Shape, Task
-from .hardware import processor
 from .results import Accuracy, Agreement, ShapeResult, Spread, WorkloadResult
 from .worker import Watched, Worker
 from .workloads import Workload
@@ -123,7 +122,7 @@ def machine() -> dict[str, str | int]:
     """Describe the machine, and name the versions."""
     return {
         "system": platform.system(),
-        "processor": processor(),
+        "processor": _processor(),
         "cpus": len(psutil.Process().cpu_affinity()) if platform.system() == "Linux" else psutil.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
         "memory_nbytes": psutil.virtual_memory().total,
@@ -133,6 +132,16 @@ def machine() -> dict[str, str | int]:
         "numpy": np.__version__,
         "spectrum_stream": VERSION,
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _before_turn(todo: Plan, settings: Settings) -> None:

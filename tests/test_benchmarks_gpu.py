@@ -15,8 +15,10 @@ import torch
 import typer
 
 from benchmarks import gpu, gpu_proofs, gpu_steps
+from benchmarks.checkpoints import known_scores
 from benchmarks.gpu_bench import Bench, Findings
 from benchmarks.gpu_projection import MODELS, NVME_RATE, Model, Rates, interpolate, project
+from benchmarks.workloads import Workload
 from spectrum_stream.numerics.device import open_device
 
 ROOT = Path(__file__).parent.parent
@@ -197,8 +199,10 @@ def test_wrong_eigenvalues_in_a_batch_are_found(bench: Bench, monkeypatch: pytes
 
 
 def test_wrong_scores_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = gpu_proofs.known_scores
-    monkeypatch.setattr(gpu_proofs, "known_scores", lambda w: {k: v * 1.01 for k, v in known(w).items()})
+    def wrong(workload: Workload) -> dict[str, float]:
+        return {module: 1.01 * known for module, known in known_scores(workload).items()}
+
+    monkeypatch.setattr("benchmarks.gpu_proofs.known_scores", wrong)
     findings = Findings(section="scores")
     gpu_proofs.scores(bench, findings)
     assert len(findings.problems) == len(findings.tables["hard spectra against known scores"]) > 0
@@ -263,7 +267,8 @@ def test_projection_follows_its_formula() -> None:
     assert found.reading_s == pytest.approx(24.0)
     assert found.nvme_s == pytest.approx(2.4e6 / NVME_RATE)
     assert found.scan_s == pytest.approx(1.5 * (2.5 + estimated))
-    assert found.costliest == ((200, 1000, "F8_E4M3"), pytest.approx(estimated))
+    assert found.costliest[0] == (200, 1000, "F8_E4M3")
+    assert found.costliest[1] == pytest.approx(estimated)
 
 
 def test_projection_needs_every_shape_or_the_steps() -> None:

@@ -121,7 +121,7 @@ def _largest_batch(bench: Bench, n: int, dtype: torch.dtype, earlier: Row | None
         "time": int(bench.left_s / 10 / earlier["seconds_a_matrix"]),
     }
     limit = min(limits, key=lambda name: limits[name])
-    return limits[limit], limit
+    return max(limits[limit], 0), limit
 
 
 def _time_eigenvalues(bench: Bench, findings: Findings, n: int, batch: int, dtype: torch.dtype, limit: str) -> Row:
@@ -184,6 +184,8 @@ def products(bench: Bench, findings: Findings) -> None:
     # Seconds a flop, by arithmetic. At first it is that of float64 on a slow card.
     taken: dict[str, float] = {}
     for batch, n, m in grid:
+        if not bench.has_time(findings, f"products of {batch} of {n} x {m}", 0):
+            continue
         w = torch.stack([random_weight(n, m, bench.device, seed) for seed in range(min(batch, 4))])
         w = w.repeat(-(-batch // len(w)), 1, 1)[:batch].contiguous()
         rows = torch.arange(0, n, max(1, n // 64))[:64]

@@ -14,12 +14,13 @@ import pytest
 import torch
 import typer
 
-from benchmarks import gpu, gpu_proofs, gpu_steps
+from benchmarks import gpu, gpu_proofs, gpu_speed, gpu_steps
 from benchmarks.checkpoints import known_scores
 from benchmarks.gpu_bench import Bench, Findings
 from benchmarks.gpu_projection import MODELS, NVME_RATE, Model, Rates, interpolate, project
 from benchmarks.workloads import Workload
 from spectrum_stream.numerics.device import open_device
+from spectrum_stream.numerics.precision import Precision
 
 ROOT = Path(__file__).parent.parent
 # All that a machine with a GPU has.
@@ -96,7 +97,7 @@ def test_gpu_command_runs_every_section_on_a_bare_machine(tmp_path: Path) -> Non
     assert sections["tests"]["facts"]["exit_code"] == 0
     assert sections["tests"]["facts"]["skipped" if not torch.cuda.is_available() else "passed"] > 0
     precisions = {row["precision"] for row in sections["known spectra"]["tables"]["known spectra"]}
-    assert precisions == {"auto", "fp32", "fp64", "svd"}
+    assert precisions == set(Precision)
     workloads = sections["scores"]["tables"]["device against CPU"]
     assert len(workloads) == 4
     assert all(row["matrices"] >= 7 for row in workloads)
@@ -206,6 +207,16 @@ def test_wrong_scores_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     findings = Findings(section="scores")
     gpu_proofs.scores(bench, findings)
     assert len(findings.problems) == len(findings.tables["hard spectra against known scores"]) > 0
+
+
+def test_ratio_of_a_layer_follows_from_its_shapes() -> None:
+    findings = Findings(section="x")
+    for n, theirs, ours in ((1024, 3.0, 1.0), (4096, 30.0, 2.0), (14336, 100.0, 5.0)):
+        numbers = {"gesvdj_s": theirs, "ours_s": ours, "times_gesvdj": theirs / ours}
+        findings.add_row("against Spectrum's loop", n=n, m=4096, **numbers)
+    gpu_speed.add_layer_ratios(findings)
+    layer = (2 * 3 + 2 * 30 + 3 * 100) / (2 * 1 + 2 * 2 + 3 * 5)
+    assert findings.facts == {"times_gesvdj_for_a_layer_of_llama_3_8b": pytest.approx(layer)}
 
 
 def test_tests_that_fail_or_take_too_long_are_reported(

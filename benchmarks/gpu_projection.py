@@ -21,12 +21,6 @@ _ITEMSIZES = {"BF16": 2, "F8_E4M3": 1}
 Shape = tuple[int, int, str]
 
 
-def sides(shape: Shape) -> Shape:
-    """Return (short, long, dtype): a matrix and its transpose take the same time."""
-    n, m, dtype = shape
-    return min(n, m), max(n, m), dtype
-
-
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model: the number of its matrices of each (n, m, dtype)."""
@@ -66,10 +60,14 @@ class Rates:
     reading: float
     overhead: float
 
+    def measured(self, shape: Shape) -> float | None:
+        """Return the seconds of a shape, or of its transpose, or None."""
+        n, m, dtype = shape
+        return self.seconds.get(shape, self.seconds.get((m, n, dtype)))
+
     def suffice(self, model: Model) -> bool:
         """Whether the seconds of every shape of a model are measured, or follow from what was measured."""
-        measured = {sides(shape) for shape in self.seconds}
-        return bool(self.eigenvalues and self.product) or all(sides(shape) in measured for shape in model.shapes)
+        return bool(self.eigenvalues and self.product) or None not in map(self.measured, model.shapes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +138,9 @@ MODELS = (
 
 def project(model: Model, rates: Rates) -> Projection:
     """Project the scan of a model."""
-    measured = {sides(shape): seconds for shape, seconds in rates.seconds.items()}
+    measured = {shape: rates.measured(shape) for shape in model.shapes}
     parts = {
-        shape: count * (measured[sides(shape)] if sides(shape) in measured else _estimate(shape, rates))
+        shape: count * (_estimate(shape, rates) if (seconds := measured[shape]) is None else seconds)
         for shape, count in model.shapes.items()
     }
     computing = sum(parts.values())
@@ -150,7 +148,7 @@ def project(model: Model, rates: Rates) -> Projection:
     reading, nvme = model.nbytes / rates.reading, model.nbytes / NVME_RATE
     return Projection(
         computing_s=computing,
-        measured_share=sum(s for shape, s in parts.items() if sides(shape) in measured) / computing,
+        measured_share=sum(s for shape, s in parts.items() if measured[shape] is not None) / computing,
         reading_s=reading,
         nvme_s=nvme,
         scan_s=rates.overhead * max(computing, reading),
@@ -160,7 +158,7 @@ def project(model: Model, rates: Rates) -> Projection:
 
 
 def _estimate(shape: Shape, rates: Rates) -> float:
-    short, long, _ = sides(shape)
+    short, long = sorted(shape[:2])
     return interpolate(short, rates.eigenvalues) + 2 * short**2 * long / rates.product
 
 

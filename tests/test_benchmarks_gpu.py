@@ -263,7 +263,7 @@ def test_projection_follows_its_formula() -> None:
     model = Model("m", {(100, 400, "BF16"): 3, (400, 100, "BF16"): 2, (200, 1000, "F8_E4M3"): 10})
     assert model.nbytes == 5 * 100 * 400 * 2 + 10 * 200 * 1000
     rates = Rates(
-        # A transposed matrix takes as long. The other shape was not measured in this dtype.
+        # A transposed matrix takes as long, unless it is measured. The other shape was not measured in this dtype.
         seconds={(400, 100, "BF16"): 0.5, (200, 1000, "BF16"): 100.0},
         eigenvalues={100: 1.0, 400: 16.0},
         product=1e8,
@@ -287,6 +287,7 @@ def test_projection_needs_every_shape_or_the_steps() -> None:
     some = Rates(seconds={(100, 400, "BF16"): 1.0}, eigenvalues={}, product=0.0, reading=1.0, overhead=1.0)
     assert not some.suffice(model)
     assert Rates(seconds={}, eigenvalues={64: 1.0}, product=1.0, reading=1.0, overhead=1.0).suffice(model)
+    assert some.measured((400, 100, "BF16")) == 1.0
     assert some.suffice(Model("n", {(400, 100, "BF16"): 1}))
 
 

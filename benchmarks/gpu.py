@@ -126,7 +126,7 @@ def run_section(section: Section, bench: Bench, allotted_s: float) -> Findings:
     bench.deadline = started + allotted_s
     try:
         section.measure(bench, findings)
-    except Exception as error:  # whatever it is, it must not take the other sections with it
+    except Exception as error:  # no error may take the other sections with it
         findings.failed = f"{type(error).__name__}: {error}\n{traceback.format_exc()[-3000:]}"
         bench.say(f"failed: {type(error).__name__}: {str(error)[:300]}")
     # A traceback held the tensors of the section until here.

@@ -1,4 +1,4 @@
-"""What every section of `python -m benchmarks.gpu` works with: the device, its clock and memory, and its findings."""
+"""The device under test, its clock and its memory, and the findings of a section of `python -m benchmarks.gpu`."""
 
 import math
 import threading
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from spectrum_stream.numerics.device import Device
 
@@ -20,7 +21,7 @@ ELEMENTS_LIMIT = 2**31 - 1
 # A measurement is repeated until it took this long, and the best repetition counts.
 _ENOUGH_S = 0.3
 _MOST_RUNS = 10
-# On a CPU nothing tells what is free, and only toys are measured there.
+# Only toys are measured on a CPU, and they fit.
 _CPU_FREE_NBYTES = 1_000_000_000
 
 
@@ -56,8 +57,7 @@ class Measured(Generic[T]):
 
     Attributes:
         seconds: the time of the best run.
-        nbytes: the memory of the device at the peak of the first run, beyond what was allocated before it; 0 on a
-            CPU.
+        nbytes: the memory of the device at the peak of the first run, beyond that before it; 0 on a CPU.
         value: the value of the last run.
     """
 
@@ -103,13 +103,13 @@ class Bench:
         return False
 
     def attempt(self, findings: Findings, what: str, needs_s: float, run: Callable[[], T]) -> T | None:
-        """Make a measurement of torch alone if there is time; list it as left out if there is not, or if it fails."""
+        """Measure torch alone, if there is time and the call succeeds. If not, list it as left out."""
         if not self.has_time(findings, what, needs_s):
             return None
         try:
             return run()
-        except RuntimeError as error:  # LinAlgError and OutOfMemoryError are RuntimeErrors
-            findings.left_out.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+        except RuntimeError as error:
+            findings.left_out.append(f"{what}: {failure_of_call(error)}")
         return None
 
     def sync(self) -> None:
@@ -118,7 +118,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def free_nbytes(self) -> int:
-        """Return the free memory of the device, in bytes, after the allocator gave back what it keeps."""
+        """Return the free memory of the device, in bytes, without the allocator's cache."""
         if not self.is_cuda:
             return _CPU_FREE_NBYTES
         torch.cuda.empty_cache()
@@ -184,6 +184,13 @@ class Bench:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+
+
+def failure_of_call(error: RuntimeError) -> str:
+    """Describe an error of one call of torch. Raise any other error, because the device may be unusable after it."""
+    if isinstance(error, LinAlgError | torch.OutOfMemoryError) or "solver error" in str(error):
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    raise error
 
 
 def gram_on_matrix_units(w: torch.Tensor) -> torch.Tensor:

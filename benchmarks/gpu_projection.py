@@ -44,7 +44,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What was measured on a device.
+    """The measured times and rates of a device.
 
     Attributes:
         seconds: seconds a matrix by (n, m, dtype), all included.
@@ -66,7 +66,7 @@ class Rates:
         return self.seconds.get(shape, self.seconds.get((m, n, dtype)))
 
     def suffice(self, model: Model) -> bool:
-        """Whether the seconds of every shape of a model are measured, or follow from what was measured."""
+        """Whether the seconds of every shape of a model are measured, or can be estimated."""
         return bool(self.eigenvalues and self.product) or None not in map(self.measured, model.shapes)
 
 

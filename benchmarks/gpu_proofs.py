@@ -26,7 +26,7 @@ from spectrum_stream.numerics.snr import score
 from spectrum_stream.results.record import Record
 
 from .checkpoints import known_scores, make_checkpoint
-from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, gram_on_matrix_units, random_weight
+from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, failure_of_call, gram_on_matrix_units, random_weight
 from .matrices import matrix
 from .spectra import Kind, draw
 from .workloads import Suite, Weight, Workload, workloads
@@ -75,7 +75,7 @@ def run_tests(bench: Bench, findings: Findings) -> None:
         **{outcome.lower(): counts[outcome] for outcome in ("PASSED", "FAILED", "ERROR", "SKIPPED")},
     }
     findings.problems += [
-        f"{test}: {outcome.lower()}" for test, outcome in outcomes.items() if outcome in "FAILED ERROR"
+        f"{test}: {outcome.lower()}" for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")
     ]
     if code not in (0, None):
         findings.problems.append(f"pytest ended with {code}: {text[-3000:]}")
@@ -185,7 +185,7 @@ def batch_limit(bench: Bench, findings: Findings) -> None:
         if 3 * batch * n * n * 4 > bench.free_nbytes():
             findings.left_out.append(f"torch, a batch of {batch}: too little memory")
         elif bench.has_time(findings, f"torch, a batch of {batch}", each / trial * batch):
-            # What torch makes of one matrix more is no fault of this program, so it is no problem here.
+            # If torch fails or errs with one matrix more, that is not a problem of this program.
             findings.add_row("batches", by="torch alone", batch=batch, **_try_eigenvalues(bench, k, batch, reference))
 
 
@@ -199,8 +199,8 @@ def _try_eigenvalues(bench: Bench, k: torch.Tensor, batch: int, reference: np.nd
     try:
         many = k.expand(batch, -1, -1).contiguous()
         seconds, values = bench.time_once(lambda: torch.linalg.eigvalsh(many))
-    except RuntimeError as error:  # LinAlgError and OutOfMemoryError are RuntimeErrors
-        return {"seconds": None, "wrong": None, "outcome": f"{type(error).__name__}: {str(error)[:200]}"}
+    except RuntimeError as error:
+        return {"seconds": None, "wrong": None, "outcome": failure_of_call(error)}
     largest = torch.from_numpy(reference[::-1] ** 2).to(values)
     right = (values - largest).abs().amax(1) <= 1e-4 * largest[-1]
     wrong = len(right) - int(right.sum())
@@ -307,7 +307,7 @@ def memory(bench: Bench, findings: Findings) -> None:
 
     The plan states the memory of the largest matrix at the most exact precision that runs on the device. A scan
     computes as many at once as the limit allows. Torch allocates one part of all that is used; the rest is the
-    libraries' own, and what torch keeps for later.
+    libraries' own, and torch's cache.
     """
     workload = layer(bench)
     folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)

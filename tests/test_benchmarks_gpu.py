@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from benchmarks import gpu, gpu_proofs, gpu_speed, gpu_steps
 from benchmarks.checkpoints import known_scores
@@ -23,9 +24,9 @@ from spectrum_stream.numerics.device import open_device
 from spectrum_stream.numerics.precision import Precision
 
 ROOT = Path(__file__).parent.parent
-# All that a machine with a GPU has.
+# The packages of a machine with a GPU.
 BARE = ("torch", "numpy", "safetensors", "typer", "huggingface_hub", "pyyaml", "pytest", "hypothesis")
-# A module that Python imports when it starts, and which hides the packages that a bare machine lacks.
+# Python imports this module when it starts. It hides the packages that a bare machine lacks.
 HIDING = """
 import sys
 
@@ -174,6 +175,25 @@ def test_measurement_without_time_is_left_out(bench: Bench) -> None:
     assert bench.has_time(findings, "short", 1)
     assert not bench.has_time(findings, "long", 100)
     assert len(findings.left_out) == 1
+
+
+def test_failure_of_one_call_is_left_out_and_one_of_the_device_is_not(bench: Bench) -> None:
+    def fail_with(error: Exception) -> Callable[[], None]:
+        def run() -> None:
+            raise error
+
+        return run
+
+    findings = Findings(section="x")
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        LinAlgError("linalg.eigh: the algorithm failed to converge"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE"),
+    ):
+        assert bench.attempt(findings, "call", 0, fail_with(error)) is None
+    assert len(findings.left_out) == 3
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench.attempt(findings, "call", 0, fail_with(RuntimeError("CUDA error: an illegal memory access")))
 
 
 def spoil_last(eigenvalues: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -158,9 +158,15 @@ def write(folder: Path, head: Row, found: Mapping[str, Findings]) -> None:
 
 def markdown(head: Row, found: Mapping[str, Findings]) -> str:
     """Render the findings as a dated result file."""
-    facts = found["machine"].facts if "machine" in found else {}
-    on = facts.get("card", facts.get("processor", head["device"]))
-    lines = [f"# {on}, {head['date']}", "", f"    {head['command']}", "", f"{', '.join(summary(found))}."]
+    lines = [f"# A GPU, {head['date']}", ""]
+    if "machine" in found and (facts := found["machine"].facts):
+        lines += [
+            f"- Hardware: {facts.get('card', 'no GPU')}; {facts['processor']}, {facts['cores']} cores,"
+            f" {facts['matrix_units']}, {si_bytes(facts['memory_nbytes'])}",
+            f"- Versions: torch {facts['torch']}, CUDA {facts['cuda']}, driver {facts.get('driver', 'not known')},"
+            f" Python {facts['python']}; commit {facts['commit']}",
+        ]
+    lines += [f"- Command: `{head['command']}`", "", f"{', '.join(summary(found))}."]
     if head["quick"]:
         lines += ["", "**Toy sizes: these numbers only show that the command works.**"]
     for section in (*SECTIONS, None):

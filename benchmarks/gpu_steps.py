@@ -17,7 +17,7 @@ from spectrum_stream.numerics import costs
 from spectrum_stream.numerics.device import open_device
 
 from .gpu_bench import ELEMENTS_LIMIT, Bench, Findings, Measured, Row, gram_on_matrix_units, random_weight
-from .hardware import processor
+from .hardware import matrix_units, processor
 from .spectra import Kind, draw
 
 _ROOT = Path(__file__).parent.parent
@@ -28,6 +28,7 @@ def machine(bench: Bench, findings: Findings) -> None:
     findings.facts |= {
         "system": platform.platform(),
         "processor": processor(),
+        "matrix_units": matrix_units(Path("/proc/cpuinfo")),
         "cores": costs.count_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_nbytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -274,8 +274,8 @@ def _compare_scores(
         worst_difference=worst,
         over_both_estimates=ratio,
         beyond=beyond,
-        computed=counted(f"{r.precision or r.no_score} on {r.device}" for r in found.values()),
-        on_the_cpu=counted(str(r.precision or r.no_score) for r in reference.values()),
+        computed=counted(map(_how_recorded, found.values())),
+        on_the_cpu=counted(map(_how_recorded, reference.values())),
         device_s=device_s,
         cpu_s=cpu_s,
     )
@@ -315,7 +315,7 @@ def memory(bench: Bench, findings: Findings) -> None:
     largest = max(workload.weights, key=lambda w: costs.work(w.n, w.m))
     w = random_weight(largest.n, largest.m, bench.device).cpu()
     alone = partial(compute_batch, [w], precision=Precision.FP64, device=bench.opened)
-    planned: int = getattr(plan(str(folder)), "device_nbytes", 0)
+    planned = plan(str(folder)).device_nbytes
     _add_peak(bench, findings, f"{largest.n} x {largest.m} alone, fp64", planned, alone)
     for workload in (layer(bench), experts(bench)):
         folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)
@@ -371,11 +371,18 @@ def _fuse_experts(separate: Path, fused: Path) -> Path:
 
 
 def how(found: Computed) -> str:
-    """Describe how a matrix was computed: the precision, refined or not, and the device."""
+    """Describe how a matrix was computed: `fp32 refined on cuda`."""
     if isinstance(found.spectrum, NoScore):
         return f"{found.spectrum} on {found.device}"
-    refined = " refined" if getattr(found.spectrum, "refined", 0) else ""
-    return f"{found.spectrum.precision}{refined} on {found.device}"
+    return _in_words(found.spectrum.precision, found.spectrum.refined, found.device)
+
+
+def _how_recorded(record: Record) -> str:
+    return _in_words(record.precision or record.no_score, record.refined, record.device)
+
+
+def _in_words(precision: Precision | NoScore | None, refined: int, device: str) -> str:
+    return f"{precision}{' refined' if refined else ''} on {device}"
 
 
 def counted(things: Iterable[str]) -> str:

@@ -56,6 +56,8 @@ def machine(bench: Bench, findings: Findings) -> None:
         if f.repr:
             value = getattr(bench.opened, f.name)
             findings.facts[f.name] = value if isinstance(value, bool | int | float | str) else str(value)
+    if bench.opened.problem:
+        findings.problems.append(bench.opened.problem)
     nbytes = 1 << (20 if bench.quick else 28)
     source, target = torch.ones(nbytes, dtype=torch.uint8), torch.empty(nbytes, dtype=torch.uint8)
     ways: dict[str, Callable[[], object]] = {"memory to memory": lambda: target.copy_(source)}

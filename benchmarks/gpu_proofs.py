@@ -233,7 +233,7 @@ def scores(bench: Bench, findings: Findings) -> None:
     folder = _fuse_experts(bench.folder / f"{name}-bfloat16", bench.folder / "fused")
     fused_s, fused = bench.time_once(lambda: scan_here(bench, folder, bench.device))
     by_number = {f"model.layers.{module.rsplit('.', 1)[1]}.mlp.experts.0.gate_proj": r for module, r in fused.items()}
-    _compare_scores(findings, "the same, fused", by_number, results[name], fused_s, None)
+    _compare_scores(findings, f"{name}, fused", by_number, results[name], fused_s, None)
 
 
 def scan_here(bench: Bench, folder: Path, device: str) -> dict[str, Record]:

@@ -1,8 +1,10 @@
 """The eigenvalues of K, checked, with their errors.
 
 **The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
-norm. Eigenvalues that differ from these by more than all their estimated errors together are wrong, and are not used.
-A faulty driver is found by this, and so is a single wrong eigenvalue if it is wrong by more than that sum.
+norm. Eigenvalues are not used if they differ from these by more than twice the root of the sum of their squared
+errors, plus the share n / 16384 of the sum of their errors, because blocked routines have systematic errors that grow
+with n. This finds a faulty driver, and a single wrong eigenvalue if it is wrong by more than that. Two that
+compensate each other are not found.
 
 **The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
 machine. E is the error of K, with the Frobenius norm |E|, the slope b over the entries and the shift d of the
@@ -30,9 +32,11 @@ A part of the error is shared by all values, and a sum does not average it out. 
 of the routine's error that shows in the sum of the eigenvalues.
 """
 
+import contextlib
 import functools
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +54,8 @@ _FAR = 32
 # The largest error of a matrix differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
+# The number of rows for which all errors may be systematic.
+_SYSTEMATIC = 16384
 # Three standard deviations.
 _DEVIATIONS = 3
 _PROBING = threading.Lock()
@@ -129,7 +135,7 @@ def estimate_errors(
 
     Args:
         values: float64, (n,), descending, as the routine returns them.
-        trace, square: of K, the sum of the eigenvalues and of their squares.
+        trace, square: of K, the sum of the eigenvalues, and of their squares in units of the squared trace.
         unit: the rounding unit of the routine.
     """
     n = len(values)
@@ -147,17 +153,23 @@ def estimate_errors(
     # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
     negative = max(0.0, -float(values[-1]))
     of_routine = unit * routine.estimate(found) + negative
+    # In units of the trace, because the squares of valid numbers may overflow.
+    units, off = found / trace, of_routine / trace
+    missing = abs(float(values.sum() / trace) - 1), abs(float(np.square(values / trace).sum()) - square)
+    total = float(off.sum()), 2 * float((units * off).sum())
+    typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(units * off).sum()))
     # The roundings of both sums, which are in float64.
     slack = n * 2.0**-52
-    missing = abs(values.sum() - trace), abs(np.square(values).sum() - square)
-    allowed = of_routine.sum() + slack * trace, 2 * (found * of_routine).sum() + slack * square
-    are_right = bool(missing[0] <= allowed[0] and missing[1] <= allowed[1] and np.all(values[:-1] >= values[1:]))
-    share = min(1.0, max(missing[0] / allowed[0], missing[1] / allowed[1])) if trace else 0.0
-    errors = of_products + of_routine + missing[0] / n
+    are_right = bool(np.all(values[:-1] >= values[1:])) and all(
+        x <= y + min(1.0, n / _SYSTEMATIC) * z + slack for x, y, z in zip(missing, typical, total, strict=True)
+    )
+    share = min(1.0, max(x / (y + slack) for x, y in zip(missing, total, strict=True)))
+    shift = missing[0] * mean
+    errors = of_products + of_routine + shift
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=shared + share * of_routine + missing[0] / n,
+        drift=shared + share * of_routine + shift,
         of_products=of_products,
         shared=shared,
         are_right=are_right,
@@ -169,8 +181,22 @@ def measure_routine(device: Device) -> RoutineError:
 
     The routine for float64 takes the same steps, so its errors are as many of its own units.
     """
-    with _PROBING:
+    with _PROBING, one_thread_each():
         return _measure_routine(device)
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Run LAPACK on one thread.
+
+    On a busy machine, threads that share a matrix can be a hundred times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -14,7 +14,8 @@ AVX2, it was 5 units in the last place too small at m = 576 and more. This would
 is summed apart, by the pairwise sums of torch.
 
 **The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and the
-same columns are compared with those in float64. This costs 64 * 64 * m multiplications.
+same columns are compared with those in float64. This costs 64 * 64 * m multiplications. A fault in other entries
+shows in a product with random signs x (Freivalds): |Kx - W(Wᵀx)| is the Frobenius norm of the error of K on average.
 """
 
 import contextlib
@@ -45,6 +46,9 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # transposed matrix share cache lines.
 _RUNS = 8
 _RUN_ROWS = 8
+# The product with random signs has a rounding of its own, about three times the sampled one. A larger one than this
+# many times counts.
+_UNSEEN = 8
 # Rows of W, and numbers of K, whose squares are summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
 _SUMMED_NUMEL = 1 << 18
@@ -59,7 +63,8 @@ class Rounding:
     """The measured rounding of a K, in relative numbers.
 
     Attributes:
-        noise: the root mean square of the errors E_ij / (|w_i| |w_j|) off the diagonal.
+        noise: the root mean square of the errors E_ij / (|w_i| |w_j|) off the diagonal. So the Frobenius norm of E is
+            about noise times the trace of K.
         bias: the slope of the errors over the entries, <E, K> / <K, K>, off the diagonal.
         shift: the mean error of the diagonal.
         aligned: the error of sums of terms of one sign: that of the diagonal by products, relative to its norm.
@@ -78,7 +83,7 @@ class Gram:
     Attributes:
         k: (batch, n, n) on the device, finite or not. Only the lower triangles are valid.
         traces: float64, (batch,): the sums of the diagonals.
-        squares: float64, (batch,): the squared Frobenius norms.
+        squares: float64, (batch,): the squared Frobenius norms, in units of the squared traces.
         roundings: one for each K.
     """
 
@@ -102,9 +107,13 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     diagonal = torch.zeros(len(ws), n, dtype=torch.float32 if device.torch_device.type == "mps" else torch.float64)
     diagonal = diagonal.to(device.torch_device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
+    signs = torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(n)).mul_(2).sub_(1)
+    signs = signs.to(device.torch_device, dtype)
+    image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, dtype)
+            image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
     products = k.diagonal(dim1=1, dim2=2)
@@ -112,7 +121,10 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
-    return Gram(k, *_sum_up(k), _measure(ws, k, aligned.tolist()))
+    traces, squares = _sum_up(k)
+    unseen = torch.linalg.vector_norm(_multiply_lower(k, signs) - image, dim=1).cpu().double().numpy()
+    unseen = np.divide(unseen, traces, out=np.zeros_like(unseen), where=traces > 0)
+    return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
 
 
 class _ProductMode:
@@ -219,6 +231,28 @@ def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
             target.baddbmm_(rows, columns)
 
 
+def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Compute block @ (blockᵀ @ x): (batch, n, columns) and (n, 1) to (batch, n)."""
+    y = block.mT @ x
+    if y.dtype is torch.float32:
+        # Products of bfloat16 factors may be switched on. The sum of these three is y.
+        high = y.bfloat16().float()
+        middle = (y - high).bfloat16().float()
+        y = torch.cat([high, middle, y - high - middle], dim=2)
+    result: torch.Tensor = (block @ y).sum(2)
+    return result
+
+
+def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Compute K @ x from the lower triangles of symmetric K: (batch, n, n) and (n, 1) to (batch, n)."""
+    result = torch.zeros(len(k), k.shape[1], 1, dtype=k.dtype, device=k.device)
+    for top, bottom in pairs_of_edges(k.shape[1]):
+        # The square at the diagonal is complete.
+        result[:, top:bottom] += k[:, top:bottom, :bottom] @ x[:bottom]
+        result[:, :top] += k[:, top:bottom, :top].mT @ x[top:bottom]
+    return result[:, :, 0]
+
+
 def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum the squares of each row of a block in `dtype`: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
@@ -228,7 +262,7 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the traces and the squared Frobenius norms of symmetric matrices, from their lower triangles."""
+    """Return the traces and, in units of their squares, the squared Frobenius norms, from lower triangles."""
     n = k.shape[1]
     traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
     # In units of the trace, because squares of float32 numbers may overflow. The pairwise sums of torch are exact
@@ -241,28 +275,31 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         diagonal = rows[:, :, first:].tril()
         both = rows[:, :, :first].square().sum((1, 2)) + diagonal.square().sum((1, 2))
         squares += 2 * both.cpu().double() - diagonal.diagonal(dim1=1, dim2=2).square().sum(1).cpu().double()
-    return traces.numpy(), (squares * traces.square()).numpy()
+    return traces.numpy(), squares.numpy()
 
 
-def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -> list[Rounding]:
+def _measure(
+    ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float], unseen: Sequence[float]
+) -> list[Rounding]:
     """Compare the entries of each K in a few rows and the same columns with those in float64."""
     n = ws[0].shape[0]
     spread = n > _RUNS * _RUN_ROWS
-    runs = [slice(n * i // _RUNS, n * i // _RUNS + _RUN_ROWS) for i in range(_RUNS)] if spread else [slice(0, n)]
+    starts = [(n - _RUN_ROWS) * i // (_RUNS - 1) for i in range(_RUNS)] if spread else [0]
+    runs = [slice(start, min(start + _RUN_ROWS, n) if spread else n) for start in starts]
     chosen = torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(k.device)
     # Metal has no float64.
     found = k[:, chosen][:, :, chosen].cpu().double().numpy()
     roundings = []
-    for w, sample, error in zip(ws, found, aligned, strict=True):
+    for w, sample, *errors in zip(ws, found, aligned, unseen, strict=True):
         exact = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
         for c in range(0, w.shape[1], BLOCK_COLUMNS):
             rows = torch.cat([w[run, c : c + BLOCK_COLUMNS].double() for run in runs])
             exact.addmm_(rows, rows.T)
-        roundings.append(_compare(sample, exact.numpy(), error))
+        roundings.append(_compare(sample, exact.numpy(), *errors))
     return roundings
 
 
-def _compare(found: np.ndarray, exact: np.ndarray, aligned: float) -> Rounding:
+def _compare(found: np.ndarray, exact: np.ndarray, aligned: float, unseen: float) -> Rounding:
     """Compare a principal submatrix of K, of which the lower triangle is valid, with the exact one."""
     i, j = np.tril_indices(len(exact), -1)
     entries, diagonal = exact[i, j], exact.diagonal()
@@ -270,10 +307,10 @@ def _compare(found: np.ndarray, exact: np.ndarray, aligned: float) -> Rounding:
     # Weights that are not finite, or zero, have no rounding.
     with np.errstate(all="ignore"):
         errors = found[i, j] - entries
-        noise = np.square(errors / (lengths[i] * lengths[j]))
+        noise = math.sqrt(_mean(np.square(errors / (lengths[i] * lengths[j]))))
         shifts = found.diagonal() / diagonal - 1
         return Rounding(
-            noise=math.sqrt(_mean(noise)),
+            noise=unseen if _UNSEEN * noise < unseen < math.inf else noise,
             bias=_mean(errors * entries) / (_mean(np.square(entries)) or 1.0),
             shift=_mean(shifts),
             aligned=aligned if math.isfinite(aligned) else 0.0,

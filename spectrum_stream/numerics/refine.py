@@ -97,7 +97,7 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
         norm = new.norm()
         is_last = step == min(_MAX_STEPS, n) - 1 or not float(norm) > 0
         if step % _CHECK_EVERY == 0 or is_last:
-            ritz, error, *_ = _find_ritz(k, basis[:step].T, found.values[1:2])
+            ritz, error, *_ = _find_ritz(k, basis[:step].T, found.values[1:2] + found.errors[1:2])
             if error[0] <= _ENOUGH * ritz[0]:
                 is_same = abs(ritz[0] - found.values[0]) <= found.errors[0] + error[0]
                 return _Refined({0: ritz[0]}, {0: error[0]}) if is_same else None
@@ -125,7 +125,9 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
     x = torch.randn(n, last - first, generator=torch.Generator().manual_seed(n)).to(k.device)
     for _ in range(_ITERATIONS):
         x = torch.linalg.qr(torch.linalg.lu_solve(factors, pivots, x)).Q
-    outside = np.concatenate([values[max(0, first - 1) : first], values[last : last + 1]])
+    # The nearest that they can be.
+    above, below = slice(max(0, first - 1), first), slice(last, last + 1)
+    outside = np.concatenate([values[above] - found.errors[above], values[below] + found.errors[below]])
     basis = x.double()
     for _ in range(_CORRECTIONS):
         if not bool(torch.isfinite(basis).all()):
@@ -151,7 +153,11 @@ def _find_ritz(
     Returns:
         The values, descending, and their errors, (p,); their vectors, and the residuals of these, (n, p).
     """
-    kx = torch.cat([k[a:b].double() @ x for a, b in pairs_of_edges(len(k))])
+    kx, edges = torch.empty_like(x), pairs_of_edges(len(k))
+    # One band in float64 at a time, always in the same memory.
+    wide = torch.empty(max(b - a for a, b in edges), len(k), dtype=torch.float64, device=k.device)
+    for a, b in edges:
+        torch.mm(wide[: b - a].copy_(k[a:b]), x, out=kx[a:b])
     small = x.T @ kx
     ritz, rotation = (y.flip(-1) for y in torch.linalg.eigh((small + small.T) / 2))
     vectors = x @ rotation
@@ -173,7 +179,7 @@ def _match(
     those that are nearest to its shift. The wanted ones must all be within their errors.
     """
     matches = []
-    is_end = first == 0 or first + len(ritz) == len(found.values)
+    is_end = wanted[0] == 0 or wanted[-1] == len(found.values) - 1
     for offset in (0,) if is_end else range(-2, 3):
         at = [i - first + offset for i in wanted]
         if at[0] < 0 or at[-1] >= len(ritz):

@@ -34,6 +34,7 @@ from .batches import Batches
 from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
 from .device import CPU, Device
+from .eigenvalues import one_thread_each
 from .precision import Precision
 from .snr import TOLERANCE, Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
@@ -455,17 +456,3 @@ class _Pool:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
         self._close()
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Run LAPACK on one thread.
-
-    On a busy machine, threads that share a matrix can be a hundred times slower.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -277,14 +277,18 @@ def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtf
 
 
 def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> float:
-    """Return the relative error of the score to first order.
+    """Return the relative error of the score.
 
-    It is the sum of the errors of the two sums and of S[0]. A value that may be on the other side of tau moves the
-    score by a step, so it counts whole: it may leave one sum and enter the other.
+    It follows from the errors of the two sums and of S[0], and is about their sum if they are small. A value that may
+    be on the other side of tau moves the score by a step, so it counts whole: it may leave one sum and enter the
+    other.
     """
     # In units of S[0], because the squares of valid numbers may overflow.
     s, errors, drift = (x / s[0] for x in (s, errors, drift))
     tau, tau_error = _find_tau(s, errors, drift, beta)
     doubtful = float(s[_find_doubtful(s, errors, drift, tau, tau_error)].sum())
-    parts = (s > tau, s <= tau)
-    return sum(_find_sum_error(s[part], errors[part], drift[part], doubtful) for part in parts) + float(errors[0])
+    signal, noise = (_find_sum_error(s[part], errors[part], drift[part], doubtful) for part in (s > tau, s <= tau))
+    top = float(errors[0])
+    if max(signal, noise, top) >= 1:
+        return math.inf
+    return max((1 + signal) / ((1 - noise) * (1 - top)), (1 + noise) * (1 + top) / (1 - signal)) - 1

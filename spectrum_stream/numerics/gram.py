@@ -11,7 +11,7 @@ and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them fa
 
 **The diagonal** of K is a sum of squares. All its terms are positive, so its rounding has a bias: on a processor with
 AVX2, it was 5 units in the last place too small at m = 576 and more. This would move all eigenvalues. So the diagonal
-is summed apart, by the pairwise sums of torch.
+is summed apart, in float64.
 
 **The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and the
 same columns are compared with those in float64. This costs 64 * 64 * m multiplications.
@@ -102,7 +102,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
-            diagonal[part] += _sum_squares(block)
+            diagonal[part] += _sum_squares(block, diagonal.dtype)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
     products = k.diagonal(dim1=1, dim2=2)
@@ -217,12 +217,12 @@ def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
             target.baddbmm_(rows, columns)
 
 
-def _sum_squares(block: torch.Tensor) -> torch.Tensor:
-    """Sum the squares of each row of a block: (batch, n, columns) to (batch, n)."""
+def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sum the squares of each row of a block in this dtype: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
         norms: torch.Tensor = torch.linalg.vector_norm(block, dim=2, dtype=torch.float64)
         return norms.square()
-    return torch.cat([rows.square().sum(2) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
+    return torch.cat([rows.square().sum(2, dtype=dtype) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
 
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

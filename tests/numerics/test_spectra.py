@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from spectrum_stream.model.no_score import NoScore
 from spectrum_stream.numerics.device import CPU, Device
-from spectrum_stream.numerics.gram import gram
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import compute_batch, one_thread_each
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
 from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, singular_values
 
 from ..support.checkpoints import reference_score
+from ..support.spectra import gaussian, orthogonal, with_spectrum
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,17 +30,6 @@ def _on_one_thread() -> Iterator[None]:
 
 
 SHAPES = [(1, 1), (1, 64), (64, 1), (2, 3), (48, 48), (48, 200), (200, 48), (31, 4100), (1100, 40)]
-
-
-def orthogonal(n: int, k: int, generator: torch.Generator) -> torch.Tensor:
-    q: torch.Tensor = torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64)).Q
-    return q
-
-
-def with_spectrum(n: int, m: int, s: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(n * 10_007 + m)
-    k = min(n, m)
-    return (orthogonal(n, k, generator) * s.to(torch.float64)) @ orthogonal(m, k, generator).T
 
 
 def compute(w: torch.Tensor, precision: Precision = Precision.AUTO) -> tuple[Spectrum, Score]:
@@ -54,10 +43,6 @@ def spectrum_of(w: torch.Tensor, precision: Precision) -> Spectrum:
     (found,) = singular_values([w], precision)
     assert isinstance(found, Spectrum)
     return found
-
-
-def gaussian(n: int, m: int) -> torch.Tensor:
-    return torch.randn(n, m, generator=torch.Generator().manual_seed(n * 10_007 + m), dtype=torch.float64) * 0.02
 
 
 SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
@@ -186,13 +171,6 @@ def test_compute_batch_tiny_and_huge_weights_escalate(dtype: torch.dtype, expone
 def test_compute_batch_squares_that_overflow_float64() -> None:
     w = gaussian(24, 60) * 50
     assert compute(w * 2.0**600)[0].precision is Precision.SVD
-
-
-@pytest.mark.parametrize("n", [1, 7, 127, 128, 131, 1031])
-def test_gram_lower_triangle_is_complete(n: int) -> None:
-    w = gaussian(n, 2 * 2048 + 3)
-    lower = torch.tril(gram([w], Precision.FP64, CPU).k[0])
-    torch.testing.assert_close(lower, torch.tril(w @ w.T))
 
 
 @pytest.mark.parametrize("looped", [False, True])

@@ -50,6 +50,8 @@ _FAR = 32
 # The largest error of a matrix differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
+# The least error that counts, in units.
+_LEAST_ERROR = 0.5
 # Three standard deviations.
 _DEVIATIONS = 3
 _PROBING = threading.Lock()
@@ -146,18 +148,18 @@ def estimate_errors(
     of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
     # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
     negative = max(0.0, -float(values[-1]))
-    of_routine = unit * routine.estimate(found) + negative
+    of_routine = unit * routine.estimate(found)
     # The roundings of both sums, which are in float64.
     slack = n * 2.0**-52
     missing = abs(values.sum() - trace), abs(np.square(values).sum() - square)
     allowed = of_routine.sum() + slack * trace, 2 * (found * of_routine).sum() + slack * square
     are_right = bool(missing[0] <= allowed[0] and missing[1] <= allowed[1] and np.all(values[:-1] >= values[1:]))
     share = min(1.0, max(missing[0] / allowed[0], missing[1] / allowed[1])) if trace else 0.0
-    errors = of_products + of_routine + missing[0] / n
+    errors = of_products + of_routine + negative + missing[0] / n
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=shared + share * of_routine + missing[0] / n,
+        drift=shared + share * (of_routine + negative) + missing[0] / n,
         of_products=of_products,
         shared=shared,
         are_right=are_right,
@@ -187,10 +189,12 @@ def _measure_routine(device: Device) -> RoutineError:
     k = torch.stack([(one + one.T) / 2 for one in ks]).float()
     exact = torch.linalg.eigvalsh(k.double()).flip(1).numpy()
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
-    units = np.abs(found - exact) / 2.0**-24
+    # A routine that returns an infinite value has no errors, and fails every check.
+    units = np.abs(np.where(np.isfinite(found), found, np.nan) - exact) / 2.0**-24
     mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
     is_far = exact < mean_squares / _FAR
-    far = np.where(is_far, units / mean_squares, 0.0).max(1)
+    # An error of zero is luck.
+    far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)

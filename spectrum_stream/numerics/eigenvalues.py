@@ -4,21 +4,23 @@
 norm. Eigenvalues are not used if they differ from these by more than twice the root of the sum of their squared
 errors, plus the share n / 16384 of the sum of their errors, because blocked routines have systematic errors that grow
 with n. This finds a faulty driver, and a single wrong eigenvalue if it is wrong by more than that. Two that
-compensate each other are not found.
+compensate each other are not found, and neither is the error E of K.
 
 **The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
-machine. E is the error of K, with the Frobenius norm |E|, the slope b over the entries and the shift d of the
-diagonal, all measured (`gram.Rounding`); t is the trace of K:
+machine. Of E, the slope b over the entries, the shift d of the diagonal and the Frobenius norm |E| of the random part
+are measured (`gram.Rounding`). t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
     of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,
     which is measured on the diagonal before it is replaced. It moves l above the mean by up to g (l - t / n). The p
     zeros, below N = 2 |E| / √n, move by the norm of a p x p block of E (Wigner's semicircle law) and by second order.
 
-        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N)
+        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N) + u l
+
+    The last term is the rounding of the diagonal when it is stored.
 
     The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
-    large value. The largest errors give two numbers in units u: a, relative to the root mean square q of all
+    large value. The largest errors, in units u, give two numbers: a, relative to the root mean square q of all
     eigenvalues, from eigenvalues far below it; and c, relative to l, from the rest of the others. c grows with the
     square root of n, as the sum of as many independent roundings does. Among the sixteenths of the largest and of the
     smallest values, where the iteration starts and ends, it is measured apart and grows with n. a grows with the
@@ -26,7 +28,7 @@ diagonal, all measured (`gram.Rounding`); t is the trace of K:
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
 
-    A negative eigenvalue, which W Wᵀ does not have, adds to all errors.
+    W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
 A part of the error is shared by all values, and a sum does not average it out. It is |b| l + |d| t / n, and the share
 of the routine's error that shows in the sum of the eigenvalues.
@@ -56,6 +58,8 @@ _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
 # The number of rows for which all errors may be systematic.
 _SYSTEMATIC = 16384
+# The least error that counts, in units.
+_LEAST_ERROR = 0.5
 # Three standard deviations.
 _DEVIATIONS = 3
 _PROBING = threading.Lock()
@@ -141,6 +145,7 @@ def estimate_errors(
     n = len(values)
     mean = trace / n
     found = np.maximum(values, 0.0)
+    # The squares of |w_i| |w_j| add up to the square of the trace.
     norm = rounding.noise * trace
     # Rows that point into one direction have products of one sign.
     aligned = rounding.aligned * np.maximum(found - mean, 0.0)
@@ -152,7 +157,7 @@ def estimate_errors(
     of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
     # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
     negative = max(0.0, -float(values[-1]))
-    of_routine = unit * routine.estimate(found) + negative
+    of_routine = unit * routine.estimate(found)
     # In units of the trace, because the squares of valid numbers may overflow.
     units, off = found / trace, of_routine / trace
     missing = abs(float(values.sum() / trace) - 1), abs(float(np.square(values / trace).sum()) - square)
@@ -165,11 +170,11 @@ def estimate_errors(
     )
     share = min(1.0, max(x / (y + slack) for x, y in zip(missing, total, strict=True)))
     shift = missing[0] * mean
-    errors = of_products + of_routine + shift
+    errors = of_products + of_routine + negative + shift
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=shared + share * of_routine + shift,
+        drift=shared + share * (of_routine + negative) + shift,
         of_products=of_products,
         shared=shared,
         are_right=are_right,
@@ -213,10 +218,12 @@ def _measure_routine(device: Device) -> RoutineError:
     k = torch.stack([(one + one.T) / 2 for one in ks]).float()
     exact = torch.linalg.eigvalsh(k.double()).flip(1).numpy()
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
-    units = np.abs(found - exact) / 2.0**-24
+    # A routine that returns an infinite value has no errors, and fails every check.
+    units = np.abs(np.where(np.isfinite(found), found, np.nan) - exact) / 2.0**-24
     mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
     is_far = exact < mean_squares / _FAR
-    far = np.where(is_far, units / mean_squares, 0.0).max(1)
+    # An error of zero is luck.
+    far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)

@@ -2,8 +2,8 @@
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
     placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
-                matrix that does not fit goes to the CPU; if it does not fit there, it is computed alone; if it still
-                does not fit, it has no score
+                matrix that does not fit, or with eigenvalues that fail the check, goes to the CPU; if it does not fit
+                there, it is computed alone; if it still does not fit, it has no score
     batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
                 more to synchronization than a second core gains. A few threads share a matrix if memory is too short
                 for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,
@@ -65,7 +65,7 @@ class Computed:
         device: where it was computed.
         not_finite: the number of NaN and infinite weights, if they are the reason.
         compute_s: seconds; those of a batch are shared equally.
-        detail: the problem of the scales, if it is the reason; or the reason why it was computed again.
+        detail: the problem of the scales, if it is the reason; or the reasons why it was computed again.
     """
 
     spectrum: Spectrum | NoScore
@@ -104,10 +104,10 @@ def compute_batch(
         todo = [i for i, result in enumerate(results) if result is None or not _is_final(result)]
         for i, found in zip(todo, _compute_step([ws[i] for i in todo], step, device, compute), strict=True):
             earlier = results[i]
+            details = (earlier.detail if earlier is not None else "", found.detail)
             # An inexact score is better than none.
-            if earlier is None or earlier.score is None or found.score is not None:
-                kept = earlier.detail if earlier is not None else ""
-                results[i] = replace(found, detail="; ".join(filter(None, (kept, found.detail))))
+            kept = found if earlier is None or earlier.score is None or found.score is not None else earlier
+            results[i] = replace(kept, detail="; ".join(filter(None, details)))
     seconds = (time.perf_counter() - started) / len(ws)
     return [
         replace(

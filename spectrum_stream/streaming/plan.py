@@ -43,8 +43,8 @@ class PlanOptions(TypedDict, total=False):
         groups: the groups to score, by exact name or glob (`mlp.*`); default: None, all groups.
         name: the name of the model in file names; default: MODEL as typed.
         out: the results folder; default: `model_snr_results`.
-        precision: "fp32", "fp64" or "svd" for every matrix; default: "auto", for each matrix the first of these that
-            is exact enough.
+        precision: "fp32", "mixed", "fp64" or "svd" for every matrix; default: "auto", for each matrix the fastest
+            that is exact enough.
         max_nbytes: the limit of private memory on a CPU, in bytes; mapped files do not count. Fewer matrices are
             computed at once to keep it. Default: no limit.
         fetch: the way to read the shards of a repo: "range", "download" or "cache"; default: "auto", the best for

@@ -19,8 +19,8 @@ from spectrum_stream.numerics.schedule import Item, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
+from ..support.spectra import with_spectrum
 from .test_schedule import FP32, PRETENDED, items_of, random, score_of, when_all_wait
-from .test_spectra import with_spectrum
 
 # No test waits this long, unless it fails.
 PATIENCE_S = 60

@@ -173,13 +173,15 @@ def _match(
     those that are nearest to its shift. The wanted ones must all be within their errors.
     """
     matches = []
+    allowed = found.errors[list(wanted)]
     is_end = first == 0 or first + len(ritz) == len(found.values)
     for offset in (0,) if is_end else range(-2, 3):
         at = [i - first + offset for i in wanted]
         if at[0] < 0 or at[-1] >= len(ritz):
             continue
         off = np.abs(ritz[at] - found.values[list(wanted)])
-        if np.all(off <= found.errors[list(wanted)] + errors[at]):
+        # A value at the end of the block that has not converged is no match.
+        if np.all(off <= allowed + np.minimum(errors[at], allowed)):
             matches.append((float(off.max()), at))
     if not matches:
         return None

@@ -24,6 +24,7 @@ from spectrum_stream.text import VERSION
 from . import contenders
 from .checkpoints import known_scores, make_checkpoint
 from .contenders import Parts, Scan, Shape, Task
+from .hardware import matrix_units, processor
 from .results import Accuracy, Agreement, ShapeResult, Spread, WorkloadResult
 from .worker import Watched, Worker
 from .workloads import Workload
@@ -122,7 +123,7 @@ def machine() -> dict[str, str | int]:
     """Describe the machine, and name the versions."""
     return {
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": len(psutil.Process().cpu_affinity()) if platform.system() == "Linux" else psutil.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
         "memory_nbytes": psutil.virtual_memory().total,
@@ -132,16 +133,6 @@ def machine() -> dict[str, str | int]:
         "numpy": np.__version__,
         "spectrum_stream": VERSION,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 def _before_turn(todo: Plan, settings: Settings) -> None:
@@ -156,20 +147,6 @@ def _before_turn(todo: Plan, settings: Settings) -> None:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-
-
-def matrix_units(cpuinfo: Path) -> str:
-    """Say whether the processor multiplies bfloat16 matrices in hardware, by the flags that Linux lists."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except FileNotFoundError:
-        return "matrix units unknown"
-    # All cores have the same flags. Arm calls them features.
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    if "Features" in flags:
-        return "BF16" if "bf16" in flags else "no BF16"
-    amx = "AMX" if "amx_bf16" in flags else "no AMX"
-    return f"{amx}, AVX512-BF16" if "avx512_bf16" in flags else amx
 
 
 def _result(

@@ -387,7 +387,12 @@ def _compute_records(
     Yield the record of each module that shares one, with its work.
     """
     for first, computed in compute_all(
-        prefetcher, precision=plan.precision, device=device, workers=plan.workers, limit_nbytes=plan.limit_nbytes
+        prefetcher,
+        precision=plan.precision,
+        device=device,
+        workers=plan.workers,
+        limit_nbytes=plan.limit_nbytes,
+        together_nbytes=plan.together_nbytes,
     ):
         prefetcher.release(first)
         for matrix in sharing[first.key]:

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as command
 from benchmarks import contenders, history
 from benchmarks.checkpoints import known_scores, known_spectrum, make_checkpoint
+from benchmarks.hardware import matrix_units
 from benchmarks.matrices import OrthonormalColumns, matrix
-from benchmarks.measuring import machine, matrix_units
+from benchmarks.measuring import machine
 from benchmarks.regression import NotComparable, regressions
 from benchmarks.report import markdown
 from benchmarks.results import Accuracy, RunResult, Spread, WorkloadResult

@@ -14,8 +14,11 @@ BLOCK_COLUMNS = 2048
 DECODED_NUMEL = 1 << 20
 # The limit of memory for scales and zero points that were read and are not used yet.
 PARTS_AHEAD_NBYTES = 32_000_000
-# A matrix with a short side up to this is computed by one core. All cores share a larger one, because of its memory.
-SMALL_SIDE = 4096
+# The most threads that share a matrix. More of them slow an eigenvalue routine down: OpenBLAS takes 4 s for n = 4096
+# with 4 threads, and 259 s with 128 (openqp issue 307).
+MAX_THREADS = 4
+# The share of this machine's memory for the matrices that are computed at once, if there is no other limit.
+_TOGETHER_SHARE = 0.5
 # A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. A buffer
 # holds 2048 columns of 8192 rows in float32.
 STAGING_NBYTES = 1 << 26
@@ -142,9 +145,22 @@ def _staged_nbytes(itemsize: int) -> int:
     return STAGING_NBYTES * (STAGING_BUFFERS + itemsize // 2)
 
 
-def is_small(n: int, m: int) -> bool:
-    """Whether a single core computes a matrix of this shape."""
-    return min(n, m) <= SMALL_SIDE
+def count_together(nbytes: int, workers: int, limit_nbytes: int) -> int:
+    """Return how many matrices are computed at once on a CPU, at least 1.
+
+    Args:
+        nbytes: the memory of one of them.
+        workers: the number of cores.
+        limit_nbytes: the limit of their memory.
+    """
+    return max(1, min(workers, limit_nbytes // nbytes))
+
+
+def usable_nbytes() -> int:
+    """Return the memory of this machine for the matrices that are computed at once, in bytes."""
+    if not hasattr(os, "sysconf"):
+        return 1 << 62
+    return int(_TOGETHER_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def compute_nbytes(n: int, m: int, precision: Precision, scales: int | None = None) -> int:

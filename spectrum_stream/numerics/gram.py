@@ -29,6 +29,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .device import Device
 from .precision import Precision
@@ -44,8 +45,9 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # transposed matrix share cache lines.
 _RUNS = 8
 _RUN_ROWS = 8
-# Rows whose squares are summed at a time. They stay in the cache.
+# Rows of W, and numbers of K, whose squares are summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
+_SUMMED_NUMEL = 1 << 18
 # The probe of bfloat16 products: the shape of W, and the speed from which they are used.
 _PROBE_SHAPE = (512, 2048)
 _PROBE_RUNS = 3
@@ -247,19 +249,19 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the traces and the squared Frobenius norms of symmetric matrices, from their lower triangles."""
-    # Squares of float32 numbers may overflow in float32. Metal has no float64.
-    wide = torch.float32 if k.device.type == "mps" else torch.float64
-    squares = torch.zeros(len(k), dtype=wide, device=k.device)
-    for top, bottom in pairs_of_edges(k.shape[1]):
-        for first in range(top, bottom, _SQUARED_ROWS):
-            rows = k[:, first : min(first + _SQUARED_ROWS, bottom)].to(wide)
-            # The square at the diagonal counts once, and the rest for both triangles.
-            squares += 2 * rows[:, :, :first].square().sum((1, 2))
-            lower = rows[:, :, first : first + rows.shape[1]].tril(-1)
-            squares += 2 * lower.square().sum((1, 2))
-    diagonal = k.diagonal(dim1=1, dim2=2).to(wide)
-    squares += diagonal.square().sum(1)
-    return diagonal.sum(1).double().cpu().numpy(), squares.double().cpu().numpy()
+    n = k.shape[1]
+    traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
+    # In units of the trace, because squares of float32 numbers may overflow. The pairwise sums of torch are exact
+    # enough for the check of eigenvalues.
+    unit = (1 / traces).to(k.device, k.dtype)[:, None, None]
+    squares = torch.zeros(len(k), dtype=torch.float64)
+    height = max(1, _SUMMED_NUMEL // n)
+    for first in range(0, n, height):
+        rows = k[:, first : first + height, : first + height] * unit
+        diagonal = rows[:, :, first:].tril()
+        both = rows[:, :, :first].square().sum((1, 2)) + diagonal.square().sum((1, 2))
+        squares += 2 * both.cpu().double() - diagonal.diagonal(dim1=1, dim2=2).square().sum(1).cpu().double()
+    return traces.numpy(), (squares * traces.square()).numpy()
 
 
 def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -> list[Rounding]:
@@ -272,8 +274,11 @@ def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -
     found = k[:, chosen][:, :, chosen].cpu().double().numpy()
     roundings = []
     for w, sample, error in zip(ws, found, aligned, strict=True):
-        rows = torch.cat([w[run].double() for run in runs])
-        roundings.append(_compare(sample, (rows @ rows.T).numpy(), error))
+        exact = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
+        for c in range(0, w.shape[1], BLOCK_COLUMNS):
+            rows = torch.cat([w[run, c : c + BLOCK_COLUMNS].double() for run in runs])
+            exact.addmm_(rows, rows.T)
+        roundings.append(_compare(sample, exact.numpy(), error))
     return roundings
 
 

@@ -4,8 +4,9 @@
     placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
                 matrix that does not fit goes to the CPU; if it does not fit there, it is computed alone; if it still
                 does not fit, it has no score
-    batches     on a CPU, each core computes its own small matrix, because the short steps of an eigenvalue routine
-                lose more to synchronization than a second core gains; all cores share a large matrix. On a GPU,
+    batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
+                more to synchronization than a second core gains. A few threads share a matrix if memory is too short
+                for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,
                 matrices of one shape and dtype are one batch; see `batches`.
 
 Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
@@ -37,7 +38,7 @@ from .precision import Precision
 from .snr import TOLERANCE, Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
-# Small matrices wait until there are this many for each core, or until no more are read. The longest starts first.
+# Matrices wait until there are this many for each core, or until no more are read. The longest starts first.
 _WAITING_PER_WORKER = 16
 
 # Threads that compute batches use the CPU one after another: each takes all cores, and its memory is counted once.
@@ -217,6 +218,7 @@ def compute_all(
     device: Device = CPU,
     workers: int | None = None,
     limit_nbytes: int | None = None,
+    together_nbytes: int | None = None,
     compute: Compute = singular_values,
 ) -> Iterator[tuple[Matrix, Computed]]:
     """Compute a stream of matrices.
@@ -227,7 +229,9 @@ def compute_all(
         items: matrices with their tensors. They are taken only as fast as they are computed. None means that the
             next one is not read yet, and perhaps cannot be read before others are computed. Matrices that wait for a
             batch are computed as soon as a thread of the device is free, so they do not wait for it.
-        workers: the number of small matrices that run at once on a CPU; None for one per core.
+        workers: the number of cores of a CPU to use; None for all.
+        together_nbytes: the memory of all matrices that are computed at once on a CPU, at the first step of the
+            precision; None for the usable memory of this machine.
         precision, device, limit_nbytes, compute: as for `compute_batch`.
     """
     # If a program limits the threads of torch, it needs the other cores itself.
@@ -263,8 +267,16 @@ def compute_all(
         half = len(batch) // 2
         return [*run(batch[:half]), *run(batch[half:])] if half else [(batch[0][0], _no_memory())]
 
-    # On a CPU small matrices wait for a core, and on a device all matrices wait for others of their shape and dtype.
-    pool = _Pool(lambda item, at_once: run([item], at_once), workers)
+    # On a CPU matrices wait for a core, and on a device for others of their shape and dtype.
+    room = costs.usable_nbytes() if together_nbytes is None else together_nbytes
+
+    def plan_task(item: Item) -> _Task:
+        matrix = item[0]
+        nbytes = costs.compute_nbytes(matrix.n, matrix.m, precision.steps[0], matrix.scales)
+        at_once = costs.count_together(nbytes, workers, room)
+        return _Task(item, costs.work(matrix.n, matrix.m), nbytes, at_once)
+
+    pool = _Pool(lambda item, at_once: run([item], at_once), workers, room)
     batches = Batches(run, device)
     with exact_products(), pool, batches:
         for item in items:
@@ -272,79 +284,124 @@ def compute_all(
                 yield from batches.collect(wait=False)
                 yield from pool.collect(wait=False)
                 continue
-            matrix = item[0]
             if device.batch_nbytes:
                 batches.add(item)
                 del item
                 yield from batches.collect(wait=batches.is_full)
-            elif not costs.is_small(matrix.n, matrix.m):
-                # It takes all cores. Small matrices that wait for a core keep waiting.
-                yield from pool.drain()
-                computed = run([item])
-                del item
-                yield from computed
             else:
-                pool.add(item)
+                pool.add(plan_task(item))
                 del item
                 while pool.is_full:
                     yield from pool.collect(wait=True)
         while batches.is_busy:
             yield from batches.collect(wait=True)
+        pool.has_all = True
         while pool.is_busy:
             yield from pool.collect(wait=True)
 
 
-class _Pool:
-    """Computes small matrices, each on one core, as many at once as there are workers.
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A matrix that waits for a core.
 
-    The longest item starts first. If it were the last, the other cores would be idle. A matrix that does not fit into
+    Attributes:
+        item: None when it is computed, so that the memory of the tensor is freed.
+        work: its time, as `costs.work`.
+        nbytes: its memory.
+        at_once: the number of such matrices that are computed at once.
+        threads: the number of threads that compute it; 0 while it waits.
+    """
+
+    item: Item | None
+    work: float
+    nbytes: int
+    at_once: int
+    threads: int = 0
+
+
+class _Pool:
+    """Computes matrices, as many at once as there are cores and memory for them.
+
+    The longest starts first. If it were the last, the other cores would be idle. A matrix that does not fit into
     memory together with the others is computed again when they are done.
 
     Args:
         run: computes a matrix while as many as the second argument are computed.
+        workers: the number of cores.
+        limit_nbytes: the memory of all matrices that are computed at once.
     """
 
-    def __init__(self, run: Callable[[Item, int], list[tuple[Matrix, Computed]]], workers: int) -> None:
+    def __init__(
+        self, run: Callable[[Item, int], list[tuple[Matrix, Computed]]], workers: int, limit_nbytes: int
+    ) -> None:
         self._run = run
         self._workers = workers
-        self._waiting: list[Item] = []
-        self._running = 0
-        # The results of a worker, or the item itself if it did not fit into memory.
-        self._done: queue.SimpleQueue[list[tuple[Matrix, Computed]] | Item | BaseException] = queue.SimpleQueue()
+        self._limit_nbytes = limit_nbytes
+        # Whether no more tasks will be added.
+        self.has_all = False
+        self._waiting: list[_Task] = []
+        self._running: list[_Task] = []
+        # The task that was started before there was a core for it, so that a free core does not have to wait for the
+        # thread that starts tasks.
+        self._next: _Task | None = None
+        # The task and its results, or the matrix itself if it did not fit into memory.
+        self._done: queue.SimpleQueue[tuple[_Task, list[tuple[Matrix, Computed]] | Item | BaseException]] = (
+            queue.SimpleQueue()
+        )
         self._open = contextlib.ExitStack()
         self._executor: ThreadPoolExecutor | None = None
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) + self._running >= self._workers * _WAITING_PER_WORKER
+        return len(self._waiting) + len(self._running) >= self._workers * _WAITING_PER_WORKER
 
     @property
     def is_busy(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, item: Item) -> None:
-        bisect.insort(self._waiting, item, key=lambda item: costs.work(item[0].n, item[0].m))
+    def add(self, task: _Task) -> None:
+        bisect.insort(self._waiting, task, key=lambda task: task.work)
 
     def collect(self, *, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
-        """Start as many matrices as there are workers, and yield those that are done.
+        """Start as many tasks as there are cores and memory, and yield the matrices that are done.
 
         With `wait`, wait for at least one.
         """
-        # One more is submitted than can run, so that a free worker does not have to wait for this thread.
-        while self._waiting and self._running <= self._workers:
-            # The worker owns the tensor, so its memory is freed as soon as it is computed.
-            self._start(self._waiting.pop())
+        self._start_all()
         yield from self._take_done(wait)
 
-    def _start(self, item: Item) -> None:
+    def _start_all(self) -> None:
+        while self._waiting:
+            task = self._waiting[-1]
+            task.threads = self._count_threads(task)
+            nbytes = sum(other.nbytes for other in self._running)
+            threads = sum(other.threads for other in self._running)
+            is_room = nbytes + task.nbytes <= self._limit_nbytes and threads + task.threads <= self._workers
+            if self._running and not is_room:
+                # It takes the place of the first one that ends.
+                is_no_larger = all(
+                    task.nbytes <= other.nbytes and task.threads <= other.threads for other in self._running
+                )
+                if self._next is not None or not is_no_larger:
+                    return
+                self._next = task
+            self._start(self._waiting.pop())
+
+    def _count_threads(self, task: _Task) -> int:
+        # The number of threads of BLAS belongs to the process. So all tasks may have it, and not only this one.
+        at_once = task.at_once
+        if self.has_all:
+            at_once = min(at_once, len(self._running) + len(self._waiting))
+        return min(costs.MAX_THREADS, self._workers // at_once)
+
+    def _start(self, task: _Task) -> None:
         is_first = self._executor is None
         if self._executor is None:
             self._open.enter_context(one_thread_each())
-            # The threads of the executor adopt the setting when they start.
             self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))
-        self._running += 1
+        self._running.append(task)
         try:
-            self._executor.submit(self._work, item)
+            self._executor.submit(self._work, task)
             return
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -352,28 +409,29 @@ class _Pool:
         # The system gives no more threads. The item is queued nevertheless, for the existing threads.
         if is_first:
             self._executor.shutdown(wait=False, cancel_futures=True)
-            self._work(item)
+            self._work(task)
             self._close()
 
-    def _work(self, item: Item) -> None:
+    def _work(self, task: _Task) -> None:
+        # The worker owns the tensor, so its memory is freed as soon as it is computed.
+        item, task.item = task.item, None
+        assert item is not None
         try:
-            results = self._run(item, self._workers)
+            torch.set_num_threads(task.threads)
+            results = self._run(item, task.at_once)
             is_alone = self._workers == 1
-            self._done.put(results if is_alone or results[0][1].spectrum is not NoScore.NO_MEMORY else item)
+            is_done = is_alone or results[0][1].spectrum is not NoScore.NO_MEMORY
+            self._done.put((task, results if is_done else item))
         except BaseException as error:
-            self._done.put(error)
-
-    def drain(self) -> Iterator[tuple[Matrix, Computed]]:
-        """Yield all that are running, until all cores are free."""
-        while self._running:
-            yield from self._take_done(wait=True)
-        self._close()
+            self._done.put((task, error))
 
     def _take_done(self, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
         again: list[Item] = []
         while self._running and (wait or again or not self._done.empty()):
-            found = self._done.get()
-            self._running -= 1
+            task, found = self._done.get()
+            self._running.remove(task)
+            # The next one has its place now.
+            self._next = None
             wait = False
             if isinstance(found, BaseException):
                 raise found

@@ -132,7 +132,9 @@ class Plan:
         transfers: the cost of each way to fetch the shards that are not on this machine; {} if all are here.
         free_nbytes: free bytes of the disk of the results folder.
         precision: the precision of the singular values.
-        workers: the number of small matrices that are computed at once on a CPU.
+        workers: the number of cores that compute matrices.
+        together_nbytes: the limit of memory for the matrices that are computed at once on a CPU, at the first step of
+            the precision.
         max_nbytes: the limit of private memory; None for no limit.
         max_disk_nbytes: the limit of disk for temporary shard downloads; None for no limit.
         warnings: one sentence for each oddity of the checkpoint.
@@ -150,6 +152,7 @@ class Plan:
     free_nbytes: int
     precision: Precision
     workers: int
+    together_nbytes: int
     max_nbytes: int | None
     max_disk_nbytes: int | None
     warnings: tuple[str, ...]
@@ -196,7 +199,7 @@ class Plan:
 
         Mapped files do not count.
         """
-        return _peak_nbytes(self.matrices, self.workers, self.precision, self.buffers_nbytes)
+        return self._peak_nbytes(self.precision.steps[0])
 
     @property
     def worst_nbytes(self) -> int:
@@ -204,8 +207,16 @@ class Plan:
 
         Under `max_nbytes` such a matrix keeps a less exact score instead, and the record marks it.
         """
-        worst = _peak_nbytes(self.matrices, self.workers, self.precision.steps[-1], self.buffers_nbytes)
+        worst = self._peak_nbytes(self.precision.steps[-1])
         return worst if self.max_nbytes is None else min(worst, self.max_nbytes)
+
+    def _peak_nbytes(self, precision: Precision) -> int:
+        def compute_nbytes(w: Matrix) -> int:
+            first = costs.compute_nbytes(w.n, w.m, self.precision.steps[0], w.scales)
+            at_once = costs.count_together(first, self.workers, self.together_nbytes)
+            return at_once * costs.compute_nbytes(w.n, w.m, precision, w.scales)
+
+        return costs.runtime_nbytes(self.workers) + self.buffers_nbytes + max(map(compute_nbytes, self.matrices))
 
     @property
     def device_nbytes(self) -> int:
@@ -373,6 +384,8 @@ def _make_plan(
         raise error
     extents, free_nbytes = find_extents(matrices), _free_nbytes(outputs.folder)
     fetches = choose_fetches(source.shards, extents, fetch, free_nbytes, max_disk_nbytes)
+    buffers_nbytes = _buffers_nbytes(matrices, fetches)
+    workers, together_nbytes = _share_memory(matrices, max_nbytes, precision, buffers_nbytes)
     warnings = list(inventory.warnings)
     if fetch is Fetch.RANGE and Fetch.DOWNLOAD in fetches.values():
         warnings.append("the server does not support byte ranges, so whole shards are downloaded one after another")
@@ -388,7 +401,8 @@ def _make_plan(
         transfers=estimate_transfers(source.shards, extents, max_disk_nbytes),
         free_nbytes=free_nbytes,
         precision=precision,
-        workers=_choose_workers(matrices, max_nbytes, precision, _buffers_nbytes(matrices, fetches)),
+        workers=workers,
+        together_nbytes=together_nbytes,
         max_nbytes=max_nbytes,
         max_disk_nbytes=max_disk_nbytes,
         warnings=tuple(warnings),
@@ -468,24 +482,24 @@ def _buffers_nbytes(matrices: Sequence[Matrix], fetches: Mapping[str, Fetch | No
     return parts + limit_ahead_nbytes([extent for shard in extents.values() for extent in shard])
 
 
-def _peak_nbytes(matrices: Sequence[Matrix], workers: int, precision: Precision, buffers_nbytes: int) -> int:
-    def compute_nbytes(w: Matrix) -> int:
-        at_once = workers if costs.is_small(w.n, w.m) else 1
-        return costs.compute_nbytes(w.n, w.m, precision, w.scales) * at_once
-
-    return costs.runtime_nbytes(workers) + buffers_nbytes + max(map(compute_nbytes, matrices))
-
-
-def _choose_workers(
+def _share_memory(
     matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int
-) -> int:
-    """Return the number of cores, or as many workers as fit into the limit of memory."""
+) -> tuple[int, int]:
+    """Return the number of cores, and the limit of memory for the matrices that are computed at once.
+
+    Raises:
+        UsageError: too_little_memory.
+    """
+    if max_nbytes is None:
+        return costs.count_cores(), costs.usable_nbytes()
+    largest = max(costs.compute_nbytes(w.n, w.m, precision.steps[0], w.scales) for w in matrices)
     for workers in range(costs.count_cores(), 0, -1):
-        if max_nbytes is None or _peak_nbytes(matrices, workers, precision, buffers_nbytes) <= max_nbytes:
-            return workers
-    enough = _peak_nbytes(matrices, 1, precision, buffers_nbytes)
+        room = max_nbytes - costs.runtime_nbytes(workers) - buffers_nbytes
+        if largest <= room:
+            return workers, room
+    enough = costs.runtime_nbytes(1) + buffers_nbytes + largest
     raise UsageError(
-        f"the scan needs at least {si_bytes(enough)} ({enough} bytes), but the limit is {si_bytes(max_nbytes or 0)}",
+        f"the scan needs at least {si_bytes(enough)} ({enough} bytes), but the limit is {si_bytes(max_nbytes)}",
         reason="too_little_memory",
         hint=f"use --max-memory {-(-enough // 1_000_000)}MB" + (" or --fetch download" if buffers_nbytes else ""),
     )

@@ -7,10 +7,11 @@ have an error that is quadratic in that of the eigenvector v:
     the largest one     Lanczos steps, with the basis orthogonalized in float64
     others              inverse iteration: a block of vectors, multiplied several times by (K - x I)^-1, with one LU
                         factorization in float32 for a cluster of eigenvalues around x. The Rayleigh-Ritz values of
-                        the block are the eigenvalues next to x, also where these are close to each other
+                        the block are the eigenvalues next to x, also where these are close to each other. The block
+                        must have all that the errors of the routine do not separate from a wanted one
 
 The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
-distance to the eigenvalues outside of the block (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
+distance to the other eigenvalues (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
 What remains is the error of K itself, which is small and measured (`gram.Rounding`).
 """
 
@@ -23,12 +24,12 @@ import torch
 from .eigenvalues import Eigenvalues
 from .gram import pairs_of_edges
 
-# The most eigenvalues that a block covers, and its vectors beside those of the wanted ones. More of these make fewer
-# iterations enough. Corrections follow until the errors are below that of K.
+# The most eigenvalues that a block covers, and its fewest other vectors. More of these make fewer iterations enough.
+# Corrections follow until the errors are below that of K.
 _WIDTH = 16
 _GUARDS = 8
 _ITERATIONS = 3
-_CORRECTIONS = 6
+_CORRECTIONS = 12
 # Lanczos steps at most: an isolated eigenvalue takes about 15, one at the edge of a dense bulk about 60.
 _MAX_STEPS = 80
 _CHECK_EVERY = 5
@@ -109,10 +110,11 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
 
 def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> _Refined | None:
     n, values = len(k), found.values
-    # The block covers the eigenvalues from `first` to `last`, which are the wanted ones and their neighbors.
-    count = min(n, wanted[-1] + 1 - wanted[0] + _GUARDS)
-    first = min(max(0, wanted[0] - _GUARDS // 2), n - count)
-    last = first + count
+    low, high = _find_neighborhood(found, wanted[0], wanted[-1] + 1)
+    if high - low > 2 * _WIDTH:
+        return None
+    guards = max(_GUARDS, high - low)
+    width = min(n, high - low + guards)
     shift = float(values[wanted[0]] + values[wanted[-1]]) / 2
     if len(wanted) == 1 and wanted[0] + 1 < n:
         # Exactly at an eigenvalue, the factors would be singular.
@@ -122,18 +124,18 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
     diagonal -= shift
     factors, pivots, _ = torch.linalg.lu_factor_ex(k)
     diagonal.copy_(kept)
-    x = torch.randn(n, last - first, generator=torch.Generator().manual_seed(n)).to(k.device)
+    x = torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(k.device)
     for _ in range(_ITERATIONS):
         x = torch.linalg.qr(torch.linalg.lu_solve(factors, pivots, x)).Q
-    outside = np.concatenate([values[max(0, first - 1) : first], values[last : last + 1]])
+    outside = np.concatenate([values[max(0, low - 1) : low], values[high : high + 1]])
     basis = x.double()
     for _ in range(_CORRECTIONS):
         if not bool(torch.isfinite(basis).all()):
             return None
         ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
-        refined = _match(found, wanted, first, ritz, errors)
+        refined = _match(found, low, high, ritz, errors)
         if refined and all(refined.errors[i] <= found.of_products[i] for i in wanted):
-            return refined
+            return _Refined({i: refined.values[i] for i in wanted}, {i: refined.errors[i] for i in wanted})
         # This is one more inverse iteration. As a correction, its rounding in float32 does not count.
         basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()
     return None
@@ -146,7 +148,7 @@ def _find_ritz(
 
     Args:
         x: (n, p), float64, with orthonormal columns.
-        outside: the eigenvalues next to those in the span.
+        outside: the eigenvalues next to the wanted ones.
 
     Returns:
         The values, descending, and their errors, (p,); their vectors, and the residuals of these, (n, p).
@@ -164,34 +166,30 @@ def _find_ritz(
     return theta, r, vectors, residuals
 
 
-def _match(
-    found: Eigenvalues, wanted: Sequence[int], first: int, ritz: np.ndarray, errors: np.ndarray
-) -> _Refined | None:
-    """Match the values of a block with the positions of eigenvalues.
+def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, int]:
+    """Extend a range of positions by the eigenvalues that their errors do not separate from it."""
+    values, errors = found.values, found.errors
+    is_close = values[:-1] - values[1:] <= errors[:-1] + errors[1:]
+    while low > 0 and is_close[low - 1]:
+        low -= 1
+    while high < len(values) and is_close[high - 1]:
+        high += 1
+    return low, high
 
-    The block may have missed one at its ends, or have one more; but not at an end of the spectrum, because it has
-    those that are nearest to its shift. The wanted ones must all be within their errors.
+
+def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> _Refined | None:
+    """Match the values of a block with the positions from `low` to `high`; None if one is missing.
+
+    Within the errors of these positions, K has exactly as many eigenvalues. Values of the block that have not
+    converged do not count.
     """
-    matches = []
-    allowed = found.errors[list(wanted)]
-    is_end = first == 0 or first + len(ritz) == len(found.values)
-    for offset in (0,) if is_end else range(-2, 3):
-        at = [i - first + offset for i in wanted]
-        if at[0] < 0 or at[-1] >= len(ritz):
-            continue
-        off = np.abs(ritz[at] - found.values[list(wanted)])
-        # A value at the end of the block that has not converged is no match.
-        if np.all(off <= allowed + np.minimum(errors[at], allowed)):
-            matches.append((float(off.max()), at))
-    if not matches:
+    values, allowed = found.values[low:high], found.errors[low:high]
+    is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)
+    at = np.flatnonzero(is_one & (errors <= allowed.min()))
+    if len(at) != high - low or np.any(np.abs(ritz[at] - values) > allowed + errors[at]):
         return None
-    at = min(matches)[1]
-    # If several matches are possible, any of them may be right.
-    spread = max(np.abs(ritz[other] - ritz[at]).max() for _, other in matches)
-    return _Refined(
-        {i: float(ritz[j]) for i, j in zip(wanted, at, strict=True)},
-        {i: float(errors[j] + spread) for i, j in zip(wanted, at, strict=True)},
-    )
+    positions = range(low, high)
+    return _Refined(dict(zip(positions, ritz[at], strict=True)), dict(zip(positions, errors[at], strict=True)))
 
 
 def _symmetrize(k: torch.Tensor) -> None:

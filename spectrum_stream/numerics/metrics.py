@@ -27,6 +27,7 @@ from .snr import score
 # Squares summed in float32 lose a singular value that is smaller than the largest one times the square root of
 # float32's step, so a larger condition number is rounding.
 _FP32_CONDITION = 2.0**11.5
+_FLOAT32_PRODUCTS = (Precision.FP32, Precision.MIXED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Metric:
         of_name: the function (module) -> value of a metric that reads no spectrum.
         larger_first: whether the larger value is chosen first.
         why: the reason for that, a clause.
-        largest_in_fp32: a larger value is rounding if the singular values were computed in float32, and counts as
+        largest_in_fp32: a larger value is rounding if products were computed in float32, and counts as
             None.
     """
 
@@ -61,7 +62,7 @@ class Metric:
             A finite number; None where the metric is not defined, not known exactly enough, or reads no spectrum.
         """
         value = None if self.of_spectrum is None else self.of_spectrum(singular_values, n, m)
-        is_rounding = value is not None and precision is Precision.FP32 and value > self.largest_in_fp32
+        is_rounding = value is not None and precision in _FLOAT32_PRODUCTS and value > self.largest_in_fp32
         return None if is_rounding else value
 
     def rank_key(self, value: float | None) -> float:

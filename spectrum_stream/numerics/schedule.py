@@ -64,7 +64,7 @@ class Computed:
         device: where it was computed.
         not_finite: the number of NaN and infinite weights, if they are the reason.
         compute_s: seconds; those of a batch are shared equally.
-        detail: the problem of the scales, if it is the reason; or the reason why it was computed again.
+        detail: the problem of the scales, if it is the reason; or the reasons why it was computed again.
     """
 
     spectrum: Spectrum | NoScore
@@ -103,10 +103,10 @@ def compute_batch(
         todo = [i for i, result in enumerate(results) if result is None or not _is_final(result)]
         for i, found in zip(todo, _compute_step([ws[i] for i in todo], step, device, compute), strict=True):
             earlier = results[i]
+            details = (earlier.detail if earlier is not None else "", found.detail)
             # An inexact score is better than none.
-            if earlier is None or earlier.score is None or found.score is not None:
-                kept = earlier.detail if earlier is not None else ""
-                results[i] = replace(found, detail="; ".join(filter(None, (kept, found.detail))))
+            kept = found if earlier is None or earlier.score is None or found.score is not None else earlier
+            results[i] = replace(kept, detail="; ".join(filter(None, details)))
     seconds = (time.perf_counter() - started) / len(ws)
     return [
         replace(

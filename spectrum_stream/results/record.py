@@ -496,7 +496,7 @@ def _check_ranges(record: Record, spectrum_nbytes: object) -> None:
         and 0 < m <= _MAX_SIDE
         and (found is None) == (record.precision is None) == (record.no_score is not None)
         and spectrum_nbytes == (0 if found is None else 4 * min(n, m))
-        and 0 <= record.refined <= min(n, m)
+        and 0 <= record.refined <= (0 if found is None else min(n, m))
         and 0 <= record.compute_s < math.inf
         and max(map(len, names)) <= _MAX_NAME_LENGTH
         and len(words) <= _MAX_WORD_LENGTH

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from spectrum_stream.numerics import device
+from spectrum_stream.numerics.snr import score
 
 from ..support.checkpoints import Save, llama_tensors
 from ..support.cli import Cli, reason
+from ..support.faults import FaultyDevice
+from ..support.spectra import with_spectrum
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -98,9 +101,36 @@ def test_scan_warns_of_names_that_transformers_5_lacks(cli: Cli, save: Save) -> 
     assert "single experts" not in cli("scan", save(llama_tensors(2), folder="m"), "--name", "y").stderr
 
 
-def test_scan_uses_the_precision_of_the_option(cli: Cli, save: Save) -> None:
-    done = cli("scan", save(llama_tensors(1)), "--json", "--precision", "fp64", "--device", "cpu")
-    assert list(json.loads(done.stdout)["precisions"]) == ["fp64"]
+@pytest.mark.parametrize("precision", ["fp32", "mixed", "fp64", "svd"])
+def test_scan_uses_the_precision_of_the_option(cli: Cli, save: Save, precision: str) -> None:
+    done = cli("scan", save(llama_tensors(1)), "--json", "--precision", precision, "--device", "cpu")
+    assert list(json.loads(done.stdout)["precisions"]) == [precision]
+
+
+def test_scan_counts_refined_matrices(cli: Cli, save: Save) -> None:
+    # One singular value is so close to tau that float32 does not find its side.
+    s = torch.linspace(3, 1, 64, dtype=torch.float64)
+    tau = score(s.numpy(), 64, 96).tau
+    s[(s - tau).abs().argmin()] = tau * (1 + 1.2e-6)
+    folder = save({"a.weight": with_spectrum(64, 96, s), "b.weight": torch.eye(3)})
+    done = cli("scan", folder, "--name", "x", "--json", "--device", "cpu")
+    data = json.loads(done.stdout)
+    assert data["refined"] == 1
+    assert data["precisions"] == {"fp32": 2}
+
+
+def test_scan_says_what_was_computed_again(cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(k: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        return found * 1.01 if k.dtype is torch.float32 and k.shape[1] == 24 else found
+
+    faulty = FaultyDevice(torch_device=torch.device("cpu"), wrong_eigenvalues=wrong, is_apart=True)
+    monkeypatch.setattr(device, "open_device", lambda _: faulty)
+    folder = save({"a.weight": torch.randn(24, 40), "b.weight": torch.randn(20, 40)})
+    for _ in range(2):
+        # The second run reads the records of the first.
+        done = cli("scan", folder, "--name", "x")
+        (line,) = [line for line in done.stderr.splitlines() if "computed again" in line]
+        assert "a (fp32 on faulty failed the check)" in line
 
 
 def test_scan_with_a_weight_without_a_score_exits_3(cli: Cli, save: Save) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.snr import Degeneracy, score
+from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, find_deciding_values, score
 
 
 def test_score_equals_a_value_computed_by_hand() -> None:
@@ -105,3 +105,96 @@ def test_score_error_covers_drift(s: np.ndarray, size: float, seed: int) -> None
     found = score(shifted, len(s), 2 * len(s))
     if exact.snr > 0 and exact.degeneracy is None and found.degeneracy is None:
         assert abs(found.snr / exact.snr - 1) <= 3 * exact.error + 1e-9
+
+
+def deciding(s: np.ndarray, errors: np.ndarray | float, drift: np.ndarray | float = 0.0, more: int = 0) -> list[int]:
+    errors, drift = (np.broadcast_to(x, s.shape).astype(float) for x in (errors, drift))
+    return find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=drift)
+
+
+def away_from_tau(count: int) -> np.ndarray:
+    """Make an even spectrum from 10 to 1 without a value within a thousandth of tau."""
+    s = np.linspace(10, 1, count)
+    tau = score(s, count, count).tau
+    return s[np.abs(s / tau - 1) > 1e-3] if count > 1 else s
+
+
+def near_tau(count: int, relative: float, at: int | None = None) -> tuple[np.ndarray, int]:
+    """Make an even spectrum with one value at this relative distance from tau, and return its position."""
+    s = np.linspace(10, 1, count)
+    tau = score(s, count, count).tau
+    nearest = int(np.argmin(np.abs(s - tau)))
+    s[nearest] = tau * (1 + relative)
+    return s, nearest
+
+
+def test_find_deciding_values_of_an_exact_score_are_none() -> None:
+    s = away_from_tau(101)
+    assert deciding(s, 0.0) == []
+    assert deciding(s, 1e-9 * s) == []
+
+
+@pytest.mark.parametrize("relative", [1e-7, -1e-7, 0.0])
+def test_find_deciding_values_are_the_neighbors_of_the_quantiles_and_the_doubtful_value(relative: float) -> None:
+    s, nearest = near_tau(102, relative)
+    # (102 - 1) / 4 = 25.25
+    expected = sorted({25, 26, 75, 76, nearest})
+    assert deciding(s, 3e-7 * s) == expected
+    # With these exact, the score is.
+    errors = 3e-7 * s
+    assert score(s, 102, 102, errors=errors).error > TOLERANCE
+    errors[expected] = 0
+    assert score(s, 102, 102, errors=errors).error <= TOLERANCE or relative == 0.0
+
+
+def test_find_deciding_values_of_quantiles_at_a_position_are_one_each() -> None:
+    s, nearest = near_tau(101, 1e-7)
+    assert deciding(s, 3e-7 * s) == sorted({25, 75, nearest})
+
+
+def test_find_deciding_values_adds_the_largest_if_its_error_is_large() -> None:
+    s = away_from_tau(101)
+    errors = 1e-9 * s
+    errors[0] = 1e-4 * s[0]
+    assert deciding(s, errors) == [0]
+
+
+@pytest.mark.parametrize(("bad", "found"), [(1, 4), (4, 4), (5, 12), (12, 12)])
+def test_find_deciding_values_adds_the_smallest_if_their_errors_are_large(bad: int, found: int) -> None:
+    s = away_from_tau(101)
+    errors = 1e-9 * s
+    errors[-bad:] = 0.1
+    count = len(s)
+    assert deciding(s, errors) == [*range(count - found, count)]
+
+
+def test_find_deciding_values_of_many_inexact_values_are_none() -> None:
+    s = away_from_tau(101)
+    # The rest would remain inexact.
+    assert deciding(s, 1e-3 * s) == []
+    assert deciding(s, 1e-4 * s, 1e-4 * s) == []
+    # More than 32 are on the wrong side, perhaps.
+    s, nearest = near_tau(201, 0.0)
+    s[nearest - 20 : nearest + 20] = s[nearest]
+    assert deciding(np.sort(s)[::-1], 1e-7) == []
+
+
+@pytest.mark.parametrize("s", [np.array([3.0]), np.zeros(5), np.array([])])
+def test_find_deciding_values_of_a_vector_or_zeros_are_none(s: np.ndarray) -> None:
+    assert deciding(s, 0.1) == []
+
+
+@given(spectra, st.floats(1e-9, 1e-5), st.integers(0, 50), st.integers(-200, 200))
+def test_find_deciding_values_make_the_score_exact(s: np.ndarray, size: float, more: int, exponent: int) -> None:
+    s = s * 2.0**exponent
+    errors = size * s
+    found = find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=errors / 10)
+    assert found == sorted(set(found))
+    assert len(found) <= 32
+    if found:
+        refined, drift = errors.copy(), errors / 10
+        refined[found] = drift[found] = 0.0
+        tau = score(s, len(s), len(s) + more).tau
+        # A value that is exactly at tau stays in doubt.
+        if np.abs(s - tau).min() > 1e-6 * s[0]:
+            assert score(s, len(s), len(s) + more, errors=refined, drift=drift).error <= TOLERANCE

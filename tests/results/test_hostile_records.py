@@ -234,6 +234,7 @@ VALUES: dict[str, list[object]] = {
     "no_score": ["pwned", "not_finite", 5],
     "detail": ["\x1b]0;owned\x07", "a\nb", "\u202e", 5, None, "x" * 2_000],
     "precision": ["fp128", 32, None],
+    "refined": [-1, 5, 1.0, "1", None],
     "device": ["\x1b[2J", 5, None, "x" * 2_000],
     "compute_s": ["1", -1.0, math.inf, None],
     "snr": ["abc", "٣", -5.0, math.inf, -math.inf, None, b"\0", ""],

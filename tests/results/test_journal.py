@@ -14,12 +14,13 @@ import pytest
 
 from spectrum_stream.errors import ResultError
 from spectrum_stream.model.no_score import NoScore
+from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.results import atomic
 from spectrum_stream.results.journal import Journal
 from spectrum_stream.results.record import Record
 from spectrum_stream.results.result import write_results
 
-from ..support.records import IDENTITY, read_all, record
+from ..support.records import IDENTITY, change_record, read_all, record
 
 
 def dataclass_items(value: Any) -> dict[str, Any]:
@@ -56,6 +57,25 @@ def test_journal_returns_the_records_that_were_added(tmp_path: Path) -> None:
     assert all(equal(found[one.module], one) for one in written)
     # A reader accepts the rows that the journal writes.
     assert all(equal(one, found[one.module]) for one in read_all(tmp_path / "r.sqlite").values())
+
+
+def test_journal_keeps_how_a_score_was_computed(tmp_path: Path) -> None:
+    one = replace(record(), detail="fp32 on cuda:0 failed the check", refined=3, precision=Precision.MIXED)
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as journal:
+        journal.add(one)
+    assert equal(read_all(tmp_path / "r.sqlite")[one.module], one)
+
+
+def test_record_without_a_score_has_no_refined_values(tmp_path: Path) -> None:
+    failed = replace(
+        record(), no_score=NoScore.FAILED_CHECK, score=None, precision=None, singular_values=np.empty(0, np.float32)
+    )
+    with Journal(tmp_path / "r.sqlite", IDENTITY) as journal:
+        journal.add(failed)
+    assert read_all(tmp_path / "r.sqlite")
+    change_record(tmp_path / "r.sqlite", "UPDATE matrices SET refined = 1")
+    with refused("corrupt"):
+        read_all(tmp_path / "r.sqlite")
 
 
 def test_journal_keeps_infinite_numbers(tmp_path: Path) -> None:

@@ -491,7 +491,8 @@ def test_by_does_not_read_a_record_that_a_scan_holds(scanned_experts: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_value"), [(Precision.FP32, False), (Precision.FP64, True), (Precision.SVD, True)]
+    ("precision", "has_value"),
+    [(Precision.FP32, False), (Precision.MIXED, False), (Precision.FP64, True), (Precision.SVD, True)],
 )
 def test_by_condition_has_no_value_beyond_float32(tmp_path: Path, precision: Precision, has_value: bool) -> None:
     hard = replace(record("0.up", s=np.array([1.0, 0.5, 1e-4])), precision=precision)

@@ -20,7 +20,7 @@ from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score
 from spectrum_stream.numerics.spectra import Spectrum, count_not_finite, singular_values
 
 from ..support.checkpoints import reference_score
-from ..support.spectra import gaussian, orthogonal, with_spectrum
+from ..support.spectra import gaussian, near_tau, orthogonal, with_spectrum
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,6 +29,7 @@ def _on_one_thread() -> Iterator[None]:
         yield
 
 
+PRECISIONS = [precision for precision in Precision if precision is not Precision.AUTO]
 SHAPES = [(1, 1), (1, 64), (64, 1), (2, 3), (48, 48), (48, 200), (200, 48), (31, 4100), (1100, 40)]
 
 
@@ -60,7 +61,7 @@ SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("precision", Precision.AUTO.steps)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
 def test_singular_values_by_each_precision(n: int, m: int, precision: Precision) -> None:
     w = gaussian(n, m).to(torch.bfloat16)
@@ -70,7 +71,7 @@ def test_singular_values_by_each_precision(n: int, m: int, precision: Precision)
     assert found.values.dtype == np.float64
     assert np.all(np.diff(found.values) <= 0)
     assert found.precision is precision
-    tolerance = 1e-5 if precision is Precision.FP32 else 1e-9
+    tolerance = 1e-5 if precision in (Precision.FP32, Precision.MIXED) else 1e-9
     np.testing.assert_allclose(found.values, exact, rtol=tolerance, atol=tolerance * exact[0])
 
 
@@ -110,6 +111,32 @@ def test_compute_batch_fixed_fp32_reports_its_error() -> None:
     assert result.error > wrong_by
 
 
+def test_compute_batch_refines_values_next_to_tau() -> None:
+    refined = 0
+    for bits in range(16, 28):
+        for sign in (-1, 1):
+            w = near_tau(150, 220, sign * 2.0**-bits)
+            found, result = compute(w)
+            assert abs(result.snr / score(torch.linalg.svdvals(w).numpy(), 150, 220).snr - 1) <= result.error
+            assert result.is_exact
+            assert not found.refined or found.precision is Precision.FP32
+            refined += found.refined > 0
+    assert refined > 0
+
+
+def test_compute_batch_refines_only_where_this_makes_the_score_exact() -> None:
+    # The quartiles, which tau follows from, and the value next to tau.
+    counts = {compute(near_tau(150, 220, 2.0**-bits))[0].refined for bits in range(16, 24)}
+    assert counts <= {0, 5}
+    assert compute(gaussian(150, 220))[0].refined == 0
+    assert compute(SPECTRA["huge sigma_1"](150, 150))[0].refined == 0
+
+
+@pytest.mark.parametrize("precision", [Precision.MIXED, Precision.FP64])
+def test_singular_values_refines_only_in_float32(precision: Precision) -> None:
+    assert all(spectrum_of(near_tau(150, 220, 2.0**-bits), precision).refined == 0 for bits in range(18, 26))
+
+
 @settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(2, 80), st.floats(-3, 0), st.floats(1, 1e5), st.integers(0, 2**31))
 def test_compute_batch_error_estimate_covers_the_true_error(
@@ -122,7 +149,7 @@ def test_compute_batch_error_estimate_covers_the_true_error(
     w = ((orthogonal(n, k, generator) * s) @ orthogonal(m, k, generator).T).to(torch.float32)
     exact = score(torch.linalg.svdvals(w.to(torch.float64)).numpy(), n, m)
     if exact.sigma > 0 and exact.snr > 0 and exact.degeneracy in (None, Degeneracy.EMPTY_NOISE):
-        for precision in (Precision.FP32, Precision.FP64):
+        for precision in (Precision.FP32, Precision.MIXED, Precision.FP64):
             found = compute(w, precision)[1]
             assert abs(found.snr / exact.snr - 1) <= 2 * found.error + 1e-11
 
@@ -154,7 +181,7 @@ def test_compute_batch_ties_at_tau_follow_the_formula() -> None:
 def test_compute_batch_finds_nan_and_infinity_anywhere(n: int, m: int, poison: float) -> None:
     w = torch.ones(n, m, dtype=torch.bfloat16)
     w[n - 1, m // 2] = poison
-    for precision in Precision.AUTO.steps:
+    for precision in PRECISIONS:
         assert singular_values([w], precision) == [NoScore.OUT_OF_RANGE]
     assert count_not_finite(w) == 1
 
@@ -174,7 +201,7 @@ def test_compute_batch_squares_that_overflow_float64() -> None:
 
 
 @pytest.mark.parametrize("looped", [False, True])
-@pytest.mark.parametrize("precision", Precision.AUTO.steps)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("n", "m"), [(1, 9), (24, 60), (60, 24), pytest.param(1030, 1100, marks=pytest.mark.slow)])
 def test_singular_values_of_a_batch_equal_those_alone(n: int, m: int, precision: Precision, looped: bool) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(torch.bfloat16) for i in range(3)]

@@ -1,22 +1,24 @@
 """The eigenvalues of K, checked, with their errors.
 
 **The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
-norm. Eigenvalues that differ from these by more than all their estimated errors together are wrong, and are not used.
-A faulty driver is found by this, and so is a single wrong eigenvalue if it is wrong by more than that sum.
+norm. If one of the sums differs by more than the estimated errors of the routine together, the eigenvalues are not
+used. This finds a faulty driver, and also a single eigenvalue that is wrong by more than that. It does not see E below.
 
 **The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
-machine. E is the error of K, with the Frobenius norm |E|, the slope b over the entries and the shift d of the
-diagonal, all measured (`gram.Rounding`); t is the trace of K:
+machine. E is the error of K. Measured (`gram.Rounding`) are its slope b over the entries, its shift d of the diagonal,
+and the Frobenius norm |E| of its random part. t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
     of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,
     which is measured on the diagonal before it is replaced. It moves l above the mean by up to g (l - t / n). The p
     zeros, below N = 2 |E| / √n, move by the norm of a p x p block of E (Wigner's semicircle law) and by second order.
 
-        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N)
+        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N) + u l
+
+    The last term is the rounding of the diagonal when it is stored.
 
     The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
-    large value. The largest errors give two numbers in units u: a, relative to the root mean square q of all
+    large value. The largest errors, in units u, give two numbers: a, relative to the root mean square q of all
     eigenvalues, from eigenvalues far below it; and c, relative to l, from the rest of the others. c grows with the
     square root of n, as the sum of as many independent roundings does. Among the sixteenths of the largest and of the
     smallest values, where the iteration starts and ends, it is measured apart and grows with n. a grows with the
@@ -24,7 +26,7 @@ diagonal, all measured (`gram.Rounding`); t is the trace of K:
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
 
-    A negative eigenvalue, which W Wᵀ does not have, adds to all errors.
+    W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
 A part of the error is shared by all values, and a sum does not average it out. It is |b| l + |d| t / n, and the share
 of the routine's error that shows in the sum of the eigenvalues.
@@ -137,6 +139,7 @@ def estimate_errors(
     n = len(values)
     mean = trace / n
     found = np.maximum(values, 0.0)
+    # The squares of |w_i| |w_j| add up to the square of the trace.
     norm = rounding.noise * trace
     # Rows that point into one direction have products of one sign.
     aligned = rounding.aligned * np.maximum(found - mean, 0.0)

@@ -212,7 +212,8 @@ def noisy(times: float) -> Device:
 
     def wrong(k: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         exact = torch.linalg.eigvalsh(k.double())
-        return (exact + times * (found.double() - exact)).to(found.dtype)
+        result: torch.Tensor = (exact + times * (found.double() - exact)).to(found.dtype)
+        return result
 
     return FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=wrong)
 
@@ -249,7 +250,8 @@ def test_measure_routine_of_a_wrong_routine_is_large_or_no_number(wrong: str) ->
 
 def test_measure_routine_of_an_exact_routine_is_small() -> None:
     def round_exact(k: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.eigvalsh(k.double())
+        exact: torch.Tensor = torch.linalg.eigvalsh(k.double())
+        return exact
 
     measured = measure_routine(FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=round_exact))
     assert measured.inner == 0

@@ -153,7 +153,7 @@ def modes_of(dtype: torch.dtype) -> set[str]:
     modes: list[str] = []
 
     class Watched(Device):
-        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:  # type: ignore[override]
+        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:
             for block in Device.blocks(self, *args):  # type: ignore[arg-type]
                 modes.append(MATMUL.fp32_precision)
                 yield block
@@ -202,7 +202,7 @@ def test_gram_leaves_the_product_mode_alone_for_a_device() -> None:
         def is_cpu(self) -> bool:
             return False
 
-        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:  # type: ignore[override]
+        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:
             modes.append(MATMUL.fp32_precision)
             return Device.blocks(self, *args)  # type: ignore[arg-type]
 
@@ -215,7 +215,7 @@ def test_gram_leaves_the_product_mode_alone_for_a_device() -> None:
 @pytest.mark.usefixtures("fast_bfloat16")
 def test_gram_restores_the_product_mode_after_an_exception() -> None:
     class Full(Device):
-        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:  # type: ignore[override]
+        def blocks(self, *args: object) -> Iterator[tuple[slice, torch.Tensor]]:
             raise torch.OutOfMemoryError
 
     before = MATMUL.fp32_precision

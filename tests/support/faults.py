@@ -41,7 +41,7 @@ class FaultyDevice(Device):
             return
         faulty = _make_faulty_class(self.wrong_product)
         for part, block in Device.blocks(self, ws, dtype):
-            yield part, block.as_subclass(faulty)  # type: ignore[arg-type]
+            yield part, block.as_subclass(faulty)
 
     def eigvalsh(self, k: torch.Tensor) -> torch.Tensor:
         found = Device.eigvalsh(self, k)
@@ -56,7 +56,7 @@ def _make_faulty_class(wrong: WrongProduct) -> type[torch.Tensor]:
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = func.__name__
             if name not in ("addmm_", "baddbmm_", "bmm"):
-                return super().__torch_function__(func, types, args, kwargs)
+                return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
             plain = [x.as_subclass(torch.Tensor) for x in args]
             product = wrong(torch.matmul(plain[-2], plain[-1]))
             return product if name == "bmm" else plain[0].add_(product)

@@ -2,11 +2,12 @@
 
 **The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
 norm. If one of the sums differs by more than the estimated errors of the routine together, the eigenvalues are not
-used. This finds a faulty driver, and also a single eigenvalue that is wrong by more than that. It does not see E below.
+used. This finds a faulty driver, and a single eigenvalue that is wrong by more than that. It does not see the error E
+of K.
 
 **The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
-machine. E is the error of K. Measured (`gram.Rounding`) are its slope b over the entries, its shift d of the diagonal,
-and the Frobenius norm |E| of its random part. t is the trace of K, and u the rounding unit:
+machine. Of E, the slope b over the entries, the shift d of the diagonal and the Frobenius norm |E| of the random part
+are measured (`gram.Rounding`). t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
     of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,

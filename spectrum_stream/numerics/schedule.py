@@ -2,8 +2,8 @@
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
     placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
-                matrix that does not fit goes to the CPU; if it does not fit there, it is computed alone; if it still
-                does not fit, it has no score
+                matrix that does not fit, or with eigenvalues that fail the check, goes to the CPU; if it does not fit
+                there, it is computed alone; if it still does not fit, it has no score
     batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
                 more to synchronization than a second core gains. A few threads share a matrix if memory is too short
                 for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,

@@ -211,9 +211,9 @@ def find_deciding_values(
 ) -> list[int]:
     """Find the few singular values that make the score of an n x m matrix inexact.
 
-    They are the neighbors of the quantiles and the values that may be on the other side of tau, if there are any of
-    these; S[0], if its own error is large; and the smallest values, if their errors are. With these exact, the score
-    is within the tolerance.
+    If values may be on the other side of tau, they are these values, and the neighbors of the quantiles that tau
+    follows from. S[0] and the smallest values are added if their errors are too large. With all of them exact, the
+    score is within the tolerance.
 
     Args:
         singular_values, errors, drift: as for `score`.

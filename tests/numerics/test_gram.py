@@ -304,3 +304,19 @@ def test_gram_bfloat16_products_are_as_exact_as_in_float32(monkeypatch: pytest.M
         monkeypatch.setattr(gram_module, "has_fast_bfloat16", lambda is_fast=is_fast: is_fast)
         errors.append(float((full(gram([w], Precision.FP32, CPU).k[0]) - exact).norm()))
     assert errors[1] <= 1.1 * errors[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.MIXED, Precision.FP64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_gram_measured_rounding_covers_the_norm_of_the_error(
+    kind: str, precision: Precision, dtype: torch.dtype
+) -> None:
+    w = KINDS[kind](gaussian(300, 5000)).to(dtype)
+    found = gram([w], precision, Device(torch.device("cuda")))
+    exact = w.double() @ w.double().T
+    (rounding,), trace = found.roundings, float(found.traces[0])
+    error = float((full(found.k[0].cpu()) - exact).norm())
+    rounded = U * float(exact.diagonal().norm()) * (precision is Precision.FP32)
+    assert error <= 1.5 * math.hypot(rounding.noise * trace, rounded) + 1e-14 * trace

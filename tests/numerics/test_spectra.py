@@ -249,7 +249,7 @@ assert state() == before, (state(), before)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.MIXED, Precision.FP64])
 @pytest.mark.parametrize(("n", "m"), [(24, 60), (512, 512), (1536, 5000), (5000, 1536)])
 def test_gpu_singular_values_equal_cpu(n: int, m: int, precision: Precision, dtype: torch.dtype) -> None:
     ws = [(gaussian(n, m) * (i + 1)).to(dtype) for i in range(3)]

@@ -134,7 +134,8 @@ def estimate_errors(
 
     Args:
         values: float64, (n,), descending, as the routine returns them.
-        trace, square: of K, the sum of the eigenvalues and of their squares.
+        trace: of K, the sum of the eigenvalues.
+        square: the sum of their squares, in units of the squared trace.
         unit: the rounding unit of the routine.
     """
     n = len(values)
@@ -155,8 +156,10 @@ def estimate_errors(
     of_routine = unit * routine.estimate(found)
     # The roundings of both sums, which are in float64.
     slack = n * 2.0**-52
-    missing = abs(values.sum() - trace), abs(np.square(values).sum() - square)
-    allowed = of_routine.sum() + slack * trace, 2 * (found * of_routine).sum() + slack * square
+    # In units of the trace, because the squares of valid numbers may overflow.
+    size = trace or 1.0
+    missing = abs(values.sum() - trace), size * abs(np.square(values / size).sum() - square)
+    allowed = of_routine.sum() + slack * trace, 2 * (found / size * of_routine).sum() + slack * size * square
     are_right = bool(missing[0] <= allowed[0] and missing[1] <= allowed[1] and np.all(values[:-1] >= values[1:]))
     share = min(1.0, max(missing[0] / allowed[0], missing[1] / allowed[1])) if trace else 0.0
     errors = of_products + of_routine + negative + missing[0] / n

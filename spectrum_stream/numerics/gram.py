@@ -78,7 +78,7 @@ class Gram:
     Attributes:
         k: (batch, n, n) on the device, finite or not. Only the lower triangles are valid.
         traces: float64, (batch,): the sums of the diagonals.
-        squares: float64, (batch,): the squared Frobenius norms.
+        squares: float64, (batch,): the squared Frobenius norms, in units of the squared traces. NaN if a trace is 0.
         roundings: one for each K.
     """
 
@@ -248,20 +248,26 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the traces and the squared Frobenius norms of symmetric matrices, from their lower triangles."""
+    """Return the traces of symmetric matrices and their squared norms, in units of the squared traces.
+
+    Only the lower triangles are read.
+    """
     n = k.shape[1]
     traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
-    # In units of the trace, because squares of float32 numbers may overflow. The pairwise sums of torch are exact
-    # enough for the check of eigenvalues.
-    unit = (1 / traces).to(k.device, k.dtype)[:, None, None]
+    # In units of about the trace, because squares of float32 numbers may overflow. Powers of two are exact.
+    scale = torch.exp2(traces.log2().round())
+    unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
+    # Metal has no float64.
+    wide = torch.float32 if k.device.type == "mps" else torch.float64
     squares = torch.zeros(len(k), dtype=torch.float64)
     height = max(1, _SUMMED_NUMEL // n)
     for first in range(0, n, height):
         rows = k[:, first : first + height, : first + height] * unit
         diagonal = rows[:, :, first:].tril()
-        both = rows[:, :, :first].square().sum((1, 2)) + diagonal.square().sum((1, 2))
-        squares += 2 * both.cpu().double() - diagonal.diagonal(dim1=1, dim2=2).square().sum(1).cpu().double()
-    return traces.numpy(), (squares * traces.square()).numpy()
+        both = sum(part.square().sum((1, 2), dtype=wide) for part in (rows[:, :, :first], diagonal))
+        own = diagonal.diagonal(dim1=1, dim2=2).square().sum(1, dtype=wide)
+        squares += (2 * both - own).cpu().double()
+    return traces.numpy(), (squares * (scale / traces).square()).numpy()
 
 
 def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -> list[Rounding]:
@@ -285,10 +291,13 @@ def _measure(ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float]) -
 def _compare(found: np.ndarray, exact: np.ndarray, aligned: float) -> Rounding:
     """Compare a principal submatrix of K, of which the lower triangle is valid, with the exact one."""
     i, j = np.tril_indices(len(exact), -1)
-    entries, diagonal = exact[i, j], exact.diagonal()
-    lengths = np.sqrt(diagonal)
     # Weights that are not finite, or zero, have no rounding.
     with np.errstate(all="ignore"):
+        # The squares of valid numbers may overflow.
+        largest = exact.diagonal().max()
+        found, exact = found / largest, exact / largest
+        entries, diagonal = exact[i, j], exact.diagonal()
+        lengths = np.sqrt(diagonal)
         errors = found[i, j] - entries
         noise = np.square(errors / (lengths[i] * lengths[j]))
         shifts = found.diagonal() / diagonal - 1

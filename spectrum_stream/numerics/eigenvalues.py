@@ -139,7 +139,8 @@ def estimate_errors(
 
     Args:
         values: float64, (n,), descending, as the routine returns them.
-        trace, square: of K, the sum of the eigenvalues, and of their squares in units of the squared trace.
+        trace: of K, the sum of the eigenvalues.
+        square: the sum of their squares, in units of the squared trace.
         unit: the rounding unit of the routine.
     """
     n = len(values)
@@ -159,16 +160,17 @@ def estimate_errors(
     negative = max(0.0, -float(values[-1]))
     of_routine = unit * routine.estimate(found)
     # In units of the trace, because the squares of valid numbers may overflow.
-    units, off = found / trace, of_routine / trace
-    missing = abs(float(values.sum() / trace) - 1), abs(float(np.square(values / trace).sum()) - square)
+    size = trace or 1.0
+    units, off = found / size, of_routine / size
+    missing = abs(float(values.sum()) - trace) / size, abs(float(np.square(values / size).sum()) - square)
     total = float(off.sum()), 2 * float((units * off).sum())
     typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(units * off).sum()))
     # The roundings of both sums, which are in float64.
-    slack = n * 2.0**-52
+    slack = n * 2.0**-52 if trace else 0.0
     are_right = bool(np.all(values[:-1] >= values[1:])) and all(
         x <= y + min(1.0, n / _SYSTEMATIC) * z + slack for x, y, z in zip(missing, typical, total, strict=True)
     )
-    share = min(1.0, max(x / (y + slack) for x, y in zip(missing, total, strict=True)))
+    share = min(1.0, max(x / (y + slack) if y else 0.0 for x, y in zip(missing, total, strict=True)))
     shift = missing[0] * mean
     errors = of_products + of_routine + negative + shift
     return Eigenvalues(

@@ -46,9 +46,9 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # transposed matrix share cache lines.
 _RUNS = 8
 _RUN_ROWS = 8
-# The product with random signs has a rounding of its own, about three times the sampled one. A larger one than this
-# many times counts.
-_UNSEEN = 8
+# The product with random signs has a rounding of its own, of up to 20 units of the norms of its factors. A difference
+# from this many units on counts.
+_UNSEEN = 64
 # Rows of W, and numbers of K, whose squares are summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
 _SUMMED_NUMEL = 1 << 18
@@ -83,7 +83,7 @@ class Gram:
     Attributes:
         k: (batch, n, n) on the device, finite or not. Only the lower triangles are valid.
         traces: float64, (batch,): the sums of the diagonals.
-        squares: float64, (batch,): the squared Frobenius norms, in units of the squared traces.
+        squares: float64, (batch,): the squared Frobenius norms, in units of the squared traces. NaN if a trace is 0.
         roundings: one for each K.
     """
 
@@ -112,7 +112,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
-            diagonal[part] += _sum_squares(block, dtype)
+            diagonal[part] += _sum_squares(block, diagonal.dtype)
             image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
@@ -122,8 +122,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
     traces, squares = _sum_up(k)
-    unseen = torch.linalg.vector_norm(_multiply_lower(k, signs) - image, dim=1).cpu().double().numpy()
-    unseen = np.divide(unseen, traces, out=np.zeros_like(unseen), where=traces > 0)
+    unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
     return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
 
 
@@ -273,6 +272,22 @@ def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return result[:, :, 0]
 
 
+def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces: np.ndarray) -> np.ndarray:
+    """Return the Frobenius norm of the error of each K, relative to its trace; 0 if it may be rounding.
+
+    Args:
+        kx, image: (batch, n): K x, and W(Wᵀx).
+        x: (n, 1), signs.
+    """
+    unit = torch.finfo(image.dtype).eps / 2
+    kx, image, x = (y.cpu().double() for y in (kx, image, x))
+    with np.errstate(all="ignore"):
+        off = (kx - image).norm(dim=1).numpy() / traces
+        # The squared norm of Wᵀx is xᵀW(Wᵀx).
+        allowed = _UNSEEN * unit * np.sqrt(np.abs((image @ x)[:, 0].numpy()) / traces)
+        return np.where((off > allowed) & np.isfinite(off), off, 0.0)
+
+
 def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum the squares of each row of a block in this dtype: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
@@ -282,20 +297,26 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the traces and, in units of their squares, the squared Frobenius norms, from lower triangles."""
+    """Return the traces of symmetric matrices and their squared norms, in units of the squared traces.
+
+    Only the lower triangles are read.
+    """
     n = k.shape[1]
     traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
-    # In units of the trace, because squares of float32 numbers may overflow. The pairwise sums of torch are exact
-    # enough for the check of eigenvalues.
-    unit = (1 / traces).to(k.device, k.dtype)[:, None, None]
+    # In units of about the trace, because squares of float32 numbers may overflow. Powers of two are exact.
+    scale = torch.exp2(traces.log2().round())
+    unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
+    # Metal has no float64.
+    wide = torch.float32 if k.device.type == "mps" else torch.float64
     squares = torch.zeros(len(k), dtype=torch.float64)
     height = max(1, _SUMMED_NUMEL // n)
     for first in range(0, n, height):
         rows = k[:, first : first + height, : first + height] * unit
         diagonal = rows[:, :, first:].tril()
-        both = rows[:, :, :first].square().sum((1, 2)) + diagonal.square().sum((1, 2))
-        squares += 2 * both.cpu().double() - diagonal.diagonal(dim1=1, dim2=2).square().sum(1).cpu().double()
-    return traces.numpy(), squares.numpy()
+        both = sum(part.square().sum((1, 2), dtype=wide) for part in (rows[:, :, :first], diagonal))
+        own = diagonal.diagonal(dim1=1, dim2=2).square().sum(1, dtype=wide)
+        squares += (2 * both - own).cpu().double()
+    return traces.numpy(), (squares * (scale / traces).square()).numpy()
 
 
 def _measure(
@@ -322,15 +343,18 @@ def _measure(
 def _compare(found: np.ndarray, exact: np.ndarray, aligned: float, unseen: float) -> Rounding:
     """Compare a principal submatrix of K, of which the lower triangle is valid, with the exact one."""
     i, j = np.tril_indices(len(exact), -1)
-    entries, diagonal = exact[i, j], exact.diagonal()
-    lengths = np.sqrt(diagonal)
     # Weights that are not finite, or zero, have no rounding.
     with np.errstate(all="ignore"):
+        # The squares of valid numbers may overflow.
+        largest = exact.diagonal().max()
+        found, exact = found / largest, exact / largest
+        entries, diagonal = exact[i, j], exact.diagonal()
+        lengths = np.sqrt(diagonal)
         errors = found[i, j] - entries
         noise = math.sqrt(_mean(np.square(errors / (lengths[i] * lengths[j]))))
         shifts = found.diagonal() / diagonal - 1
         return Rounding(
-            noise=unseen if _UNSEEN * noise < unseen < math.inf else noise,
+            noise=max(noise, unseen),
             bias=_mean(errors * entries) / (_mean(np.square(entries)) or 1.0),
             shift=_mean(shifts),
             aligned=aligned if math.isfinite(aligned) else 0.0,

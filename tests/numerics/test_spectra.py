@@ -195,6 +195,14 @@ def test_compute_batch_tiny_and_huge_weights_escalate(dtype: torch.dtype, expone
     assert result.snr * 2.0**exponent == pytest.approx(reference_score(w), rel=1e-5)
 
 
+@pytest.mark.parametrize("exponent", [-440, -400, -250, 250, 257, 300, 400, 500])
+def test_compute_batch_squares_of_eigenvalues_that_overflow_float64(exponent: int) -> None:
+    # A warning would be an error.
+    found, result = compute(gaussian(24, 60) * 50 * 2.0**exponent)
+    assert found.precision is Precision.FP64
+    assert result.snr * 2.0**exponent == pytest.approx(reference_score(gaussian(24, 60) * 50), rel=1e-9)
+
+
 def test_compute_batch_squares_that_overflow_float64() -> None:
     w = gaussian(24, 60) * 50
     assert compute(w * 2.0**600)[0].precision is Precision.SVD

@@ -110,7 +110,10 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
 
 def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> _Refined | None:
     n, values = len(k), found.values
-    low, high = _find_neighborhood(found, wanted[0], wanted[-1] + 1)
+    low, high = wanted[0], wanted[-1] + 1
+    # The smallest values of a block are the smallest eigenvalues. Others are counted within limits.
+    if high < n:
+        low, high = _find_neighborhood(found, low, high)
     if high - low > 2 * _WIDTH:
         return None
     guards = max(_GUARDS, high - low)
@@ -186,12 +189,14 @@ def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, in
 def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> _Refined | None:
     """Match the values of a block with the positions from `low` to `high`; None if one is missing.
 
-    Within the errors of these positions, K has exactly as many eigenvalues. Values of the block that have not
-    converged do not count.
+    Within the errors of these positions, K has exactly as many eigenvalues, or more if they are the smallest. Values
+    of the block that have not converged do not count.
     """
     values, allowed = found.values[low:high], found.errors[low:high]
     is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)
     at = np.flatnonzero(is_one & (errors <= allowed.min()))
+    if high == len(found.values):
+        at = at[-(high - low) :]
     if len(at) != high - low or np.any(np.abs(ritz[at] - values) > allowed + errors[at]):
         return None
     positions = range(low, high)

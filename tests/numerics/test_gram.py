@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from spectrum_stream.numerics import gram as gram_module
 from spectrum_stream.numerics.dequantize import QuantizedMatrix
 from spectrum_stream.numerics.device import CPU, Device
+from spectrum_stream.numerics.eigenvalues import one_thread_each
 from spectrum_stream.numerics.gram import ProductQuality, Rounding, gram, measure_products
 from spectrum_stream.numerics.precision import Precision
-from spectrum_stream.numerics.schedule import one_thread_each
 
 from ..support.spectra import gaussian
 

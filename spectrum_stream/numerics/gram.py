@@ -44,11 +44,13 @@ _PARTIAL_COLUMNS = 256
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # K is compared with float64 in this many runs of adjacent rows. They spread over the bands, and adjacent rows of a
 # transposed matrix share cache lines.
-_RUNS = 8
-_RUN_ROWS = 8
+_RUNS = 4
+_RUN_ROWS = 16
 # The product with random signs has a rounding of its own, of up to 20 units of the norms of its factors. A difference
-# from this many units on counts.
+# from this many units on counts. With fewer rows than the second number, it takes more than 3 % of the time, and the
+# sampled rows are a large share.
 _UNSEEN = 64
+_UNSEEN_FROM = 1024
 # Rows of W, and numbers of K, whose squares are summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
 _SUMMED_NUMEL = 1 << 18
@@ -113,7 +115,8 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
-            image[part] += _multiply_twice(block.to(dtype), signs)
+            if n >= _UNSEEN_FROM:
+                image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
     products = k.diagonal(dim1=1, dim2=2)
@@ -122,7 +125,9 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
     traces, squares = _sum_up(k)
-    unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
+    unseen = np.zeros(len(ws))
+    if n >= _UNSEEN_FROM:
+        unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
     return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
 
 

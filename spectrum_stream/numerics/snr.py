@@ -237,7 +237,8 @@ def find_deciding_values(
         rest, shared = errors.copy(), drift.copy()
         rest[exact] = shared[exact] = 0.0
         sums = sum(_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau))
-        if sums + float(rest[0]) <= TOLERANCE * (1 - _SPARE):
+        # If none is refined, no error is added.
+        if sums + float(rest[0]) <= TOLERANCE * (1 - _SPARE if exact else 1):
             return exact if len(exact) <= _MAX_DECIDING else []
     return []
 

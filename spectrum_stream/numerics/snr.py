@@ -24,6 +24,8 @@ TOLERANCE = 1e-5
 # The share of the tolerance that is left for the values that `find_deciding_values` finds, the number of them that is
 # worth it, and the numbers of the smallest values that are tried.
 _SPARE = 0.25
+# Errors below this are small against 1, so that their products do not count.
+_SMALL = 1e-3
 _MAX_DECIDING = 32
 _SMALLEST = (0, 4, 12)
 # The interquartile range of a normal distribution, in standard deviations, as Spectrum rounds it.
@@ -236,9 +238,9 @@ def find_deciding_values(
         exact = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
         rest, shared = errors.copy(), drift.copy()
         rest[exact] = shared[exact] = 0.0
-        sums = sum(_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau))
+        sums = [_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau)]
         # If none is refined, no error is added.
-        if sums + float(rest[0]) <= TOLERANCE * (1 - _SPARE if exact else 1):
+        if math.hypot(*sums, float(rest[0])) <= TOLERANCE * (1 - _SPARE if exact else 1):
             return exact if len(exact) <= _MAX_DECIDING else []
     return []
 
@@ -280,9 +282,8 @@ def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtf
 def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> float:
     """Return the relative error of the score.
 
-    It follows from the errors of the two sums and of S[0], and is about their sum if they are small. A value that may
-    be on the other side of tau moves the score by a step, so it counts whole: it may leave one sum and enter the
-    other.
+    The errors of the two sums and of S[0] are independent. A value that may be on the other side of tau moves the
+    score by a step, so it counts whole: it may leave one sum and enter the other, and the errors add up.
     """
     # In units of S[0], because the squares of valid numbers may overflow.
     s, errors, drift = (x / s[0] for x in (s, errors, drift))
@@ -290,6 +291,8 @@ def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: floa
     doubtful = float(s[_find_doubtful(s, errors, drift, tau, tau_error)].sum())
     signal, noise = (_find_sum_error(s[part], errors[part], drift[part], doubtful) for part in (s > tau, s <= tau))
     top = float(errors[0])
+    if not doubtful and max(signal, noise, top) < _SMALL:
+        return math.hypot(signal, noise, top)
     if max(signal, noise, top) >= 1:
         return math.inf
     return max((1 + signal) / ((1 - noise) * (1 - top)), (1 + noise) * (1 + top) / (1 - signal)) - 1

@@ -1,4 +1,6 @@
-"""The true errors of scores and singular values, against their estimates: `python -m benchmarks.accuracy`.
+"""Compare true errors with their estimates: `python -m benchmarks.accuracy`.
+
+The errors are those of scores and of singular values.
 
 A source is a checkpoint, a workload of the full suite, or `random`: matrices of sides from 16 to 1024 with the
 spectra of `spectra.py`, normal entries, and normal entries with a mean. Each matrix is computed as in a scan. Its
@@ -48,16 +50,16 @@ _RANDOM = "random"
 _LOG_SIDES = math.log(16), math.log(1024)
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _WEIGHT_STD = 0.02
-# Up to this short side the reference is an SVD, and with more than this sigma_1 / q25 too. Elsewhere it would take
+# The reference is an SVD up to this short side, or above this ratio sigma_1 / q25. In other cases, it would take
 # several times as long as the eigenvalues of W Wᵀ.
 _SVD_SIDE = 1024
 _SVD_RATIO = 1e3
 _BLOCK_COLUMNS = 2048
 # Raise it with any change of the references.
 _VERSION = 1
-# An estimate is judged if it is so many times the error of the reference.
+# An estimate is judged if it is at least this many times the error of the reference.
 _JUDGED_FROM = 100
-# An estimate that is fifty times too large in the median is worth nothing.
+# Estimates that are fifty times too large in the median are not useful.
 _LEAST_MEDIAN = 0.02
 
 
@@ -75,7 +77,7 @@ class Error:
 
     @property
     def ratio(self) -> float | None:
-        """The true error over its estimate; None if the reference is not exact enough to tell."""
+        """The true error over its estimate; None if the reference is too inexact."""
         if self.estimate >= _JUDGED_FROM * self.uncertainty:
             return self.true / self.estimate if self.true else 0.0
         if self.true > self.estimate + self.uncertainty:
@@ -103,7 +105,7 @@ class Comparison:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether the score is wrong by more than the tolerance, and by more than the estimate."""
+        """Whether the score is wrong by more than the tolerance and the estimate."""
         return self.score.true - self.score.uncertainty > max(TOLERANCE, self.score.estimate)
 
 
@@ -137,7 +139,7 @@ class SourceResult:
     """All matrices of a source.
 
     Attributes:
-        matrices: their number, with those that have no score.
+        matrices: the number of matrices, including those without a score.
         no_score: the number of matrices without a score, by reason.
         precisions: the number of matrices of each precision.
         score, values: the ratios of the scores, and of single singular values by position.
@@ -207,7 +209,10 @@ def _compute_reference(w: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_matrices(count: int) -> Iterator[Item]:
-    """Make matrices of random shapes, dtypes and spectra. The first are the same for every count."""
+    """Make matrices of random shapes, dtypes and spectra.
+
+    The first ones are the same for every count.
+    """
     families = (*Kind, "normal", "mean")
     for i in range(count):
         rng = np.random.default_rng([_VERSION, i])
@@ -275,7 +280,8 @@ def compare(w: Matrix, found: Computed, values: np.ndarray, errors: np.ndarray) 
 def _score_uncertainty(values: np.ndarray, errors: np.ndarray, tau: float) -> float:
     if not values[0]:
         return 0.0
-    # The error of tau is a few times that of the quartiles. A value so near to tau may belong to either sum.
+    # The error of tau is a few times that of the quartiles. A value within this error of tau may belong to either
+    # sum.
     quartiles = errors[[len(errors) // 4, len(errors) * 3 // 4]].sum()
     if len(values) > 1 and (np.abs(values - tau) <= errors + 2 * quartiles).any():
         return math.inf
@@ -340,7 +346,7 @@ def _open(source: str, folder: Path, count: int) -> Iterator[Item]:
 
 
 def markdown(results: list[SourceResult], command: str, day: date) -> str:
-    """Return a file for `results/`: the hardware, the versions, the command and a table."""
+    """Return a file for `results/`: hardware, versions, command and a table."""
     columns = ["", "matrices", "judged", "median", "99 %", "most", "largest error", "hidden", "computed in"]
     rows = [columns, ["---"] * len(columns)]
     for r in results:

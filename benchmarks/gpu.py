@@ -1,8 +1,9 @@
-"""Prove and measure a GPU in one run of at most six minutes: `python -m benchmarks.gpu -o FOLDER`.
+"""Prove and measure a GPU: `python -m benchmarks.gpu -o FOLDER`.
 
-It runs from a checkout on a machine with torch, numpy, safetensors, typer, huggingface_hub, pyyaml, pytest and
-hypothesis, and writes `gpu.json` and `gpu.md`. Both are written after every section, so that a killed run keeps its
-sections. `--device cpu --quick` tries everything at toy sizes in a few seconds.
+The command takes at most six minutes. It runs from a checkout on a machine with torch, numpy, safetensors, typer,
+huggingface_hub, pyyaml, pytest and hypothesis, and writes `gpu.json` and `gpu.md`. Both are written after every
+section, so that a killed run keeps its sections. `--device cpu --quick` tries everything at toy sizes in a few
+seconds.
 """
 
 import gc
@@ -28,7 +29,7 @@ from spectrum_stream.text import si_bytes
 from . import gpu_proofs, gpu_speed, gpu_steps
 from .gpu_bench import Bench, Findings, Row
 
-# The endings of names that are units, and the units as they are shown. Bytes are shown with theirs.
+# The endings of names that are units, and the units as they are shown. The values of bytes include their unit.
 _UNITS = {
     "gb_per_s": "GB/s", "gflop_per_s": "GFLOP/s", "tflop_per_s": "TFLOP/s", "_nbytes": "", "seconds": "s",
     "seconds_a_matrix": "s a matrix", "_s": "(s)",
@@ -45,7 +46,7 @@ class Section:
         name: its name in the files.
         measure: measures it. Its docstring is the introduction of the section.
         share: its share of the time, relative to the shares of the sections after it.
-        least_s: the time under which it is left out.
+        least_s: the time that it needs; with less, it is left out.
     """
 
     name: str
@@ -126,7 +127,7 @@ def run_section(section: Section, bench: Bench, allotted_s: float) -> Findings:
     bench.deadline = started + allotted_s
     try:
         section.measure(bench, findings)
-    except Exception as error:  # no error may take the other sections with it
+    except Exception as error:  # an error must not end the other sections
         findings.failed = f"{type(error).__name__}: {error}\n{traceback.format_exc()[-3000:]}"
         bench.say(f"failed: {type(error).__name__}: {str(error)[:300]}")
     # A traceback held the tensors of the section until here.
@@ -138,7 +139,7 @@ def run_section(section: Section, bench: Bench, allotted_s: float) -> Findings:
 
 
 def summary(found: Mapping[str, Findings]) -> list[str]:
-    """Return the numbers of failed sections, problems, and measurements that were left out, in words."""
+    """Count failed sections, problems and measurements that were left out, in words."""
     return [
         f"{len(found)} sections",
         f"{sum(bool(findings.failed) for findings in found.values())} failed",

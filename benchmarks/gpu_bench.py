@@ -1,4 +1,7 @@
-"""The device under test, its clock and its memory, and the findings of a section of `python -m benchmarks.gpu`."""
+"""The device under test, its clock and memory, and the findings of a section.
+
+They belong to `python -m benchmarks.gpu`.
+"""
 
 import math
 import threading
@@ -57,7 +60,7 @@ class Measured(Generic[T]):
 
     Attributes:
         seconds: the time of the best run.
-        nbytes: the memory of the device at the peak of the first run, beyond that before it; 0 on a CPU.
+        nbytes: the peak memory of the device in the first run, less the memory before it; 0 on a CPU.
         value: the value of the last run.
     """
 
@@ -68,7 +71,7 @@ class Measured(Generic[T]):
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """The device under test, the clock of the section that runs, and the folder for checkpoints.
+    """The device under test, the clock of a section, and the folder for checkpoints.
 
     Attributes:
         device: the device, by torch's name.
@@ -96,14 +99,20 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def has_time(self, findings: Findings, what: str, needs_s: float) -> bool:
-        """Whether the section has the time for a measurement. If not, list it as left out."""
+        """Whether the section has time for a measurement.
+
+        If not, list it as left out.
+        """
         if needs_s <= self.left_s:
             return True
         findings.left_out.append(f"{what}: about {needs_s:.3g} s, and {max(self.left_s, 0):.3g} s were left")
         return False
 
     def attempt(self, findings: Findings, what: str, needs_s: float, run: Callable[[], T]) -> T | None:
-        """Measure torch alone, if there is time and the call succeeds. If not, list it as left out."""
+        """Measure torch alone.
+
+        If there is no time or the call fails, list the measurement as left out.
+        """
         if not self.has_time(findings, what, needs_s):
             return None
         try:
@@ -144,7 +153,10 @@ class Bench:
         return Measured(best, nbytes, value)
 
     def time_once(self, run: Callable[[], T]) -> tuple[float, T]:
-        """Call a function once; return seconds, with the work that it left to the device, and its value."""
+        """Call a function once; return seconds and its value.
+
+        The time includes the work that the function left to the device.
+        """
         self.sync()
         started = time.perf_counter()
         value = run()
@@ -152,9 +164,10 @@ class Bench:
         return time.perf_counter() - started, value
 
     def peak_nbytes(self, run: Callable[[], object]) -> tuple[int, int]:
-        """Call a function; return the peak of the memory that torch allocated, and of all that the device lost.
+        """Call a function; return two peaks of the device memory, in bytes.
 
-        Both are sampled too, because the function may reset torch's own record of the peak.
+        The first is that of the memory that torch allocated, and the second that of all memory that was used on the
+        device. Both are sampled, because the function may reset torch's own record of the peak.
         """
         if not self.is_cuda:
             run()
@@ -187,14 +200,20 @@ class Bench:
 
 
 def failure_of_call(error: RuntimeError) -> str:
-    """Describe an error of one call of torch. Raise any other error, because the device may be unusable after it."""
+    """Describe an error of one call of torch.
+
+    Raise any other error, because the device may be unusable after it.
+    """
     if isinstance(error, LinAlgError | torch.OutOfMemoryError) or "solver error" in str(error):
         return f"{type(error).__name__}: {str(error)[:200]}"
     raise error
 
 
 def gram_on_matrix_units(w: torch.Tensor) -> torch.Tensor:
-    """Compute W Wᵀ of 16-bit W (batch, n, m) with exact products and float32 sums: (batch, n, n), float32."""
+    """Compute W Wᵀ of 16-bit W with exact products and float32 sums.
+
+    The shapes are (batch, n, m) and (batch, n, n); the result is float32.
+    """
     if w.device.type == "cuda":
         return torch.bmm(w, w.mT, out_dtype=torch.float32)
     # The same arithmetic on a CPU, where torch has no product with a wider result.
@@ -208,7 +227,10 @@ def gram_on_matrix_units(w: torch.Tensor) -> torch.Tensor:
 
 
 def random_weight(n: int, m: int, device: str, seed: int = 0) -> torch.Tensor:
-    """Make a random bfloat16 W (n, m) on the device: a bulk with rows of unequal size, and 16 larger values."""
+    """Make a random bfloat16 W (n, m) on the device.
+
+    It has a bulk with rows of unequal size, and 16 larger singular values.
+    """
     numbers = torch.Generator(device=device).manual_seed(seed)
 
     def normal(rows: int, columns: int) -> torch.Tensor:

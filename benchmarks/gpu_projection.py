@@ -1,10 +1,13 @@
-"""A projection of whole models from the seconds a matrix that were measured on a device. Arithmetic only.
+"""Project scans of whole models from measured seconds a matrix.
+
+This is arithmetic only.
 
     computing = sum over shapes of count * seconds a matrix
     reading   = bytes / rate of reading
     scan      = overhead * max(computing, reading)
 
-The shapes are those of published models, as stored (out features, in features). A shape that was not measured takes
+The shapes are those of published models, as stored (out features, in features). The time of a shape that was not
+measured is estimated:
 
     eigenvalues of its short side, interpolated between measured sides as a power of n
     + 2 short² long / rate of the product
@@ -163,7 +166,7 @@ def _estimate(shape: Shape, rates: Rates) -> float:
 
 
 def interpolate(n: int, seconds: Mapping[int, float]) -> float:
-    """Interpolate seconds by side as a power of n between two measured sides, and as n³ beyond them."""
+    """Interpolate seconds by side: a power of n between measured sides, n³ beyond."""
     below = max((side for side in seconds if side <= n), default=None)
     above = min((side for side in seconds if side >= n), default=None)
     if below is None or above is None:

@@ -1,4 +1,7 @@
-"""The sections of `python -m benchmarks.gpu` that prove: the tests, known spectra, limits, scores and memory."""
+"""Sections of `python -m benchmarks.gpu`: the proofs.
+
+They are the tests, known spectra, limits, scores and memory.
+"""
 
 import json
 import os
@@ -32,10 +35,10 @@ from .spectra import Kind, draw
 from .workloads import Suite, Weight, Workload, workloads
 
 _ROOT = Path(__file__).parent.parent
-# Even a section that is late gives the tests so many seconds.
+# Even if the section is late, the tests get this many seconds.
 _LEAST_S = 1.0
 _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
-# A matrix that is made from a known spectrum has this relative error of a value, in units of sigma_1, and of a score.
+# A matrix that is made from a known spectrum has these errors: of a value in units of sigma_1, and of a score.
 _MADE_VALUE = 1e-14
 _MADE_SCORE = 1e-12
 # The rounding to float32 moves the score of a hard spectrum by at most this (see benchmarks/README.md), and that of a
@@ -44,7 +47,7 @@ _ROUNDED_SCORE, _ROUNDED_TOY_SCORE = 5e-7, 1e-5
 
 
 def run_tests(bench: Bench, findings: Findings) -> None:
-    """The project's tests with the mark `gpu`, in a process of their own."""
+    """Run the project's tests with the mark `gpu` in a separate process."""
     # Other files of tests need packages that a bare machine lacks.
     files = [
         str(f) for f in sorted((_ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in f.read_text("utf-8")
@@ -82,9 +85,10 @@ def run_tests(bench: Bench, findings: Findings) -> None:
 
 
 def known_spectra(bench: Bench, findings: Findings) -> None:
-    """Singular values against known ones, for every precision, dtype and several batch sizes.
+    """Compare singular values with known ones.
 
-    float64 matrices are made from their spectra; the reference of a 16-bit one is its SVD in float64.
+    The comparison covers every precision and dtype, and several batch sizes. float64 matrices are made from their
+    spectra. The reference of a 16-bit matrix is its SVD in float64.
     """
     grid = (
         [(24, 60, 1), (48, 96, 3)]
@@ -158,9 +162,10 @@ def _compare_spectra(
 
 
 def batch_limit(bench: Bench, findings: Findings) -> None:
-    """The largest batch of n x n that cuSOLVER takes (n * n * batch <= 2^31 - 1), and one matrix more.
+    """Compute the largest batch that cuSOLVER takes, and one matrix more.
 
-    All matrices of a batch are the same one, whose spectrum is known, so that a wrong one is seen.
+    The limit is n * n * batch <= 2^31 - 1. All matrices of a batch are equal and have a known spectrum, so that a
+    wrong result is seen.
     """
     n, m = (16, 32) if bench.quick else (2048, 2048)
     # Toys have no such limit on a CPU, so any number does.
@@ -209,9 +214,9 @@ def _try_eigenvalues(bench: Bench, k: torch.Tensor, batch: int, reference: np.nd
 
 
 def scores(bench: Bench, findings: Findings) -> None:
-    """Scores on the device against scores on the CPU, within both estimates.
+    """Compare scores on the device with scores on the CPU, within both estimates.
 
-    A layer of Llama-3-8B, experts as separate and as fused parameters, and the hard spectra.
+    The matrices are a layer of Llama-3-8B, experts as separate and as fused parameters, and the hard spectra.
     """
     results: dict[str, dict[str, Record]] = {}
     for workload in (layer(bench), experts(bench), hard(bench)):
@@ -304,11 +309,12 @@ def _compare_with_known(findings: Findings, workload: Workload, found: Mapping[s
 
 
 def memory(bench: Bench, findings: Findings) -> None:
-    """The peak of the device's memory: a matrix alone against the plan's figure, and a scan against its limit.
+    """Compare the peak of the device memory with the plan and with the limit.
 
-    The plan states the memory of the largest matrix at the most exact precision that runs on the device. A scan
-    computes as many at once as the limit allows. Torch allocates one part of all that is used; the rest is the
-    libraries' own, and torch's cache.
+    The peak of a single matrix is compared with the figure of the plan: the memory of the largest matrix at the most
+    exact precision that runs on the device. A scan computes as many matrices at once as the limit allows, so its peak
+    is compared with the limit. torch allocates a part of the used memory. The rest belongs to the libraries and to
+    the cache of torch.
     """
     workload = layer(bench)
     folder = make_checkpoint(workload, workload.timed_dtype, bench.folder)
@@ -341,7 +347,7 @@ def experts(bench: Bench) -> Workload:
 
 
 def hard(bench: Bench) -> Workload:
-    """Return two matrices of each hard spectrum, of the size that a CPU computes in a second."""
+    """Return two matrices of each hard spectrum, small enough for a second on a CPU."""
     workload = _sized(bench, "hard-spectra")
     weights = (
         w for w in workload.weights if w.n < w.m and w.module.startswith(("model.layers.0.", "model.layers.1."))
@@ -358,7 +364,10 @@ def _sized(bench: Bench, name: str) -> Workload:
 
 
 def _fuse_experts(separate: Path, fused: Path) -> Path:
-    """Write the experts of a checkpoint as one fused parameter, expert i from layer i; return the folder."""
+    """Write the experts of a checkpoint as one fused parameter; return the folder.
+
+    Expert i comes from layer i.
+    """
     index = json.loads((separate / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
     tensors: dict[str, torch.Tensor] = {}
     for shard in set(index.values()):

@@ -1,4 +1,7 @@
-"""The sections of `python -m benchmarks.gpu` on whole computations: Spectrum's loop, shapes, a scan, models."""
+"""Sections of `python -m benchmarks.gpu`: whole computations.
+
+They are Spectrum's loop, single shapes, a scan, and projected models.
+"""
 
 import os
 import time
@@ -24,16 +27,16 @@ from .gpu_projection import MODELS, Rates, Shape, project
 from .gpu_proofs import counted, experts, how, layer, scan_here
 
 _PIECE_NBYTES = 1 << 24
-# The weights of a measurement of our own, and the time that a measurement should take.
+# The largest size of the weights in a measurement of our program, and the time that it should take.
 _ITEMS_NBYTES = 1_000_000_000
 _ITEMS_S = 1.0
 
 
 def against_spectrum(bench: Bench, findings: Findings) -> None:
-    """This program against Spectrum's loop, on the same matrices in memory, seconds a matrix.
+    """Compare this program with Spectrum's loop, on the same matrices in memory.
 
-    Spectrum copies a matrix to the device, takes `svdvals` of a float32 copy, and copies the values back. Its default
-    driver is gesvdj.
+    The times are seconds a matrix. Spectrum copies a matrix to the device, takes `svdvals` of a float32 copy, and
+    copies the values back. Its default driver is gesvdj.
     """
     grid = [(768, 2048), (1024, 4096), (4096, 4096), (14336, 4096), (8192, 28672)]
     grid = [(24, 64), (48, 96)] if bench.quick else grid
@@ -83,9 +86,10 @@ def add_layer_ratios(findings: Findings) -> None:
 
 
 def ours_by_shape(bench: Bench, findings: Findings) -> None:
-    """This program on every shape of the projected models, seconds a matrix from memory to the score.
+    """Time this program on every shape of the projected models.
 
-    The batches have up to 1 GB of weights. Quantized weights are dequantized on the way.
+    The times are seconds a matrix, from memory to the score. The batches have up to 1 GB of weights. Quantized
+    weights are dequantized on the way.
     """
     shapes = {shape: None for model in MODELS for shape in model.shapes}
     for n, m, dtype in shapes:
@@ -100,7 +104,7 @@ def ours_by_shape(bench: Bench, findings: Findings) -> None:
 
 
 def _time_ours(bench: Bench, findings: Findings, shape: Shape) -> tuple[float, list[Computed]] | None:
-    """Return our seconds a matrix of a shape, in as large a batch as is sensible, and the matrices of the batch."""
+    """Return our seconds a matrix of a shape, and the matrices of the timed batch."""
     n, m, dtype = shape
     # The eigenvalues of 8192 x 8192 take seconds on a slow card.
     if not bench.has_time(findings, f"ours, {n} x {m} {dtype}", min(n, m) ** 3 / 5e11):
@@ -142,12 +146,12 @@ def _compute(bench: Bench, ws: list[Weights], shape: Shape) -> tuple[float, list
 
 
 def overlap(bench: Bench, findings: Findings) -> None:
-    """A scan against its parts: reading, copying and computing alone.
+    """Compare a scan with its parts: reading, copying and computing alone.
 
     The overlap is the share of the time that could be hidden behind the slowest part: 1 if the scan takes as long as
-    the slowest part, 0 if it takes as long as all together. Reading is from a warm page cache, copying from pinned
-    memory to the device, and kernels are products and eigenvalues of weights on the device, by torch alone. Computing
-    is this program's, from memory: copies, kernels and all else.
+    the slowest part, 0 if it takes as long as all together. Reading uses a warm page cache. Copying goes from pinned
+    memory to the device. Kernels are products and eigenvalues of weights on the device, by torch alone. Computing is
+    that of this program, from memory, with copies and kernels.
     """
     # Toys show nothing, and each takes a second.
     for workload in (layer(bench),) if bench.quick else (layer(bench), experts(bench)):
@@ -202,7 +206,7 @@ def _read_cold(folder: Path) -> float | None:
 
 
 def _copy(bench: Bench, nbytes: int) -> float:
-    """Copy so many bytes from pinned memory to the device, piece by piece; return seconds."""
+    """Copy this many bytes from pinned memory to the device; return seconds."""
     piece = min(_PIECE_NBYTES, nbytes)
     source = torch.zeros(piece, dtype=torch.uint8, pin_memory=bench.is_cuda)
     target = torch.empty(piece, dtype=torch.uint8, device=bench.device)
@@ -215,7 +219,7 @@ def _copy(bench: Bench, nbytes: int) -> float:
 
 
 def _kernels(bench: Bench, shapes: Mapping[tuple[int, int], int]) -> float:
-    """Compute K and its eigenvalues of weights that are on the device, by torch alone; return seconds."""
+    """Compute K and its eigenvalues on the device, by torch alone; return seconds."""
     total = 0.0
     for (n, m), count in shapes.items():
         batch = min(count, 64)
@@ -226,12 +230,14 @@ def _kernels(bench: Bench, shapes: Mapping[tuple[int, int], int]) -> float:
 
 
 def projection(findings: Findings, earlier: Mapping[str, Findings]) -> None:
-    """Projected scans of whole models. This is arithmetic, and none of these models was scanned.
+    """Project scans of whole models.
 
-    computing = sum over shapes of count * seconds a matrix, from "ours by shape". A shape that is not there takes the
-    eigenvalues of its short side, interpolated, + 2 short² long / rate of the product.
-    scan = overhead * max(computing, bytes / rate of reading). The overhead is that of the measured scans over the
-    slower of reading and computing alone.
+    This is arithmetic, and these models were not scanned.
+
+    computing = sum over shapes of count * seconds a matrix, from "ours by shape". The time of a missing shape is that
+    of the eigenvalues of its short side, interpolated, + 2 short² long / rate of the product.
+    scan = overhead * max(computing, bytes / rate of reading). The overhead is the time of a measured scan over
+    that of the slower of reading and computing alone.
     """
     ours, eigen, product, whole = (
         [row for rows in earlier[name].tables.values() for row in rows] if name in earlier else []

@@ -1,4 +1,7 @@
-"""The sections of `python -m benchmarks.gpu` that measure the machine and single steps: eigenvalues and products."""
+"""Sections of `python -m benchmarks.gpu`: the machine and single steps.
+
+The steps are eigenvalues and products.
+"""
 
 import os
 import platform
@@ -24,7 +27,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 def machine(bench: Bench, findings: Findings) -> None:
-    """The machine, the versions, and the rates of its copies."""
+    """Describe the machine and the versions, and measure the rates of copies."""
     findings.facts |= {
         "system": platform.platform(),
         "processor": processor(),
@@ -82,9 +85,9 @@ def _output_of(*command: str) -> str:
 
 
 def eigenvalues(bench: Bench, findings: Findings) -> None:
-    """Time, memory and error of the eigenvalues of known symmetric matrices.
+    """Measure time, memory and error of the eigenvalues of known matrices.
 
-    The largest batch is limited by cuSOLVER, by memory or by the time of this section.
+    cuSOLVER, the memory or the time of this section limits the largest batch.
     """
     sides = (24, 48) if bench.quick else (512, 1024, 2048, 4096, 8192)
     dtypes = (torch.float32, torch.float64)
@@ -161,7 +164,7 @@ def _time_eigenvalues(bench: Bench, findings: Findings, n: int, batch: int, dtyp
 
 
 def _known_symmetric(eigenvalues: torch.Tensor, device: str) -> torch.Tensor:
-    """Make a dense symmetric (n, n) float64 matrix on the device with these (n,) eigenvalues.
+    """Make a dense symmetric float64 matrix (n, n) from its eigenvalues (n,).
 
     It is Q diag Qᵀ with Q a product of a few Householder reflections.
     """
@@ -176,10 +179,10 @@ def _known_symmetric(eigenvalues: torch.Tensor, device: str) -> torch.Tensor:
 
 
 def products(bench: Bench, findings: Findings) -> None:
-    """Rate and error of W Wᵀ of bfloat16 matrices, by each arithmetic.
+    """Measure rate and error of W Wᵀ of bfloat16 matrices, by each arithmetic.
 
-    Errors are those of 64 rows of K against float64 on the CPU, in units of sqrt(K_ii K_jj). The shift is the mean
-    relative error of the diagonal, which truncation makes negative.
+    The errors are those of 64 rows of K against float64 on the CPU, in units of sqrt(K_ii K_jj). The shift is the
+    mean relative error of the diagonal, which truncation makes negative.
     """
     grid = [(2, 48, 96)] if bench.quick else [
         (1, 1024, 4096), (128, 768, 2048), (16, 2048, 7168), (1, 4096, 14336), (1, 8192, 28672),

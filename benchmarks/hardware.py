@@ -1,4 +1,7 @@
-"""The processor in words, by the standard library alone, because a machine with a GPU may have little else."""
+"""The processor in words.
+
+This module uses only the standard library, because a machine with a GPU may have little else.
+"""
 
 import platform
 from pathlib import Path
@@ -16,7 +19,7 @@ def processor() -> str:
 
 
 def matrix_units(cpuinfo: Path) -> str:
-    """Say whether the processor multiplies bfloat16 matrices in hardware, by the flags that Linux lists."""
+    """Describe the matrix units of the processor for bfloat16, by its flags in Linux."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The ratios of a run in the format of github-action-benchmark, which keeps their history and compares them.
+"""The ratios of a run in the format of github-action-benchmark.
 
-The format is a JSON list of {name, unit, value, range, extra}, for the tool `customBiggerIsBetter`
-(https://github.com/benchmark-action/github-action-benchmark). All numbers are without a unit and larger if better, so
-one file and one threshold are enough:
+The action keeps their history and compares them. The format is a JSON list of {name, unit, value, range, extra}, for
+the tool `customBiggerIsBetter` (https://github.com/benchmark-action/github-action-benchmark). A larger number is
+always better, so one file and one threshold are enough:
 
     times faster than Spectrum, than numpy    `times_spectrum`, `times_numpy`
     share of the floor                        `floor_share`

@@ -19,7 +19,7 @@ def tables(run: RunResult) -> Group:
 
 
 def markdown(run: RunResult, command: str, day: date) -> str:
-    """Return a file for `results/`: the hardware, the versions, the command and a table."""
+    """Return a file for `results/`: hardware, versions, command and a table."""
     turns, device = run.settings["repetitions"], run.settings["device"]
     columns = ["", "seconds", "times faster than Spectrum", "than numpy", "over its parts", "of the floor"]
     rows = [[*columns, "peak memory (planned), GB", "largest error"], ["---"] * 8]

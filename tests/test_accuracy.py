@@ -1,4 +1,4 @@
-"""The accuracy benchmark: its references are exact, and it finds estimates that are too small or too large."""
+"""The accuracy benchmark: exact references, and estimates too small or too large."""
 
 import math
 from dataclasses import replace

@@ -263,7 +263,7 @@ def test_history_has_the_format_of_github_action_benchmark(tmp_path: Path) -> No
         replace(workload_of(), name="other", accuracy=None),
     )
     history.save(run, tmp_path / "history.json")
-    # An object with other fields would lose them: the action copies these five.
+    # The action copies only these five fields of an object.
     extra = (
         f"{run.machine['processor']}, {run.machine['cpus']} cores, {run.machine['matrix_units']}; "
         f"torch {torch.__version__}\n8 matrices, BF16; other programs: 0% of the cores"
@@ -316,7 +316,7 @@ def test_history_counts_all_negligible_errors_as_equal() -> None:
     assert values == {6.0}
 
 
-def test_history_rejects_what_json_cannot_express() -> None:
+def test_history_rejects_numbers_that_json_cannot_express() -> None:
     with pytest.raises(ValueError, match="JSON"):
         history.save(result_of(workload_of(times_spectrum=math.nan)), Path(os.devnull))
 

@@ -1,4 +1,4 @@
-"""The command that proves a GPU: it runs on a bare machine, sees faults, and projects by its formula."""
+"""The command that proves a GPU: a bare machine, faults, and the projection."""
 
 import json
 import os
@@ -179,7 +179,7 @@ def test_measurement_without_time_is_left_out(bench: Bench) -> None:
     assert len(findings.left_out) == 1
 
 
-def test_failure_of_one_call_is_left_out_and_one_of_the_device_is_not(bench: Bench) -> None:
+def test_failed_call_is_left_out_but_failed_device_is_raised(bench: Bench) -> None:
     def fail_with(error: Exception) -> Callable[[], None]:
         def run() -> None:
             raise error

@@ -399,7 +399,7 @@ def test_scan_retries_a_failed_precision(save: Save) -> None:
 
 
 def test_limits_of_readers_are_above_those_of_a_scan(save: Save) -> None:
-    """What a scan may write can be read again."""
+    """Every file that a scan may write can be read again."""
     assert MAX_MATRICES <= MAX_ROWS <= MAX_MODULES
     assert header.MAX_NAME_LENGTH <= MAX_NAME_LENGTH
     found = scan(str(save(llama_tensors(2))), name="x")

@@ -545,7 +545,7 @@ def _resolve_revision(endpoint: str, address: Address) -> tuple[str, list[str]]:
 
 
 def _find_fault(answer: Any, revision: str) -> str | None:
-    """Return what is wrong with an answer about a revision, or None."""
+    """Return the fault of an answer about a revision, or None."""
     if not isinstance(answer, dict):
         return "does not answer as the Hub does"
     commit = answer.get("sha")

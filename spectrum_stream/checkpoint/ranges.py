@@ -338,7 +338,10 @@ def with_retries(
 def _get(
     url: httpx.URL, endpoint: httpx.URL, headers: dict[str, str], where: str, nbytes: int
 ) -> Iterator[httpx.Response]:
-    """Send a request within the limits for a body of `nbytes` bytes. The client drops the token for other servers."""
+    """Send a request within the limits for a body of `nbytes` bytes.
+
+    The client drops the token for other servers.
+    """
     with (
         within(Scope.of_request(where, endpoint, nbytes)),
         client().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,

@@ -188,7 +188,7 @@ def is_head(module: str) -> bool:
 
 
 def is_encoder(modules: Iterable[str]) -> bool:
-    """Whether a model has its embeddings in a module `embeddings` and no head, as BERT does.
+    """Whether a model has embeddings in a module `embeddings` and no head, as BERT has.
 
     Such a model has neither `lm_head` nor `model.embed_tokens`, not even under a second name.
     """

@@ -65,5 +65,5 @@ class NoScore(StrEnum):
     NOT_FINITE = "not_finite", "has weights that are NaN or infinite", True
     OUT_OF_RANGE = "out_of_range", "has weights whose squares the precision cannot hold", True
     NOT_CONVERGED = "not_converged", "has singular values that did not converge", True
-    FAILED_CHECK = "failed_check", "has singular values that do not agree with the sum of its squares", True
+    FAILED_CHECK = "failed_check", "has singular values that disagree with the sum of its squared weights", True
     NO_MEMORY = "no_memory", "does not fit into the memory that the system gives to the scan", True

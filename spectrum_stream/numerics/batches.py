@@ -1,9 +1,9 @@
-"""Batches of matrices of one shape and dtype, on a device that computes two batches at a time.
+"""Batches of matrices of one shape and dtype, two at a time on a device.
 
 Each of two threads computes whole batches on a stream of its own. While one waits for the status that torch reads
-after the eigenvalues of its batch, the other copies and multiplies. A free thread takes, of the matrices that wait,
-those of the shape with the most work. So batches are small while the device is faster than the reader, and large
-while it is slower.
+after the eigenvalues of its batch, the other copies and multiplies. A free thread takes the waiting matrices of the
+shape with the most work. So batches are small while the device is faster than the reader, and large while it is
+slower.
 
 Memory: a thread drops the tensors of a batch before it hands over its results.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .schedule import Computed, Item
 
 # The matrices that wait are mapped, and their pages may leave the memory before they are computed. So no more are
-# taken while this many bytes wait. It is about four times what the reader is ahead.
+# taken while this many bytes wait. It is about four times the bytes that the reader prefetches.
 _WAITING_NBYTES = 4_000_000_000
 # The bytes of a number of K in float32, the first step of the precision. Later steps are split by their own numbers.
 _ITEMSIZE = 4
@@ -145,7 +145,7 @@ class Batches:
             self._compute(batch, nbytes)
 
     def _count_threads(self) -> int:
-        """Return the number of batches that can be computed at once; start the threads if there are none."""
+        """Return the number of batches that are computed at once; start the threads."""
         if self._threads is None:
             self._threads = []
             for i in range(costs.DEVICE_THREADS):

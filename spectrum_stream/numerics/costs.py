@@ -26,7 +26,8 @@ STAGING_BUFFERS = 2
 # The number of batches that a device computes at once, each by one thread: one copies and multiplies while the other
 # computes eigenvalues.
 DEVICE_THREADS = 2
-# cuSOLVER's limit of n * lda * batch (cusolverDnXsyevBatched). About 32k matrices a call also fail (mjlab issue 732).
+# cuSOLVER's limit of n * lda * batch (cusolverDnXsyevBatched). Calls with about 32k matrices also fail (mjlab issue
+# 732).
 MAX_BATCH_NUMEL = 2**31 - 1
 MAX_BATCH = 2**15 - 1
 # The memory of Python, numpy and torch before any weight is read (measured: 0.15 GB on Linux, CPU build), and the
@@ -92,7 +93,7 @@ def svd_nbytes(n: int, m: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The memory that an eigenvalue routine takes beside K, with its copy of K, in bytes.
+    """The memory of an eigenvalue routine besides K, with its copy of K, in bytes.
 
     Attributes:
         fixed: for a batch of any size.
@@ -109,7 +110,7 @@ def assumed_workspace(n: int, itemsize: int) -> Workspace:
 
 
 def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Workspace | None = None) -> int:
-    """Return the memory of a device for a batch of n x m matrices that one thread computes, in bytes.
+    """Return the device memory for a batch of n x m matrices of one thread, in bytes.
 
     It holds K; as much for the products of a block that are added to it, and later for a copy of K without the
     matrices that are not finite; the workspace of the eigenvalue routine; the buffers, and a block of them in numbers
@@ -125,7 +126,7 @@ def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Work
 
 
 def batch_limit(n: int, m: int, itemsize: int, nbytes: int, workspace: Workspace | None = None) -> int:
-    """Return the number of n x m matrices that one thread computes at once on a device, at least 1.
+    """Return the largest batch of n x m matrices for one thread, at least 1.
 
     It keeps the limits of cuSOLVER, and `device_nbytes` of the batch within `nbytes`. One matrix may be above either.
     """

@@ -1,8 +1,8 @@
 """The device that computes singular values: the CPU, a CUDA device or Metal.
 
-What differs between devices is decided here: how blocks of weights get to it, how many matrices it computes at once,
-and how it computes eigenvalues. A CUDA device is probed when it is opened, because its routines depend on the
-versions of torch and cuSOLVER, and some of them return wrong eigenvalues without an error:
+This module decides everything that differs between devices: how blocks of weights get to a device, how many matrices
+it computes at once, and how it computes eigenvalues. A CUDA device is probed when it is opened, because its routines
+depend on the versions of torch and cuSOLVER, and some of them return wrong eigenvalues without an error:
 
     torch 2.11 and older    a batch of n <= 32 is one call of cuSOLVER's batched routine; larger ones are looped
     torch 2.12 and newer    the batched routine for every n and batch, also for one matrix
@@ -40,7 +40,7 @@ class Device:
         eigenvalues_on_cpu: whether eigenvalues are computed on the CPU, because the device has no routine for them,
             or a wrong one.
         has_fast_float64: whether products in float64 take about as long as in float32.
-        problem: what the probe found to be wrong, in words; "" for nothing.
+        problem: the fault that the probe found, in words; "" for none.
     """
 
     torch_device: torch.device
@@ -72,7 +72,7 @@ class Device:
         return staging.blocks(ws, dtype)
 
     def eigvalsh(self, k: torch.Tensor) -> torch.Tensor:
-        """Compute the eigenvalues of symmetric matrices of which only the lower triangles are valid.
+        """Compute the eigenvalues of symmetric matrices from their lower triangles.
 
         A batch that fails is halved, so that one matrix does not take the others with it.
 
@@ -92,7 +92,7 @@ class Device:
         return torch.cat([_eigvalsh(k[i : i + at_once]) for i in range(0, len(k), at_once)])
 
     def limit(self, n: int, m: int, itemsize: int) -> int:
-        """Return the number of n x m matrices that one thread computes at once, at least 1."""
+        """Return the largest batch of n x m matrices for one thread, at least 1."""
         share = self.batch_nbytes // costs.DEVICE_THREADS
         return costs.batch_limit(n, m, itemsize, share, self._workspace(min(n, m), itemsize))
 
@@ -101,7 +101,7 @@ class Device:
         return costs.device_nbytes(n, m, itemsize, batch, self._workspace(min(n, m), itemsize))
 
     def is_measured(self, n: int) -> bool:
-        """Whether nothing has to be measured before matrices with a short side of n are computed."""
+        """Whether matrices with a short side of n need no further measurement."""
         return self.torch_device.type != "cuda" or self._is_on_cpu(n) or (n, 4) in self._workspaces
 
     def measure(self, n: int) -> None:
@@ -115,15 +115,15 @@ class Device:
             # The first call may also take memory that the libraries keep. In this order, that makes `each` too large.
             two, one = self._measure_peak(n, 2), self._measure_peak(n, 1)
         except RuntimeError as error:
-            # A device that is full of other programs' memory, or a single matrix that is too large. The computation
-            # finds out, and has other ways.
+            # Other programs may have taken the memory, or a single matrix is too large. The computation meets the
+            # same error, and then halves the batch or uses the CPU.
             if not is_out_of_memory(error) and not _is_of_routine(error):
                 raise
         else:
             # The copy of K is the least. Some allocators count nothing.
             each = max(two - one, 4 * n * n)
             workspace = Workspace(max(0, one - each), each)
-        # This memory belongs to the stream of this thread, and the others could not use it.
+        # The cached memory belongs to the stream of this thread, so other streams cannot use it.
         torch.cuda.empty_cache()
         self._workspaces[n, 4] = workspace
         self._workspaces[n, 8] = Workspace(2 * workspace.fixed, 2 * workspace.each)
@@ -143,7 +143,10 @@ class Device:
         return torch.cuda.max_memory_allocated(self.torch_device) - before
 
     def new_stream(self) -> AbstractContextManager[object]:
-        """Return a context for a thread that computes on a stream of its own. It also selects the device."""
+        """Return a context for a thread that computes on its own stream.
+
+        It also selects the device.
+        """
         if self.torch_device.type != "cuda":
             return nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]
@@ -211,9 +214,9 @@ def _probe_cuda(device: torch.device) -> Device:
 
 
 def check_eigenvalues(device: Device) -> Device:
-    """Return the device with a way to compute eigenvalues that gives right ones.
+    """Choose a way to compute eigenvalues that gives right ones.
 
-    It is the first of: batches, one matrix a call, the CPU.
+    The ways are tried in this order: batches, one matrix a call, the CPU.
     """
     if probe.finds_known_eigenvalues(device.eigvalsh, device.torch_device):
         return device
@@ -240,7 +243,7 @@ def _eigvalsh(k: torch.Tensor) -> torch.Tensor:
 
 
 def _is_of_routine(error: RuntimeError) -> bool:
-    """Whether an error belongs to the matrices or the size of the batch, and not to the device.
+    """Whether the matrices or the batch size caused an error, and not the device.
 
     torch restates the status CUSOLVER_STATUS_INVALID_VALUE as LinAlgError, and others as "cusolver error" or
     "hipsolver error".

@@ -2,13 +2,13 @@
 
 **The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
 norm. Eigenvalues are not used if they differ from these by more than twice the root of the sum of their squared
-errors, plus the share n / 16384 of the sum of their errors, because blocked routines have systematic errors that grow
-with n. This finds a faulty driver, and a single wrong eigenvalue if it is wrong by more than that. Two that
-compensate each other are not found, and neither is the error E of K.
+estimated errors, plus the share n / 16384 of the sum of these errors, because blocked routines have systematic errors
+that grow with n. This finds a faulty driver, and a single wrong eigenvalue if it is wrong by more than that. It finds
+neither wrong eigenvalues that compensate each other in both sums, nor the error E of K.
 
-**The errors.** An eigenvalue l of K is wrong by the sum of two errors. Neither has a constant that was fitted on one
-machine. Of E, the slope b over the entries, the shift d of the diagonal and the Frobenius norm |E| of the random part
-are measured (`gram.Rounding`). t is the trace of K, and u the rounding unit:
+**The errors.** An eigenvalue l of K is wrong by the sum of two errors. Both are measured, and neither has a constant
+that was fitted on one machine. The slope b of E over the entries, the shift d of its diagonal and the Frobenius norm
+|E| of its random part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
     of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,
@@ -20,18 +20,20 @@ are measured (`gram.Rounding`). t is the trace of K, and u the rounding unit:
     The last term is the rounding of the diagonal when it is stored.
 
     The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
-    large value. The largest errors, in units u, give two numbers: a, relative to the root mean square q of all
-    eigenvalues, from eigenvalues far below it; and c, relative to l, from the rest of the others. c grows with the
-    square root of n, as the sum of as many independent roundings does. Among the sixteenths of the largest and of the
-    smallest values, where the iteration starts and ends, it is measured apart and grows with n. a grows with the
-    largest value over the median, R, by a power that follows from the last matrices.
+    large value. The largest errors, in units u, give two numbers. a is relative to the root mean square q of all
+    eigenvalues, and comes from eigenvalues far below q. c is relative to l, and comes from the remaining errors of
+    the first two matrices. c grows with the square root of n, as the sum of as many independent roundings does. For
+    the largest and the smallest sixteenth of the values, where the iteration starts and ends, c is measured
+    separately and grows with n. a grows with the largest value over the median, R, by a power that follows from the
+    other matrices. The largest error differs from matrix to matrix, so the measured errors get a safety factor: 3 for
+    c of the smallest sixteenth and for a of large R, and 1.5 for all others.
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
-A part of the error is shared by all values, and a sum does not average it out. It is |b| l + |d| t / n, and the share
-of the routine's error that shows in the sum of the eigenvalues.
+All values share a part of the error, and a sum does not average it out. It is |b| l + |d| t / n, and the share of the
+routine's error that shows in the two sums of the check.
 """
 
 import contextlib
@@ -50,10 +52,10 @@ from .gram import Rounding
 # The side of the matrices on which the routine is measured, and the largest value of some of them over the bulk.
 _KNOWN_SIDE = 256
 _RATIOS = (1e3, 1e3, 1e6, 1e6)
-# The share of the values at either end, and the distance from the mean of those that are far below it.
+# Each end has one of this many values. A value is far below the root mean square if it is this many times smaller.
 _EDGE = 16
 _FAR = 32
-# The largest error of a matrix differs from matrix to matrix, by more for small eigenvalues than for large ones.
+# Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
 # The number of rows for which all errors may be systematic.
@@ -67,7 +69,9 @@ _PROBING = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutineError:
-    """The largest errors of an eigenvalue routine at 256 rows, in units of the rounding unit.
+    """The largest errors of an eigenvalue routine at 256 rows, in rounding units.
+
+    They include the safety factors.
 
     Attributes:
         top, inner, bottom: relative to the eigenvalue: the first sixteenth, those in between, the last sixteenth.
@@ -84,7 +88,7 @@ class RoutineError:
     power: float
 
     def estimate(self, values: np.ndarray) -> np.ndarray:
-        """Return the errors of eigenvalues, (n,), descending, in units of the rounding unit."""
+        """Return the errors of eigenvalues, (n,), descending, in rounding units."""
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
         relative = np.full(n, math.sqrt(growth) * self.inner)
@@ -101,7 +105,10 @@ class RoutineError:
 
 
 def _find_ratio(values: np.ndarray) -> float:
-    """Return the largest eigenvalue over the median, which counts as the rounding unit if it is zero."""
+    """Return the largest eigenvalue over the median.
+
+    The median counts as at least a rounding unit of the largest.
+    """
     return float(values[0] / max(values[len(values) // 2], 2.0**-53 * values[0]))
 
 
@@ -184,9 +191,10 @@ def estimate_errors(
 
 
 def measure_routine(device: Device) -> RoutineError:
-    """Measure the error of the eigenvalue routine of a device in float32; the first call does it.
+    """Measure the error of the eigenvalue routine of a device in float32.
 
-    The routine for float64 takes the same steps, so its errors are as many of its own units.
+    Only the first call for a device measures. The routine for float64 takes the same steps, so its errors are as many
+    of its own units.
     """
     with _PROBING, one_thread_each():
         return _measure_routine(device)

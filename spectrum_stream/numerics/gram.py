@@ -7,15 +7,18 @@ W is n x m with n <= m. K is summed over blocks of columns, each upcast as it is
 
 **Matrix units.** Products of bfloat16 and float16 numbers are exact in float32, so rounding happens in sums only.
 On CUDA, tensor cores take 16-bit factors and return float32. On a CPU, torch has bfloat16 products (AMX, AVX512-BF16,
-and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them faster and at least as exact.
+and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them faster and at least as exact as float32.
 
 **The diagonal** of K is a sum of squares. All its terms are positive, so its rounding has a bias: on a processor with
 AVX2, it was 5 units in the last place too small at m = 576 and more. This would move all eigenvalues. So the diagonal
-is summed apart, by the pairwise sums of torch.
+is summed separately, in float64 (on Metal in float32).
 
 **The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and the
-same columns are compared with those in float64. This costs 64 * 64 * m multiplications. A fault in other entries
-shows in a product with random signs x (Freivalds): |Kx - W(Wᵀx)| is the Frobenius norm of the error of K on average.
+same columns are compared with those in float64. This costs 64 * 64 * m multiplications.
+
+From 1,024 rows on, a product with random signs x also finds faults in the other entries (Freivalds). The root mean
+square of |Kx - W(Wᵀx)| is the Frobenius norm of the error of K. It counts only if it is clearly above the rounding of
+this product. Smaller matrices are checked by the 64 rows alone.
 """
 
 import contextlib
@@ -36,7 +39,8 @@ from .device import Device
 from .precision import Precision
 
 # The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
-# them gain little. Below the second number the whole product takes no longer than its bands (measured with MKL).
+# them gain little. With fewer rows than the second number, the whole product takes no longer than its bands (measured
+# with MKL).
 _BANDS = 8
 _BANDS_FROM = 128
 # The columns of a partial sum that is added in float64.
@@ -46,12 +50,12 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # transposed matrix share cache lines.
 _RUNS = 4
 _RUN_ROWS = 16
-# The product with random signs has a rounding of its own, of up to 20 units of the norms of its factors. A difference
-# from this many units on counts. With fewer rows than the second number, it takes more than 3 % of the time, and the
-# sampled rows are a large share.
+# The product with random signs has its own rounding, of up to 20 units of the norms of its factors. So a difference
+# counts only above this many units. The product is used from the second number of rows on: with fewer rows it takes
+# more than 3 % of the time, and the sampled rows are a larger share of K.
 _UNSEEN = 64
 _UNSEEN_FROM = 1024
-# Rows of W, and numbers of K, whose squares are summed at a time. They stay in the cache.
+# The rows of W, and the numbers of K, that are squared and summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
 _SUMMED_NUMEL = 1 << 18
 # The probe of bfloat16 products: the shape of W, and the speed from which they are used.
@@ -66,10 +70,12 @@ class Rounding:
 
     Attributes:
         noise: the root mean square of the errors E_ij / (|w_i| |w_j|) off the diagonal. So the Frobenius norm of E is
-            about noise times the trace of K.
+            about noise times the trace of K. If the product with random signs shows a larger norm, noise follows from
+            that norm.
         bias: the slope of the errors over the entries, <E, K> / <K, K>, off the diagonal.
         shift: the mean error of the diagonal.
-        aligned: the error of sums of terms of one sign: that of the diagonal by products, relative to its norm.
+        aligned: the error of sums of terms of one sign. It is the error of the diagonal that products give, relative
+            to the norm of the diagonal.
     """
 
     noise: float
@@ -120,7 +126,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
     products = k.diagonal(dim1=1, dim2=2)
-    # In units of the norm, because squares of valid numbers may overflow.
+    # The units are those of the norm, because squares of valid numbers may overflow.
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
@@ -132,10 +138,10 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
 
 
 class _ProductMode:
-    """Switches torch's bfloat16 products of float32 factors on for some threads at a time.
+    """The switch of torch for bfloat16 products of float32 factors.
 
-    The switch belongs to the process, and such products of other weights than bfloat16 are wrong. So a thread that
-    needs the other mode waits until no thread multiplies.
+    It belongs to the process, and it makes the products of all weights but bfloat16 inexact. So a thread that needs
+    the other mode waits until no thread multiplies.
     """
 
     def __init__(self) -> None:
@@ -173,16 +179,16 @@ def _switch_products(mode: str) -> str:
 
 
 def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which float32 products of weights of this dtype are exact and fast."""
+    """Return a context for exact and fast float32 products of weights of this dtype."""
     if not device.is_cpu or not has_fast_bfloat16():
         return contextlib.nullcontext()
     return _MODE.hold("bf16" if dtype is torch.bfloat16 else "ieee")
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether products of bfloat16 numbers on the CPU are faster than in float32, and at least as exact.
+    """Whether the CPU's products of bfloat16 numbers are faster and as exact as float32.
 
-    The first call measures it. No thread multiplies before its own call returns.
+    The first call measures this. No thread multiplies before its own call returns.
     """
     with _PROBING:
         return _probe_bfloat16()
@@ -214,7 +220,10 @@ class ProductQuality:
 
 
 def measure_products(mode: str) -> ProductQuality:
-    """Measure the products of bfloat16 numbers in a mode of oneDNN. No other thread may multiply."""
+    """Measure the products of bfloat16 numbers in a mode of oneDNN.
+
+    No other thread may multiply meanwhile.
+    """
     n, m = _PROBE_SHAPE
     w = torch.randn(n, m, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16).float()
     before = _switch_products(mode)
@@ -259,7 +268,7 @@ def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Compute block @ (blockᵀ @ x): (batch, n, columns) and (n, 1) to (batch, n)."""
     y = block.mT @ x
     if y.dtype is torch.float32:
-        # Products of bfloat16 factors may be switched on. The sum of these three is y.
+        # Products may round their factors to bfloat16. These three are exact in bfloat16, and their sum is y.
         high = y.bfloat16().float()
         middle = (y - high).bfloat16().float()
         y = torch.cat([high, middle, y - high - middle], dim=2)
@@ -268,7 +277,7 @@ def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Compute K @ x from the lower triangles of symmetric K: (batch, n, n) and (n, 1) to (batch, n)."""
+    """Compute K @ x from lower triangles: (batch, n, n) and (n, 1) to (batch, n)."""
     result = torch.zeros(len(k), k.shape[1], 1, dtype=k.dtype, device=k.device)
     for top, bottom in pairs_of_edges(k.shape[1]):
         # The square at the diagonal is complete.
@@ -278,7 +287,9 @@ def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces: np.ndarray) -> np.ndarray:
-    """Return the Frobenius norm of the error of each K, relative to its trace; 0 if it may be rounding.
+    """Estimate the Frobenius norm of the error of each K, relative to its trace.
+
+    It is 0 if the difference may be the rounding of the product itself.
 
     Args:
         kx, image: (batch, n): K x, and W(Wᵀx).
@@ -294,7 +305,7 @@ def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces:
 
 
 def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Sum the squares of each row of a block in this dtype: (batch, n, columns) to (batch, n)."""
+    """Sum the squares of each row in this dtype: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
         norms: torch.Tensor = torch.linalg.vector_norm(block, dim=2, dtype=torch.float64)
         return norms.square()
@@ -302,13 +313,13 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the traces of symmetric matrices and their squared norms, in units of the squared traces.
+    """Return the traces of symmetric matrices and their squared Frobenius norms.
 
-    Only the lower triangles are read.
+    The norms are in units of the squared traces. Only the lower triangles are read.
     """
     n = k.shape[1]
     traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
-    # In units of about the trace, because squares of float32 numbers may overflow. Powers of two are exact.
+    # The units are about the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
     scale = torch.exp2(traces.log2().round())
     unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
     # Metal has no float64.
@@ -327,7 +338,7 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _measure(
     ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float], unseen: Sequence[float]
 ) -> list[Rounding]:
-    """Compare the entries of each K in a few rows and the same columns with those in float64."""
+    """Compare entries of each K, in a few rows and the same columns, with float64."""
     n = ws[0].shape[0]
     spread = n > _RUNS * _RUN_ROWS
     starts = [(n - _RUN_ROWS) * i // (_RUNS - 1) for i in range(_RUNS)] if spread else [0]
@@ -346,7 +357,10 @@ def _measure(
 
 
 def _compare(found: np.ndarray, exact: np.ndarray, aligned: float, unseen: float) -> Rounding:
-    """Compare a principal submatrix of K, of which the lower triangle is valid, with the exact one."""
+    """Compare a principal submatrix of K with the exact one.
+
+    Only the lower triangle of `found` is valid.
+    """
     i, j = np.tril_indices(len(exact), -1)
     # Weights that are not finite, or zero, have no rounding.
     with np.errstate(all="ignore"):

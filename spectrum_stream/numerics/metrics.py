@@ -40,8 +40,7 @@ class Metric:
         of_name: the function (module) -> value of a metric that reads no spectrum.
         larger_first: whether the larger value is chosen first.
         why: the reason for that, a clause.
-        largest_in_fp32: a larger value is rounding if products were computed in float32, and counts as
-            None.
+        largest_in_fp32: a larger value is rounding if products were computed in float32, and counts as None.
     """
 
     name: str

@@ -1,18 +1,20 @@
-"""Refines the few eigenvalues of K that decide a score, so that not all of them are computed again in float64.
+"""Refines the few eigenvalues of K that decide a score.
 
-A few eigenvalues decide: the neighbors of the quantiles, the largest one, and those next to tau. The eigenvalue
-routine finds them with an error of some units u of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64,
-have an error that is quadratic in that of the eigenvector v:
+So not all of them are computed again in float64. These decide: the neighbors of the quantiles, the eigenvalues next
+to tau, the largest one, and sometimes the smallest ones. The eigenvalue routine finds them with an error of some
+units u of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64, have an error that is quadratic in that
+of the eigenvector v:
 
     the largest one     Lanczos steps, with the basis orthogonalized in float64
     others              inverse iteration: a block of vectors, multiplied several times by (K - x I)^-1, with one LU
                         factorization in float32 for a cluster of eigenvalues around x. The Rayleigh-Ritz values of
-                        the block are the eigenvalues next to x, also where these are close to each other. The block
-                        must have all that the errors of the routine do not separate from a wanted one
+                        the block are the eigenvalues next to x, even if these are close to each other. The block
+                        must include all eigenvalues that the errors of the routine do not separate from a wanted
+                        one; only a block of the smallest eigenvalues need not
 
 The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
 distance to the other eigenvalues (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
-What remains is the error of K itself, which is small and measured (`gram.Rounding`).
+The error of K itself remains. It is small and measured (`gram.Rounding`).
 """
 
 from collections.abc import Sequence
@@ -24,13 +26,14 @@ import torch
 from .eigenvalues import Eigenvalues
 from .gram import pairs_of_edges
 
-# The most eigenvalues that a block covers, and its fewest other vectors. More of these make fewer iterations enough.
-# Corrections follow until the errors are below that of K.
+# The largest number of positions that a cluster spans, and the least number of additional vectors in its block. With
+# more of these, fewer iterations are enough. Corrections follow until the errors are below that of K.
 _WIDTH = 16
 _GUARDS = 8
 _ITERATIONS = 3
 _CORRECTIONS = 12
-# Lanczos steps at most: an isolated eigenvalue takes about 15, one at the edge of a dense bulk about 60.
+# The largest number of Lanczos steps. An isolated eigenvalue takes about 15, one at the edge of a dense bulk about
+# 60.
 _MAX_STEPS = 80
 _CHECK_EVERY = 5
 # A Rayleigh quotient is exact enough with this relative error.
@@ -111,7 +114,8 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
 def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> _Refined | None:
     n, values = len(k), found.values
     low, high = wanted[0], wanted[-1] + 1
-    # The smallest values of a block are the smallest eigenvalues. Others are counted within limits.
+    # At the lower end, the smallest values of the block are the smallest eigenvalues, in any case. Elsewhere the
+    # values within the errors are counted, so the range must have all of them.
     if high < n:
         low, high = _find_neighborhood(found, low, high)
     if high - low > 2 * _WIDTH:
@@ -130,7 +134,7 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
     x = torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(k.device)
     for _ in range(_ITERATIONS):
         x = torch.linalg.qr(torch.linalg.lu_solve(factors, pivots, x)).Q
-    # The nearest that they can be.
+    # The eigenvalues next to the range, as near to it as their errors allow.
     above, below = slice(max(0, low - 1), low), slice(high, high + 1)
     outside = np.concatenate([values[above] - found.errors[above], values[below] + found.errors[below]])
     basis = x.double()
@@ -176,7 +180,7 @@ def _find_ritz(
 
 
 def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, int]:
-    """Extend a range of positions by the eigenvalues that their errors do not separate from it."""
+    """Extend a range by the eigenvalues that the errors do not separate from it."""
     values, errors = found.values, found.errors
     is_close = values[:-1] - values[1:] <= errors[:-1] + errors[1:]
     while low > 0 and is_close[low - 1]:
@@ -187,10 +191,10 @@ def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, in
 
 
 def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> _Refined | None:
-    """Match the values of a block with the positions from `low` to `high`; None if one is missing.
+    """Match the values of a block with the positions from `low` to `high`.
 
-    Within the errors of these positions, K has exactly as many eigenvalues, or more if they are the smallest. Values
-    of the block that have not converged do not count.
+    Return None if one is missing. Within the errors of these positions, K has exactly that many eigenvalues; at the
+    lower end it may have more. Values of the block that have not converged do not count.
     """
     values, allowed = found.values[low:high], found.errors[low:high]
     is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)

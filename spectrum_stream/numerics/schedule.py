@@ -1,6 +1,9 @@
-"""Batches, device placement and escalation of precision. These three decisions are made only here:
+"""Batches, device placement and escalation of precision.
 
-    precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE
+This module makes these three decisions, the last one together with `batches`:
+
+    precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE. On a
+                CUDA device with slow float64 products, mixed comes before fp64
     placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
                 matrix that does not fit, or with eigenvalues that fail the check, goes to the CPU; if it does not fit
                 there, it is computed alone; if it still does not fit, it has no score
@@ -136,7 +139,7 @@ def _nbytes(w: Weights, precision: Precision) -> int:
 
 
 def _compute_step(ws: Sequence[Weights], precision: Precision, device: Device, compute: Compute) -> list[Computed]:
-    """Compute matrices of one shape at one precision, as many at once as the device may."""
+    """Compute matrices of one shape at one precision, within the limit of a batch."""
     if not ws:
         return []
     # Metal has no float64, and the SVD always runs on the CPU.
@@ -170,7 +173,8 @@ def _compute_in_memory(
 ) -> list[Computed]:
     """Compute a batch, or halve it if it does not fit into memory.
 
-    A single matrix that does not fit on the device goes to the CPU."""
+    A single matrix that does not fit on the device goes to the CPU.
+    """
     found = _try_in_memory(ws, precision, device, compute)
     if found is None:
         device.free_unused()
@@ -327,7 +331,7 @@ class _Pool:
     memory together with the others is computed again when they are done.
 
     Args:
-        run: computes a matrix while as many as the second argument are computed.
+        run: computes a matrix. The second argument is the number of such matrices that are computed at once.
         workers: the number of cores.
         limit_nbytes: the memory of all matrices that are computed at once.
     """
@@ -364,7 +368,7 @@ class _Pool:
         bisect.insort(self._waiting, task, key=lambda task: task.work)
 
     def collect(self, *, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
-        """Start as many tasks as there are cores and memory, and yield the matrices that are done.
+        """Start tasks within the cores and memory, and yield the matrices that are done.
 
         With `wait`, wait for at least one.
         """

@@ -21,11 +21,11 @@ import numpy as np
 
 # A score with an estimated relative error above this is computed with the next precision, or reported as inexact.
 TOLERANCE = 1e-5
-# The share of the tolerance that is left for the values that `find_deciding_values` finds, the number of them that is
-# worth it, and the numbers of the smallest values that are tried.
+# `find_deciding_values` leaves this share of the tolerance for the errors of the values that it finds.
 _SPARE = 0.25
-# Errors below this are small against 1, so that their products do not count.
+# The products of errors below this do not count, because the errors are small against 1.
 _SMALL = 1e-3
+# The largest number of values that are worth refining, and the numbers of smallest values that are tried.
 _MAX_DECIDING = 32
 _SMALLEST = (0, 4, 12)
 # The interquartile range of a normal distribution, in standard deviations, as Spectrum rounds it.
@@ -213,15 +213,15 @@ def find_deciding_values(
 ) -> list[int]:
     """Find the few singular values that make the score of an n x m matrix inexact.
 
-    If values may be on the other side of tau, they are these values, and the neighbors of the quantiles that tau
-    follows from. S[0] and the smallest values are added if their errors are too large. With all of them exact, the
-    score is within the tolerance.
+    They are the values that may be on the other side of tau and, if there are any, the neighbors of the quantiles
+    that tau follows from. S[0] and the smallest values are added if their errors are too large. Once all of them are
+    exact, the score is within the tolerance.
 
     Args:
         singular_values, errors, drift: as for `score`.
 
     Returns:
-        Their positions, ascending. [] if there are none, too many, or if the score would remain inexact.
+        Their positions, ascending. [] if there are none or too many, or if the score would remain inexact.
     """
     s, count = singular_values, len(singular_values)
     if count < 2 or s[0] <= 0:
@@ -246,7 +246,7 @@ def find_deciding_values(
 
 
 def _find_tau(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> tuple[float, float]:
-    """Return tau and its error, without the drift that it shares with the values next to it."""
+    """Return tau and its error."""
     q75, q25 = (float(q) for q in np.quantile(s, [0.75, 0.25]))
     slope = (1 + math.sqrt(beta)) / _IQR
     # The values are in descending order, so the upper quartile is at a quarter of them. A quantile between two values
@@ -282,8 +282,9 @@ def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtf
 def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: float) -> float:
     """Return the relative error of the score.
 
-    The errors of the two sums and of S[0] are independent. A value that may be on the other side of tau moves the
-    score by a step, so it counts whole: it may leave one sum and enter the other, and the errors add up.
+    The errors of the two sums and of S[0] count as independent, although S[0] is a term of one sum and a drift may
+    affect all three. But a value that may be on the other side of tau moves the score by a step: it may leave one sum
+    and enter the other. So it counts whole, and the errors add up.
     """
     # In units of S[0], because the squares of valid numbers may overflow.
     s, errors, drift = (x / s[0] for x in (s, errors, drift))

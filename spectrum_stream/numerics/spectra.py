@@ -4,19 +4,19 @@ For an n x m matrix W with n <= m (the other case is its transpose, which has th
 
     K = W Wᵀ,  singular values = sqrt(eigenvalues of K)
 
-K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and they run as products. Small singular
-values lose accuracy: an error d of an eigenvalue of K makes a singular value s wrong by d / 2s. This is negligible in
-the bulk of an ordinary matrix, but large if sigma_1 is thousands of times the bulk. So every singular value has an
-estimate of its error, from measured roundings (`gram`, `eigenvalues`), and there are four precisions:
+K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and most of these are products. Small
+singular values lose accuracy: an error d of an eigenvalue of K makes a singular value s wrong by d / 2s. This is
+negligible in the bulk of an ordinary matrix, but large if sigma_1 is thousands of times the bulk. So every singular
+value has an estimate of its error, from measured roundings (`gram`, `eigenvalues`), and there are four precisions:
 
     fp32    K and its eigenvalues in float32. If a few values make the score inexact, these are refined (`refine`)
     mixed   K in float64 from float32 products of 256 columns, and its eigenvalues in float64
-    fp64    K and its eigenvalues in float64; products of bfloat16 and float16 numbers are exact in both
-    svd     Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by u * sigma_1 at most
+    fp64    K and its eigenvalues in float64
+    svd     Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by at most 2^-52 max(n, m) sigma_1
 
-Singular values that fail the check against the sums of their squares are not used.
+Singular values are not used if the sums of their squares or fourth powers disagree with K.
 
-Matrices of one shape and dtype are computed as a batch, on any device; on a CPU a batch of more than one gains
+Matrices of one shape and dtype are computed as a batch, on any device. On a CPU a batch of more than one gains
 nothing.
 """
 
@@ -98,8 +98,8 @@ def singular_values(ws: Sequence[Weights], precision: Precision, device: Device 
         device: where to compute.
 
     Returns:
-        For each matrix a spectrum; or OUT_OF_RANGE if a weight is not finite or K over- or underflows, NOT_CONVERGED,
-        FAILED_CHECK.
+        For each matrix a spectrum or a reason: OUT_OF_RANGE if a weight is not finite, or if K overflows or
+        underflows; NOT_CONVERGED; FAILED_CHECK.
 
     Raises:
         torch.OutOfMemoryError: on a device. A smaller batch may fit.
@@ -126,7 +126,7 @@ def singular_values(ws: Sequence[Weights], precision: Precision, device: Device 
 def _find_spectrum(
     products: Gram, i: int, row: np.ndarray, m: int, precision: Precision, device: Device
 ) -> Spectrum | NoScore:
-    """Check the eigenvalues of a K, and refine them if this makes the score exact enough."""
+    """Check eigenvalues, and refine them if this makes the score exact enough."""
     # The row of a matrix for which the routine fails is NaN.
     if not np.isfinite(row).all():
         return NoScore.NOT_CONVERGED
@@ -153,7 +153,10 @@ def _find_spectrum(
 
 
 def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
-    """Return the singular values, which are wrong by sqrt(l + d) - sqrt(l) if the eigenvalue l is wrong by d."""
+    """Return the singular values and their errors.
+
+    If the eigenvalue l is wrong by d, the error is sqrt(l + d) - sqrt(l).
+    """
     s = np.sqrt(found.values)
     # The roots of values around zero are all too large, because none is negative.
     drift = np.where(found.values <= found.errors, found.errors, found.drift)

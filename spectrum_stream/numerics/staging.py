@@ -1,14 +1,14 @@
-"""The way of weights from the memory of the host to a device, block by block.
+"""Copies weights from the memory of the host to a device, block by block.
 
-A copy runs beside the products of the last block only if it comes from pinned memory. To pin memory takes longer than
-to fill it, so each thread pins two buffers once and uses them in turn:
+A copy overlaps the products of the block before it only if it comes from pinned memory. Pinning memory takes longer
+than filling it, so each thread pins two buffers once and uses them in turn:
 
     the thread      fills host buffer 0 | fills host buffer 1 | fills host buffer 0 | ...
     copy stream                         | copies 0            | copies 1            | ...
     stream                                                    | products of 0       | products of 1
 
 Events keep the order: a host buffer is filled again after its copy has ended, a device buffer after the products of
-its block. Blocks keep the layout of the weights, because to transpose them on the host would take longer than to copy
+its block. Blocks keep the layout of the weights, because transposing them on the host would take longer than copying
 them.
 """
 
@@ -54,7 +54,7 @@ class Staging:
                 buffer.on_device.record_stream(self._copies)
 
     def blocks(self, ws: Sequence[Weights], dtype: torch.dtype | None) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (part, block) with block = W[:, columns] of each W of ws[part], on the device.
+        """Yield (part, block): W[:, columns] of each W of ws[part], on the device.
 
         A block is valid until the next one is taken.
 
@@ -86,7 +86,7 @@ class Staging:
         if self._is_cuda:
             buffer.is_copied.synchronize()
         first = ws[0][:, span]
-        # A tall matrix arrives as the view of its transpose. Its columns are contiguous, and are copied as such.
+        # A tall matrix arrives as the view of its transpose. Its columns are contiguous, so whole columns are copied.
         is_transposed = first.stride(0) < first.stride(1)
         shape = (len(ws), *(first.T if is_transposed else first).shape)
         nbytes = first.nbytes * len(ws)
@@ -106,7 +106,10 @@ class Staging:
 
 
 class _Buffer:
-    """Memory of the host and of the device for one block, and the events that say when each is free again."""
+    """Memory for one block on the host and on the device.
+
+    The events show when each is free again.
+    """
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
@@ -124,7 +127,7 @@ def _pin_memory() -> torch.Tensor:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # The system pins no more memory, or none at all. Copies from plain memory only overlap less.
+    # The system pins no more memory, or none at all. Copies from plain memory overlap less, but are right.
     return _take_memory()
 
 

@@ -46,8 +46,8 @@ class Record:
         parameter: the name of the parameter in the trainer, which can hold all experts of a layer.
         quantized: the format of its weights if they were quantized. The score then includes the quantization noise.
         n, m, dtype: its shape and stored dtype.
-        no_score, detail: the reason why there is no score, and a clause about it. With a score, None, and the reason
-            why it was computed again, "" in most cases.
+        no_score: the reason why there is no score; None with a score.
+        detail: a clause about that reason. With a score, the reason why it was computed again; "" in most cases.
         precision, device: the precision of its singular values, None without them, and the device that computed them.
         refined: the number of singular values that were refined.
         score: None if there is none.

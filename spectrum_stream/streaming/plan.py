@@ -220,10 +220,10 @@ class Plan:
 
     @property
     def device_nbytes(self) -> int:
-        """The memory of a GPU for the largest matrix, at the most exact precision that runs there.
+        """The GPU memory for the largest matrix, at the most exact precision of a GPU.
 
-        Until the workspace of the eigenvalue routine is measured, it is assumed. CUDA itself needs some hundred
-        megabytes more. With more memory, more matrices are computed at once. 0 if the GPU has nothing to do.
+        The workspace of the eigenvalue routine is assumed, because a plan needs no GPU. CUDA itself needs some
+        hundred megabytes more. With more memory, more matrices are computed at once. 0 if the GPU has nothing to do.
         """
         steps = [step for step in self.precision.steps if step is not Precision.SVD]
         if not steps:
@@ -485,7 +485,7 @@ def _buffers_nbytes(matrices: Sequence[Matrix], fetches: Mapping[str, Fetch | No
 def _share_memory(
     matrices: Sequence[Matrix], max_nbytes: int | None, precision: Precision, buffers_nbytes: int
 ) -> tuple[int, int]:
-    """Return the number of cores, and the limit of memory for the matrices that are computed at once.
+    """Return the number of cores, and the memory limit of matrices computed at once.
 
     Raises:
         UsageError: too_little_memory.

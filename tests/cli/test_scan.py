@@ -113,7 +113,7 @@ def test_scan_counts_refined_matrices(cli: Cli, save: Save) -> None:
     assert 0 < json.loads(done.stdout)["refined"] < len(tensors)
 
 
-def test_scan_says_what_was_computed_again(cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_lists_matrices_that_were_computed_again(cli: Cli, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(k: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         return found * 1.01 if k.dtype is torch.float32 and k.shape[1] == 24 else found
 

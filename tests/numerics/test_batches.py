@@ -42,7 +42,7 @@ def test_batches_run_two_at_once() -> None:
     assert len(list(compute_all(items_of(ws), device=PRETENDED, precision=FP32, compute=compute))) == 2
 
 
-def test_batches_yield_what_is_done_while_another_batch_runs() -> None:
+def test_batches_yield_finished_matrices_while_another_batch_runs() -> None:
     may_end = threading.Event()
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
@@ -87,7 +87,7 @@ def test_batches_that_do_not_fit_together_run_one_after_another() -> None:
     assert most == 1
 
 
-def test_batches_compute_a_matrix_that_is_above_all_memory() -> None:
+def test_batches_compute_a_matrix_that_exceeds_the_memory() -> None:
     assert len(list(compute_all(items_of([random(64, 100, 0)] * 3), device=Device(torch.device("cpu"), 1)))) == 3
 
 

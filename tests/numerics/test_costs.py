@@ -44,11 +44,11 @@ def test_batch_limit_keeps_the_limits_of_cusolver_and_memory(
 ) -> None:
     count, side = batch_limit(n, m, itemsize, nbytes, workspace), min(n, m)
     assert 1 <= count <= costs.MAX_BATCH
-    # One matrix may be above any limit, and then it has another way.
+    # A single matrix may be above any limit. It is then computed in another way.
     if count > 1:
         assert count * side**2 <= 2**31 - 1
         assert device_nbytes(n, m, itemsize, count, workspace) <= nbytes
-    # It is the largest that does.
+    # One matrix more would break a limit.
     more = count + 1
     assert (
         more > costs.MAX_BATCH
@@ -60,7 +60,7 @@ def test_batch_limit_keeps_the_limits_of_cusolver_and_memory(
 @pytest.mark.parametrize(
     ("n", "most"), [(512, 8191), (768, 3640), (1024, 2047), (2048, 511), (4096, 127), (8192, 31)]
 )
-def test_batch_limit_on_a_card_without_end(n: int, most: int) -> None:
+def test_batch_limit_with_unlimited_memory_is_that_of_cusolver(n: int, most: int) -> None:
     assert batch_limit(n, 3 * n, 4, 10**15) == batch_limit(3 * n, n, 8, 10**15) == most
     assert batch_limit(1, n, 4, 10**15) == costs.MAX_BATCH
 

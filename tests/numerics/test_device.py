@@ -106,7 +106,7 @@ def test_eigvalsh_keeps_the_limit_of_a_call(looped: bool, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("is_above_the_limit", [False, True])
 def test_eigvalsh_on_the_cpu(is_above_the_limit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device without a right routine, and a matrix that is too large for it, are simulated by a subclass."""
+    """A subclass simulates a device without a right routine, or a too large matrix."""
     moved: list[bool] = []
 
     class OnDevice(torch.Tensor):

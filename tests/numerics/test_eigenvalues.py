@@ -36,7 +36,7 @@ def _on_one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Case:
-    """The eigenvalues of a K as the routine returns them, descending, and the arguments of their check."""
+    """The eigenvalues of a K, descending, and the arguments of their check."""
 
     values: np.ndarray
     trace: float
@@ -132,7 +132,7 @@ def test_check_finds_one_value_that_is_wrong_by_more_than_all_errors_together(
     found = case(gaussian(n, n + more).float(), precision)
     right = found.check()
     at = int(position * (n - 1))
-    # All estimated errors, those of the values that are right, and the roundings of the sums in float64.
+    # These are all estimated errors, the errors of the right values, and the roundings of the sums in float64.
     limit = float(right.errors.sum()) + abs(found.values.sum() - found.trace) + n * 2.0**-52 * found.trace
     values = found.values.copy()
     values[at] += sign * 2 * limit
@@ -170,7 +170,7 @@ def test_estimates_cover_the_true_errors_of_random_matrices(precision: Precision
         found = case(random_w(i), precision)
         checked = found.check()
         assert checked.are_right
-        # The reference is wrong by some units of float64, too.
+        # The reference is wrong by some units of float64.
         true = np.maximum(np.abs(checked.values - found.exact) - 2.0**-48 * found.exact[0], 0)
         ratios.append(true / checked.errors)
     largest = np.array([ratio.max() for ratio in ratios])
@@ -178,7 +178,7 @@ def test_estimates_cover_the_true_errors_of_random_matrices(precision: Precision
     assert largest.max() <= 2
     assert (np.concatenate(ratios) > 1).mean() <= 0.01
     if precision is not Precision.FP64:
-        # Estimates are worth something: the largest true error of an ordinary matrix is not far below them.
+        # The estimates are useful: the largest true error of an ordinary matrix is not far below them.
         assert np.median(largest) > 0.05
 
 
@@ -213,7 +213,7 @@ def test_estimates_grow_with_each_measured_rounding() -> None:
 
 
 def noisy(times: float) -> Device:
-    """Make a device whose eigenvalues have this many times the errors of the CPU's."""
+    """Make a device with eigenvalues that have this many times the errors of the CPU."""
 
     def wrong(k: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         exact = torch.linalg.eigvalsh(k.double())
@@ -243,12 +243,12 @@ WRONG: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_measure_routine_of_a_wrong_routine_is_large_or_no_number(wrong: str) -> None:
+def test_measure_routine_of_a_wrong_routine_is_large_or_nan(wrong: str) -> None:
     device = FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=WRONG[wrong])
     measured, usual = measure_routine(device), measure_routine(CPU)
     assert not measured.inner <= 100 * usual.inner
     if wrong in ("NaN", "infinite"):
-        # Then even right eigenvalues fail the check.
+        # With such errors, even right eigenvalues fail the check.
         found = case(gaussian(60, 90).float())
         assert not estimate_errors(found.values, found.trace, found.square, U, EXACT, measured).are_right
 

@@ -68,7 +68,7 @@ def test_wrong_products_are_computed_with_another_precision(fault: str, is_apart
     found = compute_batch(ws, device=device)
     check_scores(ws, found)
     for computed in found:
-        # Both K have the fault, so what remains is the SVD, which always runs on the CPU.
+        # K has the fault in both precisions, so only the SVD remains, which always runs on the CPU.
         assert isinstance(computed.spectrum, Spectrum)
         assert computed.spectrum.precision is Precision.SVD
         assert computed.device == "cpu"
@@ -126,7 +126,10 @@ def test_wrong_eigenvalues_of_a_measured_routine_fail_the_check(fault: str, prec
 @pytest.mark.parametrize("fault", EIGENVALUES)
 @pytest.mark.parametrize("begins", ["early", "late"])
 def test_wrong_eigenvalues_are_computed_in_another_way(begins: str, fault: str, is_apart: bool) -> None:
-    """A routine that is wrong from the start has large measured errors. Later, only the check finds it."""
+    """A fault from the start makes the measured errors large.
+
+    Only the check finds a later one.
+    """
     wrong = EIGENVALUES[fault] if begins == "early" else only_unknown(EIGENVALUES[fault])
     device = FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=wrong, is_apart=is_apart)
     ws = weights()
@@ -136,7 +139,7 @@ def test_wrong_eigenvalues_are_computed_in_another_way(begins: str, fault: str, 
         assert isinstance(computed.spectrum, Spectrum)
         assert computed.device == "cpu" or fault == "one"
         if begins == "late" and fault not in ("NaN", "infinite"):
-            # On the CPU itself the next precisions have the fault, too. Another device is not asked again.
+            # On the CPU itself the next precisions have the fault. A separate device is not used again.
             assert computed.spectrum.precision is (Precision.FP32 if is_apart else Precision.SVD)
             assert ("fp32 on faulty" in computed.detail) is is_apart
             assert ("fp32 on cpu" in computed.detail) is not is_apart
@@ -146,13 +149,13 @@ def test_wrong_eigenvalues_are_computed_in_another_way(begins: str, fault: str, 
 @pytest.mark.parametrize("fault", ["one", "zeros", "of other matrices"])
 def test_wrong_eigenvalues_of_one_dtype(fault: str) -> None:
     ws = weights()
-    # In float32, float64 is another way.
+    # If only float32 is wrong, float64 follows.
     device = FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=only_unknown(EIGENVALUES[fault], torch.float32))
     found = compute_batch(ws, device=device)
     check_scores(ws, found)
     assert {c.spectrum.precision for c in found if isinstance(c.spectrum, Spectrum)} == {Precision.FP64}
     assert {c.detail for c in found} == {"fp32 on cpu failed the check"}
-    # In float64, it is found where float64 is used: in a matrix that float32 is not exact enough for.
+    # A fault of float64 is found in matrices that need float64.
     hard = [gaussian(120, 200).float() + 30, gaussian(120, 200).float() - 30]
     device = FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=only_unknown(EIGENVALUES[fault], torch.float64))
     found = compute_batch(hard, device=device)

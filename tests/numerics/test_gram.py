@@ -89,11 +89,11 @@ def test_gram_measured_rounding_covers_the_norm_of_the_error(
     exact = w.double() @ w.double().T
     (rounding,), trace = found.roundings, float(found.traces[0])
     error = float((full(found.k[0]) - exact).norm())
-    # The diagonal, whose sum is in float64, is rounded to float32 if K is, or if W is.
+    # The diagonal is summed in float64. It is rounded to float32 if K or its blocks are in float32.
     rounded = U * float(exact.diagonal().norm()) * (precision is Precision.FP32 or dtype is torch.float64)
     assert error <= 1.5 * math.hypot(rounding.noise * trace, rounded) + 1e-14 * trace
     if precision is Precision.FP32 and min(shape) >= 24 and kind != "one large row":
-        # It is worth something, too.
+        # The estimate is not far too large, either.
         assert rounding.noise * trace <= 3 * error + 1e-14 * trace
 
 
@@ -170,7 +170,7 @@ def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def set_mode() -> Iterator[Callable[[str], None]]:
-    """Return a function that sets the product mode of this process until the end of the test."""
+    """Return a function that sets the product mode until the end of the test."""
     before = MATMUL.fp32_precision
 
     def set_it(mode: str) -> None:
@@ -262,12 +262,12 @@ def test_gram_in_threads_never_multiplies_in_the_mode_of_another() -> None:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
-    # Threads of the same mode do run together.
+    # Threads of the same mode run together.
     assert max(together) > 1
     assert MATMUL.fp32_precision == before
 
 
-def test_has_fast_bfloat16_is_what_the_processor_has() -> None:
+def test_has_fast_bfloat16_is_false_without_support_and_measured_once() -> None:
     before = MATMUL.fp32_precision
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert not gram_module.has_fast_bfloat16()

@@ -25,7 +25,7 @@ def _on_one_thread() -> Iterator[None]:
 
 
 def find(w: torch.Tensor) -> tuple[torch.Tensor, Eigenvalues, np.ndarray]:
-    """Return K of W (n, m) in float32, its eigenvalues as the routine finds them, and its exact ones."""
+    """Return K of W (n, m) in float32, its found eigenvalues, and its exact ones."""
     found = gram([w], Precision.FP32, CPU)
     values = CPU.eigvalsh(found.k)[0].flip(0).double().numpy()
     trace, square = float(found.traces[0]), float(found.squares[0])
@@ -174,7 +174,7 @@ def test_refine_returns_none_for_a_largest_value_inside_a_dense_edge() -> None:
     s = torch.cat([1 + 1e-7 * torch.arange(250, 0, -1, dtype=torch.float64), torch.linspace(0.9, 0.5, 50)])
     k, found, exact = find(with_spectrum(300, 400, s).float())
     refined = refine(k, found, [0])
-    # The value of any of them is as exact.
+    # Any of these values is within the error.
     assert refined is None or abs(refined.values[0] - exact[0]) <= refined.errors[0]
 
 

@@ -72,7 +72,10 @@ FULL_DEVICE = Device(torch.device("meta"), batch_nbytes=1 << 32)
 
 
 def when_all_wait(items: Sequence[Item], compute: Compute) -> tuple[Iterator[Item], Compute]:
-    """Let the device start when all items are read: two single matrices, and the others in batches."""
+    """Let the device start when all items are read.
+
+    It starts with two single matrices and computes the others in batches.
+    """
     are_read = threading.Event()
 
     def read() -> Iterator[Item]:

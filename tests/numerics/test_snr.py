@@ -120,7 +120,10 @@ def away_from_tau(count: int) -> np.ndarray:
 
 
 def near_tau(count: int, relative: float, at: int | None = None) -> tuple[np.ndarray, int]:
-    """Make an even spectrum with one value at this relative distance from tau, and return its position."""
+    """Make an even spectrum with one value next to tau, and return its position.
+
+    Its distance from tau is `relative`.
+    """
     s = np.linspace(10, 1, count)
     tau = score(s, count, count).tau
     nearest = int(np.argmin(np.abs(s - tau)))
@@ -128,7 +131,7 @@ def near_tau(count: int, relative: float, at: int | None = None) -> tuple[np.nda
     return s, nearest
 
 
-def test_find_deciding_values_of_an_exact_score_are_none() -> None:
+def test_find_deciding_values_of_an_exact_score_finds_none() -> None:
     s = away_from_tau(101)
     assert deciding(s, 0.0) == []
     assert deciding(s, 1e-9 * s) == []
@@ -168,19 +171,19 @@ def test_find_deciding_values_adds_the_smallest_if_their_errors_are_large(bad: i
     assert deciding(s, errors) == [*range(count - found, count)]
 
 
-def test_find_deciding_values_of_many_inexact_values_are_none() -> None:
+def test_find_deciding_values_of_many_inexact_values_finds_none() -> None:
     s = away_from_tau(101)
-    # The rest would remain inexact.
+    # The other values would remain inexact.
     assert deciding(s, 1e-3 * s) == []
     assert deciding(s, 1e-4 * s, 1e-4 * s) == []
-    # More than 32 are on the wrong side, perhaps.
+    # More than 32 may be on the other side of tau.
     s, nearest = near_tau(201, 0.0)
     s[nearest - 20 : nearest + 20] = s[nearest]
     assert deciding(np.sort(s)[::-1], 1e-7) == []
 
 
 @pytest.mark.parametrize("s", [np.array([3.0]), np.zeros(5), np.array([])])
-def test_find_deciding_values_of_a_vector_or_zeros_are_none(s: np.ndarray) -> None:
+def test_find_deciding_values_of_a_vector_or_zeros_finds_none(s: np.ndarray) -> None:
     assert deciding(s, 0.1) == []
 
 

@@ -118,7 +118,7 @@ def test_gpu_staging_does_not_overwrite_blocks_in_use() -> None:
 
 
 class _Log:
-    """Streams and events that write down what they are asked for, in the place of those of CUDA."""
+    """Streams and events that replace those of CUDA and log their calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_pin: bool) -> None:
         self.lines: list[str] = []

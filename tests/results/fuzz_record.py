@@ -90,7 +90,7 @@ class _Fuzzer:
         return bytes(file)
 
     def changes(self) -> Iterator[bytes]:
-        """Yield an input for each page: its kind, and the place of its first cell, as they are."""
+        """Yield an input for each page: its kind and the place of its first cell."""
         for i, seed in enumerate(self.seeds):
             for start in range(0, len(seed), int.from_bytes(seed[16:18], "big")):
                 places = (start, start + 4, start + 8)

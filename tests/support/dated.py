@@ -8,7 +8,7 @@ _FACTS = ("Hardware", "Versions", "Command")
 
 
 def check_dated_file(text: str, day: date) -> None:
-    """Check that a dated result names its day, its hardware, its versions and a command that exists."""
+    """Check that a dated result has its day, hardware, versions and a real command."""
     lines = text.splitlines()
     assert lines[0].startswith("# ")
     assert lines[0].endswith(f", {day.day} {day:%B %Y}")

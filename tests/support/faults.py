@@ -1,4 +1,4 @@
-"""Devices with wrong products or eigenvalues, as a faulty BLAS, driver or GPU has them."""
+"""Devices with wrong products or eigenvalues, like a faulty BLAS, driver or GPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import torch
 from spectrum_stream.numerics.dequantize import Weights
 from spectrum_stream.numerics.device import Device
 
-# (batch, n, n) and the right eigenvalues, (batch, n), ascending, to wrong ones.
+# A function from K, (batch, n, n), and its right eigenvalues, (batch, n), ascending, to wrong eigenvalues.
 WrongEigenvalues = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# A product of any shape to a wrong one.
+# A function from a product of any shape to a wrong one.
 WrongProduct = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -21,7 +21,7 @@ class FaultyDevice(Device):
 
     Attributes:
         wrong_eigenvalues, wrong_product: the faults; None for right results.
-        is_apart: whether it counts as another device than the CPU, which is right then.
+        is_apart: whether it counts as a device other than the CPU. The CPU itself has no faults then.
     """
 
     wrong_eigenvalues: WrongEigenvalues | None = None

@@ -149,6 +149,16 @@ def test_demo_scans_a_real_checkpoint(cli: Cli, minilm: Path) -> None:
     assert Path(f"{stem}_unfrozenparameters_50percent.yaml").exists()
 
 
+def test_demo_prints_the_lines_that_the_readme_shows(cli: Cli, minilm: Path) -> None:
+    done = cli("demo")
+    printed = " ".join(f"{done.stdout} {done.stderr}".split())
+    block = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("$ spectrum-stream demo\n")[1]
+    # The first line has a path, one is cut, and the time differs.
+    shown = [line for line in block.split("```")[0].splitlines()[1:] if not line.startswith(("…", "done in "))]
+    assert len(shown) > 20
+    assert [line for line in shown if " ".join(line.split()) not in printed] == []
+
+
 def test_demo_without_its_extra_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = importlib.util.find_spec
 

@@ -70,7 +70,7 @@ def main(
         typer.Option(metavar="DIR", help="Folder for checkpoints, which are kept and reused by later runs"),
     ] = None,
 ) -> None:
-    """Time a scan against Spectrum's SVD and numpy's, and check its scores against known ones"""
+    """Time a scan against Spectrum's SVD and numpy's, and check its scores"""
     # A file or a CI log has no width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)

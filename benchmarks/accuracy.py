@@ -50,12 +50,12 @@ _RANDOM = "random"
 _LOG_SIDES = math.log(16), math.log(1024)
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _WEIGHT_STD = 0.02
-# The reference is an SVD up to this short side, or above this ratio sigma_1 / q25. In other cases, it would take
+# The reference is an SVD up to this short side, or above this ratio sigma_1 / q25. In other cases, an SVD would take
 # several times as long as the eigenvalues of W Wᵀ.
 _SVD_SIDE = 1024
 _SVD_RATIO = 1e3
 _BLOCK_COLUMNS = 2048
-# Raise it with any change of the references.
+# Increase this number with every change of the references.
 _VERSION = 1
 # An estimate is judged if it is at least this many times the error of the reference.
 _JUDGED_FROM = 100
@@ -173,9 +173,9 @@ class SourceResult:
 
 
 def reference(w: torch.Tensor, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the singular values of W in float64 and their errors, descending.
+    """Return the singular values of W in float64, descending, and their errors.
 
-    They are kept in `folder`, under a hash of the weights.
+    Both are kept in `folder`, under a hash of the weights.
     """
     stored = w.contiguous().view(torch.uint8).numpy().data
     name = hashlib.blake2b(stored, digest_size=16, key=f"{_VERSION} {w.dtype} {tuple(w.shape)}".encode()).hexdigest()
@@ -246,7 +246,7 @@ def compare(w: Matrix, found: Computed, values: np.ndarray, errors: np.ndarray) 
     """Compare a computed matrix with its reference.
 
     Args:
-        found: has a score.
+        found: the outcome of the scan; it has a score.
         values, errors: the reference, and its errors.
     """
     assert found.score is not None and not isinstance(found.spectrum, str)
@@ -294,7 +294,7 @@ def measure(name: str, items: Iterator[Item], folder: Path, device: str, jobs: i
     """Compute all matrices of a source, and compare each with its reference.
 
     Args:
-        folder: keeps references.
+        folder: where the references are kept.
         jobs: the number of references that are computed at once.
     """
     held: dict[str, torch.Tensor] = {}

@@ -1,4 +1,7 @@
-"""A workload as a checkpoint: a folder of safetensors shards with an index, and the exact scores of its weights."""
+"""A workload as a checkpoint, and the exact scores of its weights.
+
+The checkpoint is a folder of safetensors shards with an index.
+"""
 
 import json
 import zlib

@@ -29,7 +29,7 @@ from spectrum_stream.text import si_bytes
 from . import gpu_proofs, gpu_speed, gpu_steps
 from .gpu_bench import Bench, Findings, Row
 
-# The endings of names that are units, and the units as they are shown. The values of bytes include their unit.
+# Endings of names, and the units that they stand for in tables. Sizes in bytes are shown with their own unit.
 _UNITS = {
     "gb_per_s": "GB/s", "gflop_per_s": "GFLOP/s", "tflop_per_s": "TFLOP/s", "_nbytes": "", "seconds": "s",
     "seconds_a_matrix": "s a matrix", "_s": "(s)",
@@ -44,9 +44,9 @@ class Section:
 
     Attributes:
         name: its name in the files.
-        measure: measures it. Its docstring is the introduction of the section.
+        measure: the function that measures it; its docstring introduces the section in `gpu.md`.
         share: its share of the time, relative to the shares of the sections after it.
-        least_s: the time that it needs; with less, it is left out.
+        least_s: the least time for the section, in seconds; with less, it is left out.
     """
 
     name: str
@@ -78,7 +78,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Toy sizes, to try the command")] = False,
     budget_s: Annotated[float, typer.Option(min=1, help="Seconds for all sections together")] = 330,
 ) -> None:
-    """Prove and measure a GPU: right results, limits, memory, rates, and a projection of whole models"""
+    """Prove and measure a GPU: results, limits, memory, rates and projected scans"""
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -88,7 +88,7 @@ def main(
         opened = open_device(device)
     except UsageError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
-    # Every call of torch.cuda without a device means this one.
+    # From here on, calls of torch.cuda without a device use this one.
     if torch.device(device).index is not None:
         torch.cuda.set_device(device)
     output.mkdir(parents=True, exist_ok=True)

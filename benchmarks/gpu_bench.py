@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 # cuSOLVER's limit of n * n * batch.
 ELEMENTS_LIMIT = 2**31 - 1
-# A measurement is repeated until it took this long, and the best repetition counts.
+# A measurement is repeated until it has taken this long, and the best repetition counts.
 _ENOUGH_S = 0.3
 _MOST_RUNS = 10
 # Only toys are measured on a CPU, and they fit.
@@ -30,7 +30,7 @@ _CPU_FREE_NBYTES = 1_000_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """The findings of a section. Those before a failure are kept.
+    """The findings of a section. A failure keeps the findings before it.
 
     Attributes:
         section: the name of the section.
@@ -60,7 +60,7 @@ class Measured(Generic[T]):
 
     Attributes:
         seconds: the time of the best run.
-        nbytes: the peak memory of the device in the first run, less the memory before it; 0 on a CPU.
+        nbytes: the peak memory of the device in the first run, minus the memory before that run; 0 on a CPU.
         value: the value of the last run.
     """
 
@@ -109,7 +109,7 @@ class Bench:
         return False
 
     def attempt(self, findings: Findings, what: str, needs_s: float, run: Callable[[], T]) -> T | None:
-        """Measure torch alone.
+        """Make a measurement of torch alone.
 
         If there is no time or the call fails, list the measurement as left out.
         """
@@ -155,7 +155,7 @@ class Bench:
     def time_once(self, run: Callable[[], T]) -> tuple[float, T]:
         """Call a function once; return seconds and its value.
 
-        The time includes the work that the function left to the device.
+        The time includes the work that the function queued on the device.
         """
         self.sync()
         started = time.perf_counter()
@@ -166,8 +166,8 @@ class Bench:
     def peak_nbytes(self, run: Callable[[], object]) -> tuple[int, int]:
         """Call a function; return two peaks of the device memory, in bytes.
 
-        The first is that of the memory that torch allocated, and the second that of all memory that was used on the
-        device. Both are sampled, because the function may reset torch's own record of the peak.
+        The first is the peak of the memory that torch allocated, and the second is the peak of all memory in use on
+        the device. Both are sampled, because the function may reset torch's own record of the peak.
         """
         if not self.is_cuda:
             run()
@@ -216,7 +216,7 @@ def gram_on_matrix_units(w: torch.Tensor) -> torch.Tensor:
     """
     if w.device.type == "cuda":
         return torch.bmm(w, w.mT, out_dtype=torch.float32)
-    # The same arithmetic on a CPU, where torch has no product with a wider result.
+    # On a CPU, torch has no product with a wider result. These products have the same arithmetic.
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before, wide = matmul.fp32_precision, w.float()
     try:

@@ -50,7 +50,7 @@ class Rates:
     """The measured times and rates of a device.
 
     Attributes:
-        seconds: seconds a matrix by (n, m, dtype), all included.
+        seconds: seconds a matrix by (n, m, dtype), with all steps of a scan but reading.
         eigenvalues: seconds for the eigenvalues of one n x n matrix in float32, by n.
         product: flop/s of the product of a matrix with its transpose.
         reading: bytes a second.

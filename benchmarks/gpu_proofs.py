@@ -53,7 +53,7 @@ def run_tests(bench: Bench, findings: Findings) -> None:
         str(f) for f in sorted((_ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in f.read_text("utf-8")
     ]
     options = ["-m", "gpu", "-v", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-W", "default"]
-    # In CI a skipped test is an error, and without a device all are skipped.
+    # With the variable CI, a skipped test is an error, but without a device all tests are skipped.
     environment = {k: v for k, v in os.environ.items() if k != "CI"} | {"PYTHONUNBUFFERED": "1"}
     output, code = bench.folder / "tests.txt", None
     with output.open("w") as stream:
@@ -100,7 +100,7 @@ def known_spectra(bench: Bench, findings: Findings) -> None:
             continue
         made = [_made(n, m, seed) for seed in range(batch)]
         for precision in Precision:
-            # The SVD of a large matrix takes long, and never runs on the device.
+            # The SVD of a large matrix takes long, and it never runs on the device.
             few = 2 if precision is Precision.SVD else batch
             if precision is Precision.SVD and n > 1024:
                 continue
@@ -168,7 +168,7 @@ def batch_limit(bench: Bench, findings: Findings) -> None:
     wrong result is seen.
     """
     n, m = (16, 32) if bench.quick else (2048, 2048)
-    # Toys have no such limit on a CPU, so any number does.
+    # A CPU has no such limit, so a toy size takes any number.
     limit = 8 if bench.quick else ELEMENTS_LIMIT // n**2
     w16 = _made(n, m, 0)[0].bfloat16()
     reference = torch.linalg.svdvals(w16.double()).numpy()
@@ -191,7 +191,7 @@ def batch_limit(bench: Bench, findings: Findings) -> None:
         if 3 * batch * n * n * 4 > bench.free_nbytes():
             findings.left_out.append(f"torch, a batch of {batch}: too little memory")
         elif bench.has_time(findings, f"torch, a batch of {batch}", each / trial * batch):
-            # If torch fails or errs with one matrix more, that is not a problem of this program.
+            # If torch alone fails or is wrong with one matrix more, this is not a problem of this program.
             findings.add_row("batches", by="torch alone", batch=batch, **_try_eigenvalues(bench, k, batch, reference))
 
 
@@ -243,7 +243,7 @@ def scores(bench: Bench, findings: Findings) -> None:
 
 def scan_here(bench: Bench, folder: Path, device: str) -> dict[str, Record]:
     """Scan a checkpoint; return the records by module."""
-    # Two of the files of a scan go to the working folder.
+    # A scan writes two of its files into the working folder.
     with chdir(bench.folder):
         result = scan(str(folder), name="check", out="results", fresh=True, device=device)
     return {record.module: record for record in result.records}

@@ -27,7 +27,7 @@ from .gpu_projection import MODELS, Rates, Shape, project
 from .gpu_proofs import counted, experts, how, layer, scan_here
 
 _PIECE_NBYTES = 1 << 24
-# The largest size of the weights in a measurement of our program, and the time that it should take.
+# The largest size of the weights in a measurement of our program, and the time that this measurement should take.
 _ITEMS_NBYTES = 1_000_000_000
 _ITEMS_S = 1.0
 
@@ -148,12 +148,12 @@ def _compute(bench: Bench, ws: list[Weights], shape: Shape) -> tuple[float, list
 def overlap(bench: Bench, findings: Findings) -> None:
     """Compare a scan with its parts: reading, copying and computing alone.
 
-    The overlap is the share of the time that could be hidden behind the slowest part: 1 if the scan takes as long as
-    the slowest part, 0 if it takes as long as all together. Reading uses a warm page cache. Copying goes from pinned
-    memory to the device. Kernels are products and eigenvalues of weights on the device, by torch alone. Computing is
-    that of this program, from memory, with copies and kernels.
+    The other parts can be hidden behind the slowest one. The overlap is the share of their time that is hidden: 1 if
+    the scan takes as long as the slowest part, 0 if it takes as long as all parts together. Reading uses a warm page
+    cache. Copying goes from pinned memory to the device. Kernels are products and eigenvalues of weights on the
+    device, by torch alone. Computing is this program's, from memory to the scores, with its copies and kernels.
     """
-    # Toys show nothing, and each takes a second.
+    # At toy sizes one workload is enough, because the overlap means nothing and each workload takes a second.
     for workload in (layer(bench),) if bench.quick else (layer(bench), experts(bench)):
         if not bench.has_time(findings, workload.name, 0):
             continue
@@ -186,14 +186,14 @@ def overlap(bench: Bench, findings: Findings) -> None:
 def _read_cold(folder: Path) -> float | None:
     """Copy every byte of a checkpoint from the disk; return seconds.
 
-    It is None where the page cache cannot be emptied.
+    Return None where the page cache cannot be emptied.
     """
     if not hasattr(os, "posix_fadvise"):
         return None
     shards = sorted(folder.glob("*.safetensors"))
     for shard in shards:
         with shard.open("rb") as file:
-            # Pages that are not on the disk yet would stay.
+            # Pages that are not on the disk yet would stay in the cache.
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     buffer = bytearray(_PIECE_NBYTES)
@@ -234,10 +234,10 @@ def projection(findings: Findings, earlier: Mapping[str, Findings]) -> None:
 
     This is arithmetic, and these models were not scanned.
 
-    computing = sum over shapes of count * seconds a matrix, from "ours by shape". The time of a missing shape is that
-    of the eigenvalues of its short side, interpolated, + 2 short² long / rate of the product.
-    scan = overhead * max(computing, bytes / rate of reading). The overhead is the time of a measured scan over
-    that of the slower of reading and computing alone.
+    computing = sum over shapes of count * seconds a matrix, from "ours by shape". The time of a shape that was not
+    measured is the time of the eigenvalues of its short side, interpolated, + 2 short² long / rate of the product.
+    scan = overhead * max(computing, bytes / rate of reading). The overhead is the time of a measured scan over that
+    of the slower of reading and computing alone.
     """
     ours, eigen, product, whole = (
         [row for rows in earlier[name].tables.values() for row in rows] if name in earlier else []

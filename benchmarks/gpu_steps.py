@@ -114,7 +114,7 @@ def _guess_seconds(latest: Mapping[tuple[int, torch.dtype], Row], n: int, dtype:
 
 
 def _largest_batch(bench: Bench, n: int, dtype: torch.dtype, earlier: Row | None) -> tuple[int, str]:
-    """Return the largest batch, and the thing that limits it."""
+    """Return the largest batch, and the name of the limit that it reaches."""
     if earlier is None:
         return 0, "time"
     if bench.quick:
@@ -187,7 +187,7 @@ def products(bench: Bench, findings: Findings) -> None:
     grid = [(2, 48, 96)] if bench.quick else [
         (1, 1024, 4096), (128, 768, 2048), (16, 2048, 7168), (1, 4096, 14336), (1, 8192, 28672),
     ]  # fmt: skip
-    # Seconds a flop, by arithmetic. At first it is that of float64 on a slow card.
+    # Seconds a flop, by arithmetic. The first guess is for float64 on a slow card.
     taken: dict[str, float] = {}
     for batch, n, m in grid:
         if not bench.has_time(findings, f"products of {batch} of {n} x {m}", 0):

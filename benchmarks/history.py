@@ -55,7 +55,7 @@ def _numbers(w: WorkloadResult) -> Iterator[tuple[str, str, Spread]]:
         yield "share of the slower part", "share", Spread(1 / over.median, 1 / over.max, 1 / over.min, over.runs)
     yield "planned / peak memory", "times", Spread.of([w.planned_nbytes / w.peak_anonymous["ours"]])
     if w.accuracy is not None:
-        # A lost module counts as an error of 1, and so as no digit.
+        # A module without a score counts as an error of 1, which is no correct digit.
         digits = -math.log10(max(w.accuracy.max_error, NEGLIGIBLE_ERROR))
         yield "correct digits", "digits", Spread.of([max(digits, 0.0)])
 

@@ -1,6 +1,7 @@
-"""A dense matrix with given singular values, made without an SVD: W = U diag(s) Vᵀ.
+"""A dense matrix with given singular values, made without an SVD.
 
-U and V have columns picked at random from a Kronecker product of two small random orthogonal matrices:
+W = U diag(s) Vᵀ. U and V have columns picked at random from a Kronecker product of two small random orthogonal
+matrices:
 
     Q = A ⊗ B,  A (a, a), B (b, b), a b = the side, a as near to b as the side's divisors allow
 

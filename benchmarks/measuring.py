@@ -1,4 +1,4 @@
-"""Measure a workload: time the contenders in alternation, then compare our scores with the known ones."""
+"""Measure a workload: time the contenders in alternation, then check our scores."""
 
 import os
 import platform

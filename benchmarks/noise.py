@@ -1,4 +1,4 @@
-"""The value of each metric on noise alone, by the shape of the matrix: `python -m benchmarks.noise`.
+"""The value of each metric on noise alone: `python -m benchmarks.noise`.
 
 A metric that tells signal from noise has the same value on all noise. Prints the README's tables in Markdown: medians
 over matrices of independent normal entries, with the standard deviation of a trained model's weights. With

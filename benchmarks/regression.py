@@ -1,6 +1,6 @@
-"""Compare a run with an earlier one by ratios and other numbers that do not depend on time.
+"""Compare a run with an earlier one.
 
-Both are JSON data from `RunResult.to_dict`.
+The numbers are ratios and others that do not depend on time. Both runs are JSON data from `RunResult.to_dict`.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""The numbers of a run: tables for a terminal, with one row a workload, and a Markdown file for `results/`."""
+"""The numbers of a run, as tables for a terminal or a file for `results/`.
+
+A table has one row a workload.
+"""
 
 from collections.abc import Iterator, Mapping
 from datetime import date

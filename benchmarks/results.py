@@ -1,7 +1,7 @@
-"""The numbers of a run, and the ratios that follow from them. A saved run is their JSON.
+"""The numbers of a run, and the ratios that follow from them.
 
-Times and sizes are in seconds and bytes. Ratios are computed for each repetition, from times that were taken right
-after one another, so that a temporary slowdown of the machine affects both.
+A saved run is their JSON. Times and sizes are in seconds and bytes. Ratios are computed for each repetition, from
+times that were taken right after one another, so that a temporary slowdown of the machine affects both.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Singular values worth testing. They are chosen and not computed, so they are known exactly.
+"""Singular values worth testing.
+
+They are chosen and not computed, so they are known exactly.
 
 The spectrum of a trained weight matrix is a random bulk with a few larger values on top. The bulk is Marchenko and
 Pastur's, somewhat wider: its quantiles times those of a lognormal distribution with a width of 0.1 to 0.2. (0.12 fits

@@ -1,4 +1,4 @@
-"""The time to an answer of commands that read no weights: `python -m benchmarks.startup`.
+"""The time of commands that read no weights: `python -m benchmarks.startup`.
 
 Targets: `--help` in 0.4 s, and the plan of 1,000 tensors in 1 s, each a whole process. The median of five counts.
 """

@@ -1,4 +1,4 @@
-"""A separate process for one contender, with its peak memory measured from outside.
+"""A process for one contender, with its peak memory measured from outside.
 
 Only anonymous memory counts, which the system cannot drop. Pages of mapped files are left out: they belong to the
 page cache, and the system drops them when it needs the memory.

@@ -134,7 +134,7 @@ def main() -> int:
             raise
         from ..checkpoint.redact import redact
 
-        # Python would print secrets too.
+        # Python's own traceback would contain secrets.
         sys.stderr.write(redact(traceback.format_exc()))
         return 1
 

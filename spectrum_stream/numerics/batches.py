@@ -1,11 +1,11 @@
 """Batches of matrices of one shape and dtype, two at a time on a device.
 
-Each of two threads computes whole batches on a stream of its own. While one waits for the status that torch reads
-after the eigenvalues of its batch, the other copies and multiplies. A free thread takes the waiting matrices of the
-shape with the most work. So batches are small while the device is faster than the reader, and large while it is
-slower.
+Each of two threads computes whole batches on a stream of its own. While one thread waits for the eigenvalues of its
+batch, because torch reads the status of the routine, the other copies and multiplies. A free thread takes the waiting
+matrices of the shape with the most work. So batches are small while the device is faster than the reader, and large
+while it is slower.
 
-Memory: a thread drops the tensors of a batch before it hands over its results.
+Memory: a thread drops the tensors of a batch before it hands over the results.
 """
 
 import queue
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ..model.matrix import Matrix
     from .schedule import Computed, Item
 
-# The matrices that wait are mapped, and their pages may leave the memory before they are computed. So no more are
-# taken while this many bytes wait. It is about four times the bytes that the reader prefetches.
+# Waiting matrices are memory-mapped, and the system may drop their pages before they are computed. So no more
+# matrices are taken while this many bytes wait. The limit is about four times the bytes that the reader prefetches.
 _WAITING_NBYTES = 4_000_000_000
-# The bytes of a number of K in float32, the first step of the precision. Later steps are split by their own numbers.
+# Batches are sized for K in float32, the first precision. Later precisions split them by their own sizes.
 _ITEMSIZE = 4
 
 
 class Batches:
     """Matrices that wait for a device, and the threads that compute them in batches.
 
-    It is a context manager. At its end, it waits for the batches that are being computed and drops the others.
+    This is a context manager. On exit, it waits for the running batches and drops the waiting matrices.
 
     Args:
-        run: computes a batch. It is called by several threads.
+        run: computes a batch; several threads call it.
     """
 
     def __init__(self, run: "Callable[[list[Item]], list[tuple[Matrix, Computed]]]", device: Device) -> None:
@@ -44,13 +44,13 @@ class Batches:
         self._device = device
         self._waiting: dict[tuple[int, int, str], list[Item]] = {}
         self._waiting_nbytes = 0
-        # Batches that are being computed, and their memory of the device.
+        # The number of running batches, and their device memory.
         self._running = 0
         self._running_nbytes = 0
         self._threads: list[threading.Thread] | None = None
         self._todo: queue.SimpleQueue[tuple[list[Item], int] | None] = queue.SimpleQueue()
         self._results: deque[tuple[Matrix, Computed]] = deque()
-        # The memory of a batch that is done, with its results.
+        # The device memory of each finished batch, and its results or its error.
         self._done: queue.SimpleQueue[tuple[int, list[tuple[Matrix, Computed]] | BaseException]] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class Batches:
         for thread in self._threads or ():
             thread.join()
         self._threads = None
-        # After an error of the device, this would fail too.
+        # After a device error, this would fail too.
         if error is None:
             self._device.free_unused()
 
@@ -78,7 +78,7 @@ class Batches:
         return bool(self._waiting or self._running)
 
     def add(self, item: "Item") -> None:
-        """Let a matrix wait for a batch."""
+        """Queue a matrix for a batch."""
         matrix = item[0]
         self._waiting.setdefault((matrix.n, matrix.m, matrix.dtype), []).append(item)
         self._waiting_nbytes += matrix.nbytes
@@ -95,7 +95,7 @@ class Batches:
         if wait and self._running:
             self._receive()
         while True:
-            # While the caller records results, a thread that is done gets the next batch.
+            # This runs again after each yield, so a finished thread does not wait until the caller has all results.
             while not self._done.empty():
                 self._receive()
             if not self._results:
@@ -103,7 +103,7 @@ class Batches:
             yield self._results.popleft()
 
     def _receive(self) -> None:
-        """Take the results of a batch, wait for it if necessary, and start others."""
+        """Wait for a batch to finish, keep its results, and start other batches."""
         nbytes, found = self._done.get()
         self._running -= 1
         self._running_nbytes -= nbytes
@@ -128,7 +128,7 @@ class Batches:
             self._start_batch(self._take(key, count), nbytes)
 
     def _take(self, key: tuple[int, int, str], count: int) -> "list[Item]":
-        """Remove the matrices from those that wait, the first ones first."""
+        """Remove and return the first `count` waiting matrices of a shape and dtype."""
         waiting = self._waiting.pop(key)
         if waiting[count:]:
             self._waiting[key] = waiting[count:]
@@ -149,7 +149,7 @@ class Batches:
         if self._threads is None:
             self._threads = []
             for i in range(costs.DEVICE_THREADS):
-                # A daemon does not keep a process alive that has left its scan without closing it.
+                # A daemon thread does not keep the process alive if the caller never closes the scan.
                 thread = threading.Thread(
                     target=self._serve, args=(self._device.new_stream(),), name=f"device {i}", daemon=True
                 )
@@ -158,7 +158,7 @@ class Batches:
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                    # The system gives no more threads. Without any, this one computes the batches.
+                    # The system allows no more threads. If it allows none, the calling thread computes the batches.
                     break
                 self._threads.append(thread)
         return max(1, len(self._threads))
@@ -167,7 +167,7 @@ class Batches:
         with stream:
             while (task := self._todo.get()) is not None:
                 self._compute(*task)
-                # This name would keep the list alive while the thread waits.
+                # Otherwise this name would keep the batch alive while the thread waits.
                 del task
 
     def _compute(self, batch: "list[Item]", nbytes: int) -> None:

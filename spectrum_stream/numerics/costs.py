@@ -19,8 +19,8 @@ PARTS_AHEAD_NBYTES = 32_000_000
 MAX_THREADS = 4
 # The share of this machine's memory for the matrices that are computed at once, if there is no other limit.
 _TOGETHER_SHARE = 0.5
-# A device gets its blocks through two buffers of this size for each of its threads, and as many on the host. A buffer
-# holds 2048 columns of 8192 rows in float32.
+# Each thread of a device copies blocks through two device buffers of this size, and two equal buffers on the host. A
+# buffer holds 2048 columns of 8192 rows in float32.
 STAGING_NBYTES = 1 << 26
 STAGING_BUFFERS = 2
 # The number of batches that a device computes at once, each by one thread: one copies and multiplies while the other
@@ -52,7 +52,7 @@ def flops(n: int, m: int) -> float:
 def work(n: int, m: int) -> float:
     """Estimate the time of a matrix, in flops of a matrix product.
 
-    The remaining time is weighted by it.
+    Estimates of the remaining time use it as a weight.
     """
     short, long = min(n, m), max(n, m)
     return short**2 * long + _EIGENVALUE_SLOWDOWN * 4 / 3 * short**3
@@ -112,13 +112,13 @@ def assumed_workspace(n: int, itemsize: int) -> Workspace:
 def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Workspace | None = None) -> int:
     """Return the device memory for a batch of n x m matrices of one thread, in bytes.
 
-    It holds K; as much for the products of a block that are added to it, and later for a copy of K without the
-    matrices that are not finite; the workspace of the eigenvalue routine; the buffers, and a block of them in numbers
-    of `itemsize` bytes.
+    It holds K; an array of the same size, first for the products of a block and later for a copy of K without the
+    matrices that are not finite; the workspace of the eigenvalue routine; the buffers; and one block, converted to
+    numbers of `itemsize` bytes.
 
     Args:
         itemsize: the bytes of a number of K.
-        workspace: that of matrices with this short side and itemsize; None to assume one.
+        workspace: the measured workspace for this short side and itemsize; None to assume one.
     """
     short = min(n, m)
     workspace = workspace or assumed_workspace(short, itemsize)
@@ -128,7 +128,8 @@ def device_nbytes(n: int, m: int, itemsize: int, batch: int = 1, workspace: Work
 def batch_limit(n: int, m: int, itemsize: int, nbytes: int, workspace: Workspace | None = None) -> int:
     """Return the largest batch of n x m matrices for one thread, at least 1.
 
-    It keeps the limits of cuSOLVER, and `device_nbytes` of the batch within `nbytes`. One matrix may be above either.
+    The batch keeps the limits of cuSOLVER, and its `device_nbytes` is at most `nbytes`. A single matrix may exceed
+    both.
     """
     short = min(n, m)
     workspace = workspace or assumed_workspace(short, itemsize)
@@ -142,7 +143,7 @@ def _batched_nbytes(short: int, itemsize: int, workspace: Workspace) -> int:
 
 
 def _staged_nbytes(itemsize: int) -> int:
-    # Stored numbers have two bytes or more.
+    # Numbers in the buffers have at least two bytes, so a converted block is at most itemsize / 2 times as large.
     return STAGING_NBYTES * (STAGING_BUFFERS + itemsize // 2)
 
 
@@ -152,13 +153,13 @@ def count_together(nbytes: int, workers: int, limit_nbytes: int) -> int:
     Args:
         nbytes: the memory of one of them.
         workers: the number of cores.
-        limit_nbytes: the limit of their memory.
+        limit_nbytes: the limit of memory for all matrices together.
     """
     return max(1, min(workers, limit_nbytes // nbytes))
 
 
 def usable_nbytes() -> int:
-    """Return the memory of this machine for the matrices that are computed at once, in bytes."""
+    """Return the memory for all matrices that are computed at once, in bytes."""
     if not hasattr(os, "sysconf"):
         return 1 << 62
     return int(_TOGETHER_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,4 +1,4 @@
-"""Dequantize weights a block at a time, so that the whole matrix never exists in float32."""
+"""Dequantize weights block by block, so that no whole matrix exists in float32."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -188,7 +188,9 @@ class ScaleGrid:
 
 
 class Integers(QuantizedMatrix):
-    """Integers of a few bits in 32-bit words: w = (integer - zero point) * scale, or integer * scale + offset.
+    """Integers of a few bits in 32-bit words.
+
+    w = (integer - zero point) * scale, or integer * scale + offset.
 
     Args:
         words: int32, as stored.
@@ -377,7 +379,7 @@ def _read_zeros(how: Quantization, packed: torch.Tensor | None, scales: torch.Te
 
 
 def _check_zeros(how: Quantization, zeros: torch.Tensor) -> None:
-    """Check that zero points are those of a symmetric weight if the config says so, and are not off by one.
+    """Check that zero points match a symmetric config and are not off by one.
 
     Only the config tells formats that store zero points less one from those that do not.
     """

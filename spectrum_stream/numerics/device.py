@@ -4,7 +4,7 @@ This module decides everything that differs between devices: how blocks of weigh
 it computes at once, and how it computes eigenvalues. A CUDA device is probed when it is opened, because its routines
 depend on the versions of torch and cuSOLVER, and some of them return wrong eigenvalues without an error:
 
-    torch 2.11 and older    a batch of n <= 32 is one call of cuSOLVER's batched routine; larger ones are looped
+    torch 2.11 and older    a batch of n <= 32 is one call of cuSOLVER's batched routine; larger n are looped
     torch 2.12 and newer    the batched routine for every n and batch, also for one matrix
     cuSOLVER 11.7.1         (CUDA 12.6) the batched routine needs a workspace of zeros, and gets recycled memory
                             (pytorch issue 192483)
@@ -35,8 +35,8 @@ class Device:
 
     Attributes:
         torch_device: the device of the products.
-        batch_nbytes: memory of the device for all batches that are computed at once; 0 if batches gain nothing.
-        looped: whether eigenvalues are computed one matrix a call, because those of batches are wrong.
+        batch_nbytes: the device memory for all batches that are computed at once; 0 if batches gain nothing.
+        looped: whether eigenvalues are computed one matrix a call, because calls with batches return wrong ones.
         eigenvalues_on_cpu: whether eigenvalues are computed on the CPU, because the device has no routine for them,
             or a wrong one.
         has_fast_float64: whether products in float64 take about as long as in float32.
@@ -74,7 +74,7 @@ class Device:
     def eigvalsh(self, k: torch.Tensor) -> torch.Tensor:
         """Compute the eigenvalues of symmetric matrices from their lower triangles.
 
-        A batch that fails is halved, so that one matrix does not take the others with it.
+        A batch that fails is halved again and again, so that one bad matrix does not affect the others.
 
         Args:
             k: (batch, n, n), finite.
@@ -101,18 +101,19 @@ class Device:
         return costs.device_nbytes(n, m, itemsize, batch, self._workspace(min(n, m), itemsize))
 
     def is_measured(self, n: int) -> bool:
-        """Whether matrices with a short side of n need no further measurement."""
+        """Whether the workspace for a short side of n is known or needs no measurement."""
         return self.torch_device.type != "cuda" or self._is_on_cpu(n) or (n, 4) in self._workspaces
 
     def measure(self, n: int) -> None:
         """Measure the workspace of the eigenvalue routine for matrices with n rows.
 
-        Nothing else may run on the device. The routines ask for a workspace by the shape alone, so it is measured
-        with zeros, in float32. In float64 it counts as twice as large. This resets torch's statistics of peak memory.
+        Nothing else may run on the device. The workspace depends on the shape alone, so it is measured with zeros, in
+        float32. In float64 it counts as twice as large. This resets torch's statistics of peak memory.
         """
         workspace = costs.assumed_workspace(n, 4)
         try:
-            # The first call may also take memory that the libraries keep. In this order, that makes `each` too large.
+            # The first call may also take memory that the libraries keep. The larger batch comes first, so this makes
+            # `each` too large rather than too small.
             two, one = self._measure_peak(n, 2), self._measure_peak(n, 1)
         except RuntimeError as error:
             # Other programs may have taken the memory, or a single matrix is too large. The computation meets the
@@ -120,7 +121,7 @@ class Device:
             if not is_out_of_memory(error) and not _is_of_routine(error):
                 raise
         else:
-            # The copy of K is the least. Some allocators count nothing.
+            # The workspace is at least the copy of K, even if an allocator counts nothing.
             each = max(two - one, 4 * n * n)
             workspace = Workspace(max(0, one - each), each)
         # The cached memory belongs to the stream of this thread, so other streams cannot use it.
@@ -152,7 +153,7 @@ class Device:
         return torch.cuda.stream(torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]
 
     def free_unused(self) -> None:
-        """Give back memory that torch keeps for later."""
+        """Release the device memory in the cache of torch."""
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -207,14 +208,14 @@ def _device_is_full(name: str) -> UsageError:
 def _probe_cuda(device: torch.device) -> Device:
     opened = check_eigenvalues(Device(device))
     has_fast_float64 = probe.has_fast_float64(device)
-    # The libraries are loaded now, and what they take is no longer free.
+    # The libraries are loaded now, so their memory no longer counts as free.
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return replace(opened, batch_nbytes=int(free * _USABLE_SHARE), has_fast_float64=has_fast_float64)
 
 
 def check_eigenvalues(device: Device) -> Device:
-    """Choose a way to compute eigenvalues that gives right ones.
+    """Choose the first way that computes eigenvalues correctly.
 
     The ways are tried in this order: batches, one matrix a call, the CPU.
     """
@@ -243,7 +244,7 @@ def _eigvalsh(k: torch.Tensor) -> torch.Tensor:
 
 
 def _is_of_routine(error: RuntimeError) -> bool:
-    """Whether the matrices or the batch size caused an error, and not the device.
+    """Whether the matrices or the batch size, not the device, caused an error.
 
     torch restates the status CUSOLVER_STATUS_INVALID_VALUE as LinAlgError, and others as "cusolver error" or
     "hipsolver error".

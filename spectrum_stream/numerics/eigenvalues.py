@@ -1,19 +1,20 @@
 """The eigenvalues of K, checked, with their errors.
 
 **The check.** The sum of the eigenvalues is the trace of K, and the sum of their squares is its squared Frobenius
-norm. Eigenvalues are not used if they differ from these by more than twice the root of the sum of their squared
-estimated errors, plus the share n / 16384 of the sum of these errors, because blocked routines have systematic errors
-that grow with n. This finds a faulty driver, and a single wrong eigenvalue if it is wrong by more than that. It finds
-neither wrong eigenvalues that compensate each other in both sums, nor the error E of K.
+norm. Eigenvalues are rejected if one of these sums is off by more than a limit: twice the root of the sum of the
+squared estimated errors of its terms, plus the share n / 16384 of the sum of these errors, because blocked routines
+have systematic errors that grow with n. The check finds a faulty driver, and a single wrong eigenvalue if its error
+is above the limit. It finds neither wrong eigenvalues that cancel in both sums, nor the error E of K.
 
-**The errors.** An eigenvalue l of K is wrong by the sum of two errors. Both are measured, and neither has a constant
-that was fitted on one machine. The slope b of E over the entries, the shift d of its diagonal and the Frobenius norm
-|E| of its random part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
+**The errors.** An eigenvalue l of K is wrong by the sum of two errors. Both are measured, and no constant is fitted
+to a machine. The slope b of E over the entries, the shift d of its diagonal and the Frobenius norm |E| of its random
+part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
-    of them count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger error, g,
-    which is measured on the diagonal before it is replaced. It moves l above the mean by up to g (l - t / n). The p
-    zeros, below N = 2 |E| / √n, move by the norm of a p x p block of E (Wigner's semicircle law) and by second order.
+    standard deviations count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger
+    error, g, which is measured on the diagonal before it is replaced. It moves each l above the mean by up to
+    g (l - t / n). The p eigenvalues below N = 2 |E| / √n count as zeros. They move by the norm of a p x p block of E
+    (Wigner's semicircle law) and by a second-order term.
 
         3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N) + u l
 
@@ -22,18 +23,18 @@ that was fitted on one machine. The slope b of E over the entries, the shift d o
     The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
     large value. The largest errors, in units u, give two numbers. a is relative to the root mean square q of all
     eigenvalues, and comes from eigenvalues far below q. c is relative to l, and comes from the remaining errors of
-    the first two matrices. c grows with the square root of n, as the sum of as many independent roundings does. For
+    the first two matrices. c grows with the square root of n, as the sum of n independent roundings does. For
     the largest and the smallest sixteenth of the values, where the iteration starts and ends, c is measured
-    separately and grows with n. a grows with the largest value over the median, R, by a power that follows from the
-    other matrices. The largest error differs from matrix to matrix, so the measured errors get a safety factor: 3 for
-    c of the smallest sixteenth and for a of large R, and 1.5 for all others.
+    separately and grows with n. a grows with a power of R, the largest value over the median. The power follows from
+    the other matrices. The largest error differs from matrix to matrix, so the measured errors get a safety factor: 3
+    for c of the smallest sixteenth and for a of large R, and 1.5 for all others.
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
-All values share a part of the error, and a sum does not average it out. It is |b| l + |d| t / n, and the share of the
-routine's error that shows in the two sums of the check.
+All values share a part of the error, the drift, and a sum does not average it out. The drift is |b| l + |d| t / n,
+and the share of the routine's error that shows in the two sums of the check.
 """
 
 import contextlib
@@ -52,7 +53,8 @@ from .gram import Rounding
 # The side of the matrices on which the routine is measured, and the largest value of some of them over the bulk.
 _KNOWN_SIDE = 256
 _RATIOS = (1e3, 1e3, 1e6, 1e6)
-# Each end has one of this many values. A value is far below the root mean square if it is this many times smaller.
+# Each end is one of this many equal parts of the values. A value is far below the root mean square if it is at least
+# _FAR times smaller.
 _EDGE = 16
 _FAR = 32
 # Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
@@ -74,10 +76,10 @@ class RoutineError:
     They include the safety factors.
 
     Attributes:
-        top, inner, bottom: relative to the eigenvalue: the first sixteenth, those in between, the last sixteenth.
+        top, inner, bottom: relative to the eigenvalue, for the first sixteenth, the middle, and the last sixteenth.
         absolute: relative to the root mean square of all eigenvalues.
         ratio: the largest eigenvalue over the median for which `absolute` holds.
-        power: it grows with this power of a larger ratio.
+        power: `absolute` grows with this power of a larger ratio.
     """
 
     top: float
@@ -124,9 +126,9 @@ class Eigenvalues:
         values: float64, (n,), descending, not negative.
         errors: float64, (n,): the estimated absolute errors.
         drift: float64, (n,): the part of the errors that all values share.
-        of_products: float64, (n,): the errors of K alone.
-        shared: float64, (n,): the drift of K alone.
-        are_right: whether they pass the check.
+        of_products: float64, (n,): the part of the errors that comes from K.
+        shared: float64, (n,): the part of the drift that comes from K.
+        are_right: whether the values pass the check.
         refined: the number of values that were refined.
     """
 
@@ -147,7 +149,7 @@ def estimate_errors(
     Args:
         values: float64, (n,), descending, as the routine returns them.
         trace: of K, the sum of the eigenvalues.
-        square: the sum of their squares, in units of the squared trace.
+        square: the sum of the squared eigenvalues, in units of the squared trace.
         unit: the rounding unit of the routine.
     """
     n = len(values)
@@ -155,7 +157,7 @@ def estimate_errors(
     found = np.maximum(values, 0.0)
     # The squares of |w_i| |w_j| add up to the square of the trace.
     norm = rounding.noise * trace
-    # Rows that point into one direction have products of one sign.
+    # If rows of W point in one direction, their products are sums of terms of one sign.
     aligned = rounding.aligned * np.maximum(found - mean, 0.0)
     entry = norm / n
     is_above = found > 2 * entry * math.sqrt(n)
@@ -163,7 +165,7 @@ def estimate_errors(
     shared = abs(rounding.bias) * found + abs(rounding.shift) * mean
     # The diagonal is rounded when it is stored.
     of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
-    # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
+    # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
     of_routine = unit * routine.estimate(found)
     # In units of the trace, because the squares of valid numbers may overflow.
@@ -172,7 +174,7 @@ def estimate_errors(
     missing = abs(float(values.sum()) - trace) / size, abs(float(np.square(values / size).sum()) - square)
     total = float(off.sum()), 2 * float((units * off).sum())
     typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(units * off).sum()))
-    # The roundings of both sums, which are in float64.
+    # Both sums are computed in float64, with this rounding.
     slack = n * 2.0**-52 if trace else 0.0
     are_right = bool(np.all(values[:-1] >= values[1:])) and all(
         x <= y + min(1.0, n / _SYSTEMATIC) * z + slack for x, y, z in zip(missing, typical, total, strict=True)
@@ -193,8 +195,8 @@ def estimate_errors(
 def measure_routine(device: Device) -> RoutineError:
     """Measure the error of the eigenvalue routine of a device in float32.
 
-    Only the first call for a device measures. The routine for float64 takes the same steps, so its errors are as many
-    of its own units.
+    Only the first call for a device measures. The routine for float64 takes the same steps, so its errors count as
+    equal in its own units.
     """
     with _PROBING, one_thread_each():
         return _measure_routine(device)
@@ -228,18 +230,18 @@ def _measure_routine(device: Device) -> RoutineError:
     k = torch.stack([(one + one.T) / 2 for one in ks]).float()
     exact = torch.linalg.eigvalsh(k.double()).flip(1).numpy()
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
-    # A routine that returns an infinite value has no errors, and fails every check.
+    # If a value is infinite, the errors become NaN, and every check fails.
     units = np.abs(np.where(np.isfinite(found), found, np.nan) - exact) / 2.0**-24
     mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
     is_far = exact < mean_squares / _FAR
-    # An error of zero is luck.
+    # A measured error of zero is a coincidence.
     far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)
         for values, found in zip(exact[2:], far[2:], strict=True)
     ]
-    # The relative errors of ordinary matrices.
+    # The remaining errors of the two ordinary matrices are relative to each eigenvalue.
     relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]
     return RoutineError(
         top=_MARGIN * float(relative[:, :edge].max()),

@@ -5,8 +5,8 @@ W is n x m with n <= m. K is summed over blocks of columns, each upcast as it is
     float32, float64   the dtype of products and sums
     mixed              products in float32 of 256 columns, added in float64, where float64 products are slow
 
-**Matrix units.** Products of bfloat16 and float16 numbers are exact in float32, so rounding happens in sums only.
-On CUDA, tensor cores take 16-bit factors and return float32. On a CPU, torch has bfloat16 products (AMX, AVX512-BF16,
+**Matrix units.** Products of bfloat16 and float16 numbers are exact in float32, so only the sums are rounded. On
+CUDA, tensor cores take 16-bit factors and return float32. On a CPU, torch has bfloat16 products (AMX, AVX512-BF16,
 and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them faster and at least as exact as float32.
 
 **The diagonal** of K is a sum of squares. All its terms are positive, so its rounding has a bias: on a processor with
@@ -58,7 +58,7 @@ _UNSEEN_FROM = 1024
 # The rows of W, and the numbers of K, that are squared and summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
 _SUMMED_NUMEL = 1 << 18
-# The probe of bfloat16 products: the shape of W, and the speed from which they are used.
+# The probe of bfloat16 products: the shape of W, the number of runs, and the least speedup for their use.
 _PROBE_SHAPE = (512, 2048)
 _PROBE_RUNS = 3
 _FASTER = 1.2
@@ -126,7 +126,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
     products = k.diagonal(dim1=1, dim2=2)
-    # The units are those of the norm, because squares of valid numbers may overflow.
+    # In units of the norm, because squares of valid numbers may overflow.
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
@@ -140,8 +140,8 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
 class _ProductMode:
     """The switch of torch for bfloat16 products of float32 factors.
 
-    It belongs to the process, and it makes the products of all weights but bfloat16 inexact. So a thread that needs
-    the other mode waits until no thread multiplies.
+    The switch is process-wide, and in the bfloat16 mode, products of all other weights are inexact. So a thread that
+    needs the other mode waits until no thread multiplies.
     """
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ _PROBING = threading.Lock()
 
 
 def _switch_products(mode: str) -> str:
-    """Set the precision of float32 products in oneDNN; return the one before."""
+    """Set the precision of float32 products in oneDNN; return the previous one."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before: str = matmul.fp32_precision
     matmul.fp32_precision = mode
@@ -186,9 +186,10 @@ def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractConte
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the CPU's products of bfloat16 numbers are faster and as exact as float32.
+    """Whether bfloat16 products on the CPU are faster and as exact as in float32.
 
-    The first call measures this. No thread multiplies before its own call returns.
+    The first call measures this. Every thread calls this before it multiplies, so no product disturbs the
+    measurement.
     """
     with _PROBING:
         return _probe_bfloat16()
@@ -215,7 +216,7 @@ class ProductQuality:
     noise: float
 
     def is_better(self, other: "ProductQuality") -> bool:
-        """Whether they are clearly faster and at least as exact."""
+        """Whether these products are clearly faster and at least as exact as the others."""
         return _FASTER * self.seconds < other.seconds and self.noise <= other.noise
 
 
@@ -268,7 +269,7 @@ def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Compute block @ (blockᵀ @ x): (batch, n, columns) and (n, 1) to (batch, n)."""
     y = block.mT @ x
     if y.dtype is torch.float32:
-        # Products may round their factors to bfloat16. These three are exact in bfloat16, and their sum is y.
+        # Products may round their factors to bfloat16. These three terms are exact in bfloat16, and their sum is y.
         high = y.bfloat16().float()
         middle = (y - high).bfloat16().float()
         y = torch.cat([high, middle, y - high - middle], dim=2)
@@ -280,7 +281,7 @@ def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Compute K @ x from lower triangles: (batch, n, n) and (n, 1) to (batch, n)."""
     result = torch.zeros(len(k), k.shape[1], 1, dtype=k.dtype, device=k.device)
     for top, bottom in pairs_of_edges(k.shape[1]):
-        # The square at the diagonal is complete.
+        # The block of the band at the diagonal is complete, with its upper triangle.
         result[:, top:bottom] += k[:, top:bottom, :bottom] @ x[:bottom]
         result[:, :top] += k[:, top:bottom, :top].mT @ x[top:bottom]
     return result[:, :, 0]
@@ -289,7 +290,7 @@ def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces: np.ndarray) -> np.ndarray:
     """Estimate the Frobenius norm of the error of each K, relative to its trace.
 
-    It is 0 if the difference may be the rounding of the product itself.
+    The estimate is 0 if the rounding of the products with x may explain the difference.
 
     Args:
         kx, image: (batch, n): K x, and W(Wᵀx).
@@ -319,7 +320,7 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """
     n = k.shape[1]
     traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
-    # The units are about the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
+    # In units near the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
     scale = torch.exp2(traces.log2().round())
     unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
     # Metal has no float64.
@@ -362,7 +363,7 @@ def _compare(found: np.ndarray, exact: np.ndarray, aligned: float, unseen: float
     Only the lower triangle of `found` is valid.
     """
     i, j = np.tril_indices(len(exact), -1)
-    # Weights that are not finite, or zero, have no rounding.
+    # Weights that are zero or not finite give NaN, and the means leave NaN out.
     with np.errstate(all="ignore"):
         # The squares of valid numbers may overflow.
         largest = exact.diagonal().max()

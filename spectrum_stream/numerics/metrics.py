@@ -1,4 +1,6 @@
-"""Other metrics of a matrix, from the singular values in its record: no new scan, no weights.
+"""Other metrics of a matrix, from the singular values in its record.
+
+They need no new scan and no weights.
 
 A metric is a pure function of the singular values S, (k,), and of the shape n x m of the matrix, k = min(n, m).
 Neither the order of S nor the orientation of the matrix matters. All metrics but `spectrum` are the same for W and

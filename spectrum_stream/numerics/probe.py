@@ -1,20 +1,21 @@
-"""Checks a CUDA device: whether its eigenvalues are right and its float64 is fast."""
+"""Check a CUDA device: whether its eigenvalues are right and its float64 is fast."""
 
 import time
 from collections.abc import Callable
 
 import torch
 
-# The number and the side of the matrices. Some have a middle size. Many are small, because wrong values were reported
-# for hundreds of small ones (pytorch issue 192483).
+# The number and the side of the matrices: a few of middle size, and many small ones, because wrong values were
+# reported for batches of hundreds of small matrices (pytorch issue 192483).
 _SIZES = ((16, 256), (512, 32))
 # Backward stable routines are wrong by a few units in the last place of the largest eigenvalue. The rounding of the
 # matrix has the same effect.
 _UNITS = 64
 # The sizes of the memory that is filled with NaN. torch has one pool for at most 1 MiB, and another for larger sizes.
 _DIRTY_NUMEL = (1 << 24, *(8 * [1 << 17]))
-# On GPUs for data centers, float64 products take as long as float32 ones, or twice as long. On others, they take 32
-# or 64 times as long. TF32, which a program may have switched on, makes float32 8 times faster on the former.
+# On GPUs for data centers, float64 products take as long as float32 ones, or twice as long. On other GPUs, they take
+# 32 or 64 times as long. If a program has switched on TF32, float32 products are 8 times faster on GPUs for data
+# centers.
 _SLOW = 16
 _RATE_SIDE = 2048
 _RATE_RUNS = 3
@@ -42,11 +43,10 @@ def finds_known_eigenvalues(eigvalsh: Callable[[torch.Tensor], torch.Tensor], de
 
 
 def make_known(count: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make positive semidefinite matrices from eigenvalues, by Householder reflections.
+    """Make semidefinite matrices with known eigenvalues, by Householder reflections.
 
     One third of the matrices have spread eigenvalues, one third have zeros for half of them, and one third have two
-    narrow clusters and one large value. An identity or a diagonal matrix would not do, because a routine finishes
-    those early.
+    narrow clusters and one large value. Diagonal matrices would not test a routine, because it finishes them early.
 
     Returns:
         The matrices (count, n, n) and their eigenvalues (count, n), ascending, both in float64 on the CPU.

@@ -1,16 +1,16 @@
-"""Refines the few eigenvalues of K that decide a score.
+"""Refine the few eigenvalues of K that decide a score.
 
-So not all of them are computed again in float64. These decide: the neighbors of the quantiles, the eigenvalues next
-to tau, the largest one, and sometimes the smallest ones. The eigenvalue routine finds them with an error of some
-units u of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64, have an error that is quadratic in that
-of the eigenvector v:
+Refining these avoids computing all of them again in float64. The deciding eigenvalues are the neighbors of the
+quantiles, the eigenvalues next to tau, the largest one, and sometimes the smallest ones. The eigenvalue routine finds
+them with an error of a few rounding units of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64, have
+an error that is quadratic in that of the eigenvector v:
 
     the largest one     Lanczos steps, with the basis orthogonalized in float64
     others              inverse iteration: a block of vectors, multiplied several times by (K - x I)^-1, with one LU
                         factorization in float32 for a cluster of eigenvalues around x. The Rayleigh-Ritz values of
                         the block are the eigenvalues next to x, even if these are close to each other. The block
-                        must include all eigenvalues that the errors of the routine do not separate from a wanted
-                        one; only a block of the smallest eigenvalues need not
+                        must include every eigenvalue that may equal a wanted one within the errors of the routine.
+                        Only a block of the smallest eigenvalues may leave some out
 
 The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
 distance to the other eigenvalues (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
@@ -27,7 +27,7 @@ from .eigenvalues import Eigenvalues
 from .gram import pairs_of_edges
 
 # The largest number of positions that a cluster spans, and the least number of additional vectors in its block. With
-# more of these, fewer iterations are enough. Corrections follow until the errors are below that of K.
+# more vectors, fewer iterations are enough. Corrections follow until the errors are below that of K.
 _WIDTH = 16
 _GUARDS = 8
 _ITERATIONS = 3
@@ -71,7 +71,7 @@ def refine(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> Eigenv
     for i, value in refined.values.items():
         values[i], errors[i], drift[i] = value, found.of_products[i] + refined.errors[i], found.shared[i]
     for i in refined.values:
-        # Those that were not refined keep their order.
+        # The values that were not refined stay in descending order.
         values[:i] = np.maximum(values[:i], values[i])
         values[i + 1 :] = np.minimum(values[i + 1 :], values[i])
     return replace(found, values=values, errors=errors, drift=drift, refined=len(refined.values))
@@ -114,8 +114,8 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
 def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> _Refined | None:
     n, values = len(k), found.values
     low, high = wanted[0], wanted[-1] + 1
-    # At the lower end, the smallest values of the block are the smallest eigenvalues, in any case. Elsewhere the
-    # values within the errors are counted, so the range must have all of them.
+    # At the lower end, the smallest Ritz values of the block always belong to the smallest eigenvalues. Elsewhere
+    # `_match` counts the Ritz values within the errors, so the range must include all eigenvalues there.
     if high < n:
         low, high = _find_neighborhood(found, low, high)
     if high - low > 2 * _WIDTH:
@@ -145,7 +145,8 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
         refined = _match(found, low, high, ritz, errors)
         if refined and all(refined.errors[i] <= found.of_products[i] for i in wanted):
             return _Refined({i: refined.values[i] for i in wanted}, {i: refined.errors[i] for i in wanted})
-        # This is one more inverse iteration. As a correction, its rounding in float32 does not count.
+        # This is one more inverse iteration. It is computed as a correction, so its rounding in float32 is
+        # negligible.
         basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()
     return None
 
@@ -160,10 +161,10 @@ def _find_ritz(
         outside: the eigenvalues next to the wanted ones.
 
     Returns:
-        The values, descending, and their errors, (p,); their vectors, and the residuals of these, (n, p).
+        The values, descending, and their errors, (p,); the Ritz vectors and their residuals, (n, p).
     """
     kx, edges = torch.empty_like(x), pairs_of_edges(len(k))
-    # One band in float64 at a time, always in the same memory.
+    # Each band is converted to float64 in the same memory.
     wide = torch.empty(max(b - a for a, b in edges), len(k), dtype=torch.float64, device=k.device)
     for a, b in edges:
         torch.mm(wide[: b - a].copy_(k[a:b]), x, out=kx[a:b])
@@ -180,7 +181,7 @@ def _find_ritz(
 
 
 def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, int]:
-    """Extend a range by the eigenvalues that the errors do not separate from it."""
+    """Extend a range by the eigenvalues that overlap with it within their errors."""
     values, errors = found.values, found.errors
     is_close = values[:-1] - values[1:] <= errors[:-1] + errors[1:]
     while low > 0 and is_close[low - 1]:
@@ -193,8 +194,8 @@ def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, in
 def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> _Refined | None:
     """Match the values of a block with the positions from `low` to `high`.
 
-    Return None if one is missing. Within the errors of these positions, K has exactly that many eigenvalues; at the
-    lower end it may have more. Values of the block that have not converged do not count.
+    Return None if a position has no value. K has exactly as many eigenvalues within the errors of these positions, or
+    more at the lower end of the spectrum. Values of the block that have not converged do not count.
     """
     values, allowed = found.values[low:high], found.errors[low:high]
     is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)

@@ -4,9 +4,9 @@ This module makes these three decisions, the last one together with `batches`:
 
     precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE. On a
                 CUDA device with slow float64 products, mixed comes before fp64
-    placement   the device; a batch that does not fit is halved, and so is one that the eigenvalue routine rejects; a
-                matrix that does not fit, or with eigenvalues that fail the check, goes to the CPU; if it does not fit
-                there, it is computed alone; if it still does not fit, it has no score
+    placement   the device. A batch is halved if it does not fit, or if the eigenvalue routine rejects it. A matrix
+                goes to the CPU if it does not fit, or if its eigenvalues fail the check. If it does not fit there, it
+                is computed alone. If it still does not fit, it has no score
     batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
                 more to synchronization than a second core gains. A few threads share a matrix if memory is too short
                 for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,
@@ -42,13 +42,15 @@ from .precision import Precision
 from .snr import TOLERANCE, Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
-# Matrices wait until there are this many for each core, or until no more are read. The longest starts first.
+# Matrices wait until there are this many for each core, or until no more are read. The one with the most work starts
+# first.
 _WAITING_PER_WORKER = 16
 
-# Threads that compute batches use the CPU one after another: each takes all cores, and its memory is counted once.
+# The threads of a device use the CPU one after another, because each takes all cores, and a plan counts the memory of
+# one.
 _ON_CPU = threading.Lock()
 
-# A matrix that could not be read has the reason here.
+# If a matrix could not be read, the reason replaces its weights.
 Item = tuple[Matrix, Weights | Packed | NoScore]
 
 
@@ -66,9 +68,9 @@ class Computed:
         spectrum: the spectrum, or the reason for its absence at the last precision that was tried.
         score: None without a spectrum.
         device: where it was computed.
-        not_finite: the number of NaN and infinite weights, if they are the reason.
+        not_finite: the number of NaN and infinite weights, if they are the reason for a missing spectrum.
         compute_s: seconds; those of a batch are shared equally.
-        detail: the problem of the scales, if it is the reason; or the reasons why it was computed again.
+        detail: the problem of the scales, if it is the reason; or the reasons why the matrix was computed again.
     """
 
     spectrum: Spectrum | NoScore
@@ -91,7 +93,7 @@ def compute_batch(
 
     Args:
         ws: (n, m) matrices on the CPU, in their stored dtype.
-        precision: AUTO takes the first that is exact enough, for each matrix.
+        precision: AUTO takes, for each matrix, the first precision that is exact enough.
         device: where to compute.
         limit_nbytes: skip precisions that need more memory, except the first.
         compute: computes the spectra of a batch. Tests replace it by functions that fail.
@@ -231,9 +233,9 @@ def compute_all(
     Yield each when it is done, in an order that suits the machine.
 
     Args:
-        items: matrices with their tensors. They are taken only as fast as they are computed. None means that the
-            next one is not read yet, and perhaps cannot be read before others are computed. Matrices that wait for a
-            batch are computed as soon as a thread of the device is free, so they do not wait for it.
+        items: matrices with their tensors. They are taken only as fast as they are computed. None means that the next
+            matrix is not read yet, and perhaps cannot be read before others are computed. The matrices that wait for
+            a batch do not wait for the next one: they are computed as soon as a thread of the device is free.
         workers: the number of cores of a CPU to use; None for all.
         together_nbytes: the memory of all matrices that are computed at once on a CPU, at the first step of the
             precision; None for the usable memory of this machine.
@@ -268,7 +270,7 @@ def compute_all(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # The scales of the batch, or its results, do not fit.
+        # The scales of the batch, or its results, do not fit into memory.
         half = len(batch) // 2
         return [*run(batch[:half]), *run(batch[half:])] if half else [(batch[0][0], _no_memory())]
 
@@ -310,7 +312,7 @@ class _Task:
     """A matrix that waits for a core.
 
     Attributes:
-        item: None when it is computed, so that the memory of the tensor is freed.
+        item: None from the start of its computation, so that the memory of the tensor is freed.
         work: its time, as `costs.work`.
         nbytes: its memory.
         at_once: the number of such matrices that are computed at once.
@@ -327,8 +329,8 @@ class _Task:
 class _Pool:
     """Computes matrices, as many at once as there are cores and memory for them.
 
-    The longest starts first. If it were the last, the other cores would be idle. A matrix that does not fit into
-    memory together with the others is computed again when they are done.
+    The matrix with the most work starts first. If it started last, the other cores would be idle. A matrix that does
+    not fit into memory together with the others is computed again when they are done.
 
     Args:
         run: computes a matrix. The second argument is the number of such matrices that are computed at once.
@@ -383,7 +385,7 @@ class _Pool:
             threads = sum(other.threads for other in self._running)
             is_room = nbytes + task.nbytes <= self._limit_nbytes and threads + task.threads <= self._workers
             if self._running and not is_room:
-                # It takes the place of the first one that ends.
+                # One task is queued ahead, for the first core that becomes free.
                 is_no_larger = all(
                     task.nbytes <= other.nbytes and task.threads <= other.threads for other in self._running
                 )
@@ -393,7 +395,7 @@ class _Pool:
             self._start(self._waiting.pop())
 
     def _count_threads(self, task: _Task) -> int:
-        # The number of threads of BLAS belongs to the process. So all tasks may have it, and not only this one.
+        # The number of threads of BLAS is process-wide, so it must suit all running tasks and not only this one.
         at_once = task.at_once
         if self.has_all:
             at_once = min(at_once, len(self._running) + len(self._waiting))
@@ -411,7 +413,7 @@ class _Pool:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # The system gives no more threads. The item is queued nevertheless, for the existing threads.
+        # The system allows no more threads. The item is queued nevertheless, for the existing threads.
         if is_first:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._work(task)
@@ -435,7 +437,7 @@ class _Pool:
         while self._running and (wait or again or not self._done.empty()):
             task, found = self._done.get()
             self._running.remove(task)
-            # The next one has its place now.
+            # The task that was queued ahead runs on the free core now.
             self._next = None
             wait = False
             if isinstance(found, BaseException):

@@ -23,7 +23,7 @@ import numpy as np
 TOLERANCE = 1e-5
 # `find_deciding_values` leaves this share of the tolerance for the errors of the values that it finds.
 _SPARE = 0.25
-# The products of errors below this do not count, because the errors are small against 1.
+# If all errors are below this, their products are negligible.
 _SMALL = 1e-3
 # The largest number of values that are worth refining, and the numbers of smallest values that are tried.
 _MAX_DECIDING = 32
@@ -63,7 +63,7 @@ class Score:
         error: its estimated relative error.
         sigma, beta, tau: as in the formula; sigma and tau in the unit of the weights.
         above: the number of singular values above tau.
-        margin: min |S - tau| / tau, the relative distance of the nearest one from tau; inf if tau is 0.
+        margin: min |S - tau| / tau, the relative distance of the nearest value from tau; inf if tau is 0.
         sigma1_over_q25: S[0] / q25; inf if q25 is 0.
         degeneracy: None for a score that compares signal with noise.
     """
@@ -80,7 +80,7 @@ class Score:
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether it does not compare signal with noise.
+        """Whether the score does not compare signal with noise.
 
         The score of a norm is 1.0 by definition and does not count.
         """
@@ -213,9 +213,9 @@ def find_deciding_values(
 ) -> list[int]:
     """Find the few singular values that make the score of an n x m matrix inexact.
 
-    They are the values that may be on the other side of tau and, if there are any, the neighbors of the quantiles
-    that tau follows from. S[0] and the smallest values are added if their errors are too large. Once all of them are
-    exact, the score is within the tolerance.
+    They are the values that may be on the other side of tau and, if there are such values, the neighbors of the
+    quantiles that determine tau. S[0] and the smallest values are added if their errors are too large. Once all of
+    them are exact, the score is within the tolerance.
 
     Args:
         singular_values, errors, drift: as for `score`.
@@ -239,7 +239,7 @@ def find_deciding_values(
         rest, shared = errors.copy(), drift.copy()
         rest[exact] = shared[exact] = 0.0
         sums = [_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau)]
-        # If none is refined, no error is added.
+        # Refined values keep a small error, for which a share of the tolerance is left.
         if math.hypot(*sums, float(rest[0])) <= TOLERANCE * (1 - _SPARE if exact else 1):
             return exact if len(exact) <= _MAX_DECIDING else []
     return []
@@ -268,10 +268,10 @@ def _find_doubtful(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, tau: fl
 def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtful: float = 0.0) -> float:
     """Return the relative error of a sum of values.
 
-    It adds up the drift of its terms and averages the rest.
+    The drift of the terms adds up. The rest of their errors is independent.
 
     Args:
-        doubtful: the sum of the values that it may gain or lose.
+        doubtful: the sum of the values that may enter or leave the sum.
     """
     total = float(s.sum())
     absolute = float(drift.sum() + np.sqrt(np.square(errors).sum())) + doubtful
@@ -284,7 +284,7 @@ def _find_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, beta: floa
 
     The errors of the two sums and of S[0] count as independent, although S[0] is a term of one sum and a drift may
     affect all three. But a value that may be on the other side of tau moves the score by a step: it may leave one sum
-    and enter the other. So it counts whole, and the errors add up.
+    and enter the other. So the whole value counts as an error, and the errors add up.
     """
     # In units of S[0], because the squares of valid numbers may overflow.
     s, errors, drift = (x / s[0] for x in (s, errors, drift))

@@ -54,7 +54,7 @@ class Spectrum:
         values: float64, (min(n, m),), descending.
         errors: float64, of the same shape: the estimated absolute error of each value.
         drift: float64, of the same shape: the part of the error that neighbors share. A sum does not average it out.
-        precision: the precision that they were computed with.
+        precision: the precision of the computation.
         refined: the number of values that were refined.
     """
 
@@ -127,7 +127,7 @@ def _find_spectrum(
     products: Gram, i: int, row: np.ndarray, m: int, precision: Precision, device: Device
 ) -> Spectrum | NoScore:
     """Check eigenvalues, and refine them if this makes the score exact enough."""
-    # The row of a matrix for which the routine fails is NaN.
+    # The row is NaN if the routine failed.
     if not np.isfinite(row).all():
         return NoScore.NOT_CONVERGED
     found = estimate_errors(

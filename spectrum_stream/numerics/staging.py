@@ -1,4 +1,4 @@
-"""Copies weights from the memory of the host to a device, block by block.
+"""Copy weights from the memory of the host to a device, block by block.
 
 A copy overlaps the products of the block before it only if it comes from pinned memory. Pinning memory takes longer
 than filling it, so each thread pins two buffers once and uses them in turn:
@@ -7,9 +7,9 @@ than filling it, so each thread pins two buffers once and uses them in turn:
     copy stream                         | copies 0            | copies 1            | ...
     stream                                                    | products of 0       | products of 1
 
-Events keep the order: a host buffer is filled again after its copy has ended, a device buffer after the products of
-its block. Blocks keep the layout of the weights, because transposing them on the host would take longer than copying
-them.
+Events keep the order: a host buffer is filled again after its copy has ended, and a device buffer after the products
+of its block have ended. Blocks keep the layout of the weights, because transposing them on the host would take longer
+than copying them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ class Staging:
         if self._is_cuda:
             buffer.is_copied.synchronize()
         first = ws[0][:, span]
-        # A tall matrix arrives as the view of its transpose. Its columns are contiguous, so whole columns are copied.
+        # A tall matrix arrives as a view of its transpose. Its columns are contiguous, so whole columns are copied.
         is_transposed = first.stride(0) < first.stride(1)
         shape = (len(ws), *(first.T if is_transposed else first).shape)
         nbytes = first.nbytes * len(ws)
@@ -116,7 +116,7 @@ class _Buffer:
         self.on_host = _pin_memory() if is_cuda else _take_memory()
         self.on_device = torch.empty(STAGING_NBYTES, dtype=torch.uint8, device=device)
         if is_cuda:
-            # An event that was never recorded has ended.
+            # An event that was never recorded counts as ended.
             self.is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.is_used = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -127,7 +127,7 @@ def _pin_memory() -> torch.Tensor:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # The system pins no more memory, or none at all. Copies from plain memory overlap less, but are right.
+    # The system pins no more memory, or none at all. Copies from plain memory overlap less, but are correct.
     return _take_memory()
 
 

@@ -222,8 +222,9 @@ class Plan:
     def device_nbytes(self) -> int:
         """The GPU memory for the largest matrix, at the most exact precision of a GPU.
 
-        The workspace of the eigenvalue routine is assumed, because a plan needs no GPU. CUDA itself needs some
-        hundred megabytes more. With more memory, more matrices are computed at once. 0 if the GPU has nothing to do.
+        The workspace of the eigenvalue routine is assumed and not measured, because a plan needs no GPU. CUDA itself
+        needs a few hundred megabytes more. With more memory, more matrices are computed at once. 0 if nothing is
+        computed on the GPU.
         """
         steps = [step for step in self.precision.steps if step is not Precision.SVD]
         if not steps:

@@ -106,7 +106,7 @@ def test_batches_raise_an_error_of_a_thread(bad: int) -> None:
 
 
 def test_batches_end_when_the_generator_is_closed() -> None:
-    """The batch that runs is computed to its end, and those that wait are dropped."""
+    """The running batch is computed to its end, and waiting matrices are dropped."""
     calls: list[int] = []
     is_running = threading.Event()
 
@@ -175,7 +175,7 @@ def test_batches_take_no_more_while_enough_wait(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
-def test_batches_work_with_the_threads_that_the_system_gives(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_work_if_the_system_allows_few_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     start, started = threading.Thread.start, 0
 
     def start_some(thread: threading.Thread) -> None:
@@ -238,7 +238,7 @@ def test_batches_move_only_the_matrix_that_fails_to_the_next_precision(monkeypat
 
 
 def test_batches_multiply_exactly_in_every_thread() -> None:
-    """A training program may have switched on TF32; the setting is one of the process."""
+    """A training program may have switched on TF32 for the whole process."""
     found: list[str] = []
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:

@@ -1,4 +1,4 @@
-"""Any block of a dequantized matrix equals the block of the matrix that the format's library dequantizes."""
+"""Any block of a dequantized matrix equals the one from the format's library."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ def test_open_device_auto_picks_the_best() -> None:
     assert open_device().torch_device.type == expected
 
 
-def test_open_device_that_is_full_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_device_that_is_full_has_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 
@@ -105,7 +105,9 @@ def test_eigvalsh_keeps_the_limit_of_a_call(looped: bool, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("is_above_the_limit", [False, True])
-def test_eigvalsh_on_the_cpu(is_above_the_limit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eigvalsh_moves_to_the_cpu_without_a_routine_or_above_the_limit(
+    is_above_the_limit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A subclass simulates a device without a right routine, or a too large matrix."""
     moved: list[bool] = []
 
@@ -176,7 +178,9 @@ def test_nothing_is_measured_where_eigenvalues_are_computed_on_the_cpu() -> None
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_open_device_measures_a_card(is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_device_reports_the_probes_and_the_usable_memory(
+    is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     monkeypatch.setattr(probe, "finds_known_eigenvalues", lambda *_: is_right)
     monkeypatch.setattr(probe, "has_fast_float64", lambda _: False)

@@ -87,7 +87,7 @@ def test_check_passes_for_right_eigenvalues(
         assert case(w, precision).check().are_right
 
 
-def test_check_of_one_eigenvalue_and_of_zeros() -> None:
+def test_check_passes_for_one_eigenvalue_and_for_zeros() -> None:
     assert case(torch.full((1, 5), 3.0)).check().are_right
     zeros = Case(np.zeros(4), 0.0, 0.0, U, EXACT, np.zeros(4))
     assert zeros.check().are_right
@@ -206,7 +206,7 @@ def test_estimates_grow_with_each_measured_rounding() -> None:
         np.testing.assert_allclose(errors(shift=sign * 1e-3) - none, 1e-3 * mean, rtol=1e-2)
     above = np.maximum(found.values - mean, 0)
     np.testing.assert_allclose(errors(aligned=1e-3) - none, 1e-3 * above, rtol=1e-2, atol=1e-9)
-    # 3 sqrt(2) |E| / n, and the second order.
+    # 3 sqrt(2) |E| / n, and the second-order term.
     noise = errors(noise=1e-3) - none
     assert np.all(noise >= 3 * np.sqrt(2) * 1e-3 * mean)
     assert np.all(noise <= 6 * np.sqrt(2) * 1e-3 * mean)

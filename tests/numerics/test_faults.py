@@ -125,7 +125,9 @@ def test_wrong_eigenvalues_of_a_measured_routine_fail_the_check(fault: str, prec
 @pytest.mark.parametrize("is_apart", [False, True])
 @pytest.mark.parametrize("fault", EIGENVALUES)
 @pytest.mark.parametrize("begins", ["early", "late"])
-def test_wrong_eigenvalues_are_computed_in_another_way(begins: str, fault: str, is_apart: bool) -> None:
+def test_wrong_eigenvalues_are_computed_on_the_cpu_or_with_another_precision(
+    begins: str, fault: str, is_apart: bool
+) -> None:
     """A fault from the start makes the measured errors large.
 
     Only the check finds a later one.
@@ -147,7 +149,7 @@ def test_wrong_eigenvalues_are_computed_in_another_way(begins: str, fault: str, 
 
 
 @pytest.mark.parametrize("fault", ["one", "zeros", "of other matrices"])
-def test_wrong_eigenvalues_of_one_dtype(fault: str) -> None:
+def test_wrong_eigenvalues_of_one_dtype_are_computed_with_the_next_precision(fault: str) -> None:
     ws = weights()
     # If only float32 is wrong, float64 follows.
     device = FaultyDevice(torch_device=TORCH_CPU, wrong_eigenvalues=only_unknown(EIGENVALUES[fault], torch.float32))

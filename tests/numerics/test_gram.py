@@ -296,7 +296,8 @@ def test_product_quality_is_better_if_faster_and_at_least_as_exact() -> None:
 
 
 def test_gram_bfloat16_products_are_as_exact_as_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A CPU without bfloat16 products ignores the switch. Those of some CPUs are less exact, and the probe says no.
+    # A CPU without bfloat16 products ignores the switch. On some CPUs these products are less exact, and the probe
+    # rejects them.
     worse = 1.1 if gram_module.has_fast_bfloat16() else 100
     w = gaussian(300, 2000).to(torch.bfloat16)
     exact = w.double() @ w.double().T

@@ -168,14 +168,14 @@ def test_median_of_law_has_half_of_the_law_below_it(beta: float) -> None:
 
 @pytest.mark.parametrize(("beta", "omega"), [(0.1, 1.6089), (0.5, 2.1711), (1.0, 2.8582)])
 def test_median_of_law_gives_gavish_and_donohos_thresholds(beta: float, omega: float) -> None:
-    """The test has their table of omega(beta), the best hard threshold over the median, with four digits."""
+    """Their table has omega(beta), the best hard threshold over the median."""
     best = math.sqrt(2 * (beta + 1) + 8 * beta / ((beta + 1) + math.sqrt(beta**2 + 14 * beta + 1)))
     assert best / math.sqrt(median_of_law(beta)) == pytest.approx(omega, abs=2e-4)
 
 
 @pytest.mark.parametrize("beta", BETAS, ids=str)
 def test_marchenko_pastur_finds_no_signal_in_noise_of_any_ratio(beta: Fraction) -> None:
-    """Spectrum's threshold finds all or no signal in it. A spike of signal is found at any ratio."""
+    """A spike of signal in the noise is found at any ratio."""
     long = round(128 / beta)
     s = noise(128, long, np.random.default_rng(0))
     found = value("marchenko-pastur", s, 128, long)
@@ -186,7 +186,7 @@ def test_marchenko_pastur_finds_no_signal_in_noise_of_any_ratio(beta: Fraction) 
 
 
 def test_metric_of_noise_has_the_value_in_its_docstring() -> None:
-    """The docstrings give limits, and a matrix with 128 singular values is close to them."""
+    """The docstrings give limits; 128 singular values are close to them."""
     rows = {row["beta"]: row for row in by_ratio(128, 3, 0)}
     for beta in BETAS:
         row, root = rows[str(beta)], math.sqrt(beta)
@@ -230,7 +230,7 @@ def test_random_value_is_repeatable_uniform_and_depends_on_the_seed() -> None:
 
 
 def test_against_noise_counts_matrices_with_more_signal_than_noise(save: Save, working_folder: Path) -> None:
-    """Noise has no more signal than noise. A spike in it has, by the threshold that finds it."""
+    """Noise has no more signal than noise, but noise with a spike has."""
     tensors = {f"layers.{i}.up.weight": torch.randn(24, 96, generator=torch.manual_seed(i)) for i in range(6)}
     for i in range(3):
         tensors[f"layers.{i}.up.weight"] += 2

@@ -75,7 +75,7 @@ def test_check_eigenvalues_takes_the_first_way_that_is_right(
 
 
 @pytest.mark.gpu
-def test_gpu_probes_run() -> None:
+def test_gpu_probes_accept_the_eigenvalues_of_single_matrices() -> None:
     device = torch.device("cuda")
     assert probe.finds_known_eigenvalues(Device(device, looped=True).eigvalsh, device)
     assert probe.has_fast_float64(device) in (True, False)

@@ -1,4 +1,4 @@
-"""The recipe "Add a metric" of the README, followed literally in a copy of the package."""
+"""The README's recipe "Add a metric", followed in a copy of the package."""
 
 import json
 from pathlib import Path

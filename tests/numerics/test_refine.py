@@ -86,7 +86,7 @@ def test_refine_finds_the_eigenvalues_of_k(kind: str, wanted: list[int]) -> None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 9, 17, 40])
-def test_refine_of_small_matrices(n: int) -> None:
+def test_refine_of_small_matrices_is_exact_or_none(n: int) -> None:
     for wanted in ([0], [n - 1], [n // 2], [*range(n)]):
         k, found, exact = find(gaussian(n, 3 * n).float())
         refined = refine(k, found, wanted)
@@ -178,7 +178,7 @@ def test_refine_returns_none_for_a_largest_value_inside_a_dense_edge() -> None:
     assert refined is None or abs(refined.values[0] - exact[0]) <= refined.errors[0]
 
 
-def test_refine_of_the_same_matrix_is_the_same() -> None:
+def test_refine_is_repeatable() -> None:
     k, found, _ = find(gaussian(150, 200).float())
     first, second = refine(k.clone(), found, [0, 75]), refine(k.clone(), found, [0, 75])
     assert first is not None

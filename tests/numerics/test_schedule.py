@@ -1,4 +1,4 @@
-"""Scheduling, escalation and errors, on the CPU and on a simulated device with little memory."""
+"""Scheduling, escalation and errors, on the CPU and on a simulated device."""
 
 import errno
 import threading
@@ -223,9 +223,7 @@ def test_compute_all_tries_a_matrix_again_when_others_have_given_their_memory_ba
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
-def test_compute_all_works_with_the_threads_that_the_system_gives(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compute_all_works_if_the_system_allows_few_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     start, started = threading.Thread.start, 0
 
     def start_some(thread: threading.Thread) -> None:

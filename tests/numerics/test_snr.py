@@ -143,14 +143,14 @@ def test_find_deciding_values_are_the_neighbors_of_the_quantiles_and_the_doubtfu
     # (102 - 1) / 4 = 25.25
     expected = sorted({25, 26, 75, 76, nearest})
     assert deciding(s, 3e-7 * s) == expected
-    # With these exact, the score is.
+    # If these are exact, the score is exact.
     errors = 3e-7 * s
     assert score(s, 102, 102, errors=errors).error > TOLERANCE
     errors[expected] = 0
     assert score(s, 102, 102, errors=errors).error <= TOLERANCE or relative == 0.0
 
 
-def test_find_deciding_values_of_quantiles_at_a_position_are_one_each() -> None:
+def test_find_deciding_values_takes_one_value_for_a_quantile_at_a_position() -> None:
     s, nearest = near_tau(101, 1e-7)
     assert deciding(s, 3e-7 * s) == sorted({25, 75, nearest})
 

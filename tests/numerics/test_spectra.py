@@ -1,4 +1,4 @@
-"""Singular values compared with LAPACK in float64, over shapes, spectra, dtypes and precisions."""
+"""Singular values compared with those of LAPACK in float64."""
 
 import math
 import subprocess
@@ -64,7 +64,7 @@ SPECTRA: dict[str, Callable[[int, int], torch.Tensor]] = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("n", "m"), SHAPES)
-def test_singular_values_by_each_precision(n: int, m: int, precision: Precision) -> None:
+def test_singular_values_of_each_precision_equal_lapack(n: int, m: int, precision: Precision) -> None:
     w = gaussian(n, m).to(torch.bfloat16)
     found = spectrum_of(w, precision)
     exact = torch.linalg.svdvals(w.to(torch.float64)).numpy()
@@ -126,7 +126,7 @@ def test_compute_batch_refines_values_next_to_tau() -> None:
 
 
 def test_compute_batch_refines_only_where_this_makes_the_score_exact() -> None:
-    # The quartiles, which tau follows from, and the value next to tau.
+    # The neighbors of the quartiles, which determine tau, and the value next to tau.
     counts = {compute(near_tau(150, 220, 2.0**-bits))[0].refined for bits in range(16, 24)}
     assert counts <= {0, 5}
     assert compute(gaussian(150, 220))[0].refined == 0
@@ -165,7 +165,7 @@ def test_compute_batch_rank_one_has_zero_noise() -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 5), (1, 7), (64, 64)])
-def test_compute_batch_of_zeros(n: int, m: int) -> None:
+def test_compute_batch_of_zeros_is_degenerate(n: int, m: int) -> None:
     _, result = compute(torch.zeros(n, m, dtype=torch.bfloat16))
     assert result.degeneracy is (Degeneracy.VECTOR if n == 1 else Degeneracy.ZERO)
 
@@ -197,14 +197,14 @@ def test_compute_batch_tiny_and_huge_weights_escalate(dtype: torch.dtype, expone
 
 
 @pytest.mark.parametrize("exponent", [-440, -400, -250, 250, 257, 300, 400, 500])
-def test_compute_batch_squares_of_eigenvalues_that_overflow_float64(exponent: int) -> None:
+def test_compute_batch_is_right_if_squares_of_eigenvalues_overflow_float64(exponent: int) -> None:
     # A warning would be an error.
     found, result = compute(gaussian(24, 60) * 50 * 2.0**exponent)
     assert found.precision is Precision.FP64
     assert result.snr * 2.0**exponent == pytest.approx(reference_score(gaussian(24, 60) * 50), rel=1e-9)
 
 
-def test_compute_batch_squares_that_overflow_float64() -> None:
+def test_compute_batch_takes_the_svd_if_squares_overflow_float64() -> None:
     w = gaussian(24, 60) * 50
     assert compute(w * 2.0**600)[0].precision is Precision.SVD
 

@@ -1,4 +1,7 @@
-"""Blocks of weights on their way to a device. On the CPU the buffers are plain memory."""
+"""Blocks of weights on their way to a device.
+
+On the CPU the buffers are plain memory.
+"""
 
 import contextlib
 from collections.abc import Sequence

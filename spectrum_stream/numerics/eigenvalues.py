@@ -64,7 +64,7 @@ _SYSTEMATIC = 16384
 _LEAST_ERROR = 0.5
 # Three standard deviations.
 _DEVIATIONS = 3
-_PROBING = threading.Lock()
+_MEASURING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ def measure_routine(device: Device) -> RoutineError:
     Only the first call for a device measures. The routine for float64 takes the same steps, so its errors are as many
     of its own units.
     """
-    with _PROBING, one_thread_each():
+    with _MEASURING:
         return _measure_routine(device)
 
 
@@ -215,6 +215,7 @@ def one_thread_each() -> Iterator[None]:
 
 
 @functools.cache
+@one_thread_each()
 def _measure_routine(device: Device) -> RoutineError:
     n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
     generator = torch.Generator().manual_seed(n)
@@ -236,8 +237,8 @@ def _measure_routine(device: Device) -> RoutineError:
     far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
-        math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)
-        for values, found in zip(exact[2:], far[2:], strict=True)
+        math.log(_MARGIN_OF_SMALL * largest / absolute) / math.log(_find_ratio(values) / ratio)
+        for values, largest in zip(exact[2:], far[2:], strict=True)
     ]
     # The relative errors of ordinary matrices.
     relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]

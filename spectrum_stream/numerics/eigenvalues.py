@@ -36,17 +36,15 @@ All values share a part of the error, and a sum does not average it out. It is |
 routine's error that shows in the two sums of the check.
 """
 
-import contextlib
 import functools
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .device import Device
+from .device import Device, one_thread_each
 from .gram import Rounding
 
 # The side of the matrices on which the routine is measured, and the largest value of some of them over the bulk.
@@ -198,20 +196,6 @@ def measure_routine(device: Device) -> RoutineError:
     """
     with _MEASURING:
         return _measure_routine(device)
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Run LAPACK on one thread.
-
-    On a busy machine, threads that share a matrix can be a hundred times slower.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @functools.cache

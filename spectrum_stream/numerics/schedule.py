@@ -36,8 +36,7 @@ from . import costs
 from .batches import Batches
 from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
-from .device import CPU, Device
-from .eigenvalues import one_thread_each
+from .device import CPU, Device, one_thread_each
 from .precision import Precision
 from .snr import TOLERANCE, Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.device import CPU
-from spectrum_stream.numerics.eigenvalues import Eigenvalues, estimate_errors, measure_routine, one_thread_each
+from spectrum_stream.numerics.device import CPU, one_thread_each
+from spectrum_stream.numerics.eigenvalues import Eigenvalues, estimate_errors, measure_routine
 from spectrum_stream.numerics.gram import gram
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.refine import refine

@@ -38,7 +38,7 @@ from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
 from .device import CPU, Device, one_thread_each
 from .precision import Precision
-from .snr import TOLERANCE, Score, score
+from .snr import Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
 # Matrices wait until there are this many for each core, or until no more are read. The longest starts first.
@@ -129,7 +129,7 @@ def _is_final(result: Computed) -> bool:
     """
     if result.score is None:
         return result.spectrum is NoScore.NO_MEMORY
-    return result.score.error <= TOLERANCE
+    return result.score.is_exact
 
 
 def _nbytes(w: Weights, precision: Precision) -> int:

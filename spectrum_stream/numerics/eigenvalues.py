@@ -122,8 +122,8 @@ class Eigenvalues:
         values: float64, (n,), descending, not negative.
         errors: float64, (n,): the estimated absolute errors.
         drift: float64, (n,): the part of the errors that all values share.
-        of_products: float64, (n,): the errors of K alone.
-        shared: float64, (n,): the drift of K alone.
+        gram_errors: float64, (n,): the errors of K alone, without those of the routine.
+        gram_drift: float64, (n,): the part of these that all values share.
         are_right: whether they pass the check.
         refined: the number of values that were refined.
     """
@@ -131,8 +131,8 @@ class Eigenvalues:
     values: np.ndarray
     errors: np.ndarray
     drift: np.ndarray
-    of_products: np.ndarray
-    shared: np.ndarray
+    gram_errors: np.ndarray
+    gram_drift: np.ndarray
     are_right: bool
     refined: int = 0
 
@@ -158,9 +158,9 @@ def estimate_errors(
     entry = norm / n
     is_above = found > 2 * entry * math.sqrt(n)
     second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
-    shared = abs(rounding.bias) * found + abs(rounding.shift) * mean
+    gram_drift = abs(rounding.bias) * found + abs(rounding.shift) * mean
     # The diagonal is rounded when it is stored.
-    of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
+    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * found
     # No eigenvalue of W Wᵀ is negative, so this is an error that shows.
     negative = max(0.0, -float(values[-1]))
     of_routine = unit * routine.estimate(found)
@@ -177,13 +177,13 @@ def estimate_errors(
     )
     share = min(1.0, max(x / (y + slack) if y else 0.0 for x, y in zip(missing, total, strict=True)))
     shift = missing[0] * mean
-    errors = of_products + of_routine + negative + shift
+    errors = gram_errors + of_routine + negative + shift
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=shared + share * (of_routine + negative) + shift,
-        of_products=of_products,
-        shared=shared,
+        drift=gram_drift + share * (of_routine + negative) + shift,
+        gram_errors=gram_errors,
+        gram_drift=gram_drift,
         are_right=are_right,
     )
 

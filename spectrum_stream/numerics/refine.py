@@ -69,7 +69,7 @@ def refine(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> Eigenv
         refined.errors.update(part.errors)
     values, errors, drift = found.values.copy(), found.errors.copy(), found.drift.copy()
     for i, value in refined.values.items():
-        values[i], errors[i], drift[i] = value, found.of_products[i] + refined.errors[i], found.shared[i]
+        values[i], errors[i], drift[i] = value, found.gram_errors[i] + refined.errors[i], found.gram_drift[i]
     for i in refined.values:
         # Those that were not refined keep their order.
         values[:i] = np.maximum(values[:i], values[i])
@@ -143,7 +143,7 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
             return None
         ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
         refined = _match(found, low, high, ritz, errors)
-        if refined and all(refined.errors[i] <= found.of_products[i] for i in wanted):
+        if refined and all(refined.errors[i] <= found.gram_errors[i] for i in wanted):
             return _Refined({i: refined.values[i] for i in wanted}, {i: refined.errors[i] for i in wanted})
         # This is one more inverse iteration. As a correction, its rounding in float32 does not count.
         basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()

@@ -242,15 +242,15 @@ def _time_product(w: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def pairs_of_edges(n: int) -> list[tuple[int, int]]:
-    """Return the first and last row of each band of an n x n matrix."""
+def bands_of(n: int) -> list[tuple[int, int]]:
+    """Return the bands of rows of an n x n matrix, as the first row and the end of each."""
     bands = _BANDS if n >= _BANDS_FROM else 1
     return list(pairwise(n * i // bands for i in range(bands + 1)))
 
 
 def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
     """Add the lower triangle of block @ blockᵀ to K, (batch, n, n)."""
-    for top, bottom in pairs_of_edges(k.shape[1]):
+    for top, bottom in bands_of(k.shape[1]):
         rows, columns = block[:, top:bottom], block[:, :bottom].mT
         target = k[:, top:bottom, :bottom]
         if block.dtype in _SIXTEEN_BITS:
@@ -279,7 +279,7 @@ def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Compute K @ x from lower triangles: (batch, n, n) and (n, 1) to (batch, n)."""
     result = torch.zeros(len(k), k.shape[1], 1, dtype=k.dtype, device=k.device)
-    for top, bottom in pairs_of_edges(k.shape[1]):
+    for top, bottom in bands_of(k.shape[1]):
         # The square at the diagonal is complete.
         result[:, top:bottom] += k[:, top:bottom, :bottom] @ x[:bottom]
         result[:, :top] += k[:, top:bottom, :top].mT @ x[top:bottom]

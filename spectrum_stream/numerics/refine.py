@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from .eigenvalues import Eigenvalues
-from .gram import pairs_of_edges
+from .gram import bands_of
 
 # The largest number of positions that a cluster spans, and the least number of additional vectors in its block. With
 # more of these, fewer iterations are enough. Corrections follow until the errors are below that of K.
@@ -162,10 +162,10 @@ def _find_ritz(
     Returns:
         The values, descending, and their errors, (p,); their vectors, and the residuals of these, (n, p).
     """
-    kx, edges = torch.empty_like(x), pairs_of_edges(len(k))
+    kx, bands = torch.empty_like(x), bands_of(len(k))
     # One band in float64 at a time, always in the same memory.
-    wide = torch.empty(max(b - a for a, b in edges), len(k), dtype=torch.float64, device=k.device)
-    for a, b in edges:
+    wide = torch.empty(max(b - a for a, b in bands), len(k), dtype=torch.float64, device=k.device)
+    for a, b in bands:
         torch.mm(wide[: b - a].copy_(k[a:b]), x, out=kx[a:b])
     small = x.T @ kx
     ritz, rotation = (y.flip(-1) for y in torch.linalg.eigh((small + small.T) / 2))
@@ -209,7 +209,7 @@ def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np
 
 def _symmetrize(k: torch.Tensor) -> None:
     """Copy the lower triangle of K into the upper one."""
-    for top, bottom in pairs_of_edges(len(k)):
+    for top, bottom in bands_of(len(k)):
         block = k[top:bottom, top:bottom]
         block.copy_(block.tril() + block.tril(-1).T)
         k[:top, top:bottom] = k[top:bottom, :top].T

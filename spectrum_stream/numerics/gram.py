@@ -327,11 +327,9 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     squares = torch.zeros(len(k), dtype=torch.float64)
     height = max(1, _SUMMED_NUMEL // n)
     for first in range(0, n, height):
-        rows = k[:, first : first + height, : first + height] * unit
-        diagonal = rows[:, :, first:].tril()
-        both = sum(part.square().sum((1, 2), dtype=wide) for part in (rows[:, :, :first], diagonal))
-        own = diagonal.diagonal(dim1=1, dim2=2).square().sum(1, dtype=wide)
-        squares += (2 * both - own).cpu().double()
+        rows = (k[:, first : first + height, : first + height] * unit).tril_(first).square_()
+        own = rows.diagonal(offset=first, dim1=1, dim2=2)
+        squares += (2 * rows.sum((1, 2), dtype=wide) - own.sum(1, dtype=wide)).cpu().double()
     return traces.numpy(), (squares * (scale / traces).square()).numpy()
 
 

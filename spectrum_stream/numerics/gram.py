@@ -348,7 +348,7 @@ def _measure(
     for w, sample, *errors in zip(ws, found, aligned, unseen, strict=True):
         exact = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
         for c in range(0, w.shape[1], BLOCK_COLUMNS):
-            rows = torch.cat([w[run, c : c + BLOCK_COLUMNS].double() for run in runs])
+            rows = torch.cat([w[run, c : c + BLOCK_COLUMNS] for run in runs]).double()
             exact.addmm_(rows, rows.T)
         roundings.append(_compare(sample, exact.numpy(), *errors))
     return roundings

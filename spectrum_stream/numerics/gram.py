@@ -115,13 +115,12 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     diagonal = torch.zeros(len(ws), n, dtype=torch.float32 if device.torch_device.type == "mps" else torch.float64)
     diagonal = diagonal.to(device.torch_device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
-    signs = torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(n)).mul_(2).sub_(1)
-    signs = signs.to(device.torch_device, dtype)
+    signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
     image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
-            if n >= _UNSEEN_FROM:
+            if signs is not None:
                 image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
@@ -132,7 +131,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     products.copy_(diagonal)
     traces, squares = _sum_up(k)
     unseen = np.zeros(len(ws))
-    if n >= _UNSEEN_FROM:
+    if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
     return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
 
@@ -262,6 +261,11 @@ def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
             target[0].addmm_(rows[0], columns[0])
         else:
             target.baddbmm_(rows, columns)
+
+
+def _draw_signs(n: int) -> torch.Tensor:
+    """Return n random signs, (n, 1); the same for each matrix of n rows."""
+    return torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(n)).mul_(2).sub_(1)
 
 
 def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

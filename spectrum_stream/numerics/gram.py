@@ -112,8 +112,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     dtype = torch.float32 if precision is Precision.FP32 else torch.float64
     factor = torch.float64 if precision is Precision.FP64 else torch.float32
     k = torch.zeros(len(ws), n, n, dtype=dtype, device=device.torch_device)
-    diagonal = torch.zeros(len(ws), n, dtype=torch.float32 if device.torch_device.type == "mps" else torch.float64)
-    diagonal = diagonal.to(device.torch_device)
+    diagonal = torch.zeros(len(ws), n, dtype=_widest_dtype(k), device=k.device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
     signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
     image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
@@ -129,11 +128,11 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
-    traces, squares = _sum_up(k)
+    traces, squares = _find_traces_and_norms(k)
     unseen = np.zeros(len(ws))
     if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
-    return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
+    return Gram(k, traces, squares, _measure_roundings(ws, k, aligned.tolist(), unseen.tolist()))
 
 
 class _ProductMode:
@@ -308,6 +307,11 @@ def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces:
         return np.where((off > allowed) & np.isfinite(off), off, 0.0)
 
 
+def _widest_dtype(k: torch.Tensor) -> torch.dtype:
+    """Return the dtype for sums on the device of K. Metal has no float64."""
+    return torch.float32 if k.device.type == "mps" else torch.float64
+
+
 def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum the squares of each row in this dtype: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
@@ -316,7 +320,7 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([rows.square().sum(2, dtype=dtype) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
 
 
-def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _find_traces_and_norms(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the traces of symmetric matrices and their squared Frobenius norms.
 
     The norms are in units of the squared traces. Only the lower triangles are read.
@@ -326,8 +330,7 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     # The units are about the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
     scale = torch.exp2(traces.log2().round())
     unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
-    # Metal has no float64.
-    wide = torch.float32 if k.device.type == "mps" else torch.float64
+    wide = _widest_dtype(k)
     squares = torch.zeros(len(k), dtype=torch.float64)
     height = max(1, _SUMMED_NUMEL // n)
     for first in range(0, n, height):
@@ -337,7 +340,7 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return traces.numpy(), (squares * (scale / traces).square()).numpy()
 
 
-def _measure(
+def _measure_roundings(
     ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float], unseen: Sequence[float]
 ) -> list[Rounding]:
     """Compare entries of each K, in a few rows and the same columns, with float64."""

@@ -350,7 +350,7 @@ def _measure_roundings(
     runs = [slice(start, min(start + _RUN_ROWS, n) if spread else n) for start in starts]
     chosen = torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(k.device)
     # Metal has no float64.
-    found = k[:, chosen][:, :, chosen].cpu().double().numpy()
+    found = k[:, chosen[:, None], chosen].cpu().double().numpy()
     roundings = []
     for w, sample, *errors in zip(ws, found, aligned, unseen, strict=True):
         exact = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)

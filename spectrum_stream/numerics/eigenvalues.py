@@ -166,22 +166,22 @@ def estimate_errors(
     of_routine = unit * routine.estimate(found)
     # In units of the trace, because the squares of valid numbers may overflow.
     size = trace or 1.0
-    units, off = found / size, of_routine / size
+    scaled, off = found / size, of_routine / size
     missing = abs(float(values.sum()) - trace) / size, abs(float(np.square(values / size).sum()) - square)
-    total = float(off.sum()), 2 * float((units * off).sum())
-    typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(units * off).sum()))
+    total = float(off.sum()), 2 * float((scaled * off).sum())
+    typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(scaled * off).sum()))
     # The roundings of both sums, which are in float64.
     slack = n * 2.0**-52 if trace else 0.0
     are_right = bool(np.all(values[:-1] >= values[1:])) and all(
         x <= y + min(1.0, n / _SYSTEMATIC) * z + slack for x, y, z in zip(missing, typical, total, strict=True)
     )
     share = min(1.0, max(x / (y + slack) if y else 0.0 for x, y in zip(missing, total, strict=True)))
-    shift = missing[0] * mean
-    errors = gram_errors + of_routine + negative + shift
+    missing_each = missing[0] * mean
+    errors = gram_errors + of_routine + negative + missing_each
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=gram_drift + share * (of_routine + negative) + shift,
+        drift=gram_drift + share * (of_routine + negative) + missing_each,
         gram_errors=gram_errors,
         gram_drift=gram_drift,
         are_right=are_right,

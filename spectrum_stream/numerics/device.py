@@ -12,7 +12,7 @@ depend on the versions of torch and cuSOLVER, and some of them return wrong eige
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import torch
@@ -212,6 +212,20 @@ def _probe_cuda(device: torch.device) -> Device:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return replace(opened, batch_nbytes=int(free * _USABLE_SHARE), has_fast_float64=has_fast_float64)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Run LAPACK on one thread.
+
+    On a busy machine, threads that share a matrix can be a hundred times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_eigenvalues(device: Device) -> Device:

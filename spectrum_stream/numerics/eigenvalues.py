@@ -37,17 +37,15 @@ All values share a part of the error, the drift, and a sum does not average it o
 and the share of the routine's error that shows in the two sums of the check.
 """
 
-import contextlib
 import functools
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .device import Device
+from .device import Device, one_thread_each
 from .gram import Rounding
 
 # The side of the matrices on which the routine is measured, and the largest value of some of them over the bulk.
@@ -66,7 +64,7 @@ _SYSTEMATIC = 16384
 _LEAST_ERROR = 0.5
 # Three standard deviations.
 _DEVIATIONS = 3
-_PROBING = threading.Lock()
+_MEASURING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +124,8 @@ class Eigenvalues:
         values: float64, (n,), descending, not negative.
         errors: float64, (n,): the estimated absolute errors.
         drift: float64, (n,): the part of the errors that all values share.
-        of_products: float64, (n,): the part of the errors that comes from K.
-        shared: float64, (n,): the part of the drift that comes from K.
+        gram_errors: float64, (n,): the part of the errors that comes from K.
+        gram_drift: float64, (n,): the part of the drift that comes from K.
         are_right: whether the values pass the check.
         refined: the number of values that were refined.
     """
@@ -135,8 +133,8 @@ class Eigenvalues:
     values: np.ndarray
     errors: np.ndarray
     drift: np.ndarray
-    of_products: np.ndarray
-    shared: np.ndarray
+    gram_errors: np.ndarray
+    gram_drift: np.ndarray
     are_right: bool
     refined: int = 0
 
@@ -162,32 +160,32 @@ def estimate_errors(
     entry = norm / n
     is_above = found > 2 * entry * math.sqrt(n)
     second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
-    shared = abs(rounding.bias) * found + abs(rounding.shift) * mean
+    gram_drift = abs(rounding.bias) * found + abs(rounding.shift) * mean
     # The diagonal is rounded when it is stored.
-    of_products = _DEVIATIONS * math.sqrt(2) * entry + second + shared + aligned + unit * found
+    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * found
     # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
     of_routine = unit * routine.estimate(found)
     # In units of the trace, because the squares of valid numbers may overflow.
     size = trace or 1.0
-    units, off = found / size, of_routine / size
+    scaled, off = found / size, of_routine / size
     missing = abs(float(values.sum()) - trace) / size, abs(float(np.square(values / size).sum()) - square)
-    total = float(off.sum()), 2 * float((units * off).sum())
-    typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(units * off).sum()))
+    total = float(off.sum()), 2 * float((scaled * off).sum())
+    typical = 2 * math.sqrt(float(np.square(off).sum())), 4 * math.sqrt(float(np.square(scaled * off).sum()))
     # Both sums are computed in float64, with this rounding.
     slack = n * 2.0**-52 if trace else 0.0
     are_right = bool(np.all(values[:-1] >= values[1:])) and all(
         x <= y + min(1.0, n / _SYSTEMATIC) * z + slack for x, y, z in zip(missing, typical, total, strict=True)
     )
     share = min(1.0, max(x / (y + slack) if y else 0.0 for x, y in zip(missing, total, strict=True)))
-    shift = missing[0] * mean
-    errors = of_products + of_routine + negative + shift
+    missing_each = missing[0] * mean
+    errors = gram_errors + of_routine + negative + missing_each
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=shared + share * (of_routine + negative) + shift,
-        of_products=of_products,
-        shared=shared,
+        drift=gram_drift + share * (of_routine + negative) + missing_each,
+        gram_errors=gram_errors,
+        gram_drift=gram_drift,
         are_right=are_right,
     )
 
@@ -198,25 +196,12 @@ def measure_routine(device: Device) -> RoutineError:
     Only the first call for a device measures. The routine for float64 takes the same steps, so its errors count as
     equal in its own units.
     """
-    with _PROBING, one_thread_each():
+    with _MEASURING:
         return _measure_routine(device)
 
 
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Run LAPACK on one thread.
-
-    On a busy machine, threads that share a matrix can be a hundred times slower.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @functools.cache
+@one_thread_each()
 def _measure_routine(device: Device) -> RoutineError:
     n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
     generator = torch.Generator().manual_seed(n)
@@ -238,8 +223,8 @@ def _measure_routine(device: Device) -> RoutineError:
     far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
-        math.log(_MARGIN_OF_SMALL * found / absolute) / math.log(_find_ratio(values) / ratio)
-        for values, found in zip(exact[2:], far[2:], strict=True)
+        math.log(_MARGIN_OF_SMALL * largest / absolute) / math.log(_find_ratio(values) / ratio)
+        for values, largest in zip(exact[2:], far[2:], strict=True)
     ]
     # The remaining errors of the two ordinary matrices are relative to each eigenvalue.
     relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]

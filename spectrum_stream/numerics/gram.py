@@ -112,16 +112,14 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     dtype = torch.float32 if precision is Precision.FP32 else torch.float64
     factor = torch.float64 if precision is Precision.FP64 else torch.float32
     k = torch.zeros(len(ws), n, n, dtype=dtype, device=device.torch_device)
-    diagonal = torch.zeros(len(ws), n, dtype=torch.float32 if device.torch_device.type == "mps" else torch.float64)
-    diagonal = diagonal.to(device.torch_device)
+    diagonal = torch.zeros(len(ws), n, dtype=_widest_dtype(k), device=k.device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
-    signs = torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(n)).mul_(2).sub_(1)
-    signs = signs.to(device.torch_device, dtype)
+    signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
     image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
-            if n >= _UNSEEN_FROM:
+            if signs is not None:
                 image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
@@ -130,11 +128,11 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
-    traces, squares = _sum_up(k)
+    traces, squares = _find_traces_and_norms(k)
     unseen = np.zeros(len(ws))
-    if n >= _UNSEEN_FROM:
+    if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
-    return Gram(k, traces, squares, _measure(ws, k, aligned.tolist(), unseen.tolist()))
+    return Gram(k, traces, squares, _measure_roundings(ws, k, aligned.tolist(), unseen.tolist()))
 
 
 class _ProductMode:
@@ -243,15 +241,15 @@ def _time_product(w: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def pairs_of_edges(n: int) -> list[tuple[int, int]]:
-    """Return the first and last row of each band of an n x n matrix."""
+def bands_of(n: int) -> list[tuple[int, int]]:
+    """Return the bands of rows of an n x n matrix, as the first row and the end of each."""
     bands = _BANDS if n >= _BANDS_FROM else 1
     return list(pairwise(n * i // bands for i in range(bands + 1)))
 
 
 def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
     """Add the lower triangle of block @ blockᵀ to K, (batch, n, n)."""
-    for top, bottom in pairs_of_edges(k.shape[1]):
+    for top, bottom in bands_of(k.shape[1]):
         rows, columns = block[:, top:bottom], block[:, :bottom].mT
         target = k[:, top:bottom, :bottom]
         if block.dtype in _SIXTEEN_BITS:
@@ -263,6 +261,11 @@ def _add_product(k: torch.Tensor, block: torch.Tensor) -> None:
             target[0].addmm_(rows[0], columns[0])
         else:
             target.baddbmm_(rows, columns)
+
+
+def _draw_signs(n: int) -> torch.Tensor:
+    """Return n random signs, (n, 1); the same for each matrix of n rows."""
+    return torch.randint(0, 2, (n, 1), generator=torch.Generator().manual_seed(n)).mul_(2).sub_(1)
 
 
 def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -280,7 +283,7 @@ def _multiply_twice(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _multiply_lower(k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Compute K @ x from lower triangles: (batch, n, n) and (n, 1) to (batch, n)."""
     result = torch.zeros(len(k), k.shape[1], 1, dtype=k.dtype, device=k.device)
-    for top, bottom in pairs_of_edges(k.shape[1]):
+    for top, bottom in bands_of(k.shape[1]):
         # The block of the band at the diagonal is complete, with its upper triangle.
         result[:, top:bottom] += k[:, top:bottom, :bottom] @ x[:bottom]
         result[:, :top] += k[:, top:bottom, :top].mT @ x[top:bottom]
@@ -305,6 +308,11 @@ def _find_unseen(kx: torch.Tensor, image: torch.Tensor, x: torch.Tensor, traces:
         return np.where((off > allowed) & np.isfinite(off), off, 0.0)
 
 
+def _widest_dtype(k: torch.Tensor) -> torch.dtype:
+    """Return the dtype for sums on the device of K. Metal has no float64."""
+    return torch.float32 if k.device.type == "mps" else torch.float64
+
+
 def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum the squares of each row in this dtype: (batch, n, columns) to (batch, n)."""
     if block.device.type == "cuda":
@@ -313,7 +321,7 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([rows.square().sum(2, dtype=dtype) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
 
 
-def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _find_traces_and_norms(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the traces of symmetric matrices and their squared Frobenius norms.
 
     The norms are in units of the squared traces. Only the lower triangles are read.
@@ -323,20 +331,17 @@ def _sum_up(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     # In units near the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
     scale = torch.exp2(traces.log2().round())
     unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
-    # Metal has no float64.
-    wide = torch.float32 if k.device.type == "mps" else torch.float64
+    wide = _widest_dtype(k)
     squares = torch.zeros(len(k), dtype=torch.float64)
     height = max(1, _SUMMED_NUMEL // n)
     for first in range(0, n, height):
-        rows = k[:, first : first + height, : first + height] * unit
-        diagonal = rows[:, :, first:].tril()
-        both = sum(part.square().sum((1, 2), dtype=wide) for part in (rows[:, :, :first], diagonal))
-        own = diagonal.diagonal(dim1=1, dim2=2).square().sum(1, dtype=wide)
-        squares += (2 * both - own).cpu().double()
+        rows = (k[:, first : first + height, : first + height] * unit).tril_(first).square_()
+        own = rows.diagonal(offset=first, dim1=1, dim2=2)
+        squares += (2 * rows.sum((1, 2), dtype=wide) - own.sum(1, dtype=wide)).cpu().double()
     return traces.numpy(), (squares * (scale / traces).square()).numpy()
 
 
-def _measure(
+def _measure_roundings(
     ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float], unseen: Sequence[float]
 ) -> list[Rounding]:
     """Compare entries of each K, in a few rows and the same columns, with float64."""
@@ -346,12 +351,12 @@ def _measure(
     runs = [slice(start, min(start + _RUN_ROWS, n) if spread else n) for start in starts]
     chosen = torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(k.device)
     # Metal has no float64.
-    found = k[:, chosen][:, :, chosen].cpu().double().numpy()
+    found = k[:, chosen[:, None], chosen].cpu().double().numpy()
     roundings = []
     for w, sample, *errors in zip(ws, found, aligned, unseen, strict=True):
         exact = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
         for c in range(0, w.shape[1], BLOCK_COLUMNS):
-            rows = torch.cat([w[run, c : c + BLOCK_COLUMNS].double() for run in runs])
+            rows = torch.cat([w[run, c : c + BLOCK_COLUMNS] for run in runs]).double()
             exact.addmm_(rows, rows.T)
         roundings.append(_compare(sample, exact.numpy(), *errors))
     return roundings

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from .eigenvalues import Eigenvalues
-from .gram import pairs_of_edges
+from .gram import bands_of
 
 # The largest number of positions that a cluster spans, and the least number of additional vectors in its block. With
 # more vectors, fewer iterations are enough. Corrections follow until the errors are below that of K.
@@ -69,7 +69,7 @@ def refine(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) -> Eigenv
         refined.errors.update(part.errors)
     values, errors, drift = found.values.copy(), found.errors.copy(), found.drift.copy()
     for i, value in refined.values.items():
-        values[i], errors[i], drift[i] = value, found.of_products[i] + refined.errors[i], found.shared[i]
+        values[i], errors[i], drift[i] = value, found.gram_errors[i] + refined.errors[i], found.gram_drift[i]
     for i in refined.values:
         # The values that were not refined stay in descending order.
         values[:i] = np.maximum(values[:i], values[i])
@@ -143,7 +143,7 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
             return None
         ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
         refined = _match(found, low, high, ritz, errors)
-        if refined and all(refined.errors[i] <= found.of_products[i] for i in wanted):
+        if refined and all(refined.errors[i] <= found.gram_errors[i] for i in wanted):
             return _Refined({i: refined.values[i] for i in wanted}, {i: refined.errors[i] for i in wanted})
         # This is one more inverse iteration. It is computed as a correction, so its rounding in float32 is
         # negligible.
@@ -163,10 +163,10 @@ def _find_ritz(
     Returns:
         The values, descending, and their errors, (p,); the Ritz vectors and their residuals, (n, p).
     """
-    kx, edges = torch.empty_like(x), pairs_of_edges(len(k))
+    kx, bands = torch.empty_like(x), bands_of(len(k))
     # Each band is converted to float64 in the same memory.
-    wide = torch.empty(max(b - a for a, b in edges), len(k), dtype=torch.float64, device=k.device)
-    for a, b in edges:
+    wide = torch.empty(max(b - a for a, b in bands), len(k), dtype=torch.float64, device=k.device)
+    for a, b in bands:
         torch.mm(wide[: b - a].copy_(k[a:b]), x, out=kx[a:b])
     small = x.T @ kx
     ritz, rotation = (y.flip(-1) for y in torch.linalg.eigh((small + small.T) / 2))
@@ -210,7 +210,7 @@ def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np
 
 def _symmetrize(k: torch.Tensor) -> None:
     """Copy the lower triangle of K into the upper one."""
-    for top, bottom in pairs_of_edges(len(k)):
+    for top, bottom in bands_of(len(k)):
         block = k[top:bottom, top:bottom]
         block.copy_(block.tril() + block.tril(-1).T)
         k[:top, top:bottom] = k[top:bottom, :top].T

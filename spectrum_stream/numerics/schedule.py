@@ -36,10 +36,9 @@ from . import costs
 from .batches import Batches
 from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
-from .device import CPU, Device
-from .eigenvalues import one_thread_each
+from .device import CPU, Device, one_thread_each
 from .precision import Precision
-from .snr import TOLERANCE, Score, score
+from .snr import Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
 
 # Matrices wait until there are this many for each core, or until no more are read. The one with the most work starts
@@ -132,7 +131,7 @@ def _is_final(result: Computed) -> bool:
     """
     if result.score is None:
         return result.spectrum is NoScore.NO_MEMORY
-    return result.score.error <= TOLERANCE
+    return result.score.is_exact
 
 
 def _nbytes(w: Weights, precision: Precision) -> int:

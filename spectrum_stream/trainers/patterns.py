@@ -44,7 +44,6 @@ _PLAIN = re.compile(rf"(\^?)((?:{_TEXT})?)(\$|\\Z)?")
 _GROUP = re.compile(rf"(\^?)\(\?:((?:{_TEXT}|\.|{_DIGITS}|\|)*+)\)(\$|\\Z)?")
 _PART = re.compile(rf"(?:{_TEXT}|\.|{_DIGITS}|[\^$]|\\Z)*+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_LONG_RUN = re.compile(r"\d+")
 _RUNS = {digits: re.compile(digits) for digits in (r"\d+", "[0-9]+")}
 # The index has the endings of names, cut to this length. The names that it finds are checked in full.
 _MAX_ENDING = 64
@@ -471,7 +470,7 @@ class Names:
 
     @cached_property
     def _longest_run(self) -> int:
-        return max((len(run) for name in self.all for run in _LONG_RUN.findall(name)), default=0)
+        return max((len(run) for name in self.all for run in _RUNS[r"\d+"].findall(name)), default=0)
 
     def _places(self, sequence: _Sequence, holders: Collection[int]) -> Iterator[tuple[int, int, int]]:
         """Yield the first occurrence of a sequence in names: position, start and end."""

@@ -9,13 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.device import CPU, Device
+from spectrum_stream.numerics.device import CPU, Device, one_thread_each
 from spectrum_stream.numerics.eigenvalues import (
     Eigenvalues,
     RoutineError,
     estimate_errors,
     measure_routine,
-    one_thread_each,
 )
 from spectrum_stream.numerics.gram import Rounding, gram
 from spectrum_stream.numerics.precision import Precision

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrum_stream.model.no_score import NoScore
-from spectrum_stream.numerics.eigenvalues import one_thread_each
+from spectrum_stream.numerics.device import one_thread_each
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import Computed, compute_all, compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE

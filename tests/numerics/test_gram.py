@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from spectrum_stream.numerics import gram as gram_module
 from spectrum_stream.numerics.dequantize import QuantizedMatrix
-from spectrum_stream.numerics.device import CPU, Device
-from spectrum_stream.numerics.eigenvalues import one_thread_each
+from spectrum_stream.numerics.device import CPU, Device, one_thread_each
 from spectrum_stream.numerics.gram import ProductQuality, Rounding, gram, measure_products
 from spectrum_stream.numerics.precision import Precision
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum_stream.numerics.device import CPU
-from spectrum_stream.numerics.eigenvalues import Eigenvalues, estimate_errors, measure_routine, one_thread_each
+from spectrum_stream.numerics.device import CPU, one_thread_each
+from spectrum_stream.numerics.eigenvalues import Eigenvalues, estimate_errors, measure_routine
 from spectrum_stream.numerics.gram import gram
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.refine import refine
@@ -80,7 +80,7 @@ def test_refine_finds_the_eigenvalues_of_k(kind: str, wanted: list[int]) -> None
     assert refined.refined == len(wanted)
     # Corrections end when the error is below that of K itself.
     errors = np.abs(refined.values - exact)[wanted]
-    assert np.all(errors <= 1e-9 * exact[wanted] + found.of_products[wanted])
+    assert np.all(errors <= 1e-9 * exact[wanted] + found.gram_errors[wanted])
     assert np.all(errors <= refined.errors[wanted])
     assert np.all(refined.values[:-1] >= refined.values[1:])
 
@@ -91,7 +91,7 @@ def test_refine_of_small_matrices_is_exact_or_none(n: int) -> None:
         k, found, exact = find(gaussian(n, 3 * n).float())
         refined = refine(k, found, wanted)
         if refined is not None:
-            assert np.all(np.abs(refined.values - exact)[wanted] <= 1e-9 * exact[wanted] + found.of_products[wanted])
+            assert np.all(np.abs(refined.values - exact)[wanted] <= 1e-9 * exact[wanted] + found.gram_errors[wanted])
 
 
 @settings(max_examples=40)
@@ -112,10 +112,10 @@ def test_refine_stays_within_its_estimates(
     true = torch.linalg.svdvals(w.double()).square().numpy()
     if refined is None:
         return
-    # K itself is wrong by `of_products`, of which three standard deviations are counted.
+    # K itself is wrong by `gram_errors`, of which three standard deviations are counted.
     assert np.all(np.abs(refined.values - true)[wanted] <= 2 * refined.errors[wanted] + 1e-14 * true[0])
-    assert np.all(refined.errors[wanted] <= 2 * found.of_products[wanted] + 2.0**-25 * true[0])
-    np.testing.assert_array_equal(refined.drift[wanted], found.shared[wanted])
+    assert np.all(refined.errors[wanted] <= 2 * found.gram_errors[wanted] + 2.0**-25 * true[0])
+    np.testing.assert_array_equal(refined.drift[wanted], found.gram_drift[wanted])
     others = np.setdiff1d(np.arange(n), wanted)
     np.testing.assert_array_equal(refined.errors[others], found.errors[others])
     np.testing.assert_array_equal(refined.drift[others], found.drift[others])

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum_stream.model.no_score import NoScore
-from spectrum_stream.numerics.device import CPU, Device
-from spectrum_stream.numerics.eigenvalues import one_thread_each
+from spectrum_stream.numerics.device import CPU, Device, one_thread_each
 from spectrum_stream.numerics.precision import Precision
 from spectrum_stream.numerics.schedule import compute_batch
 from spectrum_stream.numerics.snr import TOLERANCE, Degeneracy, Score, score

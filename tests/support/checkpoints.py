@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spectrum_stream.numerics.eigenvalues import one_thread_each
+from spectrum_stream.numerics.device import one_thread_each
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

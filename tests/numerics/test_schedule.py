@@ -363,7 +363,10 @@ def test_compute_all_keeps_the_other_cores_for_matrices_that_are_not_read_yet() 
     assert found == [1]
 
 
-@pytest.mark.parametrize(("room", "workers", "threads"), [(1.5, 2, 2), (2.5, 2, 1), (2.5, 8, 4), (4.5, 8, 2)])
+@pytest.mark.parametrize(
+    ("room", "workers", "threads"),
+    [(1.5, 2, 2), (2.5, 2, 1), (2.5, 3, 1), (2.5, 8, 4), (4.5, 8, 2), (2.5, 32, 4)],
+)
 def test_compute_all_computes_no_more_at_once_than_the_memory_holds(room: float, workers: int, threads: int) -> None:
     """The cores that this leaves idle share the matrices."""
     running = Running()

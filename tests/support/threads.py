@@ -1,7 +1,6 @@
 """Threads that the system refuses, and calls in threads that are counted."""
 
 import threading
-from types import TracebackType
 from typing import Self
 
 import pytest
@@ -25,7 +24,9 @@ class Running:
             self.most = max(self.most, self.now)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         with self._lock:
             self.now -= 1
 

@@ -24,9 +24,7 @@ class Running:
             self.most = max(self.most, self.now)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         with self._lock:
             self.now -= 1
 

@@ -387,6 +387,24 @@ def test_compute_all_computes_no_more_at_once_than_the_memory_holds(room: float,
     assert max(found) <= costs.MAX_THREADS
 
 
+def test_compute_all_uses_no_more_threads_than_cores() -> None:
+    used: list[int] = []
+    totals: list[int] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        used.append(torch.get_num_threads())
+        totals.append(sum(used))
+        time.sleep(0.02)
+        used.remove(torch.get_num_threads())
+        return singular_values(ws, precision)
+
+    # There is memory for two large ones, so each has four of the eight cores, and the small ones wait.
+    items = items_of([random(n, 100, seed) for seed, n in enumerate([64, 64, 8, 8, 8, 8, 8, 8])])
+    limit = int(2.5 * costs.compute_nbytes(64, 100, FP32))
+    assert len(list(compute_all(items, precision=FP32, workers=8, together_nbytes=limit, compute=compute))) == 8
+    assert max(totals) == 8
+
+
 def test_compute_all_starts_with_the_matrix_that_takes_longest() -> None:
     sides: list[int] = []
 
@@ -403,7 +421,7 @@ CUDA = Device(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
-    ("device", "steps"),
+    ("asked", "steps"),
     [
         (CPU, ["fp32", "fp64", "svd"]),
         (CUDA, ["fp32", "fp64", "svd"]),
@@ -413,16 +431,16 @@ CUDA = Device(torch.device("cuda"))
     ],
     ids=["cpu", "cuda", "cuda with slow float64", "mps"],
 )
-def test_compute_batch_tries_mixed_only_on_a_card_with_slow_float64(device: Device, steps: list[str]) -> None:
+def test_compute_batch_tries_mixed_only_on_a_card_with_slow_float64(asked: Device, steps: list[str]) -> None:
     tried: list[str] = []
 
-    def compute(ws: Sequence[Weights], precision: Precision, where: Device) -> list[Spectrum | NoScore]:
-        is_moved = where is not device and precision is not Precision.SVD
-        tried.append(f"{precision} on {where}" if is_moved else str(precision))
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        is_moved = device is not asked and precision is not Precision.SVD
+        tried.append(f"{precision} on {device}" if is_moved else str(precision))
         # It is never exact enough.
         return singular_values(ws, FP32)
 
-    compute_batch([hard(200, 300)], device=device, compute=compute)
+    compute_batch([hard(200, 300)], device=asked, compute=compute)
     assert tried == steps
 
 

@@ -40,7 +40,7 @@ from spectrum_stream.numerics.snr import TOLERANCE, score
 
 from .checkpoints import make_checkpoint
 from .contenders import Item, tensors
-from .matrices import matrix
+from .matrices import describe, matrix
 from .measuring import machine
 from .report import heading
 from .spectra import Kind, draw
@@ -226,18 +226,7 @@ def random_matrices(count: int) -> Iterator[Item]:
             w = torch.from_numpy(_WEIGHT_STD * (rng.standard_normal((n, m)) + mean)).to(_DTYPES[dtype])
         module = f"{i}.{family}.{dtype}.{n}x{m}"
         yield (
-            Matrix(
-                module=module,
-                parameter=f"{module}.weight",
-                group=family,
-                tensor=f"{module}.weight",
-                shard="",
-                start=0,
-                dtype=dtype,
-                n=n,
-                m=m,
-                nbytes=w.nbytes,
-            ),
+            describe(module, dtype, n, m, nbytes=w.nbytes, group=family),
             w,
         )
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from spectrum_stream import plan
-from spectrum_stream.model.matrix import Matrix
 from spectrum_stream.numerics.dequantize import Scaled, Weights
 from spectrum_stream.numerics.schedule import Computed, compute_all
 from spectrum_stream.numerics.snr import score
@@ -25,6 +24,7 @@ from .contenders import Task
 from .gpu_bench import Bench, Findings, Row, gram_on_matrix_units, random_weight
 from .gpu_projection import MODELS, Rates, Shape, project
 from .gpu_proofs import counted, experts, how, layer, scan_here
+from .matrices import describe
 
 _PIECE_NBYTES = 1 << 24
 # The largest size of the weights in a measurement of our program, and the time that this measurement should take.
@@ -132,16 +132,7 @@ def _weights(n: int, m: int, dtype: str, device: str, seed: int) -> Weights:
 def _compute(bench: Bench, ws: list[Weights], shape: Shape) -> tuple[float, list[Computed]]:
     """Compute matrices as a scan does, from memory; return seconds and the results."""
     n, m, dtype = shape
-    items = [
-        (
-            Matrix(
-                module=f"m{i}", parameter=f"m{i}.weight", group="m", tensor=f"m{i}.weight", shard="", start=0,
-                dtype=dtype, n=n, m=m, nbytes=2 * n * m,
-            ),
-            w,
-        )
-        for i, w in enumerate(ws)
-    ]  # fmt: skip
+    items = [(describe(f"m{i}", dtype, n, m, nbytes=2 * n * m), w) for i, w in enumerate(ws)]
     return bench.time_once(lambda: [computed for _, computed in compute_all(items, device=bench.opened)])
 
 

@@ -15,6 +15,8 @@ import math
 import numpy as np
 import torch
 
+from spectrum_stream.model.matrix import Matrix
+
 # Lines of the long side that are made at a time.
 _STRIP = 1024
 
@@ -52,6 +54,15 @@ def matrix(s: np.ndarray, n: int, m: int, dtype: torch.dtype, rng: np.random.Gen
         stop = min(start + _STRIP, long)
         by_long_side[start:stop] = u.times_transpose(v.rows(start, stop).mul_(torch.from_numpy(s)))
     return w
+
+
+def describe(module: str, dtype: str, n: int, m: int, *, nbytes: int, group: str = "") -> Matrix:
+    """Describe a matrix in memory, as an item of `compute_all`."""
+    weight = f"{module}.weight"
+    return Matrix(
+        module=module, parameter=weight, group=group, tensor=weight, shard="", start=0,
+        dtype=dtype, n=n, m=m, nbytes=nbytes,
+    )  # fmt: skip
 
 
 def _random_orthogonal(side: int, rng: np.random.Generator) -> torch.Tensor:

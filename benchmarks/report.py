@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from .results import RunResult, Spread
+from .results import RunResult, Spread, WorkloadResult
 
 _NONE = "–"
 _DISTURBED_FROM = 0.05
@@ -29,12 +29,7 @@ def markdown(run: RunResult, command: str, day: date) -> str:
     cache = "cold" if run.settings["cold"] else "warm"
     rows += [
         [
-            w.name,
-            f"{w.seconds['ours'].median:.3g}",
-            _ratio(w.ratios.get("times_spectrum")),
-            _ratio(w.ratios.get("times_numpy")),
-            _ratio(w.ratios.get("scan_over_parts")),
-            _share(w.ratios.get("floor_share")),
+            *_speed_cells(w),
             f"{_gb(w.peak_anonymous['ours'])} ({_gb(w.planned_nbytes)})",
             f"{w.accuracy.max_error:.1e}" if w.accuracy else _NONE,
         ]
@@ -78,15 +73,21 @@ def _speed(run: RunResult) -> Table:
     )
     for w in run.workloads:
         table.add_row(
-            w.name,
-            f"{w.seconds['ours'].median:.3g}",
-            _ratio(w.ratios.get("times_spectrum")),
-            _ratio(w.ratios.get("times_numpy")),
-            _ratio(w.ratios.get("scan_over_parts")),
-            _share(w.ratios.get("floor_share")),
+            *_speed_cells(w),
             f"{w.read_rate / 1e9:.2f}",
         )
     return table
+
+
+def _speed_cells(w: WorkloadResult) -> list[str]:
+    return [
+        w.name,
+        f"{w.seconds['ours'].median:.3g}",
+        _ratio(w.ratios.get("times_spectrum")),
+        _ratio(w.ratios.get("times_numpy")),
+        _ratio(w.ratios.get("scan_over_parts")),
+        _share(w.ratios.get("floor_share")),
+    ]
 
 
 def _exactness(run: RunResult) -> Table:

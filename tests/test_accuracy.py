@@ -98,6 +98,10 @@ def test_measure_judges_a_source(tmp_path: Path) -> None:
     assert result.score.judged + result.score.unjudged == 24
     assert result.score.judged > 0
     assert result.hidden == 0
+    assert result.score.max is not None
+    assert result.score.median is not None
+    assert result.score.max <= 1
+    assert result.score.median >= 0.02
     assert set(result.values) == {"q75", "q25", "sigma_1", "nearest tau"}
     assert result.largest_error == max(c.score.true for c in result.comparisons)
     assert result.worst is not None

@@ -321,6 +321,21 @@ def test_history_rejects_numbers_that_json_cannot_express() -> None:
         history.save(result_of(workload_of(times_spectrum=math.nan)), Path(os.devnull))
 
 
+def test_workflow_compares_a_pull_request_with_its_base_on_one_machine() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "benchmark.yml").read_text())
+    job = workflow["jobs"]["throughput"]
+    assert job["if"] == "github.event_name == 'pull_request'"
+    refs = {
+        s["with"]["path"]: s["with"].get("ref") for s in job["steps"] if s.get("uses", "").startswith("actions/che")
+    }
+    assert refs == {"head": None, "base": "${{ github.event.pull_request.base.sha }}"}
+    runs = {s["working-directory"]: s["run"] for s in job["steps"] if "working-directory" in s}
+    assert list(runs) == ["base", "head"]
+    assert all("-m benchmarks --suite ci" in line for line in runs.values())
+    (saved,) = re.findall(r"-o (\S+)", runs["base"])
+    assert f"--against {saved}" in runs["head"]
+
+
 def test_workflow_stores_only_the_history_of_main() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "benchmark.yml").read_text())
     jobs = workflow["jobs"]

@@ -1,5 +1,6 @@
 """The command that proves a GPU: a bare machine, faults, and the projection."""
 
+import inspect
 import json
 import os
 import re
@@ -113,6 +114,30 @@ def test_gpu_command_runs_every_section_on_a_bare_machine(tmp_path: Path) -> Non
     for name in sections:
         assert f"## {name[0].upper()}{name[1:]}\n" in markdown
     check_dated_file(markdown, datetime.now(UTC).date())
+
+
+def test_sections_are_in_the_order_of_the_proof() -> None:
+    """Right results come before the limits and the speed, which would mean little without them."""
+    assert [section.name for section in gpu.SECTIONS] == [
+        "machine",
+        "tests",
+        "known spectra",
+        "batch limit",
+        "scores",
+        "memory",
+        "eigenvalues",
+        "products",
+        "against Spectrum's loop",
+        "ours by shape",
+        "overlap",
+    ]
+
+
+def test_budget_leaves_time_within_six_minutes() -> None:
+    budget_s = inspect.signature(gpu.main).parameters["budget_s"].default
+    # The time of the sections. Torch is loaded before, and the projection is made afterwards.
+    assert budget_s <= 340
+    assert sum(section.least_s for section in gpu.SECTIONS) < budget_s / 2
 
 
 def fail(bench: Bench, findings: Findings) -> None:

@@ -388,7 +388,9 @@ class _Pool:
                 is_no_larger = all(
                     task.nbytes <= other.nbytes and task.threads <= other.threads for other in self._running
                 )
-                if self._next is not None or not is_no_larger:
+                # A thread of the executor that is idle would not wait for this.
+                has_to_wait = len(self._running) >= self._workers
+                if self._next is not None or not is_no_larger or not has_to_wait:
                     return
                 self._next = task
             self._start(self._waiting.pop())

@@ -20,6 +20,7 @@ from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from ..support.spectra import with_spectrum
+from ..support.threads import Running, limit_threads
 from .test_schedule import FP32, PRETENDED, items_of, random, score_of, when_all_wait
 
 # No test waits this long, unless it fails.
@@ -67,24 +68,17 @@ def test_batches_give_the_scores_of_a_cpu() -> None:
 
 
 def test_batches_that_do_not_fit_together_run_one_after_another() -> None:
-    running = 0
-    most = 0
-    lock = threading.Lock()
+    running = Running()
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01)
-        with lock:
-            running -= 1
+        with running:
+            time.sleep(0.01)
         return singular_values(ws, precision)
 
     ws = [random(64, 100, seed) for seed in range(9)]
     small = Device(torch.device("cpu"), costs.device_nbytes(64, 100, 4) + 1)
     assert len(list(compute_all(items_of(ws), device=small, precision=FP32, compute=compute))) == 9
-    assert most == 1
+    assert running.most == 1
 
 
 def test_batches_compute_a_matrix_that_exceeds_the_memory() -> None:
@@ -176,24 +170,14 @@ def test_batches_take_no_more_while_enough_wait(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_batches_work_if_the_system_allows_few_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, 0
-
-    def start_some(thread: threading.Thread) -> None:
-        nonlocal started
-        if started == threads:
-            raise RuntimeError("can't start new thread")
-        started += 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_some)
+    limit_threads(monkeypatch, threads)
     found = dict(compute_all(items_of([random(24, 60, seed) for seed in range(20)]), device=PRETENDED))
     assert len(found) == 20
     assert all(computed.score is not None for computed in found.values())
 
 
 def test_batches_measure_each_short_side_once_while_nothing_runs() -> None:
-    running = 0
-    lock = threading.Lock()
+    running = Running()
     measured: list[int] = []
 
     class Unmeasured(Device):
@@ -201,16 +185,12 @@ def test_batches_measure_each_short_side_once_while_nothing_runs() -> None:
             return n in measured
 
         def measure(self, n: int) -> None:
-            assert not running
+            assert not running.now
             measured.append(n)
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        nonlocal running
-        with lock:
-            running += 1
-        time.sleep(0.002)
-        with lock:
-            running -= 1
+        with running:
+            time.sleep(0.002)
         return singular_values(ws, precision, device)
 
     ws = [random(n, m, n) for n, m in [(24, 60), (60, 24), (7, 30), (24, 90), (9, 20)] * 6]
@@ -251,25 +231,19 @@ def test_batches_multiply_exactly_in_every_thread() -> None:
 
 
 def test_batches_without_memory_on_the_device_move_to_the_cpu_one_at_a_time() -> None:
-    running, most = 0, 0
-    lock = threading.Lock()
+    running = Running()
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        nonlocal running, most
         if not device.is_cpu:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.005)
-        with lock:
-            running -= 1
+        with running:
+            time.sleep(0.005)
         return singular_values(ws, precision, device)
 
     full = Device(torch.device("meta"), PRETENDED.batch_nbytes)
     found = list(compute_all(items_of([random(24, 60, 0)] * 8), device=full, precision=FP32, compute=compute))
     assert [c.device for _, c in found] == ["cpu"] * 8
-    assert most == 1
+    assert running.most == 1
 
 
 @pytest.mark.gpu

@@ -139,6 +139,24 @@ def test_check_finds_one_value_that_is_wrong_by_more_than_all_errors_together(
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("at", [0, 30, 150, 199])
+@pytest.mark.parametrize("spectrum", ["normal", "mean", "power law"])
+def test_check_finds_one_value_that_is_wrong_by_more_than_its_limit(
+    spectrum: str, at: int, sign: int, precision: Precision
+) -> None:
+    found = case(SPECTRA[spectrum](200, 300).float(), precision)
+    errors = found.unit * measure_routine(CPU).estimate(np.maximum(found.values, 0))
+    # Twice the root of the sum of the squared errors, and the share n / 16384 of their sum.
+    limit = 2 * np.sqrt(np.square(errors).sum()) + 200 / 16384 * errors.sum()
+    # The sum of the right values is not exact.
+    limit += abs(found.values.sum() - found.trace) + 200 * 2.0**-52 * found.trace
+    values = found.values.copy()
+    values[at] += sign * 1.01 * limit
+    assert not found.check(np.sort(values)[::-1]).are_right
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP64])
 @pytest.mark.parametrize("at", [0, 30, 150])
 def test_check_finds_a_value_that_is_wrong_by_a_hundredth(at: int, precision: Precision) -> None:
     found = case(gaussian(200, 300).to(torch.bfloat16), precision)

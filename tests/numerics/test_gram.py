@@ -16,7 +16,10 @@ from spectrum_stream.numerics.dequantize import QuantizedMatrix
 from spectrum_stream.numerics.device import CPU, Device, one_thread_each
 from spectrum_stream.numerics.gram import ProductQuality, Rounding, gram, measure_products
 from spectrum_stream.numerics.precision import Precision
+from spectrum_stream.numerics.schedule import compute_batch
 
+from ..support.checkpoints import reference_score
+from ..support.faults import FaultyDevice
 from ..support.spectra import gaussian
 
 U = 2.0**-24
@@ -132,6 +135,56 @@ def test_gram_measures_each_matrix_of_a_batch() -> None:
     first, second = gram([gaussian(100, 200).float(), exact], Precision.FP32, CPU).roundings
     assert first.noise > 1e-9
     assert second == Rounding(noise=0.0, bias=0.0, shift=0.0, aligned=0.0)
+
+
+# The second band of rows at this size. No row of it is sampled.
+FULL_SIDE = 1024
+UNSEEN_ROWS = slice(128, 256)
+
+
+def spoil_unseen_rows(size: float) -> Device:
+    """Make a device that is wrong by this relative size, in rows that are not sampled."""
+
+    def wrong(product: torch.Tensor) -> torch.Tensor:
+        return product * (1 + size) if product.shape[-1] == UNSEEN_ROWS.stop else product
+
+    return FaultyDevice(torch_device=CPU.torch_device, wrong_product=wrong)
+
+
+# In float32, smaller faults of these rows do not differ from the rounding of the product with signs.
+@pytest.mark.parametrize(
+    ("size", "precision"), [(1e-2, Precision.FP32), (1e-4, Precision.MIXED), (1e-4, Precision.FP64)]
+)
+def test_gram_finds_a_fault_outside_the_sampled_rows(size: float, precision: Precision) -> None:
+    w = gaussian(FULL_SIDE, FULL_SIDE + 100).to(torch.bfloat16)
+    found = gram([w], precision, spoil_unseen_rows(size))
+    exact = w.double() @ w.double().T
+    difference = full(found.k[0]) - exact
+    # The fault is there, and only there.
+    others = difference.clone()
+    others[UNSEEN_ROWS] = others[:, UNSEEN_ROWS] = 0
+    assert float(others.norm()) < 0.1 * float(difference.norm())
+    estimate = found.roundings[0].noise * float(found.traces[0])
+    assert estimate == pytest.approx(float(difference.norm()), rel=0.3)
+
+
+def test_score_with_a_fault_outside_the_sampled_rows_is_not_exact() -> None:
+    w = gaussian(FULL_SIDE, FULL_SIDE + 100).to(torch.bfloat16)
+    (found,) = compute_batch([w], precision=Precision.FP32, device=spoil_unseen_rows(1e-2))
+    assert found.score is not None
+    assert not found.score.is_exact
+    assert abs(found.score.snr / reference_score(w) - 1) <= found.score.error
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gram_of_right_products_has_no_fault_outside_the_sampled_rows(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = KINDS[kind](gaussian(FULL_SIDE, FULL_SIDE + 100)).to(dtype)
+    with_signs = gram([w], Precision.FP32, CPU)
+    monkeypatch.setattr(gram_module, "_UNSEEN_FROM", FULL_SIDE + 1)
+    assert gram([w], Precision.FP32, CPU).roundings == with_signs.roundings
 
 
 class _Ones(QuantizedMatrix):

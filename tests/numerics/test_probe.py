@@ -74,6 +74,15 @@ def test_check_eigenvalues_takes_the_first_way_that_is_right(
     assert bool(checked.problem) == (looped or on_cpu)
 
 
+@pytest.mark.parametrize(("times", "is_fast"), [(0.1, True), (1, True), (2, True), (32, False), (64, False)])
+def test_has_fast_float64_compares_the_times_of_both(
+    times: float, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {torch.float32: 1e-3, torch.float64: times * 1e-3}
+    monkeypatch.setattr(probe, "_time_product", lambda device, dtype: seconds[dtype])
+    assert probe.has_fast_float64(TORCH_CPU) is is_fast
+
+
 @pytest.mark.gpu
 def test_gpu_probes_accept_the_eigenvalues_of_single_matrices() -> None:
     device = torch.device("cuda")

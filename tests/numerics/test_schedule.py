@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,10 +22,22 @@ from spectrum_stream.numerics.snr import TOLERANCE
 from spectrum_stream.numerics.spectra import Spectrum, singular_values
 
 from ..support.checkpoints import reference_score
+from ..support.threads import Running, limit_threads
 
 FP32 = Precision.FP32
+# No test waits this long, unless it fails.
+PATIENCE_S = 60
 # It computes on the CPU, as a device does: in batches, on two threads, through buffers.
 PRETENDED = Device(torch.device("cpu"), batch_nbytes=4_000_000_000)
+
+
+@pytest.fixture(autouse=True)
+def _on_many_cores() -> Iterator[None]:
+    """Let torch use more threads than this machine has. It would limit the workers otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)
+    yield
+    torch.set_num_threads(before)
 
 
 def matrix(w: torch.Tensor, name: str) -> Matrix:
@@ -199,41 +212,25 @@ def test_compute_all_without_memory_holds_no_tensor_of_the_first_try(device: Dev
 
 
 def test_compute_all_tries_a_matrix_again_when_others_have_given_their_memory_back() -> None:
-    running = 0
-    lock = threading.Lock()
+    running = Running()
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        nonlocal running
-        with lock:
-            running += 1
-            is_alone = running == 1
-        try:
-            if not is_alone:
-                raise MemoryError
+        with running:
             time.sleep(0.01)
+            if running.now > 1:
+                raise MemoryError
             return singular_values(ws, precision)
-        finally:
-            with lock:
-                running -= 1
 
     ws = [random(24, 60, seed) for seed in range(20)]
     found = dict(compute_all(items_of(ws), workers=4, compute=compute))
+    assert running.most > 1
     assert len(found) == 20
     assert all(computed.score is not None for computed in found.values())
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_compute_all_works_if_the_system_allows_few_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, 0
-
-    def start_some(thread: threading.Thread) -> None:
-        nonlocal started
-        if started == threads:
-            raise RuntimeError("can't start new thread")
-        started += 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_some)
+    limit_threads(monkeypatch, threads)
     before = torch.get_num_threads()
     found = dict(compute_all(items_of([random(24, 60, seed) for seed in range(40)]), workers=4))
     assert len(found) == 40
@@ -322,6 +319,127 @@ def test_compute_all_restores_the_number_of_threads() -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "threads"),
+    [(16, 8, 1), (5, 8, 1), (4, 8, 2), (3, 8, 2), (2, 8, 4), (1, 8, 4), (1, 3, 3), (33, 32, 1), (8, 64, 4)],
+)
+def test_compute_all_shares_the_cores_among_the_last_matrices(count: int, workers: int, threads: int) -> None:
+    """Each matrix has a core while there are enough, and at most four later."""
+    at_once = min(count, workers)
+    together = threading.Barrier(at_once, timeout=PATIENCE_S)
+    found: list[int] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        found.append(torch.get_num_threads())
+        # This passes only if as many matrices are computed at once.
+        if len(found) <= at_once:
+            together.wait()
+        return singular_values(ws, precision)
+
+    items = items_of([random(24, 60, seed) for seed in range(count)])
+    assert len(list(compute_all(items, precision=FP32, workers=workers, compute=compute))) == count
+    assert found[:at_once] == [threads] * at_once
+
+
+def test_compute_all_keeps_the_other_cores_for_matrices_that_are_not_read_yet() -> None:
+    is_running = threading.Event()
+    found: list[int] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        found.append(torch.get_num_threads())
+        is_running.set()
+        return singular_values(ws, precision)
+
+    def items() -> Iterator[Item | None]:
+        yield from items_of([random(24, 60, 0)])
+        yield None
+        assert is_running.wait(PATIENCE_S)
+
+    assert len(list(compute_all(items(), precision=FP32, workers=8, compute=compute))) == 1
+    assert found == [1]
+
+
+@pytest.mark.parametrize(
+    ("room", "workers", "threads"),
+    [(1.5, 2, 2), (2.5, 2, 1), (2.5, 3, 1), (2.5, 8, 4), (4.5, 8, 2), (2.5, 32, 4)],
+)
+def test_compute_all_computes_no_more_at_once_than_the_memory_holds(room: float, workers: int, threads: int) -> None:
+    """The cores that this leaves idle share the matrices."""
+    running = Running()
+    found: set[int] = set()
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        found.add(torch.get_num_threads())
+        with running:
+            time.sleep(0.01)
+            return singular_values(ws, precision)
+
+    items = items_of([random(64, 100, seed) for seed in range(4 * workers)])
+    limit = int(room * costs.compute_nbytes(64, 100, FP32))
+    computed = compute_all(items, precision=FP32, workers=workers, together_nbytes=limit, compute=compute)
+    assert len(list(computed)) == len(items)
+    assert running.most == int(room)
+    assert threads in found
+    assert max(found) <= costs.MAX_THREADS
+
+
+def test_compute_all_uses_no_more_threads_than_cores() -> None:
+    used: list[int] = []
+    totals: list[int] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        used.append(torch.get_num_threads())
+        totals.append(sum(used))
+        time.sleep(0.02)
+        used.remove(torch.get_num_threads())
+        return singular_values(ws, precision)
+
+    # There is memory for two large ones, so each has four of the eight cores, and the small ones wait.
+    items = items_of([random(n, 100, seed) for seed, n in enumerate([64, 64, 8, 8, 8, 8, 8, 8])])
+    limit = int(2.5 * costs.compute_nbytes(64, 100, FP32))
+    assert len(list(compute_all(items, precision=FP32, workers=8, together_nbytes=limit, compute=compute))) == 8
+    assert max(totals) == 8
+
+
+def test_compute_all_starts_with_the_matrix_that_takes_longest() -> None:
+    sides: list[int] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        sides.append(min(ws[0].shape))
+        return singular_values(ws, precision)
+
+    items = items_of([random(n, 60, n) for n in (5, 40, 12, 60, 24)])
+    assert len(list(compute_all(items, precision=FP32, workers=1, compute=compute))) == 5
+    assert sides == [60, 40, 24, 12, 5]
+
+
+CUDA = Device(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        (CPU, ["fp32", "fp64", "svd"]),
+        (CUDA, ["fp32", "fp64", "svd"]),
+        (replace(CUDA, has_fast_float64=False), ["fp32", "mixed", "fp64", "svd"]),
+        # Metal has no float64, so K in float64 is computed on the CPU.
+        (Device(torch.device("mps"), has_fast_float64=False), ["fp32", "fp64 on cpu", "svd"]),
+    ],
+    ids=["cpu", "cuda", "cuda with slow float64", "mps"],
+)
+def test_compute_batch_tries_mixed_only_on_a_card_with_slow_float64(asked: Device, steps: list[str]) -> None:
+    tried: list[str] = []
+
+    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
+        is_moved = device is not asked and precision is not Precision.SVD
+        tried.append(f"{precision} on {device}" if is_moved else str(precision))
+        # It is never exact enough.
+        return singular_values(ws, FP32)
+
+    compute_batch([hard(200, 300)], device=asked, compute=compute)
+    assert tried == steps
 
 
 @pytest.mark.gpu

@@ -132,6 +132,26 @@ def test_compute_batch_refines_only_where_this_makes_the_score_exact() -> None:
     assert compute(SPECTRA["huge sigma_1"](150, 150))[0].refined == 0
 
 
+def test_singular_values_refines_only_some_matrices_of_a_batch() -> None:
+    ws = [near_tau(150, 220, 2.0**-bits) for bits in range(17, 24)]
+    ws = [w for near in ws for w in (near, gaussian(150, 220))]
+    found = singular_values(ws, Precision.FP32)
+    for w, batched in zip(ws, found, strict=True):
+        alone = spectrum_of(w, Precision.FP32)
+        assert isinstance(batched, Spectrum)
+        assert batched.refined == alone.refined
+        np.testing.assert_allclose(batched.values, alone.values, rtol=1e-5)
+    assert {spectrum.refined for spectrum in found if isinstance(spectrum, Spectrum)} == {0, 5}
+
+
+@pytest.mark.parametrize(("n", "m"), [(150, 220), (200, 100), (96, 300)])
+def test_compute_batch_refines_a_value_close_to_tau_instead_of_using_float64(n: int, m: int) -> None:
+    found = [compute(near_tau(n, m, 2.0**-bits).float()) for bits in range(12, 21)]
+    assert {spectrum.precision for spectrum, _ in found} == {Precision.FP32}
+    assert any(spectrum.refined for spectrum, _ in found)
+    assert all(result.is_exact for _, result in found)
+
+
 @pytest.mark.parametrize("precision", [Precision.MIXED, Precision.FP64])
 def test_singular_values_refines_only_in_float32(precision: Precision) -> None:
     assert all(spectrum_of(near_tau(150, 220, 2.0**-bits), precision).refined == 0 for bits in range(18, 26))

@@ -192,6 +192,22 @@ def test_plan_memory_of_a_gpu_follows_the_short_side_and_the_precision(save: Sav
     assert auto.to_dict()["device_nbytes"] == auto.device_nbytes
 
 
+LARGE = {"up": (28672, 8192), "down": (8192, 28672), "q": (8192, 8192), "lm_head": (128_256, 8192)}
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("name", LARGE)
+def test_plan_memory_of_70b_shapes_on_two_cores_is_a_gigabyte_and_a_half(
+    name: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "count_cores", lambda: cores)
+    monkeypatch.setattr(costs, "usable_nbytes", lambda: 1 << 40)
+    tensors = {f"{name}.weight": ("BF16", LARGE[name])}
+    a_plan = plan(str(header_only.write(tmp_path / "m", tensors, 1, {})))
+    assert a_plan.workers == cores
+    assert a_plan.peak_nbytes < 1.5 * 2**30
+
+
 def test_plan_memory_limit_reduces_workers_or_reports_minimum(save: Save) -> None:
     folder = str(save({f"layers.{i}.up.weight": torch.zeros(512, 600) for i in range(2)}))
     free = plan(folder)

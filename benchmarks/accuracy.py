@@ -383,7 +383,10 @@ def _score_cells(r: SourceResult) -> tuple[str, ...]:
 
 
 def _notes(results: list[SourceResult]) -> Iterator[str]:
-    yield "Judged: the estimate is far above the error of the reference, or too small."
+    yield (
+        f"Judged: matrices with an estimate at least {_JUDGED_FROM} times the error of the reference, "
+        "and those with one that is too small."
+    )
     yield f"Hidden: errors above {TOLERANCE:g} and above their estimates."
     for r in results:
         if r.worst is not None and not r.is_good:

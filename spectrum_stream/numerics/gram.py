@@ -38,11 +38,10 @@ from .dequantize import Weights
 from .device import Device
 from .precision import Precision
 
-# The lower triangle of K is computed in this many bands of rows. 8 bands are 56 % of the full product, and more of
-# them gain little. With fewer rows than the second number, the whole product takes no longer than its bands (measured
-# with MKL).
+# The lower triangle of K is computed in bands of at least this many rows, and in at most this many bands. 8 bands are
+# 56 % of the full product, and more of them gain little. Thinner bands gain nothing (measured with MKL).
+_BAND_ROWS = 128
 _BANDS = 8
-_BANDS_FROM = 128
 # The columns of a partial sum that is added in float64.
 _PARTIAL_COLUMNS = 256
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -57,7 +56,7 @@ _UNSEEN = 64
 _UNSEEN_FROM = 1024
 # The rows of W, and the numbers of K, that are squared and summed at a time. They stay in the cache.
 _SQUARED_ROWS = 64
-_SUMMED_NUMEL = 1 << 18
+_SUMMED_NUMEL = 1 << 19
 # The probe of bfloat16 products: the shape of W, the number of runs, and the least speedup for their use.
 _PROBE_SHAPE = (512, 2048)
 _PROBE_RUNS = 3
@@ -115,7 +114,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     diagonal = torch.zeros(len(ws), n, dtype=_widest_dtype(k), device=k.device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
     signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
-    image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
+    image = torch.zeros(len(ws), n if signs is not None else 0, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
@@ -128,11 +127,13 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     norms = torch.linalg.vector_norm(diagonal, dim=1)
     aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
     products.copy_(diagonal)
-    traces, squares = _find_traces_and_norms(k)
+    stored = products.cpu().double().numpy()
+    traces = stored.sum(1)
     unseen = np.zeros(len(ws))
     if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
-    return Gram(k, traces, squares, _measure_roundings(ws, k, aligned.tolist(), unseen.tolist()))
+    roundings = _measure_roundings(ws, k, aligned.tolist(), unseen.tolist())
+    return Gram(k, traces, _find_squared_norms(k, stored, traces), roundings)
 
 
 class _ProductMode:
@@ -243,7 +244,7 @@ def _time_product(w: torch.Tensor) -> float:
 
 def bands_of(n: int) -> list[tuple[int, int]]:
     """Return the bands of rows of an n x n matrix, as the first row and the end of each."""
-    bands = _BANDS if n >= _BANDS_FROM else 1
+    bands = min(_BANDS, max(1, n // _BAND_ROWS))
     return list(pairwise(n * i // bands for i in range(bands + 1)))
 
 
@@ -321,34 +322,38 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([rows.square().sum(2, dtype=dtype) for rows in torch.split(block, _SQUARED_ROWS, dim=1)], dim=1)
 
 
-def _find_traces_and_norms(k: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the traces of symmetric matrices and their squared Frobenius norms.
+def _find_squared_norms(k: torch.Tensor, diagonals: np.ndarray, traces: np.ndarray) -> np.ndarray:
+    """Return the squared Frobenius norms of symmetric matrices, in units of the squared traces.
 
-    The norms are in units of the squared traces. Only the lower triangles are read.
+    Only the lower triangles are read.
     """
     n = k.shape[1]
-    traces = k.diagonal(dim1=1, dim2=2).cpu().double().sum(1)
-    # In units near the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
-    scale = torch.exp2(traces.log2().round())
-    unit = (1 / scale).to(k.device, k.dtype)[:, None, None]
-    wide = _widest_dtype(k)
-    squares = torch.zeros(len(k), dtype=torch.float64)
-    height = max(1, _SUMMED_NUMEL // n)
-    for first in range(0, n, height):
-        rows = (k[:, first : first + height, : first + height] * unit).tril_(first).square_()
-        own = rows.diagonal(offset=first, dim1=1, dim2=2)
-        squares += (2 * rows.sum((1, 2), dtype=wide) - own.sum(1, dtype=wide)).cpu().double()
-    return traces.numpy(), (squares * (scale / traces).square()).numpy()
+    with np.errstate(all="ignore"):
+        # In units near the trace, because squares of float32 numbers may overflow. A power of two adds no rounding.
+        scale = np.exp2(np.round(np.log2(traces)))
+        unit = torch.from_numpy(1 / scale).to(k.device, k.dtype)[:, None, None]
+        lower = np.zeros(len(k))
+        height = max(1, _SUMMED_NUMEL // n)
+        for first in range(0, n, height):
+            rows = (k[:, first : first + height, : first + height] * unit).tril_(first)
+            lower += np.square(torch.linalg.vector_norm(rows, dim=2).cpu().double().numpy()).sum(1)
+        both: np.ndarray = 2 * lower - np.square(diagonals / scale[:, None]).sum(1)
+        return both * np.square(scale / traces)
+
+
+def _choose_runs(n: int) -> list[slice]:
+    """Choose the rows of K that are compared with float64."""
+    if n <= _RUNS * _RUN_ROWS:
+        return [slice(0, n)]
+    starts = [(n - _RUN_ROWS) * i // (_RUNS - 1) for i in range(_RUNS)]
+    return [slice(start, start + _RUN_ROWS) for start in starts]
 
 
 def _measure_roundings(
     ws: Sequence[Weights], k: torch.Tensor, aligned: Sequence[float], unseen: Sequence[float]
 ) -> list[Rounding]:
     """Compare entries of each K, in a few rows and the same columns, with float64."""
-    n = ws[0].shape[0]
-    spread = n > _RUNS * _RUN_ROWS
-    starts = [(n - _RUN_ROWS) * i // (_RUNS - 1) for i in range(_RUNS)] if spread else [0]
-    runs = [slice(start, min(start + _RUN_ROWS, n) if spread else n) for start in starts]
+    runs = _choose_runs(ws[0].shape[0])
     chosen = torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(k.device)
     # Metal has no float64.
     found = k[:, chosen[:, None], chosen].cpu().double().numpy()
@@ -367,25 +372,31 @@ def _compare(found: np.ndarray, exact: np.ndarray, aligned: float, unseen: float
 
     Only the lower triangle of `found` is valid.
     """
-    i, j = np.tril_indices(len(exact), -1)
+    i, j = _list_below_diagonal(len(exact))
     # Weights that are zero or not finite give NaN, and the means leave NaN out.
     with np.errstate(all="ignore"):
+        diagonal = exact.diagonal()
         # The squares of valid numbers may overflow.
-        largest = exact.diagonal().max()
-        found, exact = found / largest, exact / largest
-        entries, diagonal = exact[i, j], exact.diagonal()
-        lengths = np.sqrt(diagonal)
-        errors = found[i, j] - entries
-        noise = math.sqrt(_mean(np.square(errors / (lengths[i] * lengths[j]))))
-        shifts = found.diagonal() / diagonal - 1
+        largest = diagonal.max()
+        entries, lengths = exact[i, j] / largest, diagonal / largest
+        errors = found[i, j] / largest - entries
+        noise = math.sqrt(_mean(np.square(errors) / (lengths[i] * lengths[j])))
         return Rounding(
             noise=max(noise, unseen),
             bias=_mean(errors * entries) / (_mean(np.square(entries)) or 1.0),
-            shift=_mean(shifts),
+            shift=_mean(found.diagonal() / diagonal - 1),
             aligned=aligned if math.isfinite(aligned) else 0.0,
         )
 
 
+@functools.cache
+def _list_below_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.tril_indices(n, -1)
+
+
 def _mean(values: np.ndarray) -> float:
+    mean = float(values.mean()) if len(values) else 0.0
+    if math.isfinite(mean):
+        return mean
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else 0.0

@@ -90,21 +90,28 @@ def _split(values: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
 
 def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
     n = len(k)
-    generator = torch.Generator().manual_seed(n)
-    v = torch.randn(n, generator=generator, dtype=torch.float64)
-    basis = torch.empty(_MAX_STEPS, n, dtype=torch.float64, device=k.device)
+    v = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    last = min(_MAX_STEPS, n) - 1
+    basis, images = (torch.empty(last + 1, n, dtype=torch.float64, device=k.device) for _ in range(2))
     basis[0] = (v / v.norm()).to(k.device)
-    for step in range(1, min(_MAX_STEPS, n)):
-        new = (k @ basis[step - 1].to(k.dtype)).double()
+    for step in range(1, last + 1):
+        new = images[step - 1].copy_(k @ basis[step - 1].to(k.dtype)).clone()
         for _ in range(2):
             new -= (basis[:step] @ new) @ basis[:step]
-        norm = new.norm()
-        is_last = step == min(_MAX_STEPS, n) - 1 or not float(norm) > 0
+        norm = float(new.norm())
+        is_last = step == last or not norm > 0
         if step % _CHECK_EVERY == 0 or is_last:
-            ritz, error, *_ = _find_ritz(k, basis[:step].T, found.values[1:2] + found.errors[1:2])
-            if error[0] <= _ENOUGH * ritz[0]:
-                is_same = abs(ritz[0] - found.values[0]) <= found.errors[0] + error[0]
-                return _Refined({0: ritz[0]}, {0: error[0]}) if is_same else None
+            small = basis[:step] @ images[:step].T
+            theta, z = (y[..., -1] for y in torch.linalg.eigh((small + small.T) / 2))
+            # The residual of the Ritz vector, up to the rounding of the products in float32.
+            residual = norm * abs(float(z[-1]))
+            gap = max(float(theta - found.values[1] - found.errors[1]), residual)
+            if is_last or residual**2 <= _ENOUGH * float(theta) * gap:
+                x = (z @ basis[:step])[:, None]
+                ritz, error, *_ = _find_ritz(k, x / x.norm(), found.values[1:2] + found.errors[1:2])
+                if error[0] <= _ENOUGH * ritz[0]:
+                    is_same = abs(ritz[0] - found.values[0]) <= found.errors[0] + error[0]
+                    return _Refined({0: ritz[0]}, {0: error[0]}) if is_same else None
         if is_last:
             return None
         basis[step] = new / norm

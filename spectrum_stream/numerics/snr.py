@@ -288,7 +288,7 @@ def _find_sum_error(s: np.ndarray, errors: np.ndarray, drift: np.ndarray, doubtf
         doubtful: the sum of the values that may enter or leave the sum.
     """
     total = float(s.sum())
-    absolute = float(drift.sum() + np.sqrt(np.square(errors).sum())) + doubtful
+    absolute = float(drift.sum() + np.sqrt(np.square(errors - drift).sum())) + doubtful
     # A sum of zeros can be wrong by any factor if the zeros are inexact.
     return absolute / total if total else math.inf if absolute else 0.0
 

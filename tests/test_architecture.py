@@ -1,4 +1,4 @@
-"""The architecture: a stage is a folder, imports go one way, and each effect is allowed in one place."""
+"""Check the order of imports, and that each effect has its one place."""
 
 import ast
 import re
@@ -50,7 +50,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 
 
 def name_of(path: Path) -> str:
-    """Return `trainers.axolotl` for `spectrum_stream/trainers/axolotl.py`, and `trainers` for its `__init__.py`."""
+    """Return the name of a file as a module: `trainers.axolotl`, or `trainers` for `__init__.py`."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -196,7 +196,7 @@ def test_imports_are_declared_dependencies() -> None:
 
 
 def test_functions_have_at_most_six_arguments_by_position() -> None:
-    """A swap of two among many would not be seen. Only the framework calls a command, and by names."""
+    """Nobody would see a swap of two among many. Only the framework calls a command."""
     too_many = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

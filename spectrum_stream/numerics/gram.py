@@ -337,8 +337,9 @@ def _find_squared_norms(k: torch.Tensor, diagonals: np.ndarray, traces: np.ndarr
         for first in range(0, n, height):
             rows = (k[:, first : first + height, : first + height] * unit).tril_(first)
             lower += np.square(torch.linalg.vector_norm(rows, dim=2).cpu().double().numpy()).sum(1)
-        both: np.ndarray = 2 * lower - np.square(diagonals / scale[:, None]).sum(1)
-        return both * np.square(scale / traces)
+        both = 2 * lower - np.square(diagonals / scale[:, None]).sum(1)
+        relative: np.ndarray = both * np.square(scale / traces)
+        return relative
 
 
 def _choose_runs(n: int) -> list[slice]:

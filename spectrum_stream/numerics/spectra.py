@@ -21,6 +21,7 @@ nothing.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,28 +66,55 @@ class Spectrum:
     refined: int = 0
 
 
-@contextlib.contextmanager
-def exact_products() -> Iterator[None]:
+class _Switches:
+    """The switches of torch that round the factors of float32 products.
+
+    They are process-wide. They are off from the first user to the last one, in any thread.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Lock()
+        self._users = 0
+        self._before: list[object] = []
+
+    @contextlib.contextmanager
+    def hold_off(self) -> Iterator[None]:
+        with self._changed:
+            if not self._users:
+                self._before = [getattr(owner, name) for owner, name, _ in self._list()]
+                for owner, name, off in self._list():
+                    setattr(owner, name, off)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    for (owner, name, _), value in zip(self._list(), self._before, strict=True):
+                        setattr(owner, name, value)
+
+    @staticmethod
+    def _list() -> list[tuple[object, str, object]]:
+        return [
+            (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+            (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+            (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+            (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+            # This also holds for float16 products with a float32 result.
+            (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
+        ]
+
+
+_SWITCHES = _Switches()
+
+
+def exact_products() -> contextlib.AbstractContextManager[None]:
     """Switch off TF32 and bfloat16 in float32 products within the context.
 
     A training program may have switched them on. They would leave only three correct digits.
     """
-    settings = [
-        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-        (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-        # This also holds for float16 products with a float32 result.
-        (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in settings]
-    try:
-        for owner, name, exact in settings:
-            setattr(owner, name, exact)
-        yield
-    finally:
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
+    return _SWITCHES.hold_off()
 
 
 def singular_values(ws: Sequence[Weights], precision: Precision, device: Device = CPU) -> list[Spectrum | NoScore]:

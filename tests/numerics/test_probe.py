@@ -87,4 +87,10 @@ def test_has_fast_float64_compares_the_times_of_both(
 def test_gpu_probes_accept_the_eigenvalues_of_single_matrices() -> None:
     device = torch.device("cuda")
     assert probe.finds_known_eigenvalues(Device(device, looped=True).eigvalsh, device)
-    assert probe.has_fast_float64(device) in (True, False)
+
+
+@pytest.mark.gpu
+def test_gpu_has_fast_float64_on_cards_for_data_centers_only() -> None:
+    # By the table of arithmetic throughput in the CUDA C++ Programming Guide.
+    is_for_data_centers = torch.cuda.get_device_capability() in {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+    assert probe.has_fast_float64(torch.device("cuda")) is is_for_data_centers

@@ -271,6 +271,13 @@ try:
 except ZeroDivisionError:
     pass
 assert state() == before, (state(), before)
+first, second = exact_products(), exact_products()
+first.__enter__()
+second.__enter__()
+first.__exit__(None, None, None)
+assert state() == ("ieee", "ieee", False, False, False), state()
+second.__exit__(None, None, None)
+assert state() == before, (state(), before)
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

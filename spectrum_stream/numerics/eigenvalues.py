@@ -16,9 +16,11 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
     g (l - t / n). The p eigenvalues below N = 2 |E| / √n count as zeros. They move by the norm of a p x p block of E
     (Wigner's semicircle law) and by a second-order term.
 
-        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N) + u l
+        3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N)
+        + u max(l, t / n)
 
-    The last term is the rounding of the diagonal when it is stored.
+    The last term is the rounding of the diagonal when it is stored. An eigenvector may lie in a few rows, and meet
+    the rounding of these.
 
     The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
     large value. The largest errors, in units u, give two numbers. a is relative to the root mean square q of all
@@ -30,6 +32,12 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
     for c of the smallest sixteenth and for a of large R, and 1.5 for all others.
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
+
+    A small eigenvalue has these small errors only if the others lead down to it, as in a square matrix. If it is
+    separate from them, as with two equal rows in a wide matrix, the routine mixes it with the others. This error is
+    measured on such matrices, relative to q, with the factor 3. It grows with the square root of n, and is the least
+    error of the 4 smallest eigenvalues and of those that it makes zeros. The next 8 have at least the error of the
+    largest among them.
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
@@ -55,6 +63,8 @@ _RATIOS = (1e3, 1e3, 1e6, 1e6)
 # _FAR times smaller.
 _EDGE = 16
 _FAR = 32
+# The number of small eigenvalues, besides zeros, that may be separate from the others.
+_LONE = 4
 # Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
@@ -78,6 +88,7 @@ class RoutineError:
         absolute: relative to the root mean square of all eigenvalues.
         ratio: the largest eigenvalue over the median for which `absolute` holds.
         power: `absolute` grows with this power of a larger ratio.
+        lone: relative to the root mean square, for a few eigenvalues that are separate from the others.
     """
 
     top: float
@@ -86,8 +97,9 @@ class RoutineError:
     absolute: float
     ratio: float
     power: float
+    lone: float
 
-    def estimate(self, values: np.ndarray) -> np.ndarray:
+    def estimate(self, values: np.ndarray, unit: float) -> np.ndarray:
         """Return the errors of eigenvalues, (n,), descending, in rounding units."""
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
@@ -101,6 +113,12 @@ class RoutineError:
         # The squares of valid numbers may overflow.
         mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
         result: np.ndarray = relative * values + self.absolute * spread * mean_square
+        # Only eigenvalues that others lead down to are found as exactly as this.
+        lone = math.sqrt(growth) * self.lone * mean_square
+        first = max(0, n - int((values <= unit * lone).sum()) - min(_LONE, edge))
+        result[first:] = np.maximum(result[first:], lone)
+        nearest = max(0, first - min(2 * _LONE, edge))
+        result[nearest:] = np.maximum(result[nearest:], growth * self.bottom * values[nearest])
         return result
 
 
@@ -126,6 +144,7 @@ class Eigenvalues:
         drift: float64, (n,): the part of the errors that all values share.
         gram_errors: float64, (n,): the part of the errors that comes from K.
         gram_drift: float64, (n,): the part of the drift that comes from K.
+        aligned: the rounding of sums of terms of one sign; see `Rounding`.
         are_right: whether the values pass the check.
         refined: the number of values that were refined.
     """
@@ -135,6 +154,7 @@ class Eigenvalues:
     drift: np.ndarray
     gram_errors: np.ndarray
     gram_drift: np.ndarray
+    aligned: float
     are_right: bool
     refined: int = 0
 
@@ -161,11 +181,10 @@ def estimate_errors(
     is_above = found > 2 * entry * math.sqrt(n)
     second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
     gram_drift = abs(rounding.bias) * found + abs(rounding.shift) * mean
-    # The diagonal is rounded when it is stored.
-    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * found
+    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
     # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
-    of_routine = unit * routine.estimate(found)
+    of_routine = unit * routine.estimate(found, unit)
     # In units of the trace, because the squares of valid numbers may overflow.
     size = trace or 1.0
     scaled, off = found / size, of_routine / size
@@ -186,6 +205,7 @@ def estimate_errors(
         drift=gram_drift + share * (of_routine + negative) + missing_each,
         gram_errors=gram_errors,
         gram_drift=gram_drift,
+        aligned=rounding.aligned,
         are_right=are_right,
     )
 
@@ -206,13 +226,16 @@ def _measure_routine(device: Device) -> RoutineError:
     n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
     generator = torch.Generator().manual_seed(n)
     square, wide = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in (n, 3 * n))
-    ks = [square @ square.T / n, wide @ wide.T / n]
+    one, two = wide.clone(), wide.clone()
+    one[-1] = two[-1] = wide[0]
+    two[n // 2] = wide[n // 3]
+    ks = [w @ w.T / n for w in (square, wide, one, two)]
     q = torch.linalg.qr(square).Q
     for i, ratio in enumerate(_RATIOS):
         bulk = torch.linspace(1, 2, n, dtype=torch.float64)
         bulk[i] = ratio
         ks.append(q * bulk @ q.T)
-    k = torch.stack([(one + one.T) / 2 for one in ks]).float()
+    k = torch.stack([(each + each.T) / 2 for each in ks]).float()
     exact = torch.linalg.eigvalsh(k.double()).flip(1).numpy()
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
     # If a value is infinite, the errors become NaN, and every check fails.
@@ -224,7 +247,7 @@ def _measure_routine(device: Device) -> RoutineError:
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * largest / absolute) / math.log(_find_ratio(values) / ratio)
-        for values, largest in zip(exact[2:], far[2:], strict=True)
+        for values, largest in zip(exact[4:], far[4:], strict=True)
     ]
     # The remaining errors of the two ordinary matrices are relative to each eigenvalue.
     relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]
@@ -235,4 +258,5 @@ def _measure_routine(device: Device) -> RoutineError:
         absolute=absolute,
         ratio=ratio,
         power=max(0.0, *powers),
+        lone=_MARGIN_OF_SMALL * float(far[2:4].max()),
     )

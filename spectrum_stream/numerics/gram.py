@@ -335,9 +335,9 @@ def _find_squared_norms(k: torch.Tensor, diagonals: np.ndarray, traces: np.ndarr
         lower = np.zeros(len(k))
         height = max(1, _SUMMED_NUMEL // n)
         for first in range(0, n, height):
-            rows = (k[:, first : first + height, : first + height] * unit).tril_(first)
-            lower += np.square(torch.linalg.vector_norm(rows, dim=2).cpu().double().numpy()).sum(1)
-        both = 2 * lower - np.square(diagonals / scale[:, None]).sum(1)
+            rows = (k[:, first : first + height, : first + height] * unit).tril_(first - 1)
+            lower += np.square(torch.linalg.vector_norm(rows, dim=2, dtype=_widest_dtype(k)).cpu().numpy()).sum(1)
+        both = 2 * lower + np.square(diagonals / scale[:, None]).sum(1)
         relative: np.ndarray = both * np.square(scale / traces)
         return relative
 

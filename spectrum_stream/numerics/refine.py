@@ -36,6 +36,8 @@ _CORRECTIONS = 12
 # 60.
 _MAX_STEPS = 80
 _CHECK_EVERY = 5
+# Three standard deviations.
+_DEVIATIONS = 3
 # A Rayleigh quotient is exact enough with this relative error.
 _ENOUGH = 2.0**-26
 
@@ -91,9 +93,10 @@ def _split(values: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
 def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
     n = len(k)
     v = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    last = min(_MAX_STEPS, n) - 1
-    basis, images = (torch.empty(last + 1, n, dtype=torch.float64, device=k.device) for _ in range(2))
+    last = min(_MAX_STEPS, n)
+    basis, images = (torch.empty(last, n, dtype=torch.float64, device=k.device) for _ in range(2))
     basis[0] = (v / v.norm()).to(k.device)
+    outside = found.values[1:2] + found.errors[1:2]
     for step in range(1, last + 1):
         new = images[step - 1].copy_(k @ basis[step - 1].to(k.dtype)).clone()
         for _ in range(2):
@@ -105,13 +108,16 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
             theta, z = (y[..., -1] for y in torch.linalg.eigh((small + small.T) / 2))
             # The residual of the Ritz vector, up to the rounding of the products in float32.
             residual = norm * abs(float(z[-1]))
-            gap = max(float(theta - found.values[1] - found.errors[1]), residual)
+            gap = max(float(theta - outside[0]), residual)
             if is_last or residual**2 <= _ENOUGH * float(theta) * gap:
                 x = (z @ basis[:step])[:, None]
-                ritz, error, *_ = _find_ritz(k, x / x.norm(), found.values[1:2] + found.errors[1:2])
-                if error[0] <= _ENOUGH * ritz[0]:
-                    is_same = abs(ritz[0] - found.values[0]) <= found.errors[0] + error[0]
-                    return _Refined({0: ritz[0]}, {0: error[0]}) if is_same else None
+                (ritz,), (error,), _, residuals = _find_ritz(k, x / x.norm(), outside)
+                if ritz <= outside[0]:
+                    # There may be no gap.
+                    error = float(residuals.norm())
+                if error <= max(_ENOUGH * ritz, found.gram_errors[0]):
+                    is_same = abs(ritz - found.values[0]) <= found.errors[0] + error
+                    return _Refined({0: ritz}, {0: error}) if is_same else None
         if is_last:
             return None
         basis[step] = new / norm
@@ -151,7 +157,12 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
         ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
         refined = _match(found, low, high, ritz, errors)
         if refined and all(refined.errors[i] <= found.gram_errors[i] for i in wanted):
-            return _Refined({i: refined.values[i] for i in wanted}, {i: refined.errors[i] for i in wanted})
+            at = [int(np.flatnonzero(ritz == refined.values[i])[0]) for i in wanted]
+            aligned = _DEVIATIONS * found.aligned * _find_aligned(k, vectors[:, at])
+            return _Refined(
+                {i: refined.values[i] for i in wanted},
+                {i: refined.errors[i] + float(more) for i, more in zip(wanted, aligned, strict=True)},
+            )
         # This is one more inverse iteration. It is computed as a correction, so its rounding in float32 is
         # negligible.
         basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()
@@ -185,6 +196,31 @@ def _find_ritz(
         gaps = np.abs(theta[:, None] - outside[None]).min(1)
         r = np.divide(r, gaps, out=np.ones_like(r), where=gaps > r) * r
     return theta, r, vectors, residuals
+
+
+def _find_aligned(k: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
+    """Return the share of the products of parallel rows of W in Rayleigh quotients.
+
+    Two nearly parallel rows have a small eigenvalue. Their product is a sum of terms of one sign, with the larger
+    rounding of such sums, and the diagonal of K has no such rounding. So the product K_ij counts |cos_ij| times, with
+    cos_ij = K_ij / (|w_i| |w_j|). This is the sum of v_i v_j K_ij |cos_ij| over i ≠ j.
+
+    Args:
+        vectors: (n, p), float64.
+
+    Returns:
+        float64, (p,), not negative.
+    """
+    x = vectors.to(k.dtype)
+    diagonal = k.diagonal()
+    lengths = diagonal.sqrt()
+    total = -(diagonal[:, None] * x.square()).sum(0)
+    for top, bottom in bands_of(len(k)):
+        rows = k[top:bottom]
+        # Rows of zeros give NaN.
+        cosines = (rows / lengths[top:bottom, None] / lengths).abs_().nan_to_num_(0)
+        total += (x[top:bottom] * (cosines.mul_(rows) @ x)).sum(0)
+    return total.abs().double().cpu().numpy()
 
 
 def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, int]:

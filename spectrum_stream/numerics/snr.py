@@ -21,7 +21,7 @@ import numpy as np
 
 # A score with an estimated relative error above this is computed with the next precision, or reported as inexact.
 TOLERANCE = 1e-5
-# `find_deciding_values` leaves this share of the tolerance for the errors of the values that it finds.
+# `find_deciding_values` leaves this share of the tolerance for errors that only the refinement finds.
 _SPARE = 0.25
 # If all errors are below this, their products are negligible.
 _SMALL = 1e-3
@@ -225,16 +225,17 @@ def _find_degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
 
 
 def find_deciding_values(
-    singular_values: np.ndarray, n: int, m: int, *, errors: np.ndarray, drift: np.ndarray
+    singular_values: np.ndarray, n: int, m: int, *, errors: np.ndarray, drift: np.ndarray, remaining: np.ndarray
 ) -> list[int]:
     """Find the few singular values that make the score of an n x m matrix inexact.
 
     They are the values that may be on the other side of tau and, if there are such values, the neighbors of the
     quantiles that determine tau. S[0] and the smallest values are added if their errors are too large. Once all of
-    them are exact, the score is within the tolerance.
+    them are refined, the score is within the tolerance.
 
     Args:
         singular_values, errors, drift: as for `score`.
+        remaining: the errors of refined values.
 
     Returns:
         Their positions, ascending. [] if there are none or too many, or if the score would remain inexact.
@@ -243,7 +244,7 @@ def find_deciding_values(
     if count < 2 or s[0] <= 0:
         return []
     # In units of S[0], because the squares of valid numbers may overflow.
-    s, errors, drift = (x / s[0] for x in (s, errors, drift))
+    s, errors, drift, remaining = (x / s[0] for x in (s, errors, drift, remaining))
     tau, tau_error = _find_tau(s, errors, drift, min(n, m) / max(n, m))
     doubtful = _find_doubtful(s, errors, drift, tau, tau_error)
     chosen = set(doubtful.tolist())
@@ -252,9 +253,11 @@ def find_deciding_values(
     for smallest, largest in product(_SMALLEST, (0, 1)):
         exact = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
         rest, shared = errors.copy(), drift.copy()
-        rest[exact] = shared[exact] = 0.0
+        rest[exact] = remaining[exact]
+        # The roots of values around zero are all too large.
+        shared[exact] = np.where(s[exact] <= remaining[exact], remaining[exact], 0.0)
         sums = [_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau)]
-        # Refined values keep a small error, for which a share of the tolerance is left.
+        # The vectors of refined values may add a small error, for which a share of the tolerance is left.
         if math.hypot(*sums, float(rest[0])) <= TOLERANCE * (1 - _SPARE if exact else 1):
             return exact if len(exact) <= _MAX_DECIDING else []
     return []

@@ -79,20 +79,21 @@ class _Switches:
 
     @contextlib.contextmanager
     def hold_off(self) -> Iterator[None]:
-        with self._changed:
-            if not self._users:
-                self._before = [getattr(owner, name) for owner, name, _ in self._list()]
-                for owner, name, off in self._list():
-                    setattr(owner, name, off)
-            self._users += 1
         try:
+            with self._changed:
+                self._users += 1
+                if self._users == 1:
+                    self._before = [getattr(owner, name) for owner, name, _ in self._list()]
+                    for owner, name, off in self._list():
+                        setattr(owner, name, off)
             yield
         finally:
             with self._changed:
                 self._users -= 1
                 if not self._users:
-                    for (owner, name, _), value in zip(self._list(), self._before, strict=True):
+                    for (owner, name, _), value in zip(self._list(), self._before, strict=False):
                         setattr(owner, name, value)
+                    self._before = []
 
     @staticmethod
     def _list() -> list[tuple[object, str, object]]:
@@ -171,7 +172,14 @@ def _find_spectrum(
     spectrum = _take_roots(found, precision)
     if precision is not Precision.FP32:
         return spectrum
-    deciding = find_deciding_values(spectrum.values, len(row), m, errors=spectrum.errors, drift=spectrum.drift)
+    deciding = find_deciding_values(
+        spectrum.values,
+        len(row),
+        m,
+        errors=spectrum.errors,
+        drift=spectrum.drift,
+        remaining=_root_errors(spectrum.values, found.gram_errors),
+    )
     if not deciding:
         return spectrum
     k = products.k[i]
@@ -183,7 +191,7 @@ def _find_spectrum(
 def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
     """Return the singular values and their errors.
 
-    If the eigenvalue l is wrong by d, the error is sqrt(l + d) - sqrt(l).
+    If the eigenvalue l is wrong by d, the true root is between sqrt(l - d) and sqrt(l + d).
     """
     s = np.sqrt(found.values)
     # The roots of values around zero are all too large, because none is negative.
@@ -192,8 +200,12 @@ def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
 
 
 def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # sqrt(s² + d) - s, without the cancellation. Zeros without an error have none.
-    errors: np.ndarray = np.divide(d, s + np.sqrt(np.square(s) + d), out=np.zeros_like(s), where=d > 0)
+    # s - sqrt(s² - d) without the cancellation, or sqrt(s² + d) - s if that is larger. Zeros without an error have
+    # none.
+    square = np.square(s)
+    is_larger = (square >= d) & (d > 0)
+    below = np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=np.zeros_like(s), where=is_larger)
+    errors: np.ndarray = np.where(square < d, np.maximum(s, np.sqrt(square + d) - s), below)
     return errors
 
 

@@ -109,7 +109,7 @@ def test_score_error_covers_drift(s: np.ndarray, size: float, seed: int) -> None
 
 def deciding(s: np.ndarray, errors: np.ndarray | float, drift: np.ndarray | float = 0.0, more: int = 0) -> list[int]:
     errors, drift = (np.broadcast_to(x, s.shape).astype(float) for x in (errors, drift))
-    return find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=drift)
+    return find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=drift, remaining=np.zeros_like(errors))
 
 
 def away_from_tau(count: int) -> np.ndarray:
@@ -171,6 +171,18 @@ def test_find_deciding_values_adds_the_smallest_if_their_errors_are_large(bad: i
     assert deciding(s, errors) == [*range(count - found, count)]
 
 
+@pytest.mark.parametrize(("remaining", "found"), [(0.0, 4), (1e-4, 4), (2e-3, 0)])
+def test_find_deciding_values_finds_none_if_refined_values_remain_inexact(remaining: float, found: int) -> None:
+    s = away_from_tau(101)
+    count = len(s)
+    errors = 1e-9 * s
+    errors[-4:] = 0.1
+    chosen = find_deciding_values(
+        s, count, count, errors=errors, drift=0 * errors, remaining=np.full(count, remaining)
+    )
+    assert chosen == [*range(count - found, count)]
+
+
 def test_find_deciding_values_of_many_inexact_values_finds_none() -> None:
     s = away_from_tau(101)
     # The other values would remain inexact.
@@ -191,7 +203,8 @@ def test_find_deciding_values_of_a_vector_or_zeros_finds_none(s: np.ndarray) -> 
 def test_find_deciding_values_make_the_score_exact(s: np.ndarray, size: float, more: int, exponent: int) -> None:
     s = s * 2.0**exponent
     errors = size * s
-    found = find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=errors / 10)
+    remaining = np.zeros_like(errors)
+    found = find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=errors / 10, remaining=remaining)
     assert found == sorted(set(found))
     assert len(found) <= 32
     if found:

@@ -35,9 +35,9 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
 
     A small eigenvalue has these small errors only if the others lead down to it, as in a square matrix. If it is
     separate from them, as with two equal rows in a wide matrix, the routine mixes it with the others. This error is
-    measured on such matrices, relative to q, with the factor 3. It grows with the square root of n, and is the least
-    error of the 4 smallest eigenvalues and of those that it makes zeros. The next 8 have at least the error of the
-    largest among them.
+    measured on such matrices, relative to q, with the factor 6. It grows with the square root of n, and is the least
+    error of the 2 smallest eigenvalues, and of all that it makes zeros with a gap above them. The next 8 have at
+    least the error of the largest among them.
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
@@ -63,11 +63,15 @@ _RATIOS = (1e3, 1e3, 1e6, 1e6)
 # _FAR times smaller.
 _EDGE = 16
 _FAR = 32
-# The number of small eigenvalues, besides zeros, that may be separate from the others.
-_LONE = 4
+# The number of small eigenvalues, besides zeros, that may be separate from the others, and the number above them that
+# may be less exact than their size. Eigenvalues are zeros if the next one is this many times the error of zeros.
+_LONE = 2
+_NEAR = 8
+_GAP = 8
 # Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
+_MARGIN_OF_LONE = 6.0
 # The number of rows for which all errors may be systematic.
 _SYSTEMATIC = 16384
 # The least error that counts, in units.
@@ -115,9 +119,12 @@ class RoutineError:
         result: np.ndarray = relative * values + self.absolute * spread * mean_square
         # Only eigenvalues that others lead down to are found as exactly as this.
         lone = math.sqrt(growth) * self.lone * mean_square
-        first = max(0, n - int((values <= unit * lone).sum()) - min(_LONE, edge))
+        zeros = int((values <= unit * lone).sum())
+        if zeros < n and values[n - zeros - 1] < _GAP * unit * lone:
+            zeros = 0
+        first = max(0, n - zeros - min(_LONE, edge))
         result[first:] = np.maximum(result[first:], lone)
-        nearest = max(0, first - min(2 * _LONE, edge))
+        nearest = max(0, first - min(_NEAR, edge))
         result[nearest:] = np.maximum(result[nearest:], growth * self.bottom * values[nearest])
         return result
 
@@ -258,5 +265,5 @@ def _measure_routine(device: Device) -> RoutineError:
         absolute=absolute,
         ratio=ratio,
         power=max(0.0, *powers),
-        lone=_MARGIN_OF_SMALL * float(far[2:4].max()),
+        lone=_MARGIN_OF_LONE * float(far[2:4].max()),
     )

@@ -41,18 +41,21 @@ class _Steps:
     def __init__(self, at: int, signals: Sequence[int]) -> None:
         self.count = 0
         self._at, self._signals = at, signals
-        self._reached = threading.Semaphore(0)
+        self._reached, self._sent = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self._send, daemon=True).start()
 
     def step(self, *_: object) -> None:
         self.count += 1
         if self.count == self._at:
             self._reached.release()
+            # Otherwise the command may end before the signal comes.
+            self._sent.acquire()
 
     def _send(self) -> None:
         self._reached.acquire()
         for number in self._signals:
             os.kill(os.getpid(), number)
+            self._sent.release()
             time.sleep(_GAP_S)
 
 

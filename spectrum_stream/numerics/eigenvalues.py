@@ -37,12 +37,13 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
     separate from them, as with two equal rows in a wide matrix, the routine mixes it with the others. This error is
     measured on such matrices, relative to q, with the factor 6. It grows with the square root of n, and is the least
     error of the 2 smallest eigenvalues, and of all that it makes zeros with a gap above them. The next 8 have at
-    least the error of the largest among them.
+    least the error of the largest among them. No error of the smallest sixteenth is larger than this one.
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
 All values share a part of the error, the drift, and a sum does not average it out. The drift is |b| l + |d| t / n,
-and the share of the routine's error that shows in the two sums of the check.
+and what shows in the two sums of the check: an equal share of the routine's error of each value, or the same number
+for each value if that is larger.
 """
 
 import functools
@@ -107,26 +108,25 @@ class RoutineError:
         """Return the errors of eigenvalues, (n,), descending, in rounding units."""
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
-        relative = np.full(n, math.sqrt(growth) * self.inner)
-        relative[:edge] = growth * self.top
-        relative[n - edge :] = np.maximum(relative[n - edge :], growth * self.bottom)
         largest = float(values[0])
-        if not largest:
-            return relative
-        spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
         # The squares of valid numbers may overflow.
-        mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
-        result: np.ndarray = relative * values + self.absolute * spread * mean_square
-        # Only eigenvalues that others lead down to are found as exactly as this.
+        mean_square = largest * math.sqrt(float(np.square(values / largest).mean())) if largest else 0.0
         lone = math.sqrt(growth) * self.lone * mean_square
+        of_bottom = np.minimum(growth * self.bottom * values, lone)
+        own = math.sqrt(growth) * self.inner * values
+        own[:edge] = growth * self.top * values[:edge]
+        own[n - edge :] = np.maximum(own[n - edge :], of_bottom[n - edge :])
+        spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power if largest else 1.0
+        errors = own + self.absolute * spread * mean_square
+        # Only eigenvalues that others lead down to are found as exactly as this.
         zeros = int((values <= unit * lone).sum())
         if zeros < n and values[n - zeros - 1] < _GAP * unit * lone:
             zeros = 0
         first = max(0, n - zeros - min(_LONE, edge))
-        result[first:] = np.maximum(result[first:], lone)
+        errors[first:] = np.maximum(errors[first:], lone)
         nearest = max(0, first - min(_NEAR, edge))
-        result[nearest:] = np.maximum(result[nearest:], growth * self.bottom * values[nearest])
-        return result
+        errors[nearest:] = np.maximum(errors[nearest:], of_bottom[nearest])
+        return errors
 
 
 def _find_ratio(values: np.ndarray) -> float:
@@ -209,7 +209,7 @@ def estimate_errors(
     return Eigenvalues(
         values=found,
         errors=errors,
-        drift=gram_drift + share * (of_routine + negative) + missing_each,
+        drift=gram_drift + np.maximum(share * (of_routine + negative), missing_each),
         gram_errors=gram_errors,
         gram_drift=gram_drift,
         aligned=rounding.aligned,

@@ -282,7 +282,7 @@ def test_measure_routine_of_an_exact_routine_is_small() -> None:
 
 
 def test_routine_error_grows_with_the_side_and_the_ratio() -> None:
-    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=0.0)
+    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=100.0)
     bulk = np.linspace(2, 1, 256)
     # The next smallest eigenvalues have the error of the largest among them.
     relative = routine.estimate(bulk, U)[:-12] - 0.5 * np.sqrt(np.square(bulk).mean())
@@ -314,3 +314,16 @@ def test_routine_error_of_small_eigenvalues_is_that_of_separate_ones() -> None:
     errors = routine.estimate(values, U)
     np.testing.assert_allclose(errors[-2:], 2 * 20 * size)
     assert errors[-3] < 1
+
+
+def test_routine_error_of_the_smallest_sixteenth_is_at_most_that_of_separate_eigenvalues() -> None:
+    routine = RoutineError(top=2.0, inner=1.0, bottom=300.0, absolute=0.5, ratio=4.0, power=0.5, lone=40.0)
+    # As of a wide matrix, whose eigenvalues are all far from zero.
+    values = np.linspace(2, 0.3, 8192)
+    size = np.sqrt(np.square(values).mean())
+    errors = routine.estimate(values, U)
+    assert errors[-512:].max() <= 32**0.5 * 40 * size + 0.5 * size
+    assert errors[-512:].min() >= 32**0.5 * 40 * size
+    # The smallest of a square matrix have errors relative to their size.
+    errors = routine.estimate(np.linspace(2, 0, 8192) ** 2, U)
+    assert errors[-20] < 2

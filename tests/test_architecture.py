@@ -1,4 +1,4 @@
-"""Check the order of imports, and that each effect has its one place."""
+"""Check the direction of imports, and that each side effect has only one place."""
 
 import ast
 import re
@@ -50,7 +50,10 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file as a module: `trainers.axolotl`, or `trainers` for `__init__.py`."""
+    """Return the name of a module in the package, e.g. `trainers.axolotl`.
+
+    `trainers/__init__.py` has the name `trainers`.
+    """
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -196,7 +199,10 @@ def test_imports_are_declared_dependencies() -> None:
 
 
 def test_functions_have_at_most_six_arguments_by_position() -> None:
-    """Nobody would see a swap of two among many. Only the framework calls a command."""
+    """With more, a reader would not notice that two are swapped.
+
+    Commands are exempt, because only Typer calls them, by keyword.
+    """
     too_many = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

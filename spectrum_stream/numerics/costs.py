@@ -1,6 +1,6 @@
 """The cost of a matrix in arithmetic, time and memory, from its shape alone.
 
-The plan promises these numbers and the computation keeps to them, so this module has the sizes that both depend on.
+The plan promises these numbers and the computation keeps to them, so both take the sizes from this module.
 """
 
 import os

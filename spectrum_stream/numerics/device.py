@@ -6,8 +6,8 @@ depend on the versions of torch and cuSOLVER, and some of them return wrong eige
 
     torch 2.11 and older    a batch of n <= 32 is one call of cuSOLVER's batched routine; larger n are looped
     torch 2.12 and newer    the batched routine for every n and batch, also for one matrix
-    cuSOLVER 11.7.1         (CUDA 12.6) the batched routine needs a workspace of zeros, and gets recycled memory
-                            (pytorch issue 192483)
+    cuSOLVER 11.7.1         (CUDA 12.6) the batched routine needs a workspace of zeros, but torch passes recycled
+                            memory (pytorch issue 192483)
 """
 
 import threading

@@ -12,38 +12,44 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
 
     E moves l by vᵀEv, with v the eigenvector. For a random E this has the standard deviation √2 |E| / n, and three
     standard deviations count. A slope moves l by b l, and a shift by d t / n. Sums of terms of one sign have a larger
-    error, g, which is measured on the diagonal before it is replaced. It moves each l above the mean by up to
-    g (l - t / n). The p eigenvalues below N = 2 |E| / √n count as zeros. They move by the norm of a p x p block of E
-    (Wigner's semicircle law) and by a second-order term.
+    error, g, which is measured on the diagonal of the product before the separate sums replace that diagonal. It
+    moves each l above the mean by up to g (l - t / n). The p eigenvalues below N = 2 |E| / √n count as zeros. They
+    move by the norm of a p x p block of E (Wigner's semicircle law) and by a second-order term.
 
         3 √2 |E| / n + |b| l + |d| t / n + g (l - t / n)₊ + 2 √p |E| / n + (|E| / n)² (sum of 1 / l above N)
         + u max(l, t / n)
 
-    The last term is the rounding of the diagonal when it is stored. An eigenvector may lie in a few rows, and meet
-    the rounding of these.
+    The last term is the rounding of the diagonal when it is stored. If an eigenvector has only a few nonzero entries,
+    the roundings of these few rows do not average out.
 
-    The eigenvalue routine is measured on known matrices with 256 rows: a square one, a wide one, and some with a
-    large value. The largest errors, in units u, give two numbers. a is relative to the root mean square q of all
-    eigenvalues, and comes from eigenvalues far below q. c is relative to l, and comes from the remaining errors of
-    the first two matrices. c grows with the square root of n, as the sum of n independent roundings does. For
-    the largest and the smallest sixteenth of the values, where the iteration starts and ends, c is measured
+    The eigenvalue routine is measured on known matrices with 256 rows: K of a square W, K of a wide W, and matrices
+    with one large eigenvalue. The largest errors, in units u, give two numbers. a is relative to the root mean square
+    q of all eigenvalues, and comes from eigenvalues far below q. c is relative to l, and comes from the remaining
+    errors of the first two matrices. c grows with the square root of n, as the sum of n independent roundings does.
+    For the largest and the smallest sixteenth of the values, where the iteration starts and ends, c is measured
     separately and grows with n. a grows with a power of R, the largest value over the median. The power follows from
-    the other matrices. The largest error differs from matrix to matrix, so the measured errors get a safety factor: 3
-    for c of the smallest sixteenth and for a of large R, and 1.5 for all others.
+    the matrices with a large eigenvalue. The largest error differs from matrix to matrix, so the measured errors get
+    a safety factor: 3 for c of the smallest sixteenth and for a of large R, and 1.5 for the rest of c and a.
 
         u (√(n / 256) c l + a(R) q) + |sum of the eigenvalues - t| / n
 
-    A small eigenvalue has these small errors only if the others lead down to it, as in a square matrix. If it is
-    separate from them, as with two equal rows in a wide matrix, the routine mixes it with the others. This error is
-    measured on such matrices, relative to q, with the factor 6. It grows with the square root of n, and is the least
-    error of the 2 smallest eigenvalues, and of all that it makes zeros with a gap above them. The next 8 have at
-    least the error of the largest among them. No error of the smallest sixteenth is larger than this one.
+    The smallest eigenvalues have errors this small only if the spectrum falls to them gradually, as that of a square
+    W does. If W is wide and has two equal rows, one eigenvalue is zero and all others are far above it. The routine
+    finds such an isolated eigenvalue with a larger error, e. It is measured on K of two W with equal rows, relative
+    to q, with a safety factor of 6, and grows with the square root of n. The estimates then are at least:
+
+        e               for all zeros, and for the 2 smallest other eigenvalues. Eigenvalues up to e count as zeros if
+                        no other eigenvalue is below 8 e
+        u (n / 256) c l for the next 8 eigenvalues, with l the largest of them and c that of the smallest sixteenth
+
+    Apart from a, e is also the largest error of the smallest sixteenth. In small matrices, n / 16 limits both
+    numbers, 2 and 8, but each is at least 1.
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
-All values share a part of the error, the drift, and a sum does not average it out. The drift is |b| l + |d| t / n,
-and what shows in the two sums of the check: an equal share of the routine's error of each value, or the same number
-for each value if that is larger.
+All values share a part of the error, the drift, and a sum does not average it out. The drift is the sum of |b| l,
+|d| t / n, and the larger of two numbers: |sum of the eigenvalues - t| / n, and a share of the routine's error. The
+share is the deviation of a sum in the check, divided by the largest deviation that these errors can cause.
 """
 
 import functools
@@ -64,8 +70,9 @@ _RATIOS = (1e3, 1e3, 1e6, 1e6)
 # _FAR times smaller.
 _EDGE = 16
 _FAR = 32
-# The number of small eigenvalues, besides zeros, that may be separate from the others, and the number above them that
-# may be less exact than their size. Eigenvalues are zeros if the next one is this many times the error of zeros.
+# The number of small eigenvalues, besides zeros, that may be isolated, and the number of eigenvalues above them that
+# get the error of the largest among them. Small eigenvalues count as zeros only if the next one is at least _GAP
+# times the error of an isolated one.
 _LONE = 2
 _NEAR = 8
 _GAP = 8
@@ -93,7 +100,7 @@ class RoutineError:
         absolute: relative to the root mean square of all eigenvalues.
         ratio: the largest eigenvalue over the median for which `absolute` holds.
         power: `absolute` grows with this power of a larger ratio.
-        lone: relative to the root mean square, for a few eigenvalues that are separate from the others.
+        lone: relative to the root mean square, for isolated small eigenvalues.
     """
 
     top: float
@@ -105,7 +112,12 @@ class RoutineError:
     lone: float
 
     def estimate(self, values: np.ndarray, unit: float) -> np.ndarray:
-        """Return the errors of eigenvalues, (n,), descending, in rounding units."""
+        """Return the errors of eigenvalues, (n,), in rounding units.
+
+        Args:
+            values: the eigenvalues, (n,), descending.
+            unit: the rounding unit.
+        """
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
         largest = float(values[0])
@@ -118,7 +130,7 @@ class RoutineError:
         own[n - edge :] = np.maximum(own[n - edge :], of_bottom[n - edge :])
         spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power if largest else 1.0
         errors = own + self.absolute * spread * mean_square
-        # Only eigenvalues that others lead down to are found as exactly as this.
+        # The smallest eigenvalues have larger errors if they are isolated.
         zeros = int((values <= unit * lone).sum())
         if zeros < n and values[n - zeros - 1] < _GAP * unit * lone:
             zeros = 0
@@ -151,7 +163,7 @@ class Eigenvalues:
         drift: float64, (n,): the part of the errors that all values share.
         gram_errors: float64, (n,): the part of the errors that comes from K.
         gram_drift: float64, (n,): the part of the drift that comes from K.
-        aligned: the rounding of sums of terms of one sign; see `Rounding`.
+        aligned: the relative error of sums of terms of one sign; see `Rounding`.
         are_right: whether the values pass the check.
         refined: the number of values that were refined.
     """

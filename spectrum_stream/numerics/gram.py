@@ -13,12 +13,13 @@ and BF16 on Arm). They are used for weights in bfloat16 if a probe finds them fa
 AVX2, it was 5 units in the last place too small at m = 576 and more. This would move all eigenvalues. So the diagonal
 is summed separately, in float64 (on Metal in float32).
 
-**The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and the
-same columns are compared with those in float64. This costs 64 * 64 * m multiplications.
+**The rounding of K** differs between processors and libraries, so it is measured: the entries of K in 64 rows and in
+the columns with the same indices are compared with those in float64. This costs 64 * 64 * m multiplications.
 
-From 1,024 rows on, a product with random signs x also finds faults in the other entries (Freivalds). The root mean
-square of |Kx - W(Wᵀx)| is the Frobenius norm of the error of K. It counts only if it is clearly above the rounding of
-this product. Smaller matrices are checked by the 64 rows alone.
+From 1,024 rows on, a product with random signs x also finds errors in the other entries (Freivalds' algorithm). The
+root mean square of |Kx - W(Wᵀx)| over all x is the Frobenius norm of the error of K. One x is used, and the
+difference counts only if it is clearly above the rounding of the products with x. Smaller matrices are checked by the
+64 rows alone.
 """
 
 import contextlib
@@ -38,8 +39,9 @@ from .dequantize import Weights
 from .device import Device
 from .precision import Precision
 
-# The lower triangle of K is computed in bands of at least this many rows, and in at most this many bands. 8 bands are
-# 56 % of the full product, and more of them gain little. Thinner bands gain nothing (measured with MKL).
+# The lower triangle of K is computed in bands of rows: at most _BANDS, each of at least _BAND_ROWS rows, or one band
+# if K is smaller. 8 bands take 56 % of the multiplications of the full product. More bands gain little, and thinner
+# bands gain nothing (measured with MKL).
 _BAND_ROWS = 128
 _BANDS = 8
 # The columns of a partial sum that is added in float64.
@@ -73,8 +75,8 @@ class Rounding:
             that norm.
         bias: the slope of the errors over the entries, <E, K> / <K, K>, off the diagonal.
         shift: the mean error of the diagonal.
-        aligned: the error of sums of terms of one sign. It is the error of the diagonal that products give, relative
-            to the norm of the diagonal.
+        aligned: the relative error of sums of terms of one sign. It is measured on the diagonal of the matrix
+            product, relative to the norm of the diagonal.
     """
 
     noise: float
@@ -323,9 +325,12 @@ def _sum_squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _find_squared_norms(k: torch.Tensor, diagonals: np.ndarray, traces: np.ndarray) -> np.ndarray:
-    """Return the squared Frobenius norms of symmetric matrices, in units of the squared traces.
+    """Return the squared Frobenius norms of matrices over their squared traces.
 
-    Only the lower triangles are read.
+    Args:
+        k: (batch, n, n), symmetric. Only the entries below the diagonals are read.
+        diagonals: float64, (batch, n).
+        traces: float64, (batch,).
     """
     n = k.shape[1]
     with np.errstate(all="ignore"):

@@ -3,7 +3,7 @@
 Refining these avoids computing all of them again in float64. The deciding eigenvalues are the neighbors of the
 quantiles, the eigenvalues next to tau, the largest one, and sometimes the smallest ones. The eigenvalue routine finds
 them with an error of a few rounding units of the largest eigenvalue. Their Rayleigh quotients vᵀKv, in float64, have
-an error that is quadratic in that of the eigenvector v:
+an error that is quadratic in the error of the eigenvector v. The eigenvectors come from these methods:
 
     the largest one     Lanczos steps, with the basis orthogonalized in float64
     others              inverse iteration: a block of vectors, multiplied several times by (K - x I)^-1, with one LU
@@ -14,7 +14,8 @@ an error that is quadratic in that of the eigenvector v:
 
 The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
 distance to the other eigenvalues (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
-The error of K itself remains. It is small and measured (`gram.Rounding`).
+The error of K itself remains. It is small and measured (`gram.Rounding`). If W has nearly
+parallel rows, it is larger, and `_find_aligned` estimates the difference.
 """
 
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
                 x = (z @ basis[:step])[:, None]
                 (ritz,), (error,), _, residuals = _find_ritz(k, x / x.norm(), outside)
                 if ritz <= outside[0]:
-                    # There may be no gap.
+                    # The value is not clearly above the second one, so there may be no gap to divide by.
                     error = float(residuals.norm())
                 if error <= max(_ENOUGH * ritz, found.gram_errors[0]):
                     is_same = abs(ritz - found.values[0]) <= found.errors[0] + error
@@ -199,11 +200,13 @@ def _find_ritz(
 
 
 def _find_aligned(k: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
-    """Return the share of the products of parallel rows of W in Rayleigh quotients.
+    """Return the part of Rayleigh quotients that comes from parallel rows of W.
 
-    Two nearly parallel rows have a small eigenvalue. Their product is a sum of terms of one sign, with the larger
-    rounding of such sums, and the diagonal of K has no such rounding. So the product K_ij counts |cos_ij| times, with
-    cos_ij = K_ij / (|w_i| |w_j|). This is the sum of v_i v_j K_ij |cos_ij| over i ≠ j.
+    Two nearly parallel rows of W give K a small eigenvalue. Their product K_ij is a sum of terms that mostly have one
+    sign, and such sums have a larger rounding error. The diagonal of K is summed separately and does not have this
+    error, so the errors do not cancel in the small eigenvalue. The larger error applies to a product in proportion to
+    |cos_ij|, with cos_ij = K_ij / (|w_i| |w_j|). So the result is the absolute value of the sum of
+    v_i v_j K_ij |cos_ij| over all i ≠ j.
 
     Args:
         vectors: (n, p), float64.
@@ -217,7 +220,7 @@ def _find_aligned(k: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
     total = -(diagonal[:, None] * x.square()).sum(0)
     for top, bottom in bands_of(len(k)):
         rows = k[top:bottom]
-        # Rows of zeros give NaN.
+        # A row of zeros gives NaN.
         cosines = (rows / lengths[top:bottom, None] / lengths).abs_().nan_to_num_(0)
         total += (x[top:bottom] * (cosines.mul_(rows) @ x)).sum(0)
     return total.abs().double().cpu().numpy()

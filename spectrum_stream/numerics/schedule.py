@@ -1,16 +1,16 @@
 """Batches, device placement and escalation of precision.
 
-This module makes these three decisions, the last one together with `batches`:
+This module decides the following. On a GPU, `batches` forms the batches:
 
-    precision   fp32 first; then fp64, and then svd, for a matrix with an estimated score error above TOLERANCE. On a
-                CUDA device with slow float64 products, mixed comes before fp64
+    precision   fp32 first. If a matrix has no score, or a score with an estimated error above TOLERANCE, then fp64,
+                and then svd. On a CUDA device with slow float64 products, mixed comes before fp64
     placement   the device. A batch is halved if it does not fit, or if the eigenvalue routine rejects it. A matrix
                 goes to the CPU if it does not fit, or if its eigenvalues fail the check. If it does not fit there, it
                 is computed alone. If it still does not fit, it has no score
     batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
                 more to synchronization than a second core gains. A few threads share a matrix if memory is too short
                 for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,
-                matrices of one shape and dtype are one batch; see `batches`.
+                matrices of one shape and dtype are one batch
 
 Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
 name, and lists of them cleared, before each `yield`. A traceback holds the locals of all its functions, so nothing is

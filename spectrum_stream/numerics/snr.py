@@ -1,6 +1,7 @@
-"""Spectrum's score of a spectrum, its estimated error, and its diagnostics.
+"""Spectrum's score of a matrix, its estimated error, and its diagnostics.
 
-W is n x m, S its singular values in descending order, q25 and q75 linearly interpolated quantiles of S:
+W is an n x m matrix, and S are its singular values in descending order. q25 and q75 are the 25 % and 75 % quantiles
+of S, linearly interpolated:
 
     sigma = (q75 - q25) / 1.349
     beta  = min(n, m) / max(n, m)
@@ -8,7 +9,7 @@ W is n x m, S its singular values in descending order, q25 and q75 linearly inte
     snr   = (sum S[S > tau] / sum S[S <= tau]) / S[0]
 
 This is the score of Spectrum's code at commit 0ed1756. Its paper (arXiv 2406.06623) differs: the pseudocode leaves
-out the division by S[0], and its tau has a factor 1/sqrt(n). Pure numpy.
+out the division by S[0], and its tau has a factor 1/sqrt(n). This module needs only numpy.
 """
 
 import math
@@ -21,7 +22,7 @@ import numpy as np
 
 # A score with an estimated relative error above this is computed with the next precision, or reported as inexact.
 TOLERANCE = 1e-5
-# `find_deciding_values` leaves this share of the tolerance for errors that only the refinement finds.
+# `find_deciding_values` leaves this share of the tolerance for errors that are known only after the refinement.
 _SPARE = 0.25
 # If all errors are below this, their products are negligible.
 _SMALL = 1e-3
@@ -231,11 +232,11 @@ def find_deciding_values(
 
     They are the values that may be on the other side of tau and, if there are such values, the neighbors of the
     quantiles that determine tau. S[0] and the smallest values are added if their errors are too large. Once all of
-    them are refined, the score is within the tolerance.
+    these are refined, the estimated error of the score is expected to be within the tolerance.
 
     Args:
         singular_values, errors, drift: as for `score`.
-        remaining: the errors of refined values.
+        remaining: the absolute error that each value keeps if it is refined.
 
     Returns:
         Their positions, ascending. [] if there are none or too many, or if the score would remain inexact.
@@ -254,10 +255,11 @@ def find_deciding_values(
         exact = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
         rest, shared = errors.copy(), drift.copy()
         rest[exact] = remaining[exact]
-        # The roots of values around zero are all too large.
+        # If the true values are zero, all estimates are too large, so their errors add up.
         shared[exact] = np.where(s[exact] <= remaining[exact], remaining[exact], 0.0)
         sums = [_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau)]
-        # The vectors of refined values may add a small error, for which a share of the tolerance is left.
+        # The refinement adds the errors of its eigenvectors. They are not known yet, so a share of the tolerance is
+        # left for them.
         if math.hypot(*sums, float(rest[0])) <= TOLERANCE * (1 - _SPARE if exact else 1):
             return exact if len(exact) <= _MAX_DECIDING else []
     return []

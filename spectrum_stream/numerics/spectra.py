@@ -4,17 +4,19 @@ For an n x m matrix W with n <= m (the other case is its transpose, which has th
 
     K = W Wᵀ,  singular values = sqrt(eigenvalues of K)
 
-K and its eigenvalues cost less than half the flops of a bidiagonal SVD, and most of these are products. Small
-singular values lose accuracy: an error d of an eigenvalue of K makes a singular value s wrong by d / 2s. This is
-negligible in the bulk of an ordinary matrix, but large if sigma_1 is thousands of times the bulk. So every singular
-value has an estimate of its error, from measured roundings (`gram`, `eigenvalues`), and there are four precisions:
+K and its eigenvalues take fewer flops than a bidiagonal SVD (n² m + 4/3 n³ instead of 4 n² m - 4/3 n³), and a larger
+share of them is in matrix products. Small singular values lose accuracy: an error d of an eigenvalue of K
+makes a singular value s wrong by d / 2s. This is negligible for most values of an ordinary matrix, but large if
+sigma_1 is thousands of times as large as they. So every singular value has an estimate of its error, from measured
+roundings (`gram`, `eigenvalues`), and there are four precisions:
 
     fp32    K and its eigenvalues in float32. If a few values make the score inexact, these are refined (`refine`)
     mixed   K in float64 from float32 products of 256 columns, and its eigenvalues in float64
     fp64    K and its eigenvalues in float64
     svd     Householder QR of the blocks, then a bidiagonal SVD, in float64: wrong by at most 2^-52 max(n, m) sigma_1
 
-Singular values are not used if the sums of their squares or fourth powers disagree with K.
+Singular values are rejected if the sum of their squares or of their fourth powers disagrees with K. Those of svd are
+rejected if the sum of their squares disagrees with W.
 
 Matrices of one shape and dtype are computed as a batch, on any device. On a CPU a batch of more than one gains
 nothing.
@@ -67,9 +69,9 @@ class Spectrum:
 
 
 class _Switches:
-    """The switches of torch that round the factors of float32 products.
+    """The switches of torch that make matrix products less exact.
 
-    They are process-wide. They are off from the first user to the last one, in any thread.
+    They are process-wide, so they stay off until the last context of any thread ends.
     """
 
     def __init__(self) -> None:
@@ -191,17 +193,18 @@ def _find_spectrum(
 def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
     """Return the singular values and their errors.
 
-    If the eigenvalue l is wrong by d, the true root is between sqrt(l - d) and sqrt(l + d).
+    If an eigenvalue l is wrong by at most d, the true singular value is between sqrt(l - d) and sqrt(l + d).
     """
     s = np.sqrt(found.values)
-    # The roots of values around zero are all too large, because none is negative.
+    # No estimate is negative. So if the true values are zero, all estimates are too large, and their errors add up.
     drift = np.where(found.values <= found.errors, found.errors, found.drift)
     return Spectrum(s, _root_errors(s, found.errors), _root_errors(s, drift), precision, found.refined)
 
 
 def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # s - sqrt(s² - d) without the cancellation, or sqrt(s² + d) - s if that is larger. Zeros without an error have
-    # none.
+    """Return the errors of singular values, from the errors d of their squares."""
+    # If s² >= d, this is s - sqrt(s² - d), written without cancellation. Otherwise the true value may be zero, and
+    # the error is the larger one of s and sqrt(s² + d) - s. Zeros without an error would divide by zero.
     square = np.square(s)
     is_larger = (square >= d) & (d > 0)
     below = np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=np.zeros_like(s), where=is_larger)

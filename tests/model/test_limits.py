@@ -150,7 +150,7 @@ def test_limits_of_a_name_keep_quadratic_loops_short() -> None:
 
 def _seconds_per_byte(folder: Path, shapes: Shapes, config: Any) -> float:
     path = write(folder, shapes, config)
-    # A pass of the garbage collector takes as long as the whole process has objects.
+    # The time of a garbage collection grows with the number of all objects in the process.
     gc.collect()
     gc.disable()
     try:
@@ -177,7 +177,7 @@ SHAPES: Mapping[str, Callable[[int], Shapes]] = {
     "prefixes": lambda n: {f"p{i}.model.layers.{i}.self_attn.q_proj.weight": PLAIN for i in range(n)},
     "float8": lambda n: _float8([f"a{i}" for i in range(n)]),
     "modules that begin alike": lambda n: _float8([f"a{'_' * (i % 300)}{i}" for i in range(n)]),
-    # The names must not grow with n, so each module occurs with many numbers.
+    # The length of a name must not grow with n, so the number of underscores starts again after 100 modules.
     "beginnings of many modules": lambda n: {
         **_float8([f"a{i // 100}{'_' * (i % 100)}" for i in range(n // 2)]),
         **{f"a{i // 100}{'_' * 100}{i}.b.weight": PLAIN for i in range(n)},
@@ -198,14 +198,14 @@ SHAPES: Mapping[str, Callable[[int], Shapes]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
-def test_plan_takes_time_that_is_linear_in_the_header(kind: str, tmp_path: Path) -> None:
+def test_plan_takes_time_that_is_linear_in_the_size_of_the_header(kind: str, tmp_path: Path) -> None:
     config = FP8 if any(dtype.startswith("F8") for dtype, _ in SHAPES[kind](10).values()) else None
 
     def measure(tensors: int) -> float:
         shapes = SHAPES[kind](tensors)
         return min(_seconds_per_byte(tmp_path / f"{tensors}-{i}", shapes, config) for i in range(2))
 
-    # Six times the tensors. Quadratic time would be about six times as long for each byte.
+    # There are six times as many tensors, so quadratic time would be about six times as long for each byte.
     assert measure(12_000) < 3 * measure(2000)
 
 

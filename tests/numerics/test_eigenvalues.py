@@ -284,7 +284,7 @@ def test_measure_routine_of_an_exact_routine_is_small() -> None:
 def test_routine_error_grows_with_the_side_and_the_ratio() -> None:
     routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=100.0)
     bulk = np.linspace(2, 1, 256)
-    # The next smallest eigenvalues have the error of the largest among them.
+    # The smallest eigenvalues may have larger errors. The next test checks these.
     relative = routine.estimate(bulk, U)[:-12] - 0.5 * np.sqrt(np.square(bulk).mean())
     np.testing.assert_allclose(relative, (bulk * np.repeat([2.0, 1.0, 3.0], [16, 224, 16]))[:-12])
     larger = np.linspace(2, 1, 1024)
@@ -298,25 +298,25 @@ def test_routine_error_grows_with_the_side_and_the_ratio() -> None:
     assert not routine.estimate(np.zeros(5), U).any() or routine.estimate(np.zeros(5), U).max() <= 3
 
 
-def test_routine_error_of_small_eigenvalues_is_that_of_separate_ones() -> None:
+def test_routine_error_of_the_smallest_eigenvalues_is_that_of_isolated_ones() -> None:
     routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=20.0)
     values = np.linspace(2, 1, 1024)
-    # Three of these are zeros within the error of the routine, and two more may be separate.
+    # The last three count as zeros, and the two above them may be isolated.
     values[-10:-3], values[-3:] = 1e-3, 30 * U
     errors = routine.estimate(values, U)
     size = np.sqrt(np.square(values).mean())
     np.testing.assert_allclose(errors[-5:], 2 * 20 * size)
-    # The eight above these may be as inexact as the first of them.
+    # The next eight have the error of the largest among them.
     np.testing.assert_allclose(errors[-13:-5], 12 * values[-13] + 0 * values[-13:-5], rtol=0.1)
     assert errors[-14] < 13 * values[-14]
-    # Without a gap, these are no zeros.
+    # Without a gap above them, the last three do not count as zeros.
     values[-10:-3] = 100 * U
     errors = routine.estimate(values, U)
     np.testing.assert_allclose(errors[-2:], 2 * 20 * size)
     assert errors[-3] < 1
 
 
-def test_routine_error_of_the_smallest_sixteenth_is_at_most_that_of_separate_eigenvalues() -> None:
+def test_routine_error_of_the_smallest_sixteenth_is_at_most_that_of_isolated_ones() -> None:
     routine = RoutineError(top=2.0, inner=1.0, bottom=300.0, absolute=0.5, ratio=4.0, power=0.5, lone=40.0)
     # As of a wide matrix, whose eigenvalues are all far from zero.
     values = np.linspace(2, 0.3, 8192)

@@ -90,7 +90,7 @@ def test_gpu_probes_accept_the_eigenvalues_of_single_matrices() -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_has_fast_float64_on_cards_for_data_centers_only() -> None:
-    # By the table of arithmetic throughput in the CUDA C++ Programming Guide.
+def test_gpu_has_fast_float64_only_on_data_center_cards() -> None:
+    # The CUDA C++ Programming Guide lists the float64 throughput of each compute capability.
     is_for_data_centers = torch.cuda.get_device_capability() in {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
     assert probe.has_fast_float64(torch.device("cuda")) is is_for_data_centers

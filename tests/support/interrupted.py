@@ -48,7 +48,7 @@ class _Steps:
         self.count += 1
         if self.count == self._at:
             self._reached.release()
-            # Otherwise the command may end before the signal comes.
+            # Otherwise the command may end before the first signal is sent.
             self._sent.acquire()
 
     def _send(self) -> None:

@@ -65,13 +65,13 @@ _EDGE = 16
 _FAR = 32
 # The number of small eigenvalues, besides zeros, that may be separate from the others, and the number above them that
 # may be less exact than their size. Eigenvalues are zeros if the next one is this many times the error of zeros.
-_LONE = 2
-_NEAR = 8
+_SEPARATE = 2
+_ABOVE_SEPARATE = 8
 _GAP = 8
 # Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
-_MARGIN_OF_LONE = 6.0
+_MARGIN_OF_SEPARATE = 6.0
 # The number of rows for which all errors may be systematic.
 _SYSTEMATIC = 16384
 # The least error that counts, in units.
@@ -92,7 +92,7 @@ class RoutineError:
         absolute: relative to the root mean square of all eigenvalues.
         ratio: the largest eigenvalue over the median for which `absolute` holds.
         power: `absolute` grows with this power of a larger ratio.
-        lone: relative to the root mean square, for a few eigenvalues that are separate from the others.
+        separate: relative to the root mean square, for a few eigenvalues that are separate from the others.
     """
 
     top: float
@@ -101,7 +101,7 @@ class RoutineError:
     absolute: float
     ratio: float
     power: float
-    lone: float
+    separate: float
 
     def estimate(self, values: np.ndarray, unit: float) -> np.ndarray:
         """Return the errors of eigenvalues, (n,), descending, in rounding units."""
@@ -115,17 +115,17 @@ class RoutineError:
             return relative
         spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
         # The squares of valid numbers may overflow.
-        mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
-        result: np.ndarray = relative * values + self.absolute * spread * mean_square
+        root_mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
+        result: np.ndarray = relative * values + self.absolute * spread * root_mean_square
         # Only eigenvalues that others lead down to are found as exactly as this.
-        lone = math.sqrt(growth) * self.lone * mean_square
-        zeros = int((values <= unit * lone).sum())
-        if zeros < n and values[n - zeros - 1] < _GAP * unit * lone:
+        separate = math.sqrt(growth) * self.separate * root_mean_square
+        zeros = int((values <= unit * separate).sum())
+        if zeros < n and values[n - zeros - 1] < _GAP * unit * separate:
             zeros = 0
-        first = max(0, n - zeros - min(_LONE, edge))
-        result[first:] = np.maximum(result[first:], lone)
-        nearest = max(0, first - min(_NEAR, edge))
-        result[nearest:] = np.maximum(result[nearest:], growth * self.bottom * values[nearest])
+        first = max(0, n - zeros - min(_SEPARATE, edge))
+        result[first:] = np.maximum(result[first:], separate)
+        above = max(0, first - min(_ABOVE_SEPARATE, edge))
+        result[above:] = np.maximum(result[above:], growth * self.bottom * values[above])
         return result
 
 
@@ -233,10 +233,12 @@ def _measure_routine(device: Device) -> RoutineError:
     n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
     generator = torch.Generator().manual_seed(n)
     square, wide = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in (n, 3 * n))
-    one, two = wide.clone(), wide.clone()
-    one[-1] = two[-1] = wide[0]
-    two[n // 2] = wide[n // 3]
-    ks = [w @ w.T / n for w in (square, wide, one, two)]
+    # The same rows twice give one and two separate eigenvalues.
+    pair, two_pairs = wide.clone(), wide.clone()
+    pair[-1] = two_pairs[-1] = wide[0]
+    two_pairs[n // 2] = wide[n // 3]
+    ks = [w @ w.T / n for w in (square, wide, pair, two_pairs)]
+    ordinary, separate, spiked = slice(0, 2), slice(2, 4), slice(4, None)
     q = torch.linalg.qr(square).Q
     for i, ratio in enumerate(_RATIOS):
         bulk = torch.linspace(1, 2, n, dtype=torch.float64)
@@ -247,17 +249,18 @@ def _measure_routine(device: Device) -> RoutineError:
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
     # If a value is infinite, the errors become NaN, and every check fails.
     units = np.abs(np.where(np.isfinite(found), found, np.nan) - exact) / 2.0**-24
-    mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
-    is_far = exact < mean_squares / _FAR
+    root_mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
+    is_far = exact < root_mean_squares / _FAR
     # A measured error of zero is a coincidence.
-    far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
+    far = np.maximum(np.where(is_far, units / root_mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * largest / absolute) / math.log(_find_ratio(values) / ratio)
-        for values, largest in zip(exact[4:], far[4:], strict=True)
+        for values, largest in zip(exact[spiked], far[spiked], strict=True)
     ]
     # The remaining errors of the two ordinary matrices are relative to each eigenvalue.
-    relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]
+    remaining = units[ordinary] - far[ordinary, None] * root_mean_squares[ordinary]
+    relative = np.maximum(remaining, 0.0) / exact[ordinary]
     return RoutineError(
         top=_MARGIN * float(relative[:, :edge].max()),
         inner=_MARGIN * float(relative[:, edge:-edge].max()),
@@ -265,5 +268,5 @@ def _measure_routine(device: Device) -> RoutineError:
         absolute=absolute,
         ratio=ratio,
         power=max(0.0, *powers),
-        lone=_MARGIN_OF_LONE * float(far[2:4].max()),
+        separate=_MARGIN_OF_SEPARATE * float(far[separate].max()),
     )

@@ -282,7 +282,7 @@ def test_measure_routine_of_an_exact_routine_is_small() -> None:
 
 
 def test_routine_error_grows_with_the_side_and_the_ratio() -> None:
-    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=0.0)
+    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, separate=0.0)
     bulk = np.linspace(2, 1, 256)
     # The next smallest eigenvalues have the error of the largest among them.
     relative = routine.estimate(bulk, U)[:-12] - 0.5 * np.sqrt(np.square(bulk).mean())
@@ -299,7 +299,7 @@ def test_routine_error_grows_with_the_side_and_the_ratio() -> None:
 
 
 def test_routine_error_of_small_eigenvalues_is_that_of_separate_ones() -> None:
-    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, lone=20.0)
+    routine = RoutineError(top=2.0, inner=1.0, bottom=3.0, absolute=0.5, ratio=4.0, power=0.5, separate=20.0)
     values = np.linspace(2, 1, 1024)
     # Three of these are zeros within the error of the routine, and two more may be separate.
     values[-10:-3], values[-3:] = 1e-3, 30 * U
@@ -307,7 +307,7 @@ def test_routine_error_of_small_eigenvalues_is_that_of_separate_ones() -> None:
     size = np.sqrt(np.square(values).mean())
     np.testing.assert_allclose(errors[-5:], 2 * 20 * size)
     # The eight above these may be as inexact as the first of them.
-    np.testing.assert_allclose(errors[-13:-5], 12 * values[-13] + 0 * values[-13:-5], rtol=0.1)
+    np.testing.assert_allclose(errors[-13:-5], 12 * values[-13], rtol=0.1)
     assert errors[-14] < 13 * values[-14]
     # Without a gap, these are no zeros.
     values[-10:-3] = 100 * U

@@ -104,7 +104,11 @@ class RoutineError:
     separate: float
 
     def estimate(self, values: np.ndarray, unit: float) -> np.ndarray:
-        """Return the errors of eigenvalues, (n,), descending, in rounding units."""
+        """Return the errors of eigenvalues, (n,), descending.
+
+        Args:
+            unit: the rounding unit of the routine.
+        """
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
         relative = np.full(n, math.sqrt(growth) * self.inner)
@@ -112,7 +116,7 @@ class RoutineError:
         relative[n - edge :] = np.maximum(relative[n - edge :], growth * self.bottom)
         largest = float(values[0])
         if not largest:
-            return relative
+            return np.zeros(n)
         spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
         # The squares of valid numbers may overflow.
         root_mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
@@ -126,7 +130,7 @@ class RoutineError:
         result[first:] = np.maximum(result[first:], separate)
         above = max(0, first - min(_ABOVE_SEPARATE, edge))
         result[above:] = np.maximum(result[above:], growth * self.bottom * values[above])
-        return result
+        return unit * result
 
 
 def _find_ratio(values: np.ndarray) -> float:
@@ -191,7 +195,7 @@ def estimate_errors(
     gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
     # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
-    of_routine = unit * routine.estimate(found, unit)
+    of_routine = routine.estimate(found, unit)
     # In units of the trace, because the squares of valid numbers may overflow.
     size = trace or 1.0
     scaled, off = found / size, of_routine / size

@@ -76,8 +76,8 @@ _MARGIN_OF_SEPARATE = 6.0
 _SYSTEMATIC = 16384
 # The least error that counts, in units.
 _LEAST_ERROR = 0.5
-# Three standard deviations.
-_DEVIATIONS = 3
+# The number of standard deviations that counts as an error.
+DEVIATIONS = 3
 _MEASURING = threading.Lock()
 
 
@@ -192,7 +192,7 @@ def estimate_errors(
     is_above = found > 2 * entry * math.sqrt(n)
     second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
     gram_drift = abs(rounding.bias) * found + abs(rounding.shift) * mean
-    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
+    gram_errors = DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
     # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
     of_routine = routine.estimate(found, unit)

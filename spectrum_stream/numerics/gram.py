@@ -114,7 +114,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     diagonal = torch.zeros(len(ws), n, dtype=_widest_dtype(k), device=k.device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
     signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
-    image = torch.zeros(len(ws), n if signs is not None else 0, dtype=dtype, device=device.torch_device)
+    image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
@@ -122,18 +122,19 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
                 image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
-    products = k.diagonal(dim1=1, dim2=2)
+    diagonal_of_k = k.diagonal(dim1=1, dim2=2)
     # In units of the norm, because squares of valid numbers may overflow.
     norms = torch.linalg.vector_norm(diagonal, dim=1)
-    aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
-    products.copy_(diagonal)
-    stored = products.cpu().double().numpy()
-    traces = stored.sum(1)
+    aligned = torch.linalg.vector_norm((diagonal_of_k - diagonal) / norms[:, None], dim=1)
+    diagonal_of_k.copy_(diagonal)
+    # These are rounded to the dtype of K.
+    diagonals = diagonal_of_k.cpu().double().numpy()
+    traces = diagonals.sum(1)
     unseen = np.zeros(len(ws))
     if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
     roundings = _measure_roundings(ws, k, aligned.tolist(), unseen.tolist())
-    return Gram(k, traces, _find_squared_norms(k, stored, traces), roundings)
+    return Gram(k, traces, _find_squared_norms(k, diagonals, traces), roundings)
 
 
 class _ProductMode:

@@ -200,12 +200,12 @@ def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
 
 
 def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # s - sqrt(s² - d) without the cancellation, or sqrt(s² + d) - s if that is larger. Zeros without an error have
-    # none.
     square = np.square(s)
-    is_larger = (square >= d) & (d > 0)
-    below = np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=np.zeros_like(s), where=is_larger)
-    errors: np.ndarray = np.where(square < d, np.maximum(s, np.sqrt(square + d) - s), below)
+    # If the true root may be zero, the error is that of the side that is farther away.
+    errors: np.ndarray = np.maximum(s, np.sqrt(square + d) - s)
+    # Otherwise s - sqrt(s² - d) is larger. This form has no cancellation.
+    is_positive = (square >= d) & (s > 0)
+    np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=errors, where=is_positive)
     return errors
 
 

@@ -117,7 +117,7 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
                     is_same = abs(ritz - found.values[0]) <= found.errors[0] + error
                     return _Refined({0: ritz}, {0: error}) if is_same else None
         if is_last:
-            return None
+            break
         basis[step] = new / norm
     return None
 
@@ -233,8 +233,9 @@ def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, in
 def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> np.ndarray | None:
     """Match the values of a block with the positions from `low` to `high`.
 
-    Return the index of the value of each position; None if a position has no value. K has exactly as many eigenvalues within the errors of these positions, or
-    more at the lower end of the spectrum. Values of the block that have not converged do not count.
+    Return the index of the value of each position; None if a position has no value. K has exactly as many eigenvalues
+    within the errors of these positions, or more at the lower end of the spectrum. Values of the block that have not
+    converged do not count.
     """
     values, allowed = found.values[low:high], found.errors[low:high]
     is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)

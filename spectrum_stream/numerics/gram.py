@@ -26,7 +26,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,6 +37,7 @@ from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .device import Device
 from .precision import Precision
+from .switches import Setting, Switches, switched
 
 # The lower triangle of K is computed in bands of at least this many rows, and in at most this many bands. 8 bands are
 # 56 % of the full product, and more of them gain little. Thinner bands gain nothing (measured with MKL).
@@ -137,52 +138,21 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     return Gram(k, traces, _find_squared_norms(k, diagonals, traces), roundings)
 
 
-class _ProductMode:
-    """The switch of torch for bfloat16 products of float32 factors.
-
-    The switch is process-wide, and in the bfloat16 mode, products of all other weights are inexact. So a thread that
-    needs the other mode waits until no thread multiplies.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._users = 0
-        self._mode = self._before = ""
-
-    @contextlib.contextmanager
-    def hold(self, mode: str) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._users or self._mode == mode)
-            if not self._users:
-                self._mode, self._before = mode, _switch_products(mode)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                if not self._users:
-                    _switch_products(self._before)
-                self._changed.notify_all()
-
-
-_MODE = _ProductMode()
+# In the bfloat16 mode, products of all other weights are inexact. So a thread that needs the other mode waits.
+_MODE = Switches()
 _PROBING = threading.Lock()
 
 
-def _switch_products(mode: str) -> str:
-    """Set the precision of float32 products in oneDNN; return the previous one."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before: str = matmul.fp32_precision
-    matmul.fp32_precision = mode
-    return before
+def _products_in(mode: str) -> Setting:
+    """Return the setting for float32 products in oneDNN."""
+    return torch.backends.mkldnn.matmul, "fp32_precision", mode  # type: ignore[attr-defined]
 
 
 def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractContextManager[None]:
     """Return a context for exact and fast float32 products of weights of this dtype."""
     if not device.is_cpu or not has_fast_bfloat16():
         return contextlib.nullcontext()
-    return _MODE.hold("bf16" if dtype is torch.bfloat16 else "ieee")
+    return _MODE.hold(_products_in("bf16" if dtype is torch.bfloat16 else "ieee"))
 
 
 def has_fast_bfloat16() -> bool:
@@ -227,12 +197,9 @@ def measure_products(mode: str) -> ProductQuality:
     """
     n, m = _PROBE_SHAPE
     w = torch.randn(n, m, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16).float()
-    before = _switch_products(mode)
-    try:
+    with switched(_products_in(mode)):
         seconds = min(_time_product(w) for _ in range(_PROBE_RUNS))
         found = w @ w.T
-    finally:
-        _switch_products(before)
     errors = (found - w.double() @ w.double().T).tril(-1)
     return ProductQuality(seconds, float(errors.square().mean().sqrt()))
 

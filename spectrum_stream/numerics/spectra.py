@@ -20,9 +20,8 @@ Matrices of one shape and dtype are computed as a batch, on any device. On a CPU
 nothing.
 """
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +37,7 @@ from .gram import Gram, gram
 from .precision import Precision
 from .refine import refine
 from .snr import find_deciding_values
+from .switches import Switches
 
 # The rounding unit of the eigenvalues, and the trace of K below which small eigenvalues underflow.
 _UNITS = {
@@ -66,56 +66,23 @@ class Spectrum:
     refined: int = 0
 
 
-class _Switches:
-    """The switches of torch that round the factors of float32 products.
-
-    They are process-wide. They are off from the first user to the last one, in any thread.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Lock()
-        self._users = 0
-        self._before: list[object] = []
-
-    @contextlib.contextmanager
-    def hold_off(self) -> Iterator[None]:
-        try:
-            with self._changed:
-                self._users += 1
-                if self._users == 1:
-                    self._before = [getattr(owner, name) for owner, name, _ in self._list()]
-                    for owner, name, off in self._list():
-                        setattr(owner, name, off)
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                if not self._users:
-                    for (owner, name, _), value in zip(self._list(), self._before, strict=False):
-                        setattr(owner, name, value)
-                    self._before = []
-
-    @staticmethod
-    def _list() -> list[tuple[object, str, object]]:
-        return [
-            (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-            (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-            (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-            (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-            # This also holds for float16 products with a float32 result.
-            (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
-        ]
+_EXACT = Switches()
 
 
-_SWITCHES = _Switches()
-
-
-def exact_products() -> contextlib.AbstractContextManager[None]:
+def exact_products() -> AbstractContextManager[None]:
     """Switch off TF32 and bfloat16 in float32 products within the context.
 
     A training program may have switched them on. They would leave only three correct digits.
     """
-    return _SWITCHES.hold_off()
+    matmul = torch.backends.cuda.matmul
+    return _EXACT.hold(
+        (matmul, "fp32_precision", "ieee"),
+        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (matmul, "allow_bf16_reduced_precision_reduction", False),
+        (matmul, "allow_fp16_reduced_precision_reduction", False),
+        # This also holds for float16 products with a float32 result.
+        (matmul, "allow_fp16_accumulation", False),
+    )
 
 
 def singular_values(ws: Sequence[Weights], precision: Precision, device: Device = CPU) -> list[Spectrum | NoScore]:

@@ -73,19 +73,19 @@ _FAR = 32
 # The number of small eigenvalues, besides zeros, that may be isolated, and the number of eigenvalues above them that
 # get the error of the largest among them. Small eigenvalues count as zeros only if the next one is at least _GAP
 # times the error of an isolated one.
-_LONE = 2
-_NEAR = 8
+_ISOLATED = 2
+_ABOVE_ISOLATED = 8
 _GAP = 8
 # Safety factors. The largest error differs from matrix to matrix, by more for small eigenvalues than for large ones.
 _MARGIN = 1.5
 _MARGIN_OF_SMALL = 3.0
-_MARGIN_OF_LONE = 6.0
+_MARGIN_OF_ISOLATED = 6.0
 # The number of rows for which all errors may be systematic.
 _SYSTEMATIC = 16384
 # The least error that counts, in units.
 _LEAST_ERROR = 0.5
-# Three standard deviations.
-_DEVIATIONS = 3
+# The number of standard deviations that counts as an error.
+DEVIATIONS = 3
 _MEASURING = threading.Lock()
 
 
@@ -100,7 +100,7 @@ class RoutineError:
         absolute: relative to the root mean square of all eigenvalues.
         ratio: the largest eigenvalue over the median for which `absolute` holds.
         power: `absolute` grows with this power of a larger ratio.
-        lone: relative to the root mean square, for isolated small eigenvalues.
+        isolated: relative to the root mean square, for isolated small eigenvalues.
     """
 
     top: float
@@ -109,36 +109,38 @@ class RoutineError:
     absolute: float
     ratio: float
     power: float
-    lone: float
+    isolated: float
 
     def estimate(self, values: np.ndarray, unit: float) -> np.ndarray:
-        """Return the errors of eigenvalues, (n,), in rounding units.
+        """Return the absolute errors of eigenvalues, (n,).
 
         Args:
             values: the eigenvalues, (n,), descending.
-            unit: the rounding unit.
+            unit: the rounding unit of the routine.
         """
         n, edge = len(values), _count_edge(len(values))
         growth = max(1.0, n / _KNOWN_SIDE)
         largest = float(values[0])
+        if not largest:
+            return np.zeros(n)
         # The squares of valid numbers may overflow.
-        mean_square = largest * math.sqrt(float(np.square(values / largest).mean())) if largest else 0.0
-        lone = math.sqrt(growth) * self.lone * mean_square
-        of_bottom = np.minimum(growth * self.bottom * values, lone)
+        root_mean_square = largest * math.sqrt(float(np.square(values / largest).mean()))
+        isolated = math.sqrt(growth) * self.isolated * root_mean_square
+        of_smallest = np.minimum(growth * self.bottom * values, isolated)
         own = math.sqrt(growth) * self.inner * values
         own[:edge] = growth * self.top * values[:edge]
-        own[n - edge :] = np.maximum(own[n - edge :], of_bottom[n - edge :])
-        spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power if largest else 1.0
-        errors = own + self.absolute * spread * mean_square
+        own[n - edge :] = np.maximum(own[n - edge :], of_smallest[n - edge :])
+        spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
+        errors: np.ndarray = own + self.absolute * spread * root_mean_square
         # The smallest eigenvalues have larger errors if they are isolated.
-        zeros = int((values <= unit * lone).sum())
-        if zeros < n and values[n - zeros - 1] < _GAP * unit * lone:
+        zeros = int((values <= unit * isolated).sum())
+        if zeros < n and values[n - zeros - 1] < _GAP * unit * isolated:
             zeros = 0
-        first = max(0, n - zeros - min(_LONE, edge))
-        errors[first:] = np.maximum(errors[first:], lone)
-        nearest = max(0, first - min(_NEAR, edge))
-        errors[nearest:] = np.maximum(errors[nearest:], of_bottom[nearest])
-        return errors
+        first = max(0, n - zeros - min(_ISOLATED, edge))
+        errors[first:] = np.maximum(errors[first:], isolated)
+        above = max(0, first - min(_ABOVE_ISOLATED, edge))
+        errors[above:] = np.maximum(errors[above:], of_smallest[above])
+        return unit * errors
 
 
 def _find_ratio(values: np.ndarray) -> float:
@@ -200,10 +202,10 @@ def estimate_errors(
     is_above = found > 2 * entry * math.sqrt(n)
     second = 2 * entry * math.sqrt(n - int(is_above.sum())) + entry * float((entry / found[is_above]).sum())
     gram_drift = abs(rounding.bias) * found + abs(rounding.shift) * mean
-    gram_errors = _DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
+    gram_errors = DEVIATIONS * math.sqrt(2) * entry + second + gram_drift + aligned + unit * np.maximum(found, mean)
     # No eigenvalue of W Wᵀ is negative, so a negative value is wrong by at least its size.
     negative = max(0.0, -float(values[-1]))
-    of_routine = unit * routine.estimate(found, unit)
+    of_routine = routine.estimate(found, unit)
     # In units of the trace, because the squares of valid numbers may overflow.
     size = trace or 1.0
     scaled, off = found / size, of_routine / size
@@ -245,10 +247,12 @@ def _measure_routine(device: Device) -> RoutineError:
     n, edge = _KNOWN_SIDE, _count_edge(_KNOWN_SIDE)
     generator = torch.Generator().manual_seed(n)
     square, wide = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in (n, 3 * n))
-    one, two = wide.clone(), wide.clone()
-    one[-1] = two[-1] = wide[0]
-    two[n // 2] = wide[n // 3]
-    ks = [w @ w.T / n for w in (square, wide, one, two)]
+    # One and two pairs of equal rows give as many isolated eigenvalues.
+    pair, two_pairs = wide.clone(), wide.clone()
+    pair[-1] = two_pairs[-1] = wide[0]
+    two_pairs[n // 2] = wide[n // 3]
+    ks = [w @ w.T / n for w in (square, wide, pair, two_pairs)]
+    ordinary, isolated, spiked = slice(0, 2), slice(2, 4), slice(4, None)
     q = torch.linalg.qr(square).Q
     for i, ratio in enumerate(_RATIOS):
         bulk = torch.linspace(1, 2, n, dtype=torch.float64)
@@ -259,17 +263,18 @@ def _measure_routine(device: Device) -> RoutineError:
     found = device.eigvalsh(k.to(device.torch_device)).flip(1).cpu().double().numpy()
     # If a value is infinite, the errors become NaN, and every check fails.
     units = np.abs(np.where(np.isfinite(found), found, np.nan) - exact) / 2.0**-24
-    mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
-    is_far = exact < mean_squares / _FAR
+    root_mean_squares = np.sqrt(np.square(exact).mean(1, keepdims=True))
+    is_far = exact < root_mean_squares / _FAR
     # A measured error of zero is a coincidence.
-    far = np.maximum(np.where(is_far, units / mean_squares, 0.0).max(1), _LEAST_ERROR)
+    far = np.maximum(np.where(is_far, units / root_mean_squares, 0.0).max(1), _LEAST_ERROR)
     absolute, ratio = _MARGIN * float(far[0]), _find_ratio(exact[0])
     powers = [
         math.log(_MARGIN_OF_SMALL * largest / absolute) / math.log(_find_ratio(values) / ratio)
-        for values, largest in zip(exact[4:], far[4:], strict=True)
+        for values, largest in zip(exact[spiked], far[spiked], strict=True)
     ]
     # The remaining errors of the two ordinary matrices are relative to each eigenvalue.
-    relative = np.maximum(units[:2] - far[:2, None] * mean_squares[:2], 0.0) / exact[:2]
+    remaining = units[ordinary] - far[ordinary, None] * root_mean_squares[ordinary]
+    relative = np.maximum(remaining, 0.0) / exact[ordinary]
     return RoutineError(
         top=_MARGIN * float(relative[:, :edge].max()),
         inner=_MARGIN * float(relative[:, edge:-edge].max()),
@@ -277,5 +282,5 @@ def _measure_routine(device: Device) -> RoutineError:
         absolute=absolute,
         ratio=ratio,
         power=max(0.0, *powers),
-        lone=_MARGIN_OF_LONE * float(far[2:4].max()),
+        isolated=_MARGIN_OF_ISOLATED * float(far[isolated].max()),
     )

@@ -27,7 +27,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,6 +38,7 @@ from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .device import Device
 from .precision import Precision
+from .switches import Setting, Switches, switched
 
 # The lower triangle of K is computed in bands of rows: at most _BANDS, each of at least _BAND_ROWS rows, or one band
 # if K is smaller. 8 bands take 56 % of the multiplications of the full product. More bands gain little, and thinner
@@ -116,7 +117,7 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
     diagonal = torch.zeros(len(ws), n, dtype=_widest_dtype(k), device=k.device)
     on_tensor_cores = device.torch_device.type == "cuda" and factor is torch.float32 and ws[0].dtype in _SIXTEEN_BITS
     signs = _draw_signs(n).to(device.torch_device, dtype) if n >= _UNSEEN_FROM else None
-    image = torch.zeros(len(ws), n if signs is not None else 0, dtype=dtype, device=device.torch_device)
+    image = torch.zeros(len(ws), n, dtype=dtype, device=device.torch_device)
     with _multiplying(ws[0].dtype, device):
         for part, block in device.blocks(ws, None if on_tensor_cores else factor):
             diagonal[part] += _sum_squares(block, diagonal.dtype)
@@ -124,66 +125,36 @@ def gram(ws: Sequence[Weights], precision: Precision, device: Device) -> Gram:
                 image[part] += _multiply_twice(block.to(dtype), signs)
             for piece in [block] if dtype is factor else torch.split(block, _PARTIAL_COLUMNS, dim=2):
                 _add_product(k[part], piece)
-    products = k.diagonal(dim1=1, dim2=2)
+    diagonal_of_k = k.diagonal(dim1=1, dim2=2)
     # In units of the norm, because squares of valid numbers may overflow.
     norms = torch.linalg.vector_norm(diagonal, dim=1)
-    aligned = torch.linalg.vector_norm((products - diagonal) / norms[:, None], dim=1)
-    products.copy_(diagonal)
-    stored = products.cpu().double().numpy()
-    traces = stored.sum(1)
+    aligned = torch.linalg.vector_norm((diagonal_of_k - diagonal) / norms[:, None], dim=1)
+    diagonal_of_k.copy_(diagonal)
+    # These are rounded to the dtype of K.
+    diagonals = diagonal_of_k.cpu().double().numpy()
+    traces = diagonals.sum(1)
     unseen = np.zeros(len(ws))
     if signs is not None:
         unseen = _find_unseen(_multiply_lower(k, signs), image, signs, traces)
     roundings = _measure_roundings(ws, k, aligned.tolist(), unseen.tolist())
-    return Gram(k, traces, _find_squared_norms(k, stored, traces), roundings)
+    return Gram(k, traces, _find_squared_norms(k, diagonals, traces), roundings)
 
 
-class _ProductMode:
-    """The switch of torch for bfloat16 products of float32 factors.
-
-    The switch is process-wide, and in the bfloat16 mode, products of all other weights are inexact. So a thread that
-    needs the other mode waits until no thread multiplies.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._users = 0
-        self._mode = self._before = ""
-
-    @contextlib.contextmanager
-    def hold(self, mode: str) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._users or self._mode == mode)
-            if not self._users:
-                self._mode, self._before = mode, _switch_products(mode)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                if not self._users:
-                    _switch_products(self._before)
-                self._changed.notify_all()
-
-
-_MODE = _ProductMode()
+# In the bfloat16 mode, products of all other weights are inexact. So a thread that needs the other mode waits.
+_MODE = Switches()
 _PROBING = threading.Lock()
 
 
-def _switch_products(mode: str) -> str:
-    """Set the precision of float32 products in oneDNN; return the previous one."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before: str = matmul.fp32_precision
-    matmul.fp32_precision = mode
-    return before
+def _products_in(mode: str) -> Setting:
+    """Return the setting for float32 products in oneDNN."""
+    return torch.backends.mkldnn.matmul, "fp32_precision", mode  # type: ignore[attr-defined]
 
 
 def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractContextManager[None]:
     """Return a context for exact and fast float32 products of weights of this dtype."""
     if not device.is_cpu or not has_fast_bfloat16():
         return contextlib.nullcontext()
-    return _MODE.hold("bf16" if dtype is torch.bfloat16 else "ieee")
+    return _MODE.hold(_products_in("bf16" if dtype is torch.bfloat16 else "ieee"))
 
 
 def has_fast_bfloat16() -> bool:
@@ -228,12 +199,9 @@ def measure_products(mode: str) -> ProductQuality:
     """
     n, m = _PROBE_SHAPE
     w = torch.randn(n, m, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16).float()
-    before = _switch_products(mode)
-    try:
+    with switched(_products_in(mode)):
         seconds = min(_time_product(w) for _ in range(_PROBE_RUNS))
         found = w @ w.T
-    finally:
-        _switch_products(before)
     errors = (found - w.double() @ w.double().T).tril(-1)
     return ProductQuality(seconds, float(errors.square().mean().sqrt()))
 

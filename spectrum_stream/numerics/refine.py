@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .eigenvalues import Eigenvalues
+from .eigenvalues import DEVIATIONS, Eigenvalues
 from .gram import bands_of
 
 # The largest number of positions that a cluster spans, and the least number of additional vectors in its block. With
@@ -37,8 +37,6 @@ _CORRECTIONS = 12
 # 60.
 _MAX_STEPS = 80
 _CHECK_EVERY = 5
-# Three standard deviations.
-_DEVIATIONS = 3
 # A Rayleigh quotient is exact enough with this relative error.
 _ENOUGH = 2.0**-26
 
@@ -120,7 +118,7 @@ def _refine_largest(k: torch.Tensor, found: Eigenvalues) -> _Refined | None:
                     is_same = abs(ritz - found.values[0]) <= found.errors[0] + error
                     return _Refined({0: ritz}, {0: error}) if is_same else None
         if is_last:
-            return None
+            break
         basis[step] = new / norm
     return None
 
@@ -156,14 +154,12 @@ def _refine_cluster(k: torch.Tensor, found: Eigenvalues, wanted: Sequence[int]) 
         if not bool(torch.isfinite(basis).all()):
             return None
         ritz, errors, vectors, residuals = _find_ritz(k, torch.linalg.qr(basis).Q, outside)
-        refined = _match(found, low, high, ritz, errors)
-        if refined and all(refined.errors[i] <= found.gram_errors[i] for i in wanted):
-            at = [int(np.flatnonzero(ritz == refined.values[i])[0]) for i in wanted]
-            aligned = _DEVIATIONS * found.aligned * _find_aligned(k, vectors[:, at])
-            return _Refined(
-                {i: refined.values[i] for i in wanted},
-                {i: refined.errors[i] + float(more) for i, more in zip(wanted, aligned, strict=True)},
-            )
+        matched = _match(found, low, high, ritz, errors)
+        if matched is not None:
+            columns = matched[np.subtract(wanted, low)]
+            if np.all(errors[columns] <= found.gram_errors[wanted]):
+                errors = errors[columns] + DEVIATIONS * found.aligned * _weigh_parallel_rows(k, vectors[:, columns])
+                return _Refined(dict(zip(wanted, ritz[columns], strict=True)), dict(zip(wanted, errors, strict=True)))
         # This is one more inverse iteration. It is computed as a correction, so its rounding in float32 is
         # negligible.
         basis = vectors - torch.linalg.lu_solve(factors, pivots, residuals.to(k.dtype)).double()
@@ -199,7 +195,7 @@ def _find_ritz(
     return theta, r, vectors, residuals
 
 
-def _find_aligned(k: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
+def _weigh_parallel_rows(k: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
     """Return the part of Rayleigh quotients that comes from parallel rows of W.
 
     Two nearly parallel rows of W give K a small eigenvalue. Their product K_ij is a sum of terms that mostly have one
@@ -237,21 +233,21 @@ def _find_neighborhood(found: Eigenvalues, low: int, high: int) -> tuple[int, in
     return low, high
 
 
-def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> _Refined | None:
+def _match(found: Eigenvalues, low: int, high: int, ritz: np.ndarray, errors: np.ndarray) -> np.ndarray | None:
     """Match the values of a block with the positions from `low` to `high`.
 
-    Return None if a position has no value. K has exactly as many eigenvalues within the errors of these positions, or
-    more at the lower end of the spectrum. Values of the block that have not converged do not count.
+    Return the index of the value of each position; None if a position has no value. K has exactly as many eigenvalues
+    within the errors of these positions, or more at the lower end of the spectrum. Values of the block that have not
+    converged do not count.
     """
     values, allowed = found.values[low:high], found.errors[low:high]
     is_one = (ritz <= values[0] + allowed[0] + errors) & (ritz >= values[-1] - allowed[-1] - errors)
-    at = np.flatnonzero(is_one & (errors <= allowed.min()))
+    at: np.ndarray = np.flatnonzero(is_one & (errors <= allowed.min()))
     if high == len(found.values):
         at = at[-(high - low) :]
     if len(at) != high - low or np.any(np.abs(ritz[at] - values) > allowed + errors[at]):
         return None
-    positions = range(low, high)
-    return _Refined(dict(zip(positions, ritz[at], strict=True)), dict(zip(positions, errors[at], strict=True)))
+    return at
 
 
 def _symmetrize(k: torch.Tensor) -> None:

@@ -22,9 +22,8 @@ Matrices of one shape and dtype are computed as a batch, on any device. On a CPU
 nothing.
 """
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +39,7 @@ from .gram import Gram, gram
 from .precision import Precision
 from .refine import refine
 from .snr import find_deciding_values
+from .switches import Switches
 
 # The rounding unit of the eigenvalues, and the trace of K below which small eigenvalues underflow.
 _UNITS = {
@@ -68,56 +68,23 @@ class Spectrum:
     refined: int = 0
 
 
-class _Switches:
-    """The switches of torch that make matrix products less exact.
-
-    They are process-wide, so they stay off until the last context of any thread ends.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Lock()
-        self._users = 0
-        self._before: list[object] = []
-
-    @contextlib.contextmanager
-    def hold_off(self) -> Iterator[None]:
-        try:
-            with self._changed:
-                self._users += 1
-                if self._users == 1:
-                    self._before = [getattr(owner, name) for owner, name, _ in self._list()]
-                    for owner, name, off in self._list():
-                        setattr(owner, name, off)
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                if not self._users:
-                    for (owner, name, _), value in zip(self._list(), self._before, strict=False):
-                        setattr(owner, name, value)
-                    self._before = []
-
-    @staticmethod
-    def _list() -> list[tuple[object, str, object]]:
-        return [
-            (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-            (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-            (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-            (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-            # This also holds for float16 products with a float32 result.
-            (torch.backends.cuda.matmul, "allow_fp16_accumulation", False),
-        ]
+_EXACT = Switches()
 
 
-_SWITCHES = _Switches()
-
-
-def exact_products() -> contextlib.AbstractContextManager[None]:
+def exact_products() -> AbstractContextManager[None]:
     """Switch off TF32 and bfloat16 in float32 products within the context.
 
     A training program may have switched them on. They would leave only three correct digits.
     """
-    return _SWITCHES.hold_off()
+    matmul = torch.backends.cuda.matmul
+    return _EXACT.hold(
+        (matmul, "fp32_precision", "ieee"),
+        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (matmul, "allow_bf16_reduced_precision_reduction", False),
+        (matmul, "allow_fp16_reduced_precision_reduction", False),
+        # This also holds for float16 products with a float32 result.
+        (matmul, "allow_fp16_accumulation", False),
+    )
 
 
 def singular_values(ws: Sequence[Weights], precision: Precision, device: Device = CPU) -> list[Spectrum | NoScore]:
@@ -203,12 +170,12 @@ def _take_roots(found: Eigenvalues, precision: Precision) -> Spectrum:
 
 def _root_errors(s: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Return the errors of singular values, from the errors d of their squares."""
-    # If s² >= d, this is s - sqrt(s² - d), written without cancellation. Otherwise the true value may be zero, and
-    # the error is the larger one of s and sqrt(s² + d) - s. Zeros without an error would divide by zero.
     square = np.square(s)
-    is_larger = (square >= d) & (d > 0)
-    below = np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=np.zeros_like(s), where=is_larger)
-    errors: np.ndarray = np.where(square < d, np.maximum(s, np.sqrt(square + d) - s), below)
+    # If the true root may be zero, the error is that of the side that is farther away.
+    errors: np.ndarray = np.maximum(s, np.sqrt(square + d) - s)
+    # Otherwise s - sqrt(s² - d) is larger. This form has no cancellation.
+    is_positive = (square >= d) & (s > 0)
+    np.divide(d, s + np.sqrt(np.maximum(square - d, 0.0)), out=errors, where=is_positive)
     return errors
 
 

@@ -174,7 +174,7 @@ def test_compute_batch_error_estimate_covers_the_true_error(
             assert abs(found.snr / exact.snr - 1) <= 2 * found.error + 1e-11
 
 
-LONE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ISOLATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "two equal rows": lambda w: w.index_copy(0, torch.tensor([len(w) // 2]), w[:1]),
     "two pairs of equal rows": lambda w: w.index_copy(0, torch.tensor([len(w) // 2, len(w) - 1]), w[:2]),
     "two similar rows": lambda w: w.index_copy(0, torch.tensor([len(w) // 2]), w[:1] * (1 + 1e-4) + 1e-4 * w[1:2]),
@@ -183,14 +183,14 @@ LONE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LONE)
+@pytest.mark.parametrize("kind", ISOLATED)
 @settings(max_examples=25)
 @given(st.integers(16, 250), st.integers(0, 250), st.integers(0, 2**31), st.booleans())
 def test_compute_batch_error_estimate_covers_isolated_small_eigenvalues(
     kind: str, n: int, more: int, seed: int, is_bfloat16: bool
 ) -> None:
     w = torch.randn(n, n + more, generator=torch.Generator().manual_seed(seed))
-    w = LONE[kind](w).to(torch.bfloat16 if is_bfloat16 else torch.float32)
+    w = ISOLATED[kind](w).to(torch.bfloat16 if is_bfloat16 else torch.float32)
     exact = score(torch.linalg.svdvals(w.double()).numpy(), n, n + more)
     found = compute(w)[1]
     # If only zeros are below tau, the score is degenerate.

@@ -226,7 +226,14 @@ def _find_degeneracy(s: np.ndarray, is_signal: np.ndarray) -> Degeneracy | None:
 
 
 def find_deciding_values(
-    singular_values: np.ndarray, n: int, m: int, *, errors: np.ndarray, drift: np.ndarray, remaining: np.ndarray
+    singular_values: np.ndarray,
+    n: int,
+    m: int,
+    *,
+    errors: np.ndarray,
+    drift: np.ndarray,
+    refined_errors: np.ndarray,
+    refined_drift: np.ndarray,
 ) -> list[int]:
     """Find the few singular values that make the score of an n x m matrix inexact.
 
@@ -236,7 +243,7 @@ def find_deciding_values(
 
     Args:
         singular_values, errors, drift: as for `score`.
-        remaining: the absolute error that each value keeps if it is refined.
+        refined_errors, refined_drift: the same for each value if it is refined.
 
     Returns:
         Their positions, ascending. [] if there are none or too many, or if the score would remain inexact.
@@ -245,23 +252,23 @@ def find_deciding_values(
     if count < 2 or s[0] <= 0:
         return []
     # In units of S[0], because the squares of valid numbers may overflow.
-    s, errors, drift, remaining = (x / s[0] for x in (s, errors, drift, remaining))
+    s, errors, drift, refined_errors, refined_drift = (
+        x / s[0] for x in (s, errors, drift, refined_errors, refined_drift)
+    )
     tau, tau_error = _find_tau(s, errors, drift, min(n, m) / max(n, m))
     doubtful = _find_doubtful(s, errors, drift, tau, tau_error)
     chosen = set(doubtful.tolist())
     if chosen:
         chosen |= {f(position) for position in _locate_quartiles(count) for f in (math.floor, math.ceil)}
     for smallest, largest in product(_SMALLEST, (0, 1)):
-        exact = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
-        rest, shared = errors.copy(), drift.copy()
-        rest[exact] = remaining[exact]
-        # If the true values are zero, all estimates are too large, so their errors add up.
-        shared[exact] = np.where(s[exact] <= remaining[exact], remaining[exact], 0.0)
-        sums = [_find_sum_error(s[part], rest[part], shared[part]) for part in (s > tau, s <= tau)]
+        refined = sorted(chosen | {*range(largest), *range(max(1, count - smallest), count)})
+        own, shared = errors.copy(), drift.copy()
+        own[refined], shared[refined] = refined_errors[refined], refined_drift[refined]
+        sums = [_find_sum_error(s[part], own[part], shared[part]) for part in (s > tau, s <= tau)]
         # The refinement adds the errors of its eigenvectors. They are not known yet, so a share of the tolerance is
         # left for them.
-        if math.hypot(*sums, float(rest[0])) <= TOLERANCE * (1 - _SPARE if exact else 1):
-            return exact if len(exact) <= _MAX_DECIDING else []
+        if math.hypot(*sums, float(own[0])) <= TOLERANCE * (1 - _SPARE if refined else 1):
+            return refined if len(refined) <= _MAX_DECIDING else []
     return []
 
 

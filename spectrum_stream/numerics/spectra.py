@@ -24,7 +24,7 @@ nothing.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -141,13 +141,16 @@ def _find_spectrum(
     spectrum = _take_roots(found, precision)
     if precision is not Precision.FP32:
         return spectrum
+    # Refined values keep the errors of K.
+    best = _take_roots(replace(found, errors=found.gram_errors, drift=found.gram_drift), precision)
     deciding = find_deciding_values(
         spectrum.values,
         len(row),
         m,
         errors=spectrum.errors,
         drift=spectrum.drift,
-        remaining=_root_errors(spectrum.values, found.gram_errors),
+        refined_errors=best.errors,
+        refined_drift=best.drift,
     )
     if not deciding:
         return spectrum

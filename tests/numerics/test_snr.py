@@ -109,7 +109,10 @@ def test_score_error_covers_drift(s: np.ndarray, size: float, seed: int) -> None
 
 def deciding(s: np.ndarray, errors: np.ndarray | float, drift: np.ndarray | float = 0.0, more: int = 0) -> list[int]:
     errors, drift = (np.broadcast_to(x, s.shape).astype(float) for x in (errors, drift))
-    return find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=drift, remaining=np.zeros_like(errors))
+    none = np.zeros_like(errors)
+    return find_deciding_values(
+        s, len(s), len(s) + more, errors=errors, drift=drift, refined_errors=none, refined_drift=none
+    )
 
 
 def away_from_tau(count: int) -> np.ndarray:
@@ -177,8 +180,15 @@ def test_find_deciding_values_finds_none_if_refined_values_remain_inexact(remain
     count = len(s)
     errors = 1e-9 * s
     errors[-4:] = 0.1
+    none = np.zeros(count)
     chosen = find_deciding_values(
-        s, count, count, errors=errors, drift=0 * errors, remaining=np.full(count, remaining)
+        s,
+        count,
+        count,
+        errors=errors,
+        drift=none,
+        refined_errors=np.full(count, remaining),
+        refined_drift=none,
     )
     assert chosen == [*range(count - found, count)]
 
@@ -203,8 +213,7 @@ def test_find_deciding_values_of_a_vector_or_zeros_finds_none(s: np.ndarray) -> 
 def test_find_deciding_values_make_the_score_exact(s: np.ndarray, size: float, more: int, exponent: int) -> None:
     s = s * 2.0**exponent
     errors = size * s
-    remaining = np.zeros_like(errors)
-    found = find_deciding_values(s, len(s), len(s) + more, errors=errors, drift=errors / 10, remaining=remaining)
+    found = deciding(s, errors, errors / 10, more)
     assert found == sorted(set(found))
     assert len(found) <= 32
     if found:

@@ -393,6 +393,7 @@ def _compute_records(
         workers=plan.workers,
         limit_nbytes=plan.limit_nbytes,
         together_nbytes=plan.together_nbytes,
+        count=len(plan.inventory.matrices),
     ):
         prefetcher.release(first)
         for matrix in sharing[first.key]:

@@ -159,6 +159,20 @@ def test_scan_resumes_after_an_interruption(save: Save) -> None:
     assert Path("model_snr_results/snr_results_x.json").read_bytes() == interrupted
 
 
+def test_scan_with_one_matrix_left_ends_with_the_same_bytes(save: Save) -> None:
+    """A matrix must not get the cores that are idle, because its last digits depend on its threads."""
+    generator = torch.Generator().manual_seed(0)
+    folder = save({f"layers.{i}.up.weight": torch.randn(192, 576, generator=generator) for i in range(2)})
+    events = run(plan(str(folder), name="x"))
+    while not isinstance(next(events), MatrixScored):
+        pass
+    events.close()
+    assert len(computed(collect(folder))) == 1
+    resumed = Path("model_snr_results/snr_results_x.json").read_bytes()
+    collect(folder, fresh=True)
+    assert Path("model_snr_results/snr_results_x.json").read_bytes() == resumed
+
+
 def test_scan_groups_in_steps_makes_one_result(save: Save) -> None:
     folder = save(llama_tensors(2))
     part = scan(str(folder), name="x", groups=["mlp.*"], top_percent=50)

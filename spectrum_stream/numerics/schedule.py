@@ -9,8 +9,8 @@ This module decides the following. On a GPU, `batches` forms the batches:
                 is computed alone. If it still does not fit, it has no score
     batches     on a CPU, each core computes its own matrix, because the short steps of an eigenvalue routine lose
                 more to synchronization than a second core gains. A few threads share a matrix if memory is too short
-                for more matrices, or if there are fewer matrices than cores, as at the end of a scan. On a GPU,
-                matrices of one shape and dtype are one batch
+                for more matrices, or if the checkpoint has fewer matrices than cores. On a GPU, matrices of one shape
+                and dtype are one batch
 
 Memory: before a matrix is yielded, this module drops all references to its tensor. This is why items are deleted by
 name, and lists of them cleared, before each `yield`. A traceback holds the locals of all its functions, so nothing is
@@ -37,6 +37,7 @@ from .batches import Batches
 from .costs import count_cores
 from .dequantize import Packed, QuantizedMatrix, Weights
 from .device import CPU, Device, one_thread_each
+from .eigenvalues import measure_routine
 from .precision import Precision
 from .snr import Score, score
 from .spectra import Spectrum, count_not_finite, exact_products, singular_values
@@ -225,6 +226,7 @@ def compute_all(
     workers: int | None = None,
     limit_nbytes: int | None = None,
     together_nbytes: int | None = None,
+    count: int | None = None,
     compute: Compute = singular_values,
 ) -> Iterator[tuple[Matrix, Computed]]:
     """Compute a stream of matrices.
@@ -238,6 +240,8 @@ def compute_all(
         workers: the number of cores of a CPU to use; None for all.
         together_nbytes: the memory of all matrices that are computed at once on a CPU, at the first step of the
             precision; None for the usable memory of this machine.
+        count: the number of matrices of the checkpoint, also of those that are not in `items`, because they were
+            computed earlier or are computed elsewhere. If there are fewer than cores, several threads share one.
         precision, device, limit_nbytes, compute: as for `compute_batch`.
     """
     # If a program limits the threads of torch, it needs the other cores itself.
@@ -280,7 +284,10 @@ def compute_all(
         matrix = item[0]
         nbytes = costs.compute_nbytes(matrix.n, matrix.m, precision.steps[0], matrix.scales)
         at_once = costs.count_together(nbytes, workers, room)
-        return _Task(item, costs.work(matrix.n, matrix.m), nbytes, at_once)
+        # The last digits of a result depend on this number. So it does not depend on the matrices that are left:
+        # otherwise a scan that was killed would end with other bytes.
+        threads = min(costs.MAX_THREADS, workers // min(at_once, count or at_once))
+        return _Task(item, costs.work(matrix.n, matrix.m), nbytes, at_once, threads)
 
     pool = _Pool(lambda item, at_once: run([item], at_once), workers, room)
     batches = Batches(run, device)
@@ -301,7 +308,6 @@ def compute_all(
                     yield from pool.collect(wait=True)
         while batches.is_busy:
             yield from batches.collect(wait=True)
-        pool.has_all = True
         while pool.is_busy:
             yield from pool.collect(wait=True)
 
@@ -315,14 +321,14 @@ class _Task:
         work: its time, as `costs.work`.
         nbytes: its memory.
         at_once: the number of such matrices that are computed at once.
-        threads: the number of threads that compute it; 0 while it waits.
+        threads: the number of threads that compute it.
     """
 
     item: Item | None
     work: float
     nbytes: int
     at_once: int
-    threads: int = 0
+    threads: int
 
 
 class _Pool:
@@ -343,8 +349,6 @@ class _Pool:
         self._run = run
         self._workers = workers
         self._limit_nbytes = limit_nbytes
-        # Whether no more tasks will be added.
-        self.has_all = False
         self._waiting: list[_Task] = []
         self._running: list[_Task] = []
         # The task that was started before there was a core for it, so that a free core does not have to wait for the
@@ -379,15 +383,15 @@ class _Pool:
     def _start_all(self) -> None:
         while self._waiting:
             task = self._waiting[-1]
-            task.threads = self._count_threads(task)
+            # The number of threads of BLAS is process-wide.
+            if any(task.threads != other.threads for other in self._running):
+                return
             nbytes = sum(other.nbytes for other in self._running)
             threads = sum(other.threads for other in self._running)
             is_room = nbytes + task.nbytes <= self._limit_nbytes and threads + task.threads <= self._workers
             if self._running and not is_room:
                 # One task is queued ahead, for the first core that becomes free.
-                is_no_larger = all(
-                    task.nbytes <= other.nbytes and task.threads <= other.threads for other in self._running
-                )
+                is_no_larger = all(task.nbytes <= other.nbytes for other in self._running)
                 # A thread of the executor that is idle would not wait for this.
                 has_to_wait = len(self._running) >= self._workers
                 if self._next is not None or not is_no_larger or not has_to_wait:
@@ -395,16 +399,11 @@ class _Pool:
                 self._next = task
             self._start(self._waiting.pop())
 
-    def _count_threads(self, task: _Task) -> int:
-        # The number of threads of BLAS is process-wide, so it must suit all running tasks and not only this one.
-        at_once = task.at_once
-        if self.has_all:
-            at_once = min(at_once, len(self._running) + len(self._waiting))
-        return min(costs.MAX_THREADS, self._workers // at_once)
-
     def _start(self, task: _Task) -> None:
         is_first = self._executor is None
         if self._executor is None:
+            # This changes the number of threads, so it must not happen while a task runs.
+            measure_routine(CPU)
             self._open.enter_context(one_thread_each())
             self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))
         self._running.append(task)
@@ -434,7 +433,7 @@ class _Pool:
             self._done.put((task, error))
 
     def _take_done(self, wait: bool) -> Iterator[tuple[Matrix, Computed]]:
-        again: list[Item] = []
+        again: list[tuple[Item, int]] = []
         while self._running and (wait or again or not self._done.empty()):
             task, found = self._done.get()
             self._running.remove(task)
@@ -446,9 +445,12 @@ class _Pool:
             if isinstance(found, list):
                 yield from found
             else:
-                again.append(found)
+                again.append((found, task.threads))
         while again:
-            results = self._run(again.pop(), 1)
+            item, threads = again.pop()
+            torch.set_num_threads(threads)
+            results = self._run(item, 1)
+            del item
             yield from results
 
     def _close(self) -> None:

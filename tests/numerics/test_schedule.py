@@ -325,8 +325,8 @@ def test_compute_all_restores_the_number_of_threads() -> None:
     ("count", "workers", "threads"),
     [(16, 8, 1), (5, 8, 1), (4, 8, 2), (3, 8, 2), (2, 8, 4), (1, 8, 4), (1, 3, 3), (33, 32, 1), (8, 64, 4)],
 )
-def test_compute_all_shares_the_cores_among_the_last_matrices(count: int, workers: int, threads: int) -> None:
-    """Each matrix has a core while there are enough, and at most four later."""
+def test_compute_all_shares_the_cores_of_a_scan_with_few_matrices(count: int, workers: int, threads: int) -> None:
+    """Each matrix has a core, and up to four if there are enough."""
     at_once = min(count, workers)
     together = threading.Barrier(at_once, timeout=PATIENCE_S)
     found: list[int] = []
@@ -339,26 +339,22 @@ def test_compute_all_shares_the_cores_among_the_last_matrices(count: int, worker
         return singular_values(ws, precision)
 
     items = items_of([random(24, 60, seed) for seed in range(count)])
-    assert len(list(compute_all(items, precision=FP32, workers=workers, compute=compute))) == count
-    assert found[:at_once] == [threads] * at_once
+    assert len(list(compute_all(items, precision=FP32, workers=workers, count=count, compute=compute))) == count
+    assert found == [threads] * count
 
 
-def test_compute_all_keeps_the_other_cores_for_matrices_that_are_not_read_yet() -> None:
-    is_running = threading.Event()
-    found: list[int] = []
-
-    def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        found.append(torch.get_num_threads())
-        is_running.set()
-        return singular_values(ws, precision)
-
-    def items() -> Iterator[Item | None]:
-        yield from items_of([random(24, 60, 0)])
-        yield None
-        assert is_running.wait(PATIENCE_S)
-
-    assert len(list(compute_all(items(), precision=FP32, workers=8, compute=compute))) == 1
-    assert found == [1]
+@pytest.mark.parametrize("workers", [2, 8])
+def test_compute_all_of_the_matrices_that_are_left_gives_the_numbers_of_the_whole_scan(workers: int) -> None:
+    """The last digits depend on the number of threads."""
+    items = items_of([random(192, 576, seed).bfloat16() for seed in range(workers)])
+    whole = {m.module: found for m, found in compute_all(items, workers=workers, count=len(items))}
+    for item in items:
+        ((_, left),) = compute_all([item], workers=workers, count=len(items))
+        expected = whole[item[0].module]
+        assert isinstance(left.spectrum, Spectrum)
+        assert isinstance(expected.spectrum, Spectrum)
+        assert left.spectrum.values.tobytes() == expected.spectrum.values.tobytes()
+        assert left.score == expected.score
 
 
 @pytest.mark.parametrize(
@@ -381,19 +377,22 @@ def test_compute_all_computes_no_more_at_once_than_the_memory_holds(room: float,
     computed = compute_all(items, precision=FP32, workers=workers, together_nbytes=limit, compute=compute)
     assert len(list(computed)) == len(items)
     assert running.most == int(room)
-    assert threads in found
-    assert max(found) <= costs.MAX_THREADS
+    assert found == {threads}
 
 
 def test_compute_all_uses_no_more_threads_than_cores() -> None:
     used: list[int] = []
     totals: list[int] = []
+    numbers: list[set[int]] = []
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
-        used.append(torch.get_num_threads())
+        threads = torch.get_num_threads()
+        used.append(threads)
         totals.append(sum(used))
+        numbers.append(set(used))
         time.sleep(0.02)
-        used.remove(torch.get_num_threads())
+        assert torch.get_num_threads() == threads
+        used.remove(threads)
         return singular_values(ws, precision)
 
     # There is memory for two large ones, so each has four of the eight cores, and the small ones wait.
@@ -401,6 +400,8 @@ def test_compute_all_uses_no_more_threads_than_cores() -> None:
     limit = int(2.5 * costs.compute_nbytes(64, 100, FP32))
     assert len(list(compute_all(items, precision=FP32, workers=8, together_nbytes=limit, compute=compute))) == 8
     assert max(totals) == 8
+    # The number is process-wide, so matrices with different ones are not computed at once.
+    assert all(len(found) == 1 for found in numbers)
 
 
 def test_compute_all_starts_with_the_matrix_that_takes_longest() -> None:

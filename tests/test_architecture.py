@@ -199,7 +199,7 @@ def test_imports_are_declared_dependencies() -> None:
 
 
 def test_functions_have_at_most_six_arguments_by_position() -> None:
-    """With more, a reader would not notice that two are swapped.
+    """In a longer call, a reader would not notice two swapped arguments.
 
     Commands are exempt, because only Typer calls them, by keyword.
     """

@@ -160,7 +160,7 @@ def test_scan_resumes_after_an_interruption(save: Save) -> None:
 
 
 def test_scan_with_one_matrix_left_ends_with_the_same_bytes(save: Save) -> None:
-    """A matrix must not get the cores that are idle, because its last digits depend on its threads."""
+    """The last matrix must not get idle cores: its last digits depend on the number of threads."""
     generator = torch.Generator().manual_seed(0)
     folder = save({f"layers.{i}.up.weight": torch.randn(192, 576, generator=generator) for i in range(2)})
     events = run(plan(str(folder), name="x"))

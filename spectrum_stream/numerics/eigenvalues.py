@@ -35,21 +35,23 @@ part come from `gram.Rounding`. t is the trace of K, and u the rounding unit:
 
     The smallest eigenvalues have errors this small only if the spectrum falls to them gradually, as that of a square
     W does. If W is wide and has two equal rows, one eigenvalue is zero and all others are far above it. The routine
-    finds such an isolated eigenvalue with a larger error, e. It is measured on K of two W with equal rows, relative
-    to q, with a safety factor of 6, and grows with the square root of n. The estimates then are at least:
+    finds such an isolated eigenvalue with a larger error, e. This error is measured relative to q, on two matrices K:
+    the first W has one pair of equal rows, and the second has two pairs. e has a safety factor of 6, and grows with
+    the square root of n. The routine cannot tell which eigenvalues are isolated, so the estimates are at least:
 
         e               for all zeros, and for the 2 smallest other eigenvalues. Eigenvalues up to e count as zeros if
                         no other eigenvalue is below 8 e
         u (n / 256) c l for the next 8 eigenvalues, with l the largest of them and c that of the smallest sixteenth
 
-    Apart from a, e is also the largest error of the smallest sixteenth. In small matrices, n / 16 limits both
-    numbers, 2 and 8, but each is at least 1.
+    For the smallest sixteenth, e also limits the term with c (the term with a is added to it). If n / 16 is less than
+    2 or 8, that many eigenvalues are taken instead, but at least 1.
 
     W Wᵀ has no negative eigenvalue. If there is one, its size is added to all errors.
 
 All values share a part of the error, the drift, and a sum does not average it out. The drift is the sum of |b| l,
 |d| t / n, and the larger of two numbers: |sum of the eigenvalues - t| / n, and a share of the routine's error. The
-share is the deviation of a sum in the check, divided by the largest deviation that these errors can cause.
+share is the larger of two ratios, one for each sum in the check: its deviation, divided by the largest deviation that
+the routine's errors can cause.
 """
 
 import functools
@@ -84,7 +86,7 @@ _MARGIN_OF_ISOLATED = 6.0
 _SYSTEMATIC = 16384
 # The least error that counts, in units.
 _LEAST_ERROR = 0.5
-# The number of standard deviations that counts as an error.
+# A random error is estimated as this many standard deviations.
 DEVIATIONS = 3
 _MEASURING = threading.Lock()
 
@@ -132,7 +134,7 @@ class RoutineError:
         own[n - edge :] = np.maximum(own[n - edge :], of_smallest[n - edge :])
         spread = max(1.0, _find_ratio(values) / self.ratio) ** self.power
         errors: np.ndarray = own + self.absolute * spread * root_mean_square
-        # The smallest eigenvalues have larger errors if they are isolated.
+        # The smallest eigenvalues may be isolated, so they get the larger error of isolated ones.
         zeros = int((values <= unit * isolated).sum())
         if zeros < n and values[n - zeros - 1] < _GAP * unit * isolated:
             zeros = 0

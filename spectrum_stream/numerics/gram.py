@@ -145,7 +145,7 @@ _MODE = Switches()
 _PROBING = threading.Lock()
 
 
-def _products_in(mode: str) -> Setting:
+def products_in(mode: str) -> Setting:
     """Return the setting for float32 products in oneDNN."""
     return torch.backends.mkldnn.matmul, "fp32_precision", mode  # type: ignore[attr-defined]
 
@@ -154,7 +154,7 @@ def _multiplying(dtype: torch.dtype, device: Device) -> contextlib.AbstractConte
     """Return a context for exact and fast float32 products of weights of this dtype."""
     if not device.is_cpu or not has_fast_bfloat16():
         return contextlib.nullcontext()
-    return _MODE.hold(_products_in("bf16" if dtype is torch.bfloat16 else "ieee"))
+    return _MODE.hold(products_in("bf16" if dtype is torch.bfloat16 else "ieee"))
 
 
 def has_fast_bfloat16() -> bool:
@@ -199,7 +199,7 @@ def measure_products(mode: str) -> ProductQuality:
     """
     n, m = _PROBE_SHAPE
     w = torch.randn(n, m, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16).float()
-    with switched(_products_in(mode)):
+    with switched(products_in(mode)):
         seconds = min(_time_product(w) for _ in range(_PROBE_RUNS))
         found = w @ w.T
     errors = (found - w.double() @ w.double().T).tril(-1)

@@ -14,8 +14,8 @@ an error that is quadratic in the error of the eigenvector v. The eigenvectors c
 
 The error of a Rayleigh quotient is at most the norm r of its residual Kv - lv, and at most r² / gap, where gap is the
 distance to the other eigenvalues (Parlett, The Symmetric Eigenvalue Problem, sections 4.5 and 11.7).
-The error of K itself remains. It is small and measured (`gram.Rounding`). If W has nearly
-parallel rows, it is larger, and `_find_aligned` estimates the difference.
+The error of K itself remains. It is small and measured (`gram.Rounding`). If W has nearly parallel rows, it is
+larger, and `_weigh_parallel_rows` estimates the difference.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Batches, device placement and escalation of precision.
 
-This module decides the following. On a GPU, `batches` forms the batches:
+This module makes these decisions (on a GPU, `batches` forms the batches):
 
     precision   fp32 first. If a matrix has no score, or a score with an estimated error above TOLERANCE, then fp64,
                 and then svd. On a CUDA device with slow float64 products, mixed comes before fp64
@@ -240,8 +240,9 @@ def compute_all(
         workers: the number of cores of a CPU to use; None for all.
         together_nbytes: the memory of all matrices that are computed at once on a CPU, at the first step of the
             precision; None for the usable memory of this machine.
-        count: the number of matrices of the checkpoint, also of those that are not in `items`, because they were
-            computed earlier or are computed elsewhere. If there are fewer than cores, several threads share one.
+        count: the number of matrices in the checkpoint, including those that are not in `items` because they were
+            computed earlier. If there are fewer matrices than cores, several threads share a matrix. None: threads
+            share a matrix only if memory is short.
         precision, device, limit_nbytes, compute: as for `compute_batch`.
     """
     # If a program limits the threads of torch, it needs the other cores itself.
@@ -284,8 +285,8 @@ def compute_all(
         matrix = item[0]
         nbytes = costs.compute_nbytes(matrix.n, matrix.m, precision.steps[0], matrix.scales)
         at_once = costs.count_together(nbytes, workers, room)
-        # The last digits of a result depend on this number. So it does not depend on the matrices that are left:
-        # otherwise a scan that was killed would end with other bytes.
+        # The last digits of a result depend on the number of threads. So this number must not depend on how many
+        # matrices are left: a resumed scan must write the same bytes as an uninterrupted one.
         threads = min(costs.MAX_THREADS, workers // min(at_once, count or at_once))
         return _Task(item, costs.work(matrix.n, matrix.m), nbytes, at_once, threads)
 
@@ -320,7 +321,7 @@ class _Task:
         item: None from the start of its computation, so that the memory of the tensor is freed.
         work: its time, as `costs.work`.
         nbytes: its memory.
-        at_once: the number of such matrices that are computed at once.
+        at_once: the number of such matrices that the memory and the cores allow at once.
         threads: the number of threads that compute it.
     """
 
@@ -383,7 +384,7 @@ class _Pool:
     def _start_all(self) -> None:
         while self._waiting:
             task = self._waiting[-1]
-            # The number of threads of BLAS is process-wide.
+            # The number of threads of BLAS is process-wide, so all running tasks have the same.
             if any(task.threads != other.threads for other in self._running):
                 return
             nbytes = sum(other.nbytes for other in self._running)
@@ -402,7 +403,7 @@ class _Pool:
     def _start(self, task: _Task) -> None:
         is_first = self._executor is None
         if self._executor is None:
-            # This changes the number of threads, so it must not happen while a task runs.
+            # The first measurement changes the number of threads, so it must be done before any task runs.
             measure_routine(CPU)
             self._open.enter_context(one_thread_each())
             self._executor = self._open.enter_context(ThreadPoolExecutor(self._workers))

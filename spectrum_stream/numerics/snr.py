@@ -243,7 +243,7 @@ def find_deciding_values(
 
     Args:
         singular_values, errors, drift: as for `score`.
-        refined_errors, refined_drift: the same for each value if it is refined.
+        refined_errors, refined_drift: those that each value would have after its refinement.
 
     Returns:
         Their positions, ascending. [] if there are none or too many, or if the score would remain inexact.

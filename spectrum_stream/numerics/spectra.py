@@ -4,10 +4,10 @@ For an n x m matrix W with n <= m (the other case is its transpose, which has th
 
     K = W Wᵀ,  singular values = sqrt(eigenvalues of K)
 
-K and its eigenvalues take fewer flops than a bidiagonal SVD (n² m + 4/3 n³ instead of 4 n² m - 4/3 n³), and a larger
-share of them is in matrix products. Small singular values lose accuracy: an error d of an eigenvalue of K
+K and its eigenvalues take fewer flops than a bidiagonal SVD (n² m + 4/3 n³ instead of 4 n² m - 4/3 n³), and more
+of these flops are in matrix products. Small singular values lose accuracy: an error d of an eigenvalue of K
 makes a singular value s wrong by d / 2s. This is negligible for most values of an ordinary matrix, but large if
-sigma_1 is thousands of times as large as they. So every singular value has an estimate of its error, from measured
+sigma_1 is thousands of times larger. So every singular value has an estimate of its error, from measured
 roundings (`gram`, `eigenvalues`), and there are four precisions:
 
     fp32    K and its eigenvalues in float32. If a few values make the score inexact, these are refined (`refine`)
@@ -35,7 +35,7 @@ from .costs import BLOCK_COLUMNS
 from .dequantize import Weights
 from .device import CPU, Device
 from .eigenvalues import Eigenvalues, estimate_errors, measure_routine
-from .gram import Gram, gram
+from .gram import Gram, gram, products_in
 from .precision import Precision
 from .refine import refine
 from .snr import find_deciding_values
@@ -79,7 +79,7 @@ def exact_products() -> AbstractContextManager[None]:
     matmul = torch.backends.cuda.matmul
     return _EXACT.hold(
         (matmul, "fp32_precision", "ieee"),
-        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        products_in("ieee"),
         (matmul, "allow_bf16_reduced_precision_reduction", False),
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         # This also holds for float16 products with a float32 result.

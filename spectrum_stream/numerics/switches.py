@@ -1,6 +1,7 @@
-"""Settings of torch that change the products of the whole process.
+"""Change settings of torch for the whole process, and restore them.
 
-The mode of float32 products is such a setting. Threads that compute at once must not restore it for each other.
+The precision of float32 products is such a setting. If several threads need it, the first one to finish must not
+restore it while others still compute.
 """
 
 import threading
@@ -41,7 +42,7 @@ class Switches:
 
     @contextmanager
     def hold(self, *settings: Setting) -> Iterator[None]:
-        """Keep settings within the context.
+        """Apply settings within the context.
 
         A thread that needs other settings waits until no thread holds any.
         """

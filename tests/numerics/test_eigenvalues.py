@@ -318,7 +318,7 @@ def test_routine_error_of_the_smallest_eigenvalues_is_that_of_isolated_ones() ->
 
 def test_routine_error_of_the_smallest_sixteenth_is_at_most_that_of_isolated_ones() -> None:
     routine = RoutineError(top=2.0, inner=1.0, bottom=300.0, absolute=0.5, ratio=4.0, power=0.5, isolated=40.0)
-    # As of a wide matrix, whose eigenvalues are all far from zero.
+    # A wide matrix has such a spectrum: all eigenvalues are far from zero.
     values = np.linspace(2, 0.3, 8192)
     size = np.sqrt(np.square(values).mean())
     errors = routine.estimate(values, U) / U

@@ -326,7 +326,7 @@ def test_compute_all_restores_the_number_of_threads() -> None:
     [(16, 8, 1), (5, 8, 1), (4, 8, 2), (3, 8, 2), (2, 8, 4), (1, 8, 4), (1, 3, 3), (33, 32, 1), (8, 64, 4)],
 )
 def test_compute_all_shares_the_cores_of_a_scan_with_few_matrices(count: int, workers: int, threads: int) -> None:
-    """Each matrix has a core, and up to four if there are enough."""
+    """A matrix gets one core, or up to four if there are more cores than matrices."""
     at_once = min(count, workers)
     together = threading.Barrier(at_once, timeout=PATIENCE_S)
     found: list[int] = []
@@ -344,7 +344,7 @@ def test_compute_all_shares_the_cores_of_a_scan_with_few_matrices(count: int, wo
 
 
 @pytest.mark.parametrize("workers", [2, 8])
-def test_compute_all_of_the_matrices_that_are_left_gives_the_numbers_of_the_whole_scan(workers: int) -> None:
+def test_compute_all_gives_a_remaining_matrix_the_same_bytes_as_a_whole_scan(workers: int) -> None:
     """The last digits depend on the number of threads."""
     items = items_of([random(192, 576, seed).bfloat16() for seed in range(workers)])
     whole = {m.module: found for m, found in compute_all(items, workers=workers, count=len(items))}
@@ -383,13 +383,13 @@ def test_compute_all_computes_no_more_at_once_than_the_memory_holds(room: float,
 def test_compute_all_uses_no_more_threads_than_cores() -> None:
     used: list[int] = []
     totals: list[int] = []
-    numbers: list[set[int]] = []
+    thread_counts: list[set[int]] = []
 
     def compute(ws: Sequence[Weights], precision: Precision, device: Device) -> list[Spectrum | NoScore]:
         threads = torch.get_num_threads()
         used.append(threads)
         totals.append(sum(used))
-        numbers.append(set(used))
+        thread_counts.append(set(used))
         time.sleep(0.02)
         assert torch.get_num_threads() == threads
         used.remove(threads)
@@ -400,8 +400,8 @@ def test_compute_all_uses_no_more_threads_than_cores() -> None:
     limit = int(2.5 * costs.compute_nbytes(64, 100, FP32))
     assert len(list(compute_all(items, precision=FP32, workers=8, together_nbytes=limit, compute=compute))) == 8
     assert max(totals) == 8
-    # The number is process-wide, so matrices with different ones are not computed at once.
-    assert all(len(found) == 1 for found in numbers)
+    # The number of threads is process-wide, so all matrices that are computed together have the same number.
+    assert all(len(found) == 1 for found in thread_counts)
 
 
 def test_compute_all_starts_with_the_matrix_that_takes_longest() -> None:

@@ -109,9 +109,9 @@ def test_score_error_covers_drift(s: np.ndarray, size: float, seed: int) -> None
 
 def deciding(s: np.ndarray, errors: np.ndarray | float, drift: np.ndarray | float = 0.0, more: int = 0) -> list[int]:
     errors, drift = (np.broadcast_to(x, s.shape).astype(float) for x in (errors, drift))
-    none = np.zeros_like(errors)
+    zeros = np.zeros_like(errors)
     return find_deciding_values(
-        s, len(s), len(s) + more, errors=errors, drift=drift, refined_errors=none, refined_drift=none
+        s, len(s), len(s) + more, errors=errors, drift=drift, refined_errors=zeros, refined_drift=zeros
     )
 
 
@@ -174,21 +174,21 @@ def test_find_deciding_values_adds_the_smallest_if_their_errors_are_large(bad: i
     assert deciding(s, errors) == [*range(count - found, count)]
 
 
-@pytest.mark.parametrize(("remaining", "found"), [(0.0, 4), (1e-4, 4), (2e-3, 0)])
-def test_find_deciding_values_finds_none_if_refined_values_remain_inexact(remaining: float, found: int) -> None:
+@pytest.mark.parametrize(("refined_error", "found"), [(0.0, 4), (1e-4, 4), (2e-3, 0)])
+def test_find_deciding_values_finds_none_if_refined_values_remain_inexact(refined_error: float, found: int) -> None:
     s = away_from_tau(101)
     count = len(s)
     errors = 1e-9 * s
     errors[-4:] = 0.1
-    none = np.zeros(count)
+    zeros = np.zeros(count)
     chosen = find_deciding_values(
         s,
         count,
         count,
         errors=errors,
-        drift=none,
-        refined_errors=np.full(count, remaining),
-        refined_drift=none,
+        drift=zeros,
+        refined_errors=np.full(count, refined_error),
+        refined_drift=zeros,
     )
     assert chosen == [*range(count - found, count)]
 
